@@ -1,0 +1,39 @@
+"""BGE-M3 for LangChain and LlamaIndex: dense, lexical and multi-vector views from one load and one forward pass."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from m3_integrations.encoder import M3Encoder
+    from m3_integrations.engine import EncoderStats
+    from m3_integrations.vectors import PRESETS, Encoder, LexicalWeights, M3Scores, M3Vectors, ModeWeights
+
+__all__ = [
+    "PRESETS",
+    "Encoder",
+    "EncoderStats",
+    "LexicalWeights",
+    "M3Encoder",
+    "M3Scores",
+    "M3Vectors",
+    "ModeWeights",
+]
+
+_HOMES = {
+    "EncoderStats": "engine",
+    "M3Encoder": "encoder",
+    **dict.fromkeys(("PRESETS", "Encoder", "LexicalWeights", "M3Scores", "M3Vectors", "ModeWeights"), "vectors"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    # On first use, so that importing the package loads neither torch nor transformers.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,243 @@
+"""Find, download, load and save a checkpoint: backbone, two heads and tokenizer, in BGE-M3's own format."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Final
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer
+
+from m3_integrations.tokenizer import Tokenizer
+
+_SMALL_FILES: Final = (
+    "config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "sentencepiece.bpe.model",
+    "vocab.*",
+    "merges.txt",
+    "added_tokens.json",
+    "1_Pooling/config.json",
+    "colbert_linear.*",
+    "sparse_linear.*",
+)
+_WEIGHTS: Final = ("model*.safetensors*", "pytorch_model*.bin*")
+_HEADS: Final = ("colbert_linear", "sparse_linear")
+# What torch.load and safetensors raise for a file that is cut short, damaged or more than weights.
+_DAMAGE: Final = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    LookupError,
+    AttributeError,
+    UnpicklingError,
+    SafetensorError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """The two linear heads that turn a token's hidden state into its vector and its lexical weight.
+
+    Attributes:
+        multi_vector: Linear(hidden, d), `colbert_linear` on disk.
+        lexical: Linear(hidden, 1), `sparse_linear` on disk.
+    """
+
+    multi_vector: nn.Linear
+    lexical: nn.Linear
+
+
+def find_checkpoint(model: str | os.PathLike[str], *, revision: str | None = None) -> Path:
+    """Give the folder of a checkpoint, downloading from the Hugging Face hub what is needed and not yet cached.
+
+    Args:
+        model: A folder, or a repository of the hub such as "BAAI/bge-m3".
+        revision: Branch, tag or commit on the hub.
+
+    Returns:
+        The folder, symbolic links resolved. On the hub's cache it names the commit.
+
+    Raises:
+        FileNotFoundError: If there is no such folder or repository, or if it cannot be reached and is not cached.
+        ValueError: If a revision is asked of a folder.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise ValueError(f"revision={revision!r} belongs to a repository of the hub, but {folder} is a folder")
+        return folder.resolve()
+    if isinstance(model, os.PathLike) or str(model).startswith((".", "~", "/")):
+        raise FileNotFoundError(f"no checkpoint folder {folder}")
+    try:
+        return _download(str(model), revision)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        at = f" at revision {revision!r}" if revision else ""
+        raise FileNotFoundError(
+            f"{str(model)!r}{at} is not a folder here, and the Hugging Face hub did not give it: {error}"
+        ) from error
+
+
+def _download(repository: str, revision: str | None) -> Path:
+    """Fetch the small files and the weights in one format: safetensors where the repository has it."""
+    folder = Path()
+    for weights in _WEIGHTS:
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[*_SMALL_FILES, weights]))
+        if any(folder.glob(weights)):
+            break
+    return folder.resolve()
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Load a checkpoint's tokenizer.
+
+    Raises:
+        ValueError: If the folder has none that can be read.
+    """
+    try:
+        return Tokenizer(AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+    except (OSError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder} has no readable tokenizer: {error}") from error
+
+
+def load_backbone(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """Load a checkpoint's encoder with every weight from the files, in evaluation mode, on the CPU.
+
+    Raises:
+        ValueError: If the folder has no readable configuration or weights, if weights are missing or have another
+            shape, or if the checkpoint was trained with another pooling than [CLS].
+    """
+    _check_pooling(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        arguments = {} if _has_no_pooler(config) else {"add_pooling_layer": False}
+        model, report = AutoModel.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            **arguments,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{folder} holds no encoder that can be loaded: {error}") from error
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise ValueError(f"{folder} lacks weights, which would be random: {', '.join(missing[:5])} ({len(missing)})")
+    backbone: nn.Module = model.eval()
+    return backbone.requires_grad_(False)
+
+
+def _has_no_pooler(config: Any) -> bool:
+    """Whether the architecture has no pooling layer to leave out; ours replaces it."""
+    return "add_pooling_layer" not in inspect.signature(MODEL_MAPPING[type(config)].__init__).parameters
+
+
+def _check_pooling(folder: Path) -> None:
+    path = folder / "1_Pooling" / "config.json"
+    if not path.is_file():
+        return
+    pooling = json.loads(path.read_text())
+    if not pooling.get("pooling_mode_cls_token", pooling.get("pooling_mode", "cls") == "cls"):
+        raise ValueError(f"{folder} was trained with a pooling other than [CLS] ({path.name}), which is not supported")
+
+
+def load_heads(folder: Path, hidden_size: int, dtype: torch.dtype) -> Heads | None:
+    """Load the multi-vector and the lexical head, from safetensors or from a `.pt` that holds only weights.
+
+    Returns:
+        The heads, or None for a checkpoint that has neither (plain BGE: dense only).
+
+    Raises:
+        ValueError: If just one is there, or one cannot be read, holds anything but weights, or has a wrong shape.
+    """
+    found = {name: paths for name in _HEADS if (paths := sorted(folder.glob(f"{name}.*")))}
+    if not found:
+        return None
+    if len(found) == 1:
+        (absent,) = set(_HEADS).difference(found)
+        raise ValueError(f"{folder} has {next(iter(found))} but no {absent}: both heads are needed, or neither")
+    colbert = _load_head(found["colbert_linear"], hidden_size, None, dtype)
+    return Heads(colbert, _load_head(found["sparse_linear"], hidden_size, 1, dtype))
+
+
+def _load_head(paths: list[Path], hidden_size: int, rows: int | None, dtype: torch.dtype) -> nn.Linear:
+    path = paths[0]
+    states = [_read_state(each) for each in paths]
+    state = states[0]
+    if any(set(other) != set(state) or any(not other[k].equal(state[k]) for k in state) for other in states[1:]):
+        raise ValueError(
+            f"{', '.join(p.name for p in paths)} in {path.parent} differ: delete the one that is out of date"
+        )
+    weight, bias = state.get("weight"), state.get("bias")
+    if set(state) != {"weight", "bias"} or weight is None or bias is None:
+        raise ValueError(f"{path} must hold weight and bias and nothing else, got {sorted(state)}")
+    rows = rows or len(bias)
+    if tuple(weight.shape) != (rows, hidden_size) or tuple(bias.shape) != (rows,):
+        raise ValueError(
+            f"{path} must have weight ({rows}, {hidden_size}) and bias ({rows},), "
+            f"got {tuple(weight.shape)} and {tuple(bias.shape)}"
+        )
+    if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
+        raise ValueError(f"{path} holds weights that are not finite")
+    head = nn.Linear(hidden_size, rows, device="meta", dtype=dtype)
+    head.load_state_dict({"weight": weight.to(dtype), "bias": bias.to(dtype)}, assign=True)
+    return head.eval().requires_grad_(False)
+
+
+def _read_state(path: Path) -> Mapping[str, torch.Tensor]:
+    if path.suffix not in {".safetensors", ".pt"}:
+        raise ValueError(f"{path} is neither .safetensors nor .pt, the two formats that heads are read from")
+    try:
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except _DAMAGE as error:
+        raise ValueError(f"{path} is damaged or holds more than weights: {error}") from error
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ValueError(f"{path} must hold a mapping of tensors, got {type(state).__name__}")
+    return state
+
+
+def save_checkpoint(
+    folder: str | os.PathLike[str], *, backbone: nn.Module, heads: Heads | None, tokenizer: Tokenizer
+) -> None:
+    """Write a checkpoint that `find_checkpoint` and FlagEmbedding read.
+
+    The backbone goes to model.safetensors, the heads to colbert_linear.pt and sparse_linear.pt.
+
+    Args:
+        folder: Is made if absent. Nothing in it is deleted.
+        backbone: A model of transformers.
+        heads: None for a dense-only checkpoint.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        FileExistsError: If the folder holds a checkpoint already.
+    """
+    target = Path(folder)
+    if (target / "config.json").exists():
+        raise FileExistsError(f"{target} holds a checkpoint already: choose an empty folder")
+    target.mkdir(parents=True, exist_ok=True)
+    backbone.save_pretrained(target)  # type: ignore[operator]
+    tokenizer.source.save_pretrained(target)
+    if heads is None:
+        return
+    for name, head in zip(_HEADS, (heads.multi_vector, heads.lexical), strict=True):
+        torch.save({key: value.detach().cpu() for key, value in head.state_dict().items()}, target / f"{name}.pt")

@@ -1,0 +1,246 @@
+"""One network and all who share it: the lock, the cache, the counters, and which networks this process holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+from weakref import WeakSet, WeakValueDictionary
+
+import numpy as np
+import torch
+
+from m3_integrations.batching import plan_batches
+from m3_integrations.cache import CachedText, VectorCache, cache_key
+from m3_integrations.checkpoint import load_tokenizer
+from m3_integrations.model import BatchOutput, M3Network
+from m3_integrations.tokenizer import Pooling, Tokens
+from m3_integrations.vectors import FloatArray, IntArray, LexicalRows, M3Vectors, Mode, MultiVectorRows, offsets_of
+
+# A small working set is faster on a CPU (a feed-forward layer's activations stay near the cache), a large one on a GPU.
+_TOKENS_PER_BATCH: Final = {"cpu": 1024}
+_TOKENS_PER_BATCH_ON_GPU: Final = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderStats:
+    """What a network has done since it was loaded, for all its handles together.
+
+    Attributes:
+        forward_passes: Batches that went through the network.
+        encoded_texts: Texts that went through it.
+        encoded_tokens: Their tokens, padding not counted.
+        cache_hits: Texts that were answered from the cache.
+        truncated_texts: Texts asked for that were longer than their limit.
+    """
+
+    forward_passes: int = 0
+    encoded_texts: int = 0
+    encoded_tokens: int = 0
+    cache_hits: int = 0
+    truncated_texts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeOptions:
+    """What is asked of one call.
+
+    Attributes:
+        modes: The modes to give.
+        computed_modes: The modes to compute and to cache, `modes` among them.
+        max_length: The most tokens of a text, no more than the network has positions for.
+        pooling: How the dense vector is read off.
+        max_tokens_per_batch: Tokens of one forward pass, padding included; None for what suits the device.
+        cache_size_bytes: How large the cache may be after the call; 0 leaves it alone.
+    """
+
+    modes: tuple[Mode, ...]
+    computed_modes: tuple[Mode, ...]
+    max_length: int
+    pooling: Pooling
+    max_tokens_per_batch: int | None
+    cache_size_bytes: int
+
+
+class Engine:
+    """A network with its tokenizer, its cache and the lock that lets one forward pass run at a time.
+
+    Args:
+        folder: The checkpoint.
+        device: Where the network lives.
+        dtype: Its weights' type.
+
+    Raises:
+        ValueError: If the checkpoint is incomplete or damaged.
+    """
+
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+        self.folder, self.device, self.dtype = folder, device, dtype
+        self.tokenizer = load_tokenizer(folder)
+        self.network = M3Network.load(folder, device=device, dtype=dtype, pad_id=self.tokenizer.pad_id)
+        self.cache = VectorCache()
+        self._stats = EncoderStats()
+        self._network_lock = threading.Lock()
+        self._stats_lock = threading.Lock()
+        self._process_id = os.getpid()
+        _loaded.add(self)
+
+    def check_process(self) -> None:
+        """Raise RuntimeError in a process that was forked off the one that loaded the network.
+
+        Its threads and locks do not exist there, so that a forward pass might wait for ever.
+        """
+        if os.getpid() != self._process_id:
+            raise RuntimeError(
+                f"this encoder was loaded in process {self._process_id} and does not work after a fork: start workers "
+                "with multiprocessing's 'spawn' method (an encoder can be pickled), or load it in the worker"
+            )
+
+    @property
+    def stats(self) -> EncoderStats:
+        """The counters now."""
+        return self._stats
+
+    def count(self, **increments: int) -> None:
+        """Add to counters of `EncoderStats`."""
+        with self._stats_lock:
+            changed = {name: getattr(self._stats, name) + increment for name, increment in increments.items()}
+            self._stats = dataclasses.replace(self._stats, **changed)
+
+    @cached_property
+    def executor(self) -> ThreadPoolExecutor:
+        """Threads for asynchronous callers, apart from the event loop's own pool, which others need too."""
+        return ThreadPoolExecutor(thread_name_prefix="m3-encoder")
+
+    def encode(
+        self, texts: Sequence[str], options: EncodeOptions, on_batch: Callable[[int], object] = lambda _: None
+    ) -> tuple[M3Vectors, int]:
+        """Give the vectors of texts, in their order, and how many of the texts were cut.
+
+        Texts that the cache knows are taken from it; one that occurs twice is encoded once.
+
+        Args:
+            texts: Strings, instruction included.
+            options: What is asked of them.
+            on_batch: Called after every forward pass with its number of texts.
+
+        Raises:
+            UnicodeEncodeError: If a text is not valid Unicode.
+        """
+        keys = [cache_key(text, options.max_length, options.pooling) for text in texts]
+        unique = dict(zip(keys, texts, strict=True))
+        known = self.cache.get(unique, options.computed_modes) if options.cache_size_bytes else {}
+        missing = [key for key in unique if key not in known]
+        tokens = self.tokenizer(
+            [unique[key] for key in missing], max_length=options.max_length, pooling=options.pooling
+        )
+        fresh = self._run(tokens, options, on_batch)
+        cut = {key for key, entry in known.items() if entry.is_truncated}
+        cut.update(key for key, text in zip(missing, tokens, strict=True) if text.is_truncated)
+        if options.cache_size_bytes:
+            entries = {key: CachedText(fresh[i], key in cut) for i, key in enumerate(missing)}
+            self.cache.put(entries, options.cache_size_bytes)
+        truncated = sum(key in cut for key in keys)
+        self.count(cache_hits=len(known), truncated_texts=truncated)
+        if len(missing) == len(keys):
+            return fresh.select(options.modes), truncated
+        parts = [entry.vectors.select(options.modes) for entry in known.values()]
+        row = {key: i for i, key in enumerate((*known, *missing))}
+        vectors = M3Vectors.concatenate([*parts, fresh.select(options.modes)])
+        return vectors.take(np.array([row[key] for key in keys])), truncated
+
+    def _run(self, texts: Sequence[Tokens], options: EncodeOptions, on_batch: Callable[[int], object]) -> M3Vectors:
+        """Give the vectors of tokenized texts, in their order."""
+        multi_vector = "multi_vector" in options.computed_modes
+        budget = options.max_tokens_per_batch or _TOKENS_PER_BATCH.get(self.device.type, _TOKENS_PER_BATCH_ON_GPU)
+        collector = _Collector(self.network, texts, multi_vector=multi_vector)
+        for batch in plan_batches([len(tokens) for tokens in texts], budget):
+            chosen = [texts[i] for i in batch]
+            with self._network_lock:
+                output = self.network.encode(chosen, multi_vector=multi_vector)
+            self.count(forward_passes=1, encoded_texts=len(batch), encoded_tokens=sum(map(len, chosen)))
+            collector.add(batch, output)
+            on_batch(len(batch))
+        return collector.finish(self.tokenizer.ignored_ids, self.tokenizer.vocabulary)
+
+
+class _Collector:
+    """Puts the outputs of batches, which come in any order, into arrays in the order of the texts."""
+
+    def __init__(self, network: M3Network, texts: Sequence[Tokens], *, multi_vector: bool) -> None:
+        self._texts = texts
+        self._has_lexical = "lexical" in network.modes
+        self._dense = np.empty((len(texts), network.dim), dtype=np.float32)
+        self._rows: list[IntArray] = []
+        self._ids: list[IntArray] = []
+        self._weights: list[FloatArray] = []
+        self._multi_vector: MultiVectorRows | None = None
+        if multi_vector and network.multi_vector_dim is not None:
+            offsets = offsets_of([len(tokens) - tokens.n_cls for tokens in texts])
+            flat = np.empty((offsets[-1], network.multi_vector_dim), dtype=np.float32)
+            self._multi_vector = MultiVectorRows(offsets, flat)
+
+    def add(self, batch: Sequence[int], output: BatchOutput) -> None:
+        self._dense[batch] = output.dense
+        if output.token_weights is not None:
+            self._rows.append(np.repeat(batch, [len(self._texts[i]) for i in batch]))
+            self._ids.append(np.concatenate([self._texts[i].ids for i in batch]))
+            self._weights.append(output.token_weights)
+        if self._multi_vector is not None and output.token_vectors is not None:
+            start = 0
+            for i in batch:
+                target = self._multi_vector[i]
+                target[:] = output.token_vectors[start : start + len(target)]
+                start += len(target)
+
+    def finish(self, ignored_ids: IntArray, vocabulary: Sequence[str]) -> M3Vectors:
+        lexical = None
+        if self._has_lexical:
+            rows = np.concatenate([np.empty(0, np.int64), *self._rows])
+            ids = np.concatenate([np.empty(0, np.int64), *self._ids])
+            weights = np.concatenate([np.empty(0, np.float32), *self._weights])
+            weights[np.isin(ids, ignored_ids)] = 0
+            lexical = LexicalRows.from_tokens(rows, ids, weights, len(self._texts), vocabulary)
+        return M3Vectors(dense=self._dense, lexical=lexical, multi_vector=self._multi_vector)
+
+
+_EngineKey = tuple[str, tuple[tuple[str, int, int], ...], str, torch.dtype]
+_engines: WeakValueDictionary[_EngineKey, Engine] = WeakValueDictionary()
+_loaded: WeakSet[Engine] = WeakSet()
+_key_locks: dict[_EngineKey, threading.Lock] = {}
+_registry_lock = threading.Lock()
+
+
+def open_engine(folder: Path, device: torch.device, dtype: torch.dtype, *, shared: bool) -> Engine:
+    """Load a network, or give the one that this process already holds for the same files, device and dtype.
+
+    A network is dropped when the last handle that uses it has been closed or forgotten. A checkpoint whose files were
+    rewritten in place counts as another one.
+
+    Raises:
+        RuntimeError: In a process forked off one that held a network.
+        ValueError: If the checkpoint is incomplete or damaged.
+    """
+    for engine in list(_loaded):
+        engine.check_process()
+    if not shared:
+        return Engine(folder, device, dtype)
+    files = tuple(
+        (path.name, status.st_size, status.st_mtime_ns)
+        for path in sorted(folder.iterdir())
+        if path.is_file() and (status := path.stat())
+    )
+    key = (str(folder), files, str(device), dtype)
+    with _registry_lock:
+        lock = _key_locks.setdefault(key, threading.Lock())
+    with lock:
+        held = _engines.get(key)
+        if held is None:
+            held = _engines[key] = Engine(folder, device, dtype)
+        return held

@@ -1,0 +1,203 @@
+"""The network: a backbone and three heads, from token ids to vectors in one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from numpy.typing import NDArray
+from torch import nn
+
+from m3_integrations.checkpoint import Heads, load_backbone, load_heads
+from m3_integrations.tokenizer import Tokens
+from m3_integrations.vectors import MODES, FloatArray, Mode
+
+DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class BatchOutput:
+    """What one forward pass gives for a batch of n texts, on the host.
+
+    Attributes:
+        dense: (n, d) float32, unit length.
+        token_weights: (tokens,) float32 or None: the lexical weight of every token of every text, one text after
+            another, special tokens included.
+        token_vectors: (tokens, d) float32 or None: the multi-vectors, one text after another, without [CLS].
+    """
+
+    dense: FloatArray
+    token_weights: FloatArray | None
+    token_vectors: FloatArray | None
+
+
+class M3Network(nn.Module):
+    """XLM-RoBERTa, or another encoder that transformers knows, with BGE-M3's heads.
+
+    Args:
+        backbone: A model of transformers that gives `last_hidden_state`.
+        heads: None for a checkpoint that gives dense vectors only.
+        pad_id: The token id that fills a padded batch.
+    """
+
+    def __init__(self, backbone: nn.Module, heads: Heads | None, *, pad_id: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.multi_vector_head = heads.multi_vector if heads else None
+        self.lexical_head = heads.lexical if heads else None
+        self.pad_id = pad_id
+
+    @classmethod
+    def load(cls, folder: Path, *, device: torch.device, dtype: torch.dtype, pad_id: int) -> M3Network:
+        """Load from a checkpoint folder; nothing is ever initialised at random.
+
+        Raises:
+            ValueError: If anything is missing, damaged or mis-shaped.
+        """
+        backbone: Any = load_backbone(folder, dtype)
+        heads = load_heads(folder, backbone.config.hidden_size, dtype)
+        return cls(backbone, heads, pad_id=pad_id).to(device).eval()
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """All three, or dense alone for a checkpoint without heads."""
+        return MODES if self.lexical_head is not None else ("dense",)
+
+    @property
+    def heads(self) -> Heads | None:
+        """The two heads, or None."""
+        if self.multi_vector_head is None or self.lexical_head is None:
+            return None
+        return Heads(self.multi_vector_head, self.lexical_head)
+
+    @property
+    def dim(self) -> int:
+        """Length of a dense vector."""
+        size: int = self._config.hidden_size
+        return size
+
+    @property
+    def multi_vector_dim(self) -> int | None:
+        """Length of a token's vector; None without heads."""
+        return None if self.multi_vector_head is None else self.multi_vector_head.out_features
+
+    @property
+    def _config(self) -> Any:
+        return self.backbone.config
+
+    @property
+    def max_positions(self) -> int:
+        """The most tokens that the checkpoint has positions for: 8192 of BGE-M3's 8194.
+
+        RoBERTa and its kin count from padding_idx + 1, so that many of their positions are never used.
+        """
+        embeddings = getattr(getattr(self.backbone, "embeddings", None), "position_embeddings", None)
+        offset = getattr(embeddings, "padding_idx", None)
+        size: int = self._config.max_position_embeddings
+        return size if offset is None else size - offset - 1
+
+    @torch.inference_mode()
+    def encode(self, batch: Sequence[Tokens], *, multi_vector: bool) -> BatchOutput:
+        """Run one padded forward pass.
+
+        Args:
+            batch: One or more texts, none longer than `max_positions`.
+            multi_vector: Whether to compute token vectors too; lexical weights come in any case.
+
+        Raises:
+            FloatingPointError: If the network gives values that are not finite (a half-precision overflow).
+        """
+        lengths = np.array([len(tokens) for tokens in batch])
+        device = next(self.backbone.parameters()).device
+        hidden = self._hidden(batch, lengths, device)  # (tokens, hidden), no padding
+        dense = self._dense(hidden, batch, lengths)
+        if not bool(torch.isfinite(dense).all()):
+            raise FloatingPointError(
+                f"the network gave values that are not finite in {hidden.dtype}: load it with dtype='float32'"
+            )
+        weights = vectors = None
+        if self.lexical_head is not None:
+            weights = torch.relu(self.lexical_head(hidden)).squeeze(-1).float()  # (tokens,)
+        if multi_vector and self.multi_vector_head is not None:
+            is_text = torch.from_numpy(_is_text(batch, lengths)).to(device)
+            vectors = F.normalize(self.multi_vector_head(hidden[is_text]).float(), dim=-1)  # (tokens, d)
+        return BatchOutput(_host(dense), _host_or_none(weights), _host_or_none(vectors))
+
+    def _hidden(self, batch: Sequence[Tokens], lengths: NDArray[np.int64], device: torch.device) -> torch.Tensor:
+        """Give the last hidden states of the batch's real tokens, one text after another."""
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        ids = np.full(mask.shape, self.pad_id, dtype=np.int64)
+        ids[mask] = np.concatenate([tokens.ids for tokens in batch])
+        on_device = torch.from_numpy(mask).to(device)
+        output = self.backbone(
+            input_ids=torch.from_numpy(ids).to(device),  # (batch, longest)
+            # Without padding there is nothing to mask, and attention without a mask is faster.
+            attention_mask=None if mask.all() else on_device.long(),
+        )
+        hidden: torch.Tensor = output.last_hidden_state  # (batch, longest, hidden)
+        return hidden[on_device]
+
+    @staticmethod
+    def _dense(hidden: torch.Tensor, batch: Sequence[Tokens], lengths: NDArray[np.int64]) -> torch.Tensor:
+        """Average the [CLS] states of every text: one, or one every `MCLS_INTERVAL` tokens."""
+        starts = np.cumsum(lengths) - lengths
+        positions = np.concatenate([start + t.cls_positions for start, t in zip(starts, batch, strict=True)])
+        counts = torch.tensor([tokens.n_cls for tokens in batch], device=hidden.device)
+        states = hidden[torch.from_numpy(positions).to(hidden.device)].float()
+        rows = torch.arange(len(batch), device=hidden.device).repeat_interleave(counts)
+        sums = states.new_zeros(len(batch), states.shape[1]).index_add_(0, rows, states)
+        return F.normalize(sums / counts[:, None], dim=-1)
+
+
+def _is_text(batch: Sequence[Tokens], lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Mark every token but the [CLS] ones that the tokenizer put in."""
+    marks = np.ones(lengths.sum(), dtype=bool)
+    for start, tokens in zip(np.cumsum(lengths) - lengths, batch, strict=True):
+        marks[start + tokens.cls_positions] = False
+    return marks
+
+
+def _host(tensor: torch.Tensor) -> FloatArray:
+    array: FloatArray = tensor.cpu().numpy()
+    return array
+
+
+def _host_or_none(tensor: torch.Tensor | None) -> FloatArray | None:
+    return None if tensor is None else _host(tensor)
+
+
+def find_device(name: str) -> torch.device:
+    """Give the device of this name, or with "auto" the best one here: CUDA, Apple's GPU, the CPU.
+
+    Raises:
+        ValueError: If torch does not know the name or the device is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device {name!r} cannot be used here: {reason}") from error
+    if name == "cuda":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu") if device.type == "cpu" else device
+
+
+def find_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Give the dtype of this name, or with "auto" float16 on CUDA and float32 elsewhere.
+
+    Raises:
+        ValueError: For a name other than those in `DTYPES`.
+    """
+    if name == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    if name not in DTYPES:
+        raise ValueError(f"dtype must be 'auto' or one of {', '.join(DTYPES)}, got {name!r}")
+    return DTYPES[name]

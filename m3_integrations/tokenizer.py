@@ -1,0 +1,124 @@
+"""Texts to token ids, safe to call from many threads with different length limits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pooling = Literal["cls", "mcls"]
+"""How a dense vector is read off: from the one [CLS], or as the mean of a [CLS] every `MCLS_INTERVAL` tokens."""
+
+MCLS_INTERVAL: Final = 256
+"""Text tokens after each [CLS] under MCLS pooling (paper, appendix B.2)."""
+
+_CHUNK_SIZE = 1024
+"""Texts handed to the tokenizer at a time: bounds the memory of its intermediate objects."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tokens:
+    """One text as the network reads it.
+
+    Attributes:
+        ids: (tokens,) int32, special tokens included.
+        n_cls: How many [CLS] were put in: one before each `MCLS_INTERVAL` text tokens, or just the first.
+        is_truncated: Whether the text was longer than the limit.
+    """
+
+    ids: NDArray[np.int32]
+    n_cls: int
+    is_truncated: bool
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def cls_positions(self) -> NDArray[np.int64]:
+        """(n_cls,) positions of the [CLS] tokens; one that the text itself spells is not among them."""
+        return np.arange(self.n_cls) * (MCLS_INTERVAL + 1)
+
+
+class Tokenizer:
+    """A fast tokenizer without its mutable truncation and padding state.
+
+    A Hugging Face tokenizer keeps the truncation of its last call, so threads with different limits cut each other's
+    texts. Here truncation is a slice of our own, and the tokenizer is only ever read.
+
+    Args:
+        tokenizer: A fast (Rust) tokenizer of transformers.
+
+    Raises:
+        TypeError: If the tokenizer is a slow one.
+        ValueError: If it does not put one [CLS] before a text.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise TypeError(f"a fast tokenizer is needed (tokenizer.json), got {type(tokenizer).__name__}")
+        self.source = tokenizer
+        self._backend = tokenizer.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        with_special = self._backend.encode("a").ids
+        plain = self._backend.encode("a", add_special_tokens=False).ids
+        if len(with_special) < len(plain) + 1 or with_special[1 : 1 + len(plain)] != plain:
+            raise ValueError("the tokenizer puts no single [CLS] token before a text, so there is nothing to pool")
+        self._cls, self._suffix = with_special[0], with_special[1 + len(plain) :]
+
+    def __call__(self, texts: Sequence[str], *, max_length: int, pooling: Pooling = "cls") -> list[Tokens]:
+        """Tokenize texts, each cut to max_length tokens with its special tokens kept.
+
+        Args:
+            texts: Any strings, empty ones included.
+            max_length: The most tokens of a text, special tokens included.
+            pooling: With "mcls" a [CLS] is put before every `MCLS_INTERVAL` text tokens; they count as tokens.
+
+        Raises:
+            ValueError: If max_length leaves no room for a token of the text.
+        """
+        room = max_length - 1 - len(self._suffix)
+        if room < 1:
+            raise ValueError(f"max_length must be at least {2 + len(self._suffix)}, got {max_length}")
+        if pooling == "mcls":
+            # Whole intervals first, then as much of the next one as fits behind its own [CLS].
+            whole, rest = divmod(max_length - len(self._suffix), MCLS_INTERVAL + 1)
+            room = whole * MCLS_INTERVAL + max(rest - 1, 0)
+        tokens: list[Tokens] = []
+        for start in range(0, len(texts), _CHUNK_SIZE):
+            encodings = self._backend.encode_batch_fast(texts[start : start + _CHUNK_SIZE], add_special_tokens=False)
+            tokens.extend(self._finish(encoding.ids, room, pooling) for encoding in encodings)
+        return tokens
+
+    def _finish(self, ids: list[int], room: int, pooling: Pooling) -> Tokens:
+        text = ids[:room]
+        starts = range(0, max(len(text), 1), MCLS_INTERVAL) if pooling == "mcls" else range(1)
+        step = MCLS_INTERVAL if pooling == "mcls" else len(text)
+        marked = [i for start in starts for i in (self._cls, *text[start : start + step])]
+        return Tokens(np.array(marked + self._suffix, dtype=np.int32), len(starts), len(ids) > room)
+
+    @cached_property
+    def vocabulary(self) -> tuple[str, ...]:
+        """The token of every id, as the tokenizer writes it ("▁" marks the start of a word)."""
+        size = self._backend.get_vocab_size(with_added_tokens=True)
+        tokens = [""] * size
+        for token, i in self._backend.get_vocab(with_added_tokens=True).items():
+            if i >= len(tokens):
+                tokens.extend([""] * (i + 1 - len(tokens)))
+            tokens[i] = token
+        return tuple(tokens)
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills a padded batch."""
+        return self.source.pad_token_id if self.source.pad_token_id is not None else 0
+
+    @property
+    def ignored_ids(self) -> NDArray[np.int64]:
+        """Ids that never carry a lexical weight: [CLS], [SEP], padding and unknown, as in FlagEmbedding."""
+        special = (self.source.cls_token_id, self.source.eos_token_id, self.source.pad_token_id)
+        return np.array([i for i in (*special, self.source.unk_token_id) if i is not None], dtype=np.int64)

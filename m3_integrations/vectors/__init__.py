@@ -1,0 +1,24 @@
+"""The three views of texts as values: what an encoder returns, what a scorer reads and what a store keeps."""
+
+from m3_integrations.vectors.modes import MODES, PRESETS, Kind, Mode, ModeWeights, check_modes
+from m3_integrations.vectors.protocol import Encoder
+from m3_integrations.vectors.results import M3Scores, M3Vectors
+from m3_integrations.vectors.rows import FloatArray, IntArray, LexicalRows, LexicalWeights, MultiVectorRows, offsets_of
+
+__all__ = [
+    "MODES",
+    "PRESETS",
+    "Encoder",
+    "FloatArray",
+    "IntArray",
+    "Kind",
+    "LexicalRows",
+    "LexicalWeights",
+    "M3Scores",
+    "M3Vectors",
+    "Mode",
+    "ModeWeights",
+    "MultiVectorRows",
+    "check_modes",
+    "offsets_of",
+]

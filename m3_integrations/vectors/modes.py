@@ -1,0 +1,85 @@
+"""The names of the three modes, and how much each counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+Mode = Literal["dense", "lexical", "multi_vector"]
+"""One of the model's three views of a text."""
+
+Kind = Literal["document", "query"]
+"""What a text is: decides the instruction and the length limit that apply to it."""
+
+MODES: Final[tuple[Mode, ...]] = ("dense", "lexical", "multi_vector")
+
+
+def check_modes(modes: Iterable[str]) -> tuple[Mode, ...]:
+    """Give the modes in their usual order, each once.
+
+    Raises:
+        TypeError: If modes is one string.
+        ValueError: For an empty selection or an unknown mode.
+    """
+    if isinstance(modes, str):
+        raise TypeError(f"modes must be a sequence such as ({modes!r},), got the string {modes!r}")
+    wanted = set(modes)
+    unknown = wanted.difference(MODES)
+    if unknown or not wanted:
+        raise ValueError(f"modes must be one or more of {', '.join(MODES)}, got {sorted(wanted)}")
+    return tuple(mode for mode in MODES if mode in wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class ModeWeights:
+    """How much each mode counts in a combined score.
+
+    Only the proportions matter: weights are divided by their sum, after modes that are absent have been dropped.
+
+    Raises:
+        ValueError: If a weight is negative or not finite, or all are 0.
+    """
+
+    dense: float = 1.0
+    lexical: float = 1.0
+    multi_vector: float = 1.0
+
+    def __post_init__(self) -> None:
+        values = (self.dense, self.lexical, self.multi_vector)
+        if not all(math.isfinite(value) and value >= 0 for value in values) or not any(values):
+            raise ValueError(f"mode weights must be finite, 0 or more and not all 0, got {self}")
+
+    @staticmethod
+    def preset(name: str) -> ModeWeights:
+        """Give one of the published weightings in `PRESETS`.
+
+        Raises:
+            ValueError: For an unknown name.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"unknown weights {name!r}: choose one of {', '.join(PRESETS)} or pass ModeWeights(...)")
+        return PRESETS[name]
+
+    def normalized(self, modes: Iterable[Mode] = MODES) -> dict[Mode, float]:
+        """Give the weight of each of these modes, summing to 1.
+
+        Raises:
+            ValueError: If all the weight lies on modes that are absent.
+        """
+        present: dict[Mode, float] = {mode: getattr(self, mode) for mode in check_modes(modes)}
+        total = sum(present.values())
+        if total == 0:
+            raise ValueError(f"{self} puts all its weight on modes that are absent: only {', '.join(present)} are here")
+        return {mode: value / total for mode, value in present.items()}
+
+
+PRESETS: Final[Mapping[str, ModeWeights]] = {
+    "equal": ModeWeights(1.0, 1.0, 1.0),  # FlagEmbedding's compute_score and the users' guides
+    "miracl": ModeWeights(1.0, 0.3, 1.0),  # paper v4, section 4.1; also used for MKQA
+    "mldr": ModeWeights(0.15, 0.5, 0.35),  # paper v4, section 4.3: long documents
+    "mldr_dense_lexical": ModeWeights(0.2, 0.8, 0.0),  # paper v4, section 4.3
+    "readme": ModeWeights(0.4, 0.2, 0.4),  # the example in BGE-M3's model card
+}
+"""Published weightings by name, each with its source beside it."""
