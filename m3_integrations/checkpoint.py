@@ -33,6 +33,7 @@ _SMALL_FILES: Final = (
     "colbert_linear.*",
     "sparse_linear.*",
 )
+_VOCABULARIES: Final = ("tokenizer.json", "*.model", "vocab.*")
 _WEIGHTS: Final = ("model*.safetensors*", "pytorch_model*.bin*")
 _HEADS: Final = ("colbert_linear", "sparse_linear")
 # What torch.load and safetensors raise for a file that is cut short, damaged or more than weights.
@@ -107,6 +108,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     Raises:
         ValueError: If the folder has none that can be read.
     """
+    if not any(file for pattern in _VOCABULARIES for file in folder.glob(pattern)):
+        # Without this check transformers makes a tokenizer with an empty vocabulary and says nothing.
+        raise ValueError(f"{folder} has no tokenizer: none of {', '.join(_VOCABULARIES)}")
     try:
         return Tokenizer(AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
     except (OSError, KeyError, json.JSONDecodeError) as error:

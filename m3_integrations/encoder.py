@@ -7,19 +7,19 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, get_args
+from typing import Any, Final, Self
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from m3_integrations.batching import windows
 from m3_integrations.checkpoint import find_checkpoint, save_checkpoint
-from m3_integrations.engine import EncodeOptions, EncoderStats, Engine, open_engine
+from m3_integrations.engine import EncodeOptions, EncoderStats, Engine, check_not_forked, open_engine
 from m3_integrations.model import find_device, find_dtype
 from m3_integrations.scoring import score_pairs
+from m3_integrations.settings import DEFAULT_CACHE_SIZE_BYTES, DEFAULT_MAX_LENGTH, EncoderSettings
 from m3_integrations.tokenizer import Pooling
 from m3_integrations.vectors import (
     IntArray,
@@ -31,37 +31,12 @@ from m3_integrations.vectors import (
     check_modes,
 )
 
-DEFAULT_CACHE_SIZE_BYTES: Final = 64 * 1024 * 1024
 _WINDOW_TEXTS: Final = 2048
 _WINDOW_TOKENS: Final = 131_072
 """Tokens encoded at a time where memory is bounded: at most 512 MB of multi-vectors of BGE-M3's width."""
 
 _INTERACTIVE_QUERIES: Final = 64
 """A call with up to this many queries computes and caches their multi-vectors unasked: reranking comes next."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Settings:
-    """What a handle was opened with; all that a pickle carries."""
-
-    model: str
-    device: str
-    dtype: str
-    revision: str | None
-    max_length: int
-    query_instruction: str
-    query_max_length: int | None
-    pooling: Pooling
-    max_tokens_per_batch: int | None
-    cache_size_bytes: int
-
-    def __post_init__(self) -> None:
-        if self.pooling not in get_args(Pooling):
-            raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {self.pooling!r}")
-        if self.cache_size_bytes < 0:
-            raise ValueError(f"cache_size_bytes must be 0 or more, got {self.cache_size_bytes}")
-        if self.max_tokens_per_batch is not None and self.max_tokens_per_batch < 1:
-            raise ValueError(f"max_tokens_per_batch must be at least 1, got {self.max_tokens_per_batch}")
 
 
 class M3Encoder:
@@ -72,12 +47,9 @@ class M3Encoder:
     fork: a call in the child raises RuntimeError.
     """
 
-    def __init__(self, engine: Engine, settings: _Settings) -> None:
+    def __init__(self, engine: Engine, settings: EncoderSettings) -> None:
         self._engine: Engine | None = engine
         self._settings = settings
-        self._check_length(settings.max_length)
-        if settings.query_max_length is not None:
-            self._check_length(settings.query_max_length)
 
     @classmethod
     def load(
@@ -87,7 +59,7 @@ class M3Encoder:
         device: str = "auto",
         dtype: str = "auto",
         revision: str | None = None,
-        max_length: int = 8192,
+        max_length: int = DEFAULT_MAX_LENGTH,
         query_instruction: str = "",
         query_max_length: int | None = None,
         pooling: Pooling = "cls",
@@ -114,8 +86,12 @@ class M3Encoder:
                 damaged.
             RuntimeError: In a process forked off one that held a network.
         """
-        return cls._open(False, model, device, dtype, revision, max_length, query_instruction, query_max_length,
-                         pooling, max_tokens_per_batch, cache_size_bytes)  # fmt: skip
+        settings = EncoderSettings(
+            model=_name(model), device=device, dtype=dtype, revision=revision, max_length=max_length,
+            query_instruction=query_instruction, query_max_length=query_max_length, pooling=pooling,
+            max_tokens_per_batch=max_tokens_per_batch, cache_size_bytes=cache_size_bytes,
+        )  # fmt: skip
+        return cls(_open(model, settings, shared=False), settings)
 
     @classmethod
     def shared(
@@ -125,7 +101,7 @@ class M3Encoder:
         device: str = "auto",
         dtype: str = "auto",
         revision: str | None = None,
-        max_length: int = 8192,
+        max_length: int = DEFAULT_MAX_LENGTH,
         query_instruction: str = "",
         query_max_length: int | None = None,
         pooling: Pooling = "cls",
@@ -136,18 +112,12 @@ class M3Encoder:
 
         Arguments and errors are those of `load`. Handles that differ in anything else still share the network.
         """
-        return cls._open(True, model, device, dtype, revision, max_length, query_instruction, query_max_length,
-                         pooling, max_tokens_per_batch, cache_size_bytes)  # fmt: skip
-
-    @classmethod
-    def _open(cls, shared: bool, model: str | os.PathLike[str], *rest: Any) -> Self:
-        # A folder travels in a pickle as an absolute path, a repository under its name.
-        name = str(Path(model).expanduser().resolve()) if Path(model).expanduser().is_dir() else str(os.fspath(model))
-        settings = _Settings(name, *rest)
-        device = find_device(settings.device)
-        dtype = find_dtype(settings.dtype, device)
-        folder = find_checkpoint(model, revision=settings.revision)
-        return cls(open_engine(folder, device, dtype, shared=shared), settings)
+        settings = EncoderSettings(
+            model=_name(model), device=device, dtype=dtype, revision=revision, max_length=max_length,
+            query_instruction=query_instruction, query_max_length=query_max_length, pooling=pooling,
+            max_tokens_per_batch=max_tokens_per_batch, cache_size_bytes=cache_size_bytes,
+        )  # fmt: skip
+        return cls(_open(model, settings, shared=True), settings)
 
     def close(self) -> None:
         """Release this handle; the network goes with its last one. A closed handle raises on use."""
@@ -166,7 +136,7 @@ class M3Encoder:
         return _restore, (dataclasses.asdict(self._settings),)
 
     def __repr__(self) -> str:
-        state = "closed" if self._engine is None else f"{self.device}, {self.dtype}"
+        state = "closed" if self._engine is None else f"{self._engine.device}, {self._engine.dtype}"
         return f"M3Encoder({self.model!r}, {state})"
 
     def _live_engine(self) -> Engine:
@@ -215,19 +185,8 @@ class M3Encoder:
         """What the network has done so far, for all its handles."""
         return self._live_engine().stats
 
-    def _check_length(self, max_length: int) -> None:
-        if max_length < 3:
-            raise ValueError(f"max_length must be at least 3 ([CLS], one token, [SEP]), got {max_length}")
-
     def _limit(self, kind: Kind, max_length: int | None) -> int:
-        if kind not in get_args(Kind):
-            raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
-        if max_length is None and kind == "query":
-            max_length = self._settings.query_max_length
-        if max_length is None:
-            max_length = self._settings.max_length
-        self._check_length(max_length)
-        return min(max_length, self._live_engine().network.max_positions)
+        return self._settings.length_limit(kind, max_length, self._live_engine().network.max_positions)
 
     def encode(
         self,
@@ -411,8 +370,21 @@ class M3Encoder:
         )
 
 
+def _name(model: str | os.PathLike[str]) -> str:
+    """Give what a pickle calls the checkpoint: a folder's absolute path, a repository's name."""
+    folder = Path(model).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else os.fspath(model)
+
+
+def _open(model: str | os.PathLike[str], settings: EncoderSettings, *, shared: bool) -> Engine:
+    check_not_forked()
+    device = find_device(settings.device)
+    dtype = find_dtype(settings.dtype, device)
+    return open_engine(find_checkpoint(model, revision=settings.revision), device, dtype, shared=shared)
+
+
 def _restore(settings: dict[str, Any]) -> M3Encoder:
-    return M3Encoder.shared(settings.pop("model"), **settings)
+    return M3Encoder.shared(**settings)
 
 
 def _checked(texts: Sequence[str]) -> Sequence[str]:

@@ -84,6 +84,8 @@ class Engine:
         self.folder, self.device, self.dtype = folder, device, dtype
         self.tokenizer = load_tokenizer(folder)
         self.network = M3Network.load(folder, device=device, dtype=dtype, pad_id=self.tokenizer.pad_id)
+        if (ids := len(self.tokenizer.vocabulary)) > (rows := self.network.vocabulary_size):
+            raise ValueError(f"the tokenizer in {folder} has ids up to {ids - 1}, the network only {rows} embeddings")
         self.cache = VectorCache()
         self._stats = EncoderStats()
         self._network_lock = threading.Lock()
@@ -217,6 +219,12 @@ _key_locks: dict[_EngineKey, threading.Lock] = {}
 _registry_lock = threading.Lock()
 
 
+def check_not_forked() -> None:
+    """Raise RuntimeError in a process that was forked off one that held a network."""
+    for engine in list(_loaded):
+        engine.check_process()
+
+
 def open_engine(folder: Path, device: torch.device, dtype: torch.dtype, *, shared: bool) -> Engine:
     """Load a network, or give the one that this process already holds for the same files, device and dtype.
 
@@ -227,8 +235,7 @@ def open_engine(folder: Path, device: torch.device, dtype: torch.dtype, *, share
         RuntimeError: In a process forked off one that held a network.
         ValueError: If the checkpoint is incomplete or damaged.
     """
-    for engine in list(_loaded):
-        engine.check_process()
+    check_not_forked()
     if not shared:
         return Engine(folder, device, dtype)
     files = tuple(

@@ -87,6 +87,12 @@ class M3Network(nn.Module):
         return None if self.multi_vector_head is None else self.multi_vector_head.out_features
 
     @property
+    def vocabulary_size(self) -> int:
+        """How many token ids the network has embeddings for."""
+        size: int = self._config.vocab_size
+        return size
+
+    @property
     def _config(self) -> Any:
         return self.backbone.config
 

@@ -7,7 +7,8 @@ from m3_integrations.vectors import FloatArray, LexicalRows, MultiVectorRows, of
 
 def unit(*rows: tuple[float, ...]) -> FloatArray:
     array = np.array(rows, np.float32)
-    return (array / np.linalg.norm(array, axis=1, keepdims=True)).astype(np.float32)
+    normalized: FloatArray = (array / np.linalg.norm(array, axis=1, keepdims=True)).astype(np.float32)
+    return normalized
 
 
 def rows_of(*texts: FloatArray) -> MultiVectorRows:

@@ -1,0 +1,199 @@
+"""Loading never guesses: whatever is missing, damaged or hostile ends in an error that names the file."""
+
+import json
+import pickle
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel
+
+from m3_integrations import M3Encoder
+
+TEXTS = ["how do I rotate the keys?", "", "Ключи меняют раз в год."]
+
+
+@pytest.fixture
+def copy(small: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(small, tmp_path / "checkpoint"))
+
+
+def load(folder: Path) -> M3Encoder:
+    return M3Encoder.load(folder, device="cpu")
+
+
+class Planted:
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return Path.touch, (Path("planted"),)  # type: ignore[return-value]
+
+
+def put_linear(path: Path, rows: int, columns: int) -> None:
+    torch.save({"weight": torch.ones(rows, columns), "bias": torch.ones(rows)}, path)
+
+
+def put_planted_pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps(Planted()))
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "one head missing": (lambda f: (f / "sparse_linear.pt").unlink(), "no sparse_linear: both heads"),
+    "the other head missing": (lambda f: (f / "colbert_linear.pt").unlink(), "no colbert_linear: both heads"),
+    "head cut short": (
+        lambda f: (f / "colbert_linear.pt").write_bytes((f / "colbert_linear.pt").read_bytes()[:900]),
+        "colbert_linear.pt is damaged",
+    ),
+    "empty head": (lambda f: (f / "colbert_linear.pt").write_bytes(b""), "colbert_linear.pt is damaged"),
+    "head of another width": (lambda f: put_linear(f / "colbert_linear.pt", 64, 32), r"got \(64, 32\)"),
+    "lexical head of two rows": (
+        lambda f: put_linear(f / "sparse_linear.pt", 2, 64),
+        r"weight \(1, 64\).*got \(2, 64\)",
+    ),
+    "no bias": (lambda f: torch.save({"weight": torch.ones(1, 64)}, f / "sparse_linear.pt"), "weight and bias"),
+    "not tensors": (lambda f: torch.save({"weight": 1}, f / "sparse_linear.pt"), "mapping of tensors"),
+    "not finite": (
+        lambda f: torch.save({"weight": torch.full((1, 64), torch.nan), "bias": torch.ones(1)}, f / "sparse_linear.pt"),
+        "not finite",
+    ),
+    "a pickle that runs code": (lambda f: put_planted_pickle(f / "sparse_linear.pt"), "sparse_linear.pt is damaged"),
+    "unknown format": (lambda f: (f / "sparse_linear.pt").rename(f / "sparse_linear.onnx"), "neither .safetensors"),
+    "two heads that differ": (
+        lambda f: save_file({"weight": torch.ones(1, 64), "bias": torch.ones(1)}, f / "sparse_linear.safetensors"),
+        "differ: delete the one",
+    ),
+    "weights cut short": (
+        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:5000]),
+        "no encoder that can be loaded",
+    ),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "no encoder that can be loaded"),
+    "no configuration": (lambda f: (f / "config.json").unlink(), "no encoder that can be loaded"),
+    "garbled configuration": (lambda f: (f / "config.json").write_text("{"), "config.json"),
+    "no tokenizer": (
+        lambda f: (f / "tokenizer.json").unlink(),
+        "no tokenizer: none of tokenizer.json",
+    ),
+    "garbled tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), "no readable tokenizer"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_refused_with_the_reason(
+    copy: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(copy)
+    inflict, message = DAMAGES[damage]
+    inflict(copy)
+    with pytest.raises(ValueError, match=message):
+        load(copy)
+    assert not (copy / "planted").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_missing_weights_are_refused_and_never_random(copy: Path) -> None:
+    weights = load_file(copy / "model.safetensors")
+    del weights["encoder.layer.1.output.dense.weight"]
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks weights.*encoder\.layer\.1\.output\.dense\.weight"):
+        load(copy)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_tokenizer_with_more_tokens_than_the_network_is_refused(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"vocab_size": 500}))
+    weights = load_file(copy / "model.safetensors")
+    name = "embeddings.word_embeddings.weight"
+    save_file(weights | {name: weights[name][:500].clone()}, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="only 500 embeddings"):
+        load(copy)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_weights_of_another_shape_are_refused(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"intermediate_size": 99}))
+    with pytest.raises(ValueError, match="no encoder that can be loaded"):
+        load(copy)
+
+
+def test_a_checkpoint_trained_with_mean_pooling_is_refused(copy: Path) -> None:
+    (copy / "1_Pooling").mkdir()
+    path = copy / "1_Pooling" / "config.json"
+    path.write_text('{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}')
+    load(copy).close()
+    path.write_text('{"pooling_mode_cls_token": false, "pooling_mode_mean_tokens": true}')
+    with pytest.raises(ValueError, match="other than"):
+        load(copy)
+
+
+def test_heads_load_from_safetensors_as_from_pt(small: Path, copy: Path) -> None:
+    for name in ("colbert_linear", "sparse_linear"):
+        save_file(torch.load(copy / f"{name}.pt", weights_only=True), copy / f"{name}.safetensors")
+        (copy / f"{name}.pt").unlink()
+    expected, vectors = load(small).encode(TEXTS), load(copy).encode(TEXTS)
+    np.testing.assert_array_equal(vectors.multi_vector.flat, expected.multi_vector.flat)
+    np.testing.assert_array_equal(vectors.lexical.values, expected.lexical.values)
+
+
+def test_a_checkpoint_without_heads_gives_dense_vectors_only(small: Path, copy: Path) -> None:
+    for path in copy.glob("*_linear.pt"):
+        path.unlink()
+    encoder = load(copy)
+    assert encoder.modes == ("dense",)
+    np.testing.assert_allclose(encoder.encode(TEXTS).dense, load(small).encode(TEXTS).dense, atol=1e-6)
+    with pytest.raises(ValueError, match=r"no heads for multi_vector: .*modes=\('dense',\)"):
+        encoder.encode(TEXTS, modes=("dense", "multi_vector"))
+    scores = encoder.score("keys", TEXTS)
+    assert scores.modes == ("dense",)
+    np.testing.assert_array_equal(scores.combined, scores.dense)
+    with pytest.raises(ValueError, match="lexical scores"):
+        _ = scores.lexical
+
+
+def test_another_architecture_loads_and_respects_its_own_positions(small: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=2000, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=20, pad_token_id=1,
+    )  # fmt: skip
+    BertModel(config, add_pooling_layer=False).save_pretrained(tmp_path)
+    for path in small.glob("tokenizer*"):
+        shutil.copy(path, tmp_path)
+    encoder = load(tmp_path)
+    assert encoder.max_length == 20
+    with pytest.warns(UserWarning, match="1 of 1 texts were longer than 20 tokens"):
+        vectors = encoder.encode(["word " * 50])
+    assert np.linalg.norm(vectors.dense) == pytest.approx(1)
+
+
+def test_a_saved_checkpoint_gives_the_same_vectors(small: Path, tmp_path: Path) -> None:
+    encoder = load(small)
+    encoder.save(tmp_path / "saved")
+    expected, vectors = encoder.encode(TEXTS), load(tmp_path / "saved").encode(TEXTS)
+    np.testing.assert_array_equal(vectors.dense, expected.dense)
+    np.testing.assert_array_equal(vectors.lexical.values, expected.lexical.values)
+    np.testing.assert_array_equal(vectors.multi_vector.flat, expected.multi_vector.flat)
+    with pytest.raises(FileExistsError, match="holds a checkpoint already"):
+        encoder.save(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("model", ["./nothing-here", "~/nothing-here", "/nothing/here", Path("nothing-here")])
+def test_a_folder_that_is_not_there_is_never_asked_of_the_hub(model: str | Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no checkpoint folder"):
+        M3Encoder.load(model)
+
+
+def test_a_revision_of_a_folder_is_refused(small: Path) -> None:
+    with pytest.raises(ValueError, match="belongs to a repository of the hub"):
+        M3Encoder.load(small, revision="main")
+
+
+def test_loading_and_encoding_give_no_warning(small: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(small).encode(TEXTS)

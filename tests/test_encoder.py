@@ -1,0 +1,352 @@
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from m3_integrations import Encoder, M3Encoder, M3Vectors, ModeWeights, scoring
+from tests.golden.texts import PAIRS, TEXTS
+
+LONG = "word " * 500
+
+
+def assert_same(one: M3Vectors, other: M3Vectors, tolerance: float = 1e-5) -> None:
+    assert one.modes == other.modes
+    for mode in one.modes:
+        if mode == "dense":
+            np.testing.assert_allclose(one.dense, other.dense, atol=tolerance)
+        elif mode == "multi_vector":
+            np.testing.assert_array_equal(one.multi_vector.offsets, other.multi_vector.offsets)
+            np.testing.assert_allclose(one.multi_vector.flat, other.multi_vector.flat, atol=tolerance)
+        else:
+            for a, b in zip(one.lexical, other.lexical, strict=True):
+                assert_same_weights(a.to_dict(), b.to_dict(), tolerance)
+
+
+def assert_same_weights(one: dict[int, float], other: dict[int, float], tolerance: float) -> None:
+    """Equal, but a weight within the tolerance of the ReLU's zero may be there or not."""
+    for token in one.keys() | other.keys():
+        assert abs(one.get(token, 0) - other.get(token, 0)) <= tolerance * max(1, abs(one.get(token, 0))), token
+
+
+@pytest.fixture
+def uncached(small: Path) -> M3Encoder:
+    return M3Encoder.shared(small, device="cpu", cache_size_bytes=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*longer than")
+def test_a_texts_vectors_do_not_depend_on_its_batch(small: Path, uncached: M3Encoder) -> None:
+    alone = M3Vectors.concatenate([uncached.encode([text]) for text in TEXTS])
+    random = np.random.default_rng(0)
+    for budget in (1, 200, 1024, 10**6):
+        encoder = M3Encoder.shared(small, device="cpu", cache_size_bytes=0, max_tokens_per_batch=budget)
+        order = random.permutation(len(TEXTS))
+        assert_same(encoder.encode([TEXTS[i] for i in order]), alone.take(order))
+
+
+def test_encoding_nothing_gives_empty_results_of_the_right_shape(encoder: M3Encoder, wide: Path) -> None:
+    for handle, width in ((encoder, 64), (M3Encoder.load(wide, device="cpu"), 32)):
+        vectors = handle.encode([])
+        assert len(vectors) == 0
+        assert vectors.dense.shape == (0, handle.dim)
+        assert list(vectors.lexical) == []
+        assert vectors.multi_vector.flat.shape == (0, width)
+        assert handle.score("a", []).combined.shape == (0,)
+        assert handle.score_pairs([]).dense.shape == (0,)
+        assert list(handle.encode_batches([])) == []
+        assert handle.stats.forward_passes == 0
+
+
+def test_empty_and_blank_texts_encode(encoder: M3Encoder) -> None:
+    vectors = encoder.encode(["", "   \n\t"])
+    assert [len(rows) for rows in vectors.multi_vector] == [1, 1]  # [SEP] alone
+    assert [len(weights) for weights in vectors.lexical] == [0, 0]
+    np.testing.assert_allclose(np.linalg.norm(vectors.dense, axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ("one string", r"got one string: pass \[text\]"),
+        (["a", None], "got NoneType at position 1"),
+        (["a", "b", b"c"], "got bytes at position 2"),
+        ([["a"]], "got list at position 0"),
+    ],
+)
+def test_anything_but_strings_is_refused_with_its_position(encoder: M3Encoder, texts: object, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        encoder.encode(texts)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=message):
+        encoder.score("query", texts)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="got one string" if isinstance(texts, str) else message):
+        list(encoder.encode_batches(texts))  # type: ignore[arg-type]
+
+
+def test_half_a_surrogate_pair_is_refused_and_loses_nothing_else(encoder: M3Encoder) -> None:
+    with pytest.raises(ValueError, match="surrogates"):
+        encoder.encode(["fine", "\ud83d broken"])
+    assert len(encoder.encode(["fine"])) == 1
+
+
+def test_bad_settings_are_refused(small: Path, encoder: M3Encoder) -> None:
+    bad_settings: list[tuple[dict[str, Any], str]] = [
+        ({"max_length": 2}, "at least 3.*got 2"),
+        ({"query_max_length": 0}, "at least 3.*got 0"),
+        ({"pooling": "mean"}, "one of cls, mcls, got 'mean'"),
+        ({"cache_size_bytes": -1}, "0 or more"),
+        ({"max_tokens_per_batch": 0}, "at least 1, got 0"),
+        ({"device": "toaster"}, "device 'toaster' cannot be used here"),
+        ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
+        ({"device": "meta"}, "device 'meta' cannot be used here"),
+        ({"dtype": "int4"}, "dtype must be 'auto' or one of float32, float16, bfloat16, got 'int4'"),
+    ]
+    for bad, message in bad_settings:
+        with pytest.raises(ValueError, match=message):
+            M3Encoder.shared(small, **({"device": "cpu"} | bad))
+    bad_calls: list[tuple[dict[str, Any], str]] = [
+        ({"kind": "passage"}, "kind must be one of document, query, got 'passage'"),
+        ({"modes": ("sparse",)}, "modes must be one or more of dense, lexical, multi_vector"),
+        ({"modes": ()}, "modes must be one or more"),
+        ({"max_length": 1}, "at least 3"),
+    ]
+    for bad, message in bad_calls:
+        with pytest.raises(ValueError, match=message):
+            encoder.encode(["a"], **bad)
+
+
+def test_only_the_modes_asked_for_are_given(encoder: M3Encoder) -> None:
+    vectors = encoder.encode(["a text"], modes=("lexical",))
+    assert vectors.modes == ("lexical",)
+    with pytest.raises(ValueError, match="dense vectors were not computed"):
+        _ = vectors.dense
+
+
+def test_long_texts_are_cut_counted_and_warned_of_once_per_call(encoder: M3Encoder) -> None:
+    with pytest.warns(UserWarning, match="2 of 3 texts were longer than 128 tokens") as caught:
+        vectors = encoder.encode([LONG, "", LONG + "x"])
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert [len(rows) for rows in vectors.multi_vector] == [127, 1, 127]
+    assert encoder.stats.truncated_texts == 2
+    with pytest.warns(UserWarning, match="1 of 1"):  # from the cache too
+        encoder.encode([LONG])
+    assert encoder.stats.truncated_texts == 3
+    with pytest.warns(UserWarning, match="longer than 10 tokens"):
+        assert len(encoder.encode([LONG], max_length=10).multi_vector[0]) == 9
+    with pytest.warns(UserWarning, match="1 of 2 texts"):
+        encoder.score("q", [LONG])
+
+
+def test_the_limit_is_never_more_than_the_checkpoints_positions(small: Path) -> None:
+    assert M3Encoder.shared(small, device="cpu").max_length == 128
+    assert M3Encoder.shared(small, device="cpu", max_length=50).max_length == 50
+
+
+def test_query_instruction_and_length_apply_to_queries_alone(small: Path, encoder: M3Encoder) -> None:
+    handle = M3Encoder.shared(small, device="cpu", query_instruction="find: ", query_max_length=16)
+    assert_same(handle.encode(["keys"], kind="document"), encoder.encode(["keys"]))
+    assert_same(handle.encode(["keys"], kind="query"), encoder.encode(["find: keys"], max_length=16))
+    with pytest.warns(UserWarning, match="longer than 16 tokens"):
+        assert len(handle.encode([LONG], kind="query").multi_vector[0]) == 15
+    with pytest.warns(UserWarning, match="longer than 9 tokens"):
+        handle.encode([LONG], kind="query", max_length=9)
+    scores = handle.score("keys", ["some text"])
+    expected = scoring.score_vectors(encoder.encode(["find: keys"], max_length=16), encoder.encode(["some text"]))
+    assert scores.combined == pytest.approx(expected.combined, abs=1e-6)
+
+
+def test_mcls_averages_the_cls_states_of_a_long_text(small: Path, wide: Path) -> None:
+    """Against the same backbone driven by hand, with a short interval so that 64 positions hold several."""
+    import torch
+
+    from m3_integrations import tokenizer
+
+    handle = M3Encoder.load(wide, device="cpu", pooling="mcls")
+    engine = handle._live_engine()
+    before, tokenizer.MCLS_INTERVAL = tokenizer.MCLS_INTERVAL, 10  # type: ignore[misc]
+    try:
+        text = "one two three four five six seven eight nine ten " * 2
+        plain = engine.tokenizer([text], max_length=999)[0].ids.tolist()[1:-1]
+        vectors = handle.encode([text, "short"])
+    finally:
+        tokenizer.MCLS_INTERVAL = before  # type: ignore[misc]
+    ids = [token for i in range(0, len(plain), 10) for token in (0, *plain[i : i + 10])] + [2]
+    with torch.no_grad():
+        hidden = engine.network.backbone(input_ids=torch.tensor([ids])).last_hidden_state[0]
+    cls = [i for i in range(len(ids) - 1) if i % 11 == 0]
+    assert len(cls) > 2
+    mean = hidden[cls].mean(dim=0)
+    np.testing.assert_allclose(vectors.dense[0], (mean / mean.norm()).numpy(), atol=1e-5)
+    assert len(vectors.multi_vector[0]) == len(plain) + 1
+    assert_same(vectors[1], M3Encoder.shared(wide, device="cpu").encode(["short"]))
+
+
+def test_lexical_weights_name_their_tokens(encoder: M3Encoder) -> None:
+    (weights,) = encoder.encode(["rotate the keys, rotate them"]).lexical
+    tokens = weights.tokens()
+    assert [weight for _, weight in tokens] == sorted(weights.values.tolist(), reverse=True)
+    assert {token for token, _ in tokens} == {encoder.vocabulary[i] for i in weights.indices}
+    assert not {"<s>", "</s>", "<pad>", "<unk>"} & {token for token, _ in tokens}
+
+
+def test_m3_vectors_hold_no_more_than_their_own_bytes(uncached: M3Encoder) -> None:
+    for vectors in (uncached.encode(["a b c", "d", "a b c"]), uncached.encode(["a", "b c"], modes=("multi_vector",))):
+        for mode in vectors.modes:
+            column = vectors._columns[mode]
+            arrays = [column] if mode == "dense" else [a for a in vars(column).values() if isinstance(a, np.ndarray)]
+            for array in arrays:
+                assert array.base is None or array.base.nbytes == array.nbytes
+
+
+@pytest.mark.filterwarnings("ignore:.*longer than")
+def test_encode_batches_gives_the_same_vectors_in_order(uncached: M3Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("m3_integrations.encoder._WINDOW_TEXTS", 7)
+    parts = list(uncached.encode_batches(text for text in TEXTS))
+    assert [len(part) for part in parts[:3]] == [7, 7, 7]
+    assert_same(M3Vectors.concatenate(parts), uncached.encode(TEXTS))
+
+
+def test_encode_batches_warns_once(uncached: M3Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("m3_integrations.encoder._WINDOW_TEXTS", 1)
+    with pytest.warns(UserWarning, match="longer than") as caught:
+        list(uncached.encode_batches([LONG, LONG, LONG]))
+    assert len(caught) == 1
+
+
+def test_a_progress_bar_is_drawn_on_request_only(encoder: M3Encoder, capsys: pytest.CaptureFixture[str]) -> None:
+    encoder.encode(["a", "b"])
+    assert capsys.readouterr().err == ""
+    encoder.encode(["a", "b", "c"], show_progress=True)
+    assert "3/3" in capsys.readouterr().err
+    list(encoder.encode_batches(["d"], show_progress=True))
+    assert "1text" in capsys.readouterr().err
+
+
+def test_a_text_asked_for_twice_is_encoded_once(encoder: M3Encoder) -> None:
+    first = encoder.encode(["one", "two", "one"])
+    assert encoder.stats.encoded_texts == 2
+    again = encoder.encode(["two", "three", "one"])
+    assert encoder.stats.encoded_texts == 3
+    assert encoder.stats.cache_hits == 2
+    np.testing.assert_array_equal(first.dense[0], first.dense[2])
+    np.testing.assert_array_equal(again.dense[[2, 0]], first.dense[:2])
+    np.testing.assert_array_equal(again.multi_vector[2], first.multi_vector[0])
+    assert again.lexical[2].to_dict() == first.lexical[0].to_dict()
+
+
+def test_dense_and_lexical_asked_for_separately_cost_one_pass(encoder: M3Encoder) -> None:
+    encoder.encode(["a document"], modes=("dense",))
+    encoder.encode(["a document"], modes=("lexical",))
+    assert encoder.stats.forward_passes == 1
+    encoder.encode(["a document"])  # token vectors of a document were not computed yet
+    assert encoder.stats.forward_passes == 2
+
+
+def test_a_query_embedded_sparse_embedded_and_reranked_costs_one_pass(small: Path, encoder: M3Encoder) -> None:
+    encoder.encode(["a query"], kind="query", modes=("dense",))
+    encoder.encode(["a query"], kind="query", modes=("lexical",))
+    encoder.encode(["a query"], kind="query")
+    assert encoder.stats.forward_passes == 1
+
+
+def test_results_are_the_callers_own(encoder: M3Encoder) -> None:
+    first = encoder.encode(["mine"])
+    expected = first.dense.copy()
+    first.dense[:] = 0
+    first.multi_vector.flat[:] = 0
+    np.testing.assert_array_equal(encoder.encode(["mine"]).dense, expected)
+
+
+def test_the_cache_stays_within_its_bound_and_drops_the_oldest(small: Path) -> None:
+    encoder = M3Encoder.load(small, device="cpu", cache_size_bytes=40_000)
+    cache = encoder._live_engine().cache
+    texts = [f"text number {i}" for i in range(200)]
+    for text in texts:
+        encoder.encode([text])
+        assert cache.size_bytes <= 40_000
+    assert 5 < len(cache) < 40
+    encoder.encode([texts[-1]])
+    assert encoder.stats.cache_hits == 1
+    encoder.encode([texts[0]])
+    assert encoder.stats.cache_hits == 1
+
+
+def test_settings_that_change_a_vector_are_never_answered_from_the_cache(small: Path) -> None:
+    text = "five words make a text"
+    with M3Encoder.load(small, device="cpu") as encoder, pytest.warns(UserWarning, match="longer"):
+        whole, part = encoder.encode([text]), encoder.encode([text], max_length=4)
+    assert not np.allclose(whole.dense, part.dense)
+
+
+def test_scores_of_pairs_equal_scores_of_encoded_vectors(uncached: M3Encoder) -> None:
+    pairs = [(TEXTS[a][:80], TEXTS[b][:80]) for a, b in PAIRS]
+    weights = ModeWeights(1, 0.3, 1)
+    scores = uncached.score_pairs(pairs, weights=weights)
+    for i, (query, text) in enumerate(pairs):
+        one = scoring.score_vectors(uncached.encode([query]), uncached.encode([text]), weights)
+        for mode in ("dense", "lexical", "multi_vector", "combined"):
+            value = float(getattr(one, mode)[0])
+            assert getattr(scores, mode)[i] == pytest.approx(value, abs=1e-5 * max(1, abs(value))), (i, mode)
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 1000])
+def test_scoring_in_windows_gives_every_pair_its_score(
+    uncached: M3Encoder, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(window)
+    pairs = [(f"query {a}", f"a document about {b}") for a, b in random.integers(0, 6, (40, 2))]
+    expected = uncached.score_pairs(pairs)
+    monkeypatch.setattr("m3_integrations.encoder._WINDOW_TEXTS", window)
+    scores = uncached.score_pairs(pairs)
+    for mode in ("dense", "lexical", "multi_vector", "combined"):
+        np.testing.assert_allclose(getattr(scores, mode), getattr(expected, mode), atol=1e-5)
+
+
+def test_scoring_encodes_each_text_once(uncached: M3Encoder) -> None:
+    before = uncached.stats.encoded_texts
+    uncached.score("query", ["a", "b", "a", "c"])
+    assert uncached.stats.encoded_texts - before == 4
+    uncached.score_pairs([("q1", "a"), ("q2", "a"), ("q1", "b")])
+    assert uncached.stats.encoded_texts - before == 8
+
+
+def test_weights_without_a_mode_to_lie_on_are_refused_before_encoding(encoder: M3Encoder) -> None:
+    before = encoder.stats.forward_passes
+    with pytest.raises(ValueError, match="not all 0"):
+        encoder.score("q", ["a"], weights=ModeWeights(0, 0, 0))
+    assert encoder.stats.forward_passes == before
+
+
+async def test_aencode_gives_what_encode_gives_and_does_not_block_the_loop(uncached: M3Encoder) -> None:
+    texts = [f"{text[:300]} {i}" for i in range(8) for text in TEXTS]
+    longest_stall_s = 0.0
+
+    async def tick() -> None:
+        nonlocal longest_stall_s
+        while True:
+            start = time.perf_counter()
+            await asyncio.sleep(0.001)
+            longest_stall_s = max(longest_stall_s, time.perf_counter() - start)
+
+    ticker = asyncio.create_task(tick())
+    with pytest.warns(UserWarning, match="longer than"):
+        vectors = await uncached.aencode(texts)
+    ticker.cancel()
+    with pytest.warns(UserWarning, match="longer than"):
+        assert_same(vectors, uncached.encode(texts))
+    assert longest_stall_s < 0.5  # encoding takes seconds; the bound leaves room for a busy machine
+
+
+async def test_errors_of_aencode_reach_their_caller_alone(encoder: M3Encoder) -> None:
+    results = await asyncio.gather(
+        encoder.aencode(["fine"]), encoder.aencode([None]), encoder.aencode(["fine too"]), return_exceptions=True  # type: ignore[list-item]
+    )  # fmt: skip
+    assert isinstance(results[1], TypeError)
+    assert isinstance(results[0], M3Vectors)
+    assert isinstance(results[2], M3Vectors)
+
+
+def test_the_encoder_is_an_encoder(encoder: M3Encoder) -> None:
+    assert isinstance(encoder, Encoder)

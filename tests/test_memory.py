@@ -1,0 +1,33 @@
+"""Memory stays flat however long the stream is."""
+
+import gc
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from m3_integrations import M3Encoder
+
+
+def resident_mb() -> float:
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def test_encode_batches_over_50_000_texts_holds_memory_flat(small: Path) -> None:
+    encoder = M3Encoder.load(small, device="cpu", cache_size_bytes=2_000_000)
+    taken = 0
+
+    def stream() -> Iterator[str]:
+        nonlocal taken
+        for i in range(50_000):
+            taken += 1
+            yield f"record {i}"
+
+    readings, done = [], 0
+    for vectors in encoder.encode_batches(stream()):
+        done += len(vectors)
+        assert taken - done <= 1  # read no further than was asked for
+        readings.append(resident_mb())
+    assert done == 50_000
+    settled = readings[len(readings) // 4]
+    assert max(readings[len(readings) // 4 :]) - settled < 20  # all vectors together would be 80 MB

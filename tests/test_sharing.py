@@ -1,0 +1,206 @@
+"""One network for everybody: many handles, many threads, other processes."""
+
+import asyncio
+import gc
+import multiprocessing
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from m3_integrations import M3Encoder, M3Vectors
+from m3_integrations.vectors import Kind, Mode
+from tests.golden.texts import TEXTS
+from tests.test_encoder import assert_same
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*longer than")
+
+
+def network(encoder: M3Encoder) -> object:
+    return encoder._live_engine().network
+
+
+def test_handles_with_different_settings_hold_one_network(small: Path, wide: Path) -> None:
+    one = M3Encoder.shared(small, device="cpu")
+    others = [
+        M3Encoder.shared(str(small), device="cpu", max_length=20, cache_size_bytes=0),
+        M3Encoder.shared(small / ".." / "small", device="cpu:0", dtype="float32", pooling="mcls"),
+        M3Encoder.shared(small, query_instruction="find: ", max_tokens_per_batch=7, device="cpu"),
+    ]
+    assert all(network(other) is network(one) for other in others)
+    assert network(M3Encoder.shared(wide, device="cpu")) is not network(one)
+    assert network(M3Encoder.shared(small, device="cpu", dtype="bfloat16")) is not network(one)
+    assert network(M3Encoder.load(small, device="cpu")) is not network(one)
+
+
+def test_a_second_handle_costs_no_memory(tmp_path: Path) -> None:
+    """In a process of its own, with a network of 40 MB."""
+    code = f"""
+import gc, os, sys
+sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
+from pathlib import Path
+from tests.golden.checkpoints import SHAPES, build_checkpoint
+from transformers import AutoConfig, XLMRobertaModel
+from m3_integrations import M3Encoder
+folder = build_checkpoint(Path({str(tmp_path)!r}) / "big", "small")
+config = AutoConfig.from_pretrained(folder)
+config.intermediate_size = 50_000
+XLMRobertaModel(config, add_pooling_layer=False).save_pretrained(folder)
+def resident():
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+handles = [M3Encoder.shared(folder, device="cpu")]
+handles[0].encode(["warm up"])
+before = resident()
+handles += [M3Encoder.shared(folder, device="cpu", max_length=10 + i) for i in range(20)]
+[handle.encode(["warm up"]) for handle in handles]
+print(resident() - before)
+"""
+    grown_mb = float(subprocess.check_output([sys.executable, "-c", code], text=True))
+    assert grown_mb < 40
+
+
+def test_the_network_goes_with_its_last_handle(small: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(small, tmp_path / "own"))
+    one, two = M3Encoder.shared(folder, device="cpu"), M3Encoder.shared(folder, device="cpu")
+    alive = weakref.ref(network(one))
+    one.close()
+    gc.collect()
+    assert alive() is not None
+    assert len(two.encode(["still works"])) == 1
+    two.close()
+    gc.collect()
+    assert alive() is None
+
+
+def test_a_checkpoint_rewritten_in_place_is_loaded_anew(small: Path, wide: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(small, tmp_path / "retrained"))
+    old = M3Encoder.shared(folder, device="cpu")
+    shutil.copytree(wide, folder, dirs_exist_ok=True)
+    assert M3Encoder.shared(folder, device="cpu").dim == 96
+    assert old.dim == 64
+
+
+def test_threads_that_ask_at_once_get_one_network(small: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(small, tmp_path / "raced"))
+    with ThreadPoolExecutor(8) as pool:
+        handles = list(pool.map(lambda _: M3Encoder.shared(folder, device="cpu"), range(8)))
+    assert len({id(network(handle)) for handle in handles}) == 1
+
+
+def test_use_after_close_raises(small: Path) -> None:
+    encoder = M3Encoder.shared(small, device="cpu")
+    encoder.close()
+    encoder.close()
+    for use in (
+        lambda: encoder.encode(["a"]),
+        lambda: encoder.score("a", ["b"]),
+        lambda: list(encoder.encode_batches(["a"])),
+        lambda: asyncio.run(encoder.aencode(["a"])),
+        lambda: pickle.dumps(encoder),
+        lambda: encoder.dim,
+        lambda: encoder.stats,
+    ):
+        with pytest.raises(RuntimeError, match="was closed"):
+            use()
+    assert "closed" in repr(encoder)
+
+
+def test_a_pickle_carries_the_settings_and_shares_on_the_other_side(small: Path) -> None:
+    encoder = M3Encoder.shared(small, device="cpu", max_length=9, query_instruction="find: ", pooling="mcls")
+    data = pickle.dumps(encoder)
+    assert len(data) < 2000
+    again = pickle.loads(data)
+    assert network(again) is network(encoder)
+    assert again.max_length == 9
+    assert again._settings == encoder._settings
+
+
+def _encode_there(encoder: M3Encoder) -> np.ndarray[Any, Any]:
+    return encoder.encode(["over there"]).dense
+
+
+def test_a_spawned_process_shares_anew_from_a_pickle(small: Path) -> None:
+    encoder = M3Encoder.shared(small, device="cpu")
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        there = pool.apply_async(_encode_there, (encoder,)).get(timeout=120)
+    np.testing.assert_allclose(there, encoder.encode(["over there"]).dense, atol=1e-6)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_fork_raises_at_once_and_never_hangs(small: Path) -> None:
+    encoder = M3Encoder.shared(small, device="cpu")
+    encoder.encode(["before"])
+    lock = encoder._live_engine()._network_lock
+    results = []
+    for use in (lambda: encoder.encode(["in the child"]), lambda: M3Encoder.shared(small, device="cpu")):
+        with lock:  # held by somebody at the moment of the fork, and never released in the child
+            reader, writer = os.pipe()
+            child = os.fork()
+            if child == 0:
+                try:
+                    use()
+                    os.write(writer, b"no error")
+                except RuntimeError as error:
+                    os.write(writer, str(error).encode())
+                finally:
+                    os._exit(0)
+        os.close(writer)
+        watchdog = threading.Timer(60, os.kill, (child, 9))
+        watchdog.start()
+        results.append(os.read(reader, 1000).decode())
+        watchdog.cancel()
+        os.waitpid(child, 0)
+        os.close(reader)
+    assert all("does not work after a fork" in result and "spawn" in result for result in results), results
+    assert len(encoder.encode(["after"])) == 1
+
+
+KINDS: tuple[Kind, ...] = ("document", "query")
+MODES: tuple[tuple[Mode, ...], ...] = (
+    ("dense",),
+    ("lexical",),
+    ("dense", "lexical", "multi_vector"),
+    ("multi_vector",),
+)
+
+
+def test_requests_from_32_threads_with_different_settings_all_get_their_own_vectors(small: Path) -> None:
+    limits = (5, 16, 40, 128)
+    handles = [
+        M3Encoder.shared(small, device="cpu", query_instruction="find: ", cache_size_bytes=size)
+        for size in (0, 100_000)
+    ]
+    reference = {
+        (kind, limit): handles[0].encode(TEXTS, kind=kind, max_length=limit) for kind in KINDS for limit in limits
+    }
+    random = np.random.default_rng(0)
+    requests = [
+        (
+            handles[random.integers(2)],
+            random.integers(0, len(TEXTS), random.integers(1, 4)),
+            KINDS[random.integers(2)],
+            limits[random.integers(4)],
+            MODES[random.integers(4)],
+        )
+        for _ in range(2000)
+    ]
+
+    def ask(request: tuple[M3Encoder, Any, Kind, int, tuple[Mode, ...]]) -> M3Vectors:
+        handle, rows, kind, limit, modes = request
+        return handle.encode([TEXTS[i] for i in rows], kind=kind, max_length=limit, modes=modes)
+
+    with ThreadPoolExecutor(32) as pool:
+        answers = list(pool.map(ask, requests))
+    for (_, rows, kind, limit, modes), answer in zip(requests, answers, strict=True):
+        assert_same(answer, reference[kind, limit].take(rows).select(modes))
