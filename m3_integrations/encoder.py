@@ -185,6 +185,14 @@ class M3Encoder:
         """What the network has done so far, for all its handles."""
         return self._live_engine().stats
 
+    @property
+    def fingerprint(self) -> str:
+        """Says which model it is: 32 hexadecimal digits of its configuration, vocabulary, heads and weights.
+
+        The same for a copy under another name, in another dtype or file format.
+        """
+        return self._live_engine().fingerprint
+
     def _limit(self, kind: Kind, max_length: int | None) -> int:
         return self._settings.length_limit(kind, max_length, self._live_engine().network.max_positions)
 
@@ -233,6 +241,21 @@ class M3Encoder:
         engine = self._live_engine()
         call = lambda: self.encode(texts, kind=kind, modes=modes, max_length=max_length)  # noqa: E731
         return await asyncio.get_running_loop().run_in_executor(engine.executor, call)
+
+    def tokenize(self, texts: Sequence[str], *, kind: Kind = "document") -> list[list[str]]:
+        """Give the tokens of texts as the network reads them, [CLS] left out: one for every row of a multi-vector.
+
+        Arguments and errors are those of `encode`. The last one is [SEP].
+        """
+        engine, settings = self._live_engine(), self._settings
+        instruction = settings.query_instruction if kind == "query" else ""
+        tokens = engine.tokenizer(
+            [instruction + text for text in _checked(texts)],
+            max_length=self._limit(kind, None),
+            pooling=settings.pooling,
+        )
+        vocabulary = engine.tokenizer.vocabulary
+        return [[vocabulary[i] for i in np.delete(text.ids, text.cls_positions)] for text in tokens]
 
     def encode_batches(
         self,

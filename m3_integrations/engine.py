@@ -19,6 +19,7 @@ import torch
 from m3_integrations.batching import plan_batches
 from m3_integrations.cache import CachedText, VectorCache, cache_key
 from m3_integrations.checkpoint import load_tokenizer
+from m3_integrations.fingerprint import checkpoint_fingerprint
 from m3_integrations.model import BatchOutput, M3Network
 from m3_integrations.tokenizer import Pooling, Tokens
 from m3_integrations.vectors import FloatArray, IntArray, LexicalRows, M3Vectors, Mode, MultiVectorRows, offsets_of
@@ -114,6 +115,11 @@ class Engine:
         with self._stats_lock:
             changed = {name: getattr(self._stats, name) + increment for name, increment in increments.items()}
             self._stats = dataclasses.replace(self._stats, **changed)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Says which model it is; see `checkpoint_fingerprint`."""
+        return checkpoint_fingerprint(self.folder, self.tokenizer.vocabulary)
 
     @cached_property
     def executor(self) -> ThreadPoolExecutor:

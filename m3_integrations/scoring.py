@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -53,7 +52,7 @@ def lexical_scores(query: LexicalWeights, documents: LexicalRows) -> FloatArray:
     return np.bincount(rows, weights=products, minlength=len(documents)).astype(np.float32)
 
 
-def max_sim(query: FloatArray, documents: MultiVectorRows) -> FloatArray:
+def max_sim(query: FloatArray, documents: MultiVectorRows, rows: IntArray | None = None) -> FloatArray:
     """Give BGE-M3's late-interaction score: the mean over query tokens of the best inner product with a document token.
 
     Source: paper, section 3.2; equal to FlagEmbedding's `colbert_score` of each pair alone. FlagEmbedding's batched
@@ -63,31 +62,40 @@ def max_sim(query: FloatArray, documents: MultiVectorRows) -> FloatArray:
     Args:
         query: (query tokens, d) float32, unit length.
         documents: n rows of (tokens, d) float32, unit length.
+        rows: (m,) which documents to score; all if None. Chosen documents are read where they lie, not copied.
 
     Returns:
-        (n,) float32 in [-1, 1]; 0 where either side has no tokens.
+        (n,) or (m,) float32 in [-1, 1]; 0 where either side has no tokens.
     """
-    scores = np.zeros(len(documents), dtype=np.float32)
-    filled = np.flatnonzero(documents.lengths)
+    rows = np.arange(len(documents)) if rows is None else rows
+    scores = np.zeros(len(rows), dtype=np.float32)
+    filled = np.flatnonzero(documents.lengths[rows])
     if not len(query) or not len(filled):
         return scores
-    for block in _blocks(documents, filled, max(_BLOCK_SIZE // len(query), 1)):
+    # In the order of the array, neighbours together: one product for each run of neighbours.
+    filled = filled[np.argsort(rows[filled], kind="stable")]
+    for places in _runs(documents.offsets, rows[filled], max(_BLOCK_SIZE // len(query), 1)):
+        block = rows[filled[places]]
         start = documents.offsets[block[0]]
         similarities = documents.flat[start : documents.offsets[block[-1] + 1]] @ query.T  # (tokens, query tokens)
         best = np.maximum.reduceat(similarities, documents.offsets[block] - start, axis=0)  # (documents, query tokens)
-        scores[block] = best.mean(axis=1)
+        scores[filled[places]] = best.mean(axis=1)
     return scores
 
 
-def _blocks(documents: MultiVectorRows, filled: IntArray, max_tokens: int) -> list[IntArray]:
-    """Cut the rows that have tokens into runs of about max_tokens; a longer row is a run of its own."""
-    ends = documents.offsets[filled + 1]
-    cuts, start = [0], 0
-    while start < len(filled):
-        limit = documents.offsets[filled[start]] + max_tokens
-        start = max(int(np.searchsorted(ends, limit, side="right")), start + 1)
-        cuts.append(start)
-    return [filled[a:b] for a, b in pairwise(cuts)]
+def _runs(offsets: IntArray, rows: IntArray, max_tokens: int) -> list[slice]:
+    """Cut rising rows that have tokens into runs without a gap, of about max_tokens or of one longer row."""
+    runs, first = [], 0
+    for i in range(1, len(rows) + 1):
+        # A gap is other rows' tokens in between; a row chosen twice begins a run too, as its tokens come again.
+        if (
+            i == len(rows)
+            or offsets[rows[i]] != offsets[rows[i - 1] + 1]
+            or offsets[rows[i] + 1] - offsets[rows[first]] > max_tokens
+        ):
+            runs.append(slice(first, i))
+            first = i
+    return runs
 
 
 def combine(scores: Mapping[Mode, FloatArray], weights: ModeWeights) -> FloatArray:
@@ -102,6 +110,36 @@ def combine(scores: Mapping[Mode, FloatArray], weights: ModeWeights) -> FloatArr
     return np.asarray(total, dtype=np.float32)
 
 
+def raw_scores(
+    query: M3Vectors, documents: M3Vectors, modes: Sequence[Mode], rows: IntArray | None = None
+) -> dict[Mode, FloatArray]:
+    """Score one query against documents in each of these modes.
+
+    Args:
+        query: The vectors of one text.
+        documents: The vectors of n texts.
+        modes: Modes that both have.
+        rows: (m,) which documents to score; all if None.
+
+    Returns:
+        (n,) or (m,) float32 per mode.
+
+    Raises:
+        ValueError: If query holds other than one text, or a mode was not computed.
+    """
+    if len(query) != 1:
+        raise ValueError(f"query must hold one text, got {len(query)}")
+    scores: dict[Mode, FloatArray] = {}
+    if "dense" in modes:
+        scores["dense"] = dense_scores(query.dense[0], documents.dense if rows is None else documents.dense[rows])
+    if "lexical" in modes:
+        lexical = documents.lexical if rows is None else documents.lexical.take(rows)
+        scores["lexical"] = lexical_scores(query.lexical[0], lexical)
+    if "multi_vector" in modes:
+        scores["multi_vector"] = max_sim(query.multi_vector[0], documents.multi_vector, rows)
+    return scores
+
+
 def score_vectors(query: M3Vectors, documents: M3Vectors, weights: ModeWeights | None = None) -> M3Scores:
     """Score one query against n documents in every mode that both have.
 
@@ -113,16 +151,7 @@ def score_vectors(query: M3Vectors, documents: M3Vectors, weights: ModeWeights |
     Raises:
         ValueError: If query holds other than one text, or the two share no mode.
     """
-    if len(query) != 1:
-        raise ValueError(f"query must hold one text, got {len(query)}")
-    scores: dict[Mode, FloatArray] = {}
-    modes = [mode for mode in query.modes if mode in documents.modes]
-    if "dense" in modes:
-        scores["dense"] = dense_scores(query.dense[0], documents.dense)
-    if "lexical" in modes:
-        scores["lexical"] = lexical_scores(query.lexical[0], documents.lexical)
-    if "multi_vector" in modes:
-        scores["multi_vector"] = max_sim(query.multi_vector[0], documents.multi_vector)
+    scores = raw_scores(query, documents, [mode for mode in query.modes if mode in documents.modes])
     return M3Scores(combined=combine(scores, weights or ModeWeights()), **scores)
 
 
@@ -145,17 +174,23 @@ def score_pairs(
     Returns:
         The n scores, in the order of the pairs.
     """
-    weights = weights or ModeWeights()
     modes = [mode for mode in queries.modes if mode in documents.modes]
     scores = {mode: np.zeros(len(query_rows), dtype=np.float32) for mode in modes}
-    order = np.argsort(query_rows, kind="stable")
-    for pairs in np.split(order, np.flatnonzero(np.diff(query_rows[order])) + 1):
-        if not len(pairs):
-            continue
-        rows = document_rows[pairs]
-        # Reranking asks for every document once and in order: then nothing needs to be copied.
-        picked = documents if np.array_equal(rows, np.arange(len(documents))) else documents.take(rows)
-        scored = score_vectors(queries[int(query_rows[pairs[0]])], picked, weights)
-        for mode in modes:
-            scores[mode][pairs] = getattr(scored, mode)
-    return M3Scores(combined=combine(scores, weights), **scores)
+    for query in np.unique(query_rows):
+        pairs = np.flatnonzero(query_rows == query)
+        for mode, values in raw_scores(queries[int(query)], documents, modes, document_rows[pairs]).items():
+            scores[mode][pairs] = values
+    return M3Scores(combined=combine(scores, weights or ModeWeights()), **scores)
+
+
+def top_rows(scores: FloatArray, n: int) -> IntArray:
+    """Give the positions of the n highest scores, best first; equal scores keep their order."""
+    if n >= len(scores):
+        return np.argsort(-scores, kind="stable")
+    if n < 1:
+        return np.empty(0, dtype=np.int64)
+    threshold = np.partition(scores, len(scores) - n)[len(scores) - n]
+    above = np.flatnonzero(scores > threshold)
+    level = np.flatnonzero(scores == threshold)[: n - len(above)]
+    chosen = np.sort(np.concatenate([above, level]))
+    return chosen[np.argsort(-scores[chosen], kind="stable")]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
-from m3_integrations.vectors.modes import Kind, Mode
-from m3_integrations.vectors.results import M3Vectors
+from m3_integrations.vectors.modes import Kind, Mode, ModeWeights
+from m3_integrations.vectors.results import M3Scores, M3Vectors
 
 
 @runtime_checkable
 class Encoder(Protocol):
     """What searching and the adapters need of an encoder; `M3Encoder` is one, a test's fake another."""
+
+    @property
+    def model(self) -> str:
+        """What the model is called."""
+        ...
 
     @property
     def modes(self) -> tuple[Mode, ...]:
@@ -23,14 +28,31 @@ class Encoder(Protocol):
         """Length of a dense vector."""
         ...
 
+    @property
+    def fingerprint(self) -> str:
+        """Says which model it is, by what is in its files: vectors of two fingerprints cannot be compared."""
+        ...
+
+    def tokenize(self, texts: Sequence[str], *, kind: Kind = "document") -> list[list[str]]:
+        """Give the tokens of texts, one for every token vector that they have; the last is [SEP]."""
+        ...
+
     def encode(
         self, texts: Sequence[str], *, kind: Kind = "document", modes: Sequence[Mode] | None = None
     ) -> M3Vectors:
         """Give the vectors of texts, in their order."""
         ...
 
+    def encode_batches(self, texts: Iterable[str], *, show_progress: bool = False) -> Iterator[M3Vectors]:
+        """Give the vectors of documents in all modes, in their order and in bounded memory."""
+        ...
+
     async def aencode(
         self, texts: Sequence[str], *, kind: Kind = "document", modes: Sequence[Mode] | None = None
     ) -> M3Vectors:
         """Give the vectors of texts without blocking the event loop."""
+        ...
+
+    def score_pairs(self, pairs: Sequence[tuple[str, str]], *, weights: ModeWeights | None = None) -> M3Scores:
+        """Score pairs of a query and a document."""
         ...

@@ -44,10 +44,19 @@ class LexicalWeights:
         Raises:
             ValueError: If these weights did not come from an encoder (or were pickled), so the tokens are not known.
         """
+        names = self.token_names()
+        order = np.argsort(-self.values, kind="stable")
+        return [(names[i], float(self.values[i])) for i in order]
+
+    def token_names(self) -> list[str]:
+        """Give the tokens in the order of the indices.
+
+        Raises:
+            ValueError: If these weights did not come from an encoder (or were pickled), so the tokens are not known.
+        """
         if self.vocabulary is None:
             raise ValueError("these weights do not know their vocabulary: look their indices up in encoder.vocabulary")
-        order = np.argsort(-self.values, kind="stable")
-        return [(self.vocabulary[self.indices[i]], float(self.values[i])) for i in order]
+        return [self.vocabulary[i] for i in self.indices]
 
     def to_dict(self) -> dict[int, float]:
         """Give {token id: weight} in plain Python numbers, as JSON and vector stores want them."""

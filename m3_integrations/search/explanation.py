@@ -1,0 +1,81 @@
+"""Why a record matches a query."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from m3_integrations.scoring import score_vectors
+from m3_integrations.store import Record
+from m3_integrations.vectors import Encoder, M3Vectors
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMatch:
+    """A token that query and document share, with its learned weight in each."""
+
+    token: str
+    query_weight: float
+    document_weight: float
+
+    @property
+    def score(self) -> float:
+        """What the token adds to the lexical score."""
+        return self.query_weight * self.document_weight
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPair:
+    """The document token that a query token found, and how similar they are (cosine)."""
+
+    query_token: str
+    document_token: str
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a record matches a query.
+
+    Attributes:
+        scores: The raw score in every mode.
+        lexical: The shared tokens, those that add most first.
+        multi_vector: One pair for each query token, in the order of the query; their mean is the score.
+    """
+
+    scores: dict[str, float]
+    lexical: list[TokenMatch] = field(default_factory=list)
+    multi_vector: list[TokenPair] = field(default_factory=list)
+
+
+def explain_record(encoder: Encoder, query: str, record: Record) -> Explanation:
+    """Compare a query with a record that has its vectors.
+
+    Raises:
+        ValueError: If the record has no vectors.
+    """
+    if record.vectors is None:
+        raise ValueError(f"record {record.id!r} came without vectors: get it with with_vectors=True")
+    vectors = encoder.encode([query], kind="query")
+    scores = score_vectors(vectors, record.vectors)
+    explanation = Explanation({mode: float(getattr(scores, mode)[0]) for mode in scores.modes})
+    if "lexical" in scores.modes:
+        explanation.lexical.extend(_token_matches(vectors, record.vectors))
+    if "multi_vector" in scores.modes:
+        (words,), (others,) = encoder.tokenize([query], kind="query"), encoder.tokenize([record.text])
+        similarities = vectors.multi_vector[0] @ record.vectors.multi_vector[0].T  # (query tokens, document tokens)
+        for word, row in zip(words, similarities, strict=True):
+            explanation.multi_vector.append(TokenPair(word, others[int(row.argmax())], float(row.max())))
+    return explanation
+
+
+def _token_matches(query: M3Vectors, document: M3Vectors) -> list[TokenMatch]:
+    weights = document.lexical[0].to_dict()
+    of_query = query.lexical[0]
+    shared = [
+        TokenMatch(token, value, weights[index])
+        for index, value, token in zip(
+            of_query.indices.tolist(), of_query.values.tolist(), of_query.token_names(), strict=True
+        )
+        if index in weights
+    ]
+    return sorted(shared, key=lambda match: -match.score)

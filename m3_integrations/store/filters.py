@@ -1,0 +1,184 @@
+"""Filters on metadata: parsed and checked once, evaluated here or translated by an engine.
+
+The language is MongoDB's: `{"product": "vault", "year": {"$gte": 2024}}` asks for both; `$and`, `$or` and `$not` join.
+
+- Keys are the metadata's own, to the letter: a dot has no meaning.
+- A key that is absent, None or an empty list is missing; that satisfies only `$ne`, `$nin` and `$exists: false`.
+- A list matches if any of its elements does; `$ne`, `$nin` and `$not` are exact negations.
+- Numbers equal numbers (2024 is 2024.0), booleans only booleans, strings only strings. Ranges are for numbers.
+- Whatever cannot be honoured exactly by every engine is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, Final, Literal
+
+Scalar = str | int | float | bool
+Operator = Literal["$eq", "$in", "$gt", "$gte", "$lt", "$lte", "$exists"]
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One test of one key.
+
+    Attributes:
+        key: The metadata's key.
+        operator: What is asked.
+        value: A scalar; a tuple of scalars for `$in`; a finite number for ranges; True for `$exists`.
+    """
+
+    key: str
+    operator: Operator
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class AllOf:
+    """Every one of these; true if there are none."""
+
+    filters: tuple[Filter, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AnyOf:
+    """At least one of these; false if there are none."""
+
+    filters: tuple[Filter, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    """Not this."""
+
+    filter: Filter
+
+
+Filter = Condition | AllOf | AnyOf | Not
+FilterLike = Mapping[str, Any] | Condition | AllOf | AnyOf | Not | None
+
+_RANGES: Final[dict[str, Callable[[float, float], bool]]] = {
+    "$gt": lambda a, b: a > b,
+    "$gte": lambda a, b: a >= b,
+    "$lt": lambda a, b: a < b,
+    "$lte": lambda a, b: a <= b,
+}
+_OPERATORS: Final = ("$eq", "$ne", "$in", "$nin", *_RANGES, "$exists", "$not")
+_MAX_INTEGER: Final = 2**53
+"""Larger integers cannot be told apart as the floating-point numbers that engines compare."""
+
+
+def parse_filter(filter: FilterLike) -> Filter | None:  # noqa: A002 - the word users know
+    """Turn a filter as users write it into one that can be evaluated and translated.
+
+    Returns:
+        None if every record matches: for None and for an empty mapping.
+
+    Raises:
+        TypeError: If it is no mapping, or a key is no string.
+        ValueError: For an unknown operator, or a value that the operator cannot compare exactly.
+    """
+    if filter is None or isinstance(filter, Condition | AllOf | AnyOf | Not):
+        return filter
+    if not isinstance(filter, Mapping):
+        raise TypeError(f"a filter must be a mapping such as {{'year': {{'$gte': 2024}}}}, got {filter!r}")
+    parts = [part for key, value in filter.items() for part in _parse_entry(key, value)]
+    if not parts:
+        return None
+    return parts[0] if len(parts) == 1 else AllOf(tuple(parts))
+
+
+def _parse_entry(key: object, value: Any) -> list[Filter]:
+    if not isinstance(key, str):
+        raise TypeError(f"a filter's keys must be strings, got {key!r}")
+    if key in {"$and", "$or"}:
+        if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+            raise ValueError(f"{key} needs a list of one or more filters, got {value!r}")
+        filters = tuple(parse_filter(part) or AllOf(()) for part in value)
+        return [AllOf(filters) if key == "$and" else AnyOf(filters)]
+    if key == "$not":
+        return [Not(parse_filter(value) or AllOf(()))]
+    if key.startswith("$"):
+        raise ValueError(f"unknown operator {key}: outside a key there are $and, $or and $not")
+    if not isinstance(value, Mapping):
+        return [_parse_condition(key, "$eq", value)]
+    if not value:
+        raise ValueError(f"the filter on {key!r} is empty: give a value, or one of {', '.join(_OPERATORS)}")
+    return [_parse_condition(key, operator, operand) for operator, operand in value.items()]
+
+
+def _parse_condition(key: str, operator: str, value: Any) -> Filter:
+    where = f"{operator} on {key!r}"
+    if operator == "$eq":
+        return Condition(key, "$eq", _scalar(where, value))
+    if operator in {"$in", "$nin"}:
+        if isinstance(value, str) or not isinstance(value, Sequence | set | frozenset):
+            raise ValueError(f"{where} needs a list, got {value!r}")
+        condition = Condition(key, "$in", tuple(_scalar(where, item) for item in value))
+        return condition if operator == "$in" else Not(condition)
+    if operator == "$ne":
+        return Not(Condition(key, "$eq", _scalar(where, value)))
+    if operator in _RANGES:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{where} needs a number, got {value!r}: only numbers have an order here")
+        return Condition(key, operator, _scalar(where, value))  # type: ignore[arg-type]
+    if operator == "$exists":
+        if not isinstance(value, bool):
+            raise ValueError(f"{where} needs True or False, got {value!r}")
+        exists = Condition(key, "$exists", value=True)
+        return exists if value else Not(exists)
+    if operator == "$not" and isinstance(value, Mapping):
+        return Not(AllOf(tuple(_parse_entry(key, value))))
+    raise ValueError(f"unknown {where}: known are {', '.join(_OPERATORS)}")
+
+
+def _scalar(where: str, value: Any) -> Scalar:
+    if isinstance(value, bool | str):
+        return value
+    if isinstance(value, int | float):
+        if not math.isfinite(value) or (isinstance(value, int) and abs(value) > _MAX_INTEGER):
+            raise ValueError(f"{where} cannot compare {value!r} exactly: numbers must be finite and within 2**53")
+        return value
+    if value is None:
+        raise ValueError(f"{where} cannot compare None: ask for a missing key with {{'$exists': False}}")
+    raise ValueError(f"{where} needs a string, a number or a boolean, got {value!r}")
+
+
+def matches(filter: Filter | None, metadata: Mapping[str, Any]) -> bool:  # noqa: A002
+    """Evaluate a filter on one record's metadata: the meaning that every engine's translation must have."""
+    if filter is None:
+        return True
+    if isinstance(filter, AllOf):
+        return all(matches(part, metadata) for part in filter.filters)
+    if isinstance(filter, AnyOf):
+        return any(matches(part, metadata) for part in filter.filters)
+    if isinstance(filter, Not):
+        return not matches(filter.filter, metadata)
+    value = metadata.get(filter.key)
+    elements = value if isinstance(value, list | tuple | set | frozenset) else () if value is None else (value,)
+    if filter.operator == "$exists":
+        return len(elements) > 0
+    return any(_holds(filter, element) for element in elements)
+
+
+def _holds(condition: Condition, element: Any) -> bool:
+    if condition.operator == "$eq":
+        return _equal(element, condition.value)
+    if condition.operator == "$in":
+        return any(_equal(element, value) for value in condition.value)
+    return _is_number(element) and _RANGES[condition.operator](element, condition.value)
+
+
+def _equal(element: Any, value: Scalar) -> bool:
+    if isinstance(value, bool) or isinstance(element, bool):
+        return element is value
+    if isinstance(value, str):
+        return isinstance(element, str) and element == value
+    return _is_number(element) and bool(element == value)
+
+
+def _is_number(element: Any) -> bool:
+    return isinstance(element, Real) and not isinstance(element, bool)
