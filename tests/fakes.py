@@ -1,0 +1,74 @@
+"""A collection of random vectors, and an encoder that knows the vectors of its texts; no network involved."""
+
+import asyncio
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from m3_integrations import M3Scores, M3Vectors, ModeWeights, scoring
+from m3_integrations.vectors import MODES, Kind, LexicalRows, Mode, MultiVectorRows, offsets_of
+
+DIM, TOKEN_DIM, VOCABULARY = 8, 6, 40
+
+
+def random_vectors(random: np.random.Generator, n: int, tokens: int | None = None) -> M3Vectors:
+    """Texts of 1 to 9 tokens, or of that many, over 40 token ids."""
+    lengths = random.integers(1, 10, n) if tokens is None else np.full(n, tokens)
+    rows = np.repeat(np.arange(n), lengths)
+    dense, flat = random.normal(size=(n, DIM)), random.normal(size=(len(rows), TOKEN_DIM))
+    return M3Vectors(
+        dense=(dense / np.linalg.norm(dense, axis=1, keepdims=True)).astype(np.float32),
+        lexical=LexicalRows.from_tokens(
+            rows,
+            random.integers(0, VOCABULARY, len(rows)),
+            random.normal(size=len(rows)).astype(np.float32),
+            n,
+            [f"t{i}" for i in range(VOCABULARY)],
+        ),
+        multi_vector=MultiVectorRows(
+            offsets_of(lengths), (flat / np.linalg.norm(flat, axis=1, keepdims=True)).astype(np.float32)
+        ),
+    )
+
+
+class FakeEncoder:
+    """Gives every text random vectors of its own, always the same; counts its calls."""
+
+    model = "fake"
+    fingerprint = "fa4e"
+    dim = DIM
+
+    def __init__(self, modes: tuple[Mode, ...] = MODES, delay_s: float = 0.0) -> None:
+        self.modes = modes
+        self.delay_s = delay_s
+        self.encoded: list[tuple[Kind, str]] = []
+
+    def _vectors(self, texts: Sequence[str], kind: Kind) -> M3Vectors:
+        time.sleep(self.delay_s)
+        self.encoded.extend((kind, text) for text in texts)
+        parts = [random_vectors(np.random.default_rng(list(text.encode())), 1, len(text.split()) + 1) for text in texts]
+        return M3Vectors.concatenate(parts) if parts else random_vectors(np.random.default_rng(0), 1)[:0]
+
+    def tokenize(self, texts: Sequence[str], *, kind: Kind = "document") -> list[list[str]]:
+        return [[*text.split(), "</s>"] for text in texts]
+
+    def encode(
+        self, texts: Sequence[str], *, kind: Kind = "document", modes: Sequence[Mode] | None = None
+    ) -> M3Vectors:
+        return self._vectors(texts, kind).select(modes or self.modes)
+
+    def encode_batches(self, texts: Iterable[str], *, show_progress: bool = False) -> Iterator[M3Vectors]:
+        for text in texts:
+            yield self.encode([text])
+
+    async def aencode(
+        self, texts: Sequence[str], *, kind: Kind = "document", modes: Sequence[Mode] | None = None
+    ) -> M3Vectors:
+        return await asyncio.to_thread(self.encode, texts, kind=kind, modes=modes)
+
+    def score_pairs(self, pairs: Sequence[tuple[str, str]], *, weights: ModeWeights | None = None) -> M3Scores:
+        queries = self.encode([query for query, _ in pairs], kind="query")
+        documents = self.encode([text for _, text in pairs])
+        rows = np.arange(len(pairs))
+        return scoring.score_pairs(queries, documents, rows, rows, weights)

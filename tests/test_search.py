@@ -1,0 +1,343 @@
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rank_bm25 import BM25Okapi
+
+from m3_integrations import M3Encoder, ModeWeights, Searcher, SearchOptions, Store, open_store
+from m3_integrations.search import rerank
+from m3_integrations.search.options import MODES_OF
+from m3_integrations.store import Hits, matches, parse_filter
+from m3_integrations.store.memory import MemoryStore
+from m3_integrations.vectors import Mode
+from tests.fakes import FakeEncoder
+from tests.test_filters import random_filter, random_metadata
+from tests.test_scoring import brute_force
+
+WORDS = ["keys", "vault", "museum", "rain", "train", "tea", "code", "blue"]
+
+
+def make_texts(random: np.random.Generator, n: int) -> list[str]:
+    return [" ".join(WORDS[i] for i in random.integers(0, 8, 4)) + f" {row}" for row in range(n)]
+
+
+@pytest.fixture
+def random() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def filled(random: np.random.Generator) -> Searcher:
+    searcher = Searcher(FakeEncoder(), open_store())
+    searcher.add(
+        make_texts(random, 80),
+        ids=[f"d{i:02}" for i in range(80)],
+        metadatas=[random_metadata(random) for _ in range(80)],
+    )
+    return searcher
+
+
+def expected_ranking(
+    searcher: Searcher, query: str, options: SearchOptions
+) -> tuple[list[tuple[str, float]], dict[str, dict[str, float]]]:
+    """The definition in plain words and float64: both legs' pools, their union, exact scores, weights, ties by id."""
+    assert isinstance(searcher.store, MemoryStore)
+    ids = [
+        r.id for r in searcher.store.records() if matches(parse_filter(options.filter), r.metadata)
+    ]  # in the order of insertion
+    records = searcher.store.get(ids, with_vectors=True)
+    raw: dict[str, dict[str, float]] = {}
+    vectors = searcher.encoder.encode([query], kind="query")
+    for record in records:
+        assert record.vectors is not None
+        scores = brute_force(vectors, record.vectors)
+        raw[record.id] = {mode: values[0] for mode, values in scores.items()}
+    modes = MODES_OF[options.mode]
+    legs = [m for m in ("dense", "lexical") if m in modes or "multi_vector" in modes]
+    union: set[str] = set()
+    for leg in legs:
+        eligible = [i for i in ids if leg == "dense" or raw[i]["lexical"] > 0]
+        union.update(sorted(eligible, key=lambda i: -raw[i][leg])[: max(options.pool_size, options.k)])
+    weights = options.weights if isinstance(options.weights, ModeWeights) else ModeWeights()
+    parts = weights.normalized(modes)
+    final = {i: sum(parts[m] * raw[i][m] for m in modes) for i in union}
+    ranked = sorted(final.items(), key=lambda item: (-item[1], item[0]))
+    if options.score_threshold is not None:
+        ranked = [item for item in ranked if item[1] >= options.score_threshold]
+    return ranked[: options.k], raw
+
+
+def test_every_mode_weight_and_filter_equals_float64_brute_force(filled: Searcher, random: np.random.Generator) -> None:
+    one_leg_only = 0
+    for trial in range(150):
+        options = SearchOptions(
+            k=int(random.integers(1, 12)),
+            mode=list(MODES_OF)[trial % 5],
+            weights=ModeWeights(*random.uniform(0.05, 1, 3)),
+            filter=random_filter(random) if trial % 2 else None,
+            pool_size=int(random.integers(1, 9)),
+            score_threshold=0.1 if trial % 7 == 0 else None,
+        )
+        query = make_texts(random, 1)[0]
+        ranked, raw = expected_ranking(filled, query, options)
+        hits = filled.search(query, options)
+        assert [hit.id for hit in hits] == [id_ for id_, _ in ranked]
+        for hit, (_, score) in zip(hits, ranked, strict=True):
+            assert hit.score == pytest.approx(score, abs=1e-5)
+            assert hit.scores == pytest.approx({m: raw[hit.id][m] for m in MODES_OF[options.mode]}, abs=1e-5)
+            one_leg_only += hit.scores.get("lexical", 1.0) == 0
+    assert one_leg_only > 10  # candidates that only the dense leg found were among them
+
+
+def test_results_of_a_batch_are_those_of_single_queries(filled: Searcher, random: np.random.Generator) -> None:
+    queries = make_texts(random, 150)
+    batch = filled.search_batch(queries, SearchOptions(k=3))
+    assert [[hit.id for hit in hits] for hits in batch] == [
+        [hit.id for hit in filled.search(query, SearchOptions(k=3))] for query in queries
+    ]
+
+
+async def test_asearch_gives_what_search_gives(filled: Searcher) -> None:
+    assert await filled.asearch("keys vault") == filled.search("keys vault")
+
+
+async def test_asearch_does_not_block_the_event_loop(filled: Searcher) -> None:
+    slow = Searcher(FakeEncoder(delay_s=0.3), filled.store)
+    longest_s = 0.0
+
+    async def tick() -> None:
+        nonlocal longest_s
+        while True:
+            start = time.perf_counter()
+            await asyncio.sleep(0.001)
+            longest_s = max(longest_s, time.perf_counter() - start)
+
+    readings = []
+    for _ in range(3):
+        longest_s = 0.0
+        ticker = asyncio.create_task(tick())
+        await slow.asearch("keys")
+        await slow.aadd(["another"], ids=["d00"])
+        ticker.cancel()
+        readings.append(longest_s)
+    assert min(readings) < 0.05
+
+
+def test_the_query_is_encoded_once_and_documents_never_again(filled: Searcher) -> None:
+    encoder = filled.encoder
+    assert isinstance(encoder, FakeEncoder)
+    encoder.encoded.clear()
+    filled.search("keys vault", SearchOptions(mode="all", k=50, pool_size=80))
+    assert encoder.encoded == [("query", "keys vault")]
+
+
+def test_adding_gives_ids_replaces_and_makes_missing_ones(filled: Searcher) -> None:
+    ids = filled.add(["one", "two"], ids=["d00", None])
+    assert ids[0] == "d00"
+    assert len(ids[1]) == 36
+    assert filled.store.count() == 81
+    assert filled.store.get(["d00"])[0].text == "one"
+    assert filled.add([]) == []
+
+
+def test_bad_additions_are_refused(filled: Searcher) -> None:
+    with pytest.raises(ValueError, match="2 texts, but 1 ids and 2 metadatas"):
+        filled.add(["a", "b"], ids=["x"])
+    with pytest.raises(ValueError, match="2 texts, but 2 ids and 3 metadatas"):
+        filled.add(["a", "b"], metadatas=[{}, {}, {}])
+    with pytest.raises(TypeError, match="one string"):
+        filled.add("text")
+    assert filled.store.count() == 80
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"k": 0}, ValueError, "k must be at least 1, got 0"),
+        ({"k": 2.5}, TypeError, "k must be an integer, got 2.5"),
+        ({"k": True}, TypeError, "k must be an integer"),
+        ({"pool_size": 0}, ValueError, "pool_size must be at least 1"),
+        ({"rrf_k": -1}, ValueError, "rrf_k must be at least 0"),
+        ({"mode": "hybrid"}, ValueError, "mode must be one of dense, lexical, dense\\+lexical, multi_vector, all"),
+        ({"fusion": "max"}, ValueError, "fusion must be one of weighted, rrf, got 'max'"),
+        ({"bm25": "yes"}, ValueError, "bm25 must be one of off, extra, replace"),
+        ({"weights": "best"}, ValueError, "unknown weights 'best'"),
+        ({"weights": (1, 1, 1)}, TypeError, "weights must be ModeWeights"),
+        ({"score_threshold": float("nan")}, ValueError, "must be finite"),
+        ({"filter": {"a": {"$near": 1}}}, ValueError, "unknown"),
+        ({"filter": "a = 1"}, TypeError, "must be a mapping"),
+    ],
+)
+def test_options_out_of_range_are_refused(settings: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        SearchOptions(**settings)
+
+
+def test_modes_without_a_head_are_dropped_from_all_and_refused_by_name() -> None:
+    searcher = Searcher(FakeEncoder(modes=("dense",)), open_store())
+    searcher.add(["a b", "c d"], ids=["1", "2"])
+    (hit, _) = searcher.search("a b")
+    assert list(hit.scores) == ["dense"]
+    for mode in ("lexical", "dense+lexical", "multi_vector"):
+        with pytest.raises(
+            ValueError, match=f"mode={mode!r} cannot be searched: there are dense vectors only".replace("+", r"\+")
+        ):
+            searcher.search("a", SearchOptions(mode=mode))
+
+
+def test_rrf_fuses_the_rankings_of_all_candidates(filled: Searcher) -> None:
+    query = "keys vault"
+    _, raw = expected_ranking(filled, query, SearchOptions(k=80, pool_size=80))
+    fused: dict[str, float] = dict.fromkeys(raw, 0.0)
+    for mode in ("dense", "lexical", "multi_vector"):
+        ranking = sorted((i for i in raw if mode != "lexical" or raw[i][mode] > 0), key=lambda i: -raw[i][mode])
+        for rank, id_ in enumerate(ranking, start=1):
+            fused[id_] += (1 / 3) / (7 + rank)
+    expected = sorted(fused.items(), key=lambda item: (-item[1], item[0]))[:10]
+    hits = filled.search(query, SearchOptions(k=10, pool_size=80, fusion="rrf", rrf_k=7))
+    assert [hit.id for hit in hits] == [id_ for id_, _ in expected]
+    assert [hit.score for hit in hits] == pytest.approx([score for _, score in expected])
+
+
+def test_bm25_adds_candidates_that_the_other_legs_missed(filled: Searcher) -> None:
+    assert isinstance(filled.store, MemoryStore)
+    texts = [record.text.split() for record in filled.store.records()]
+    best = int(np.argmax(BM25Okapi(texts).get_scores(["7"])))
+    assert texts[best][-1] == "7"  # the only text with the token
+    without = filled.search("7", SearchOptions(mode="dense", k=1, pool_size=1))
+    assert without[0].id != "d07"
+    for bm25 in ("extra", "replace"):
+        hit = filled.search("7", SearchOptions(mode="dense", k=2, pool_size=1, bm25=bm25, fusion="rrf", rrf_k=0))[0]
+        assert hit.id == "d07"
+        assert hit.scores["bm25"] == pytest.approx(BM25Okapi(texts).get_scores(["7"])[7], rel=1e-5)
+
+
+def test_bm25_follows_changes_and_filters(filled: Searcher) -> None:
+    options = SearchOptions(mode="dense", fusion="rrf", bm25="replace", k=80, pool_size=80)
+    filled.add(["zebra"], ids=["z"], metadatas=[{"kind": "animal"}])
+    assert filled.search("zebra", options)[0].scores.keys() == {"dense", "bm25"}
+    only = SearchOptions(mode="dense", bm25="extra", filter={"kind": {"$exists": False}}, k=80)
+    assert "z" not in {hit.id for hit in filled.search("zebra", only)}
+    filled.store.delete(["z"])
+    assert all("bm25" not in hit.scores for hit in filled.search("zebra", options))
+
+
+def test_bm25_is_refused_where_the_store_is_not_in_memory(filled: Searcher) -> None:
+    class Elsewhere:
+        """Passes everything on, as an engine elsewhere would."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(filled.store, name)
+
+    searcher = Searcher(filled.encoder, Elsewhere())
+    with pytest.raises(ValueError, match="BM25 needs a store in memory"):
+        searcher.search("a", SearchOptions(bm25="extra"))
+
+
+def test_a_record_deleted_during_a_search_is_passed_over(filled: Searcher) -> None:
+    class Racing(MemoryStore):
+        """Loses its best record between the candidates and everything after."""
+
+        def candidates(self, *args: Any, **kwargs: Any) -> dict[Mode, Hits]:
+            hits = super().candidates(*args, **kwargs)
+            self.delete(hits["dense"].ids[:1])
+            return hits
+
+    racing: Store = Racing()
+    searcher = Searcher(FakeEncoder(), racing)
+    searcher.add(["a b", "c d", "e f"], ids=["1", "2", "3"])
+    assert len(searcher.search("a b", SearchOptions(k=3))) == 2
+
+
+def test_a_store_of_another_model_is_refused(filled: Searcher) -> None:
+    other = FakeEncoder()
+    other.fingerprint = "0the7"
+    for method, arguments in (("search", ("a",)), ("add", (["a"],)), ("explain", ("a", "d00"))):
+        with pytest.raises(ValueError, match="of the model fa4e, not of 0the7"):
+            getattr(Searcher(other, filled.store), method)(*arguments)
+    with pytest.raises(ValueError, match="of the model fa4e"):
+        rerank(other, "a", ["b"], ids=["d00"], store=filled.store)
+
+
+def test_an_explanation_adds_up_to_the_scores(filled: Searcher) -> None:
+    for id_ in ("d00", "d13", "d44"):
+        explanation = filled.explain("keys vault museum", id_)
+        record = filled.store.get([id_], with_vectors=True)[0]
+        assert record.vectors is not None
+        query = filled.encoder.encode(["keys vault museum"], kind="query")
+        expected = {mode: values[0] for mode, values in brute_force(query, record.vectors).items()}
+        assert explanation.scores == pytest.approx(expected, abs=1e-5)
+        assert sum(match.score for match in explanation.lexical) == pytest.approx(expected["lexical"], abs=1e-5)
+        parts = [match.score for match in explanation.lexical]
+        assert parts == sorted(parts, reverse=True)
+    with pytest.raises(KeyError, match="no record 'nowhere'"):
+        filled.explain("a", "nowhere")
+
+
+def test_an_explanation_names_the_tokens(encoder: M3Encoder) -> None:
+    searcher = Searcher(encoder, open_store())
+    searcher.add(["Rotate the keys once a year."], ids=["a"])
+    explanation = searcher.explain("rotate keys", "a")
+    (words,) = encoder.tokenize(["rotate keys"])
+    (others,) = encoder.tokenize(["Rotate the keys once a year."])
+    assert [pair.query_token for pair in explanation.multi_vector] == words
+    assert {pair.document_token for pair in explanation.multi_vector} <= set(others)
+    mean = np.mean([pair.similarity for pair in explanation.multi_vector])
+    assert mean == pytest.approx(explanation.scores["multi_vector"], abs=1e-5)
+    same = searcher.explain("Rotate the keys once a year.", "a")
+    assert [(pair.query_token, pair.document_token) for pair in same.multi_vector] == list(
+        zip(others, others, strict=True)
+    )
+
+
+def test_reranking_takes_stored_vectors_and_encodes_only_the_others(filled: Searcher) -> None:
+    encoder = filled.encoder
+    assert isinstance(encoder, FakeEncoder)
+    stored = {record.id: record.text for record in filled.store.get(["d05", "d01"])}
+    texts = ["a new text", stored["d05"], "changed since", stored["d01"], stored["d05"]]
+    ids = [None, "d05", "d01", "d01", "unknown"]
+    expected = rerank(encoder, "keys", texts, weights="miracl")
+    encoder.encoded.clear()
+    scores = rerank(encoder, "keys", texts, ids=ids, store=filled.store, weights="miracl")
+    assert [text for kind, text in encoder.encoded if kind == "document"] == ["a new text", "changed since", texts[4]]
+    for mode in ("dense", "lexical", "multi_vector", "combined"):
+        np.testing.assert_allclose(getattr(scores, mode), getattr(expected, mode), atol=1e-6)
+    one = brute_force(encoder.encode(["keys"]), encoder.encode([texts[0]]))
+    weights = ModeWeights.preset("miracl").normalized()
+    assert scores.combined[0] == pytest.approx(sum(weights[mode] * one[mode][0] for mode in weights), abs=1e-5)
+
+
+def test_reranking_refuses_what_does_not_fit(filled: Searcher) -> None:
+    with pytest.raises(ValueError, match="1 texts, but 2 ids"):
+        rerank(filled.encoder, "q", ["a"], ids=["x", "y"], store=filled.store)
+    assert rerank(filled.encoder, "q", []).combined.shape == (0,)
+
+
+def test_a_fingerprint_is_the_models_whatever_its_name_dtype_or_format(small: Path, wide: Path, tmp_path: Path) -> None:
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    def fingerprint(folder: Path, dtype: str = "float32") -> str:
+        return M3Encoder.load(folder, device="cpu", dtype=dtype).fingerprint
+
+    expected = fingerprint(small)
+    assert fingerprint(small, "bfloat16") == expected
+    assert fingerprint(wide) != expected
+    copy = Path(shutil.copytree(small, tmp_path / "another-name"))
+    torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
+    (copy / "model.safetensors").unlink()
+    assert fingerprint(copy) == expected
+    trained = Path(shutil.copytree(small, tmp_path / "trained"))
+    weights = load_file(trained / "model.safetensors")
+    weights["encoder.layer.2.output.dense.bias"] += 0.01
+    save_file(weights, trained / "model.safetensors", metadata={"format": "pt"})
+    assert fingerprint(trained) != expected
+    head = Path(shutil.copytree(small, tmp_path / "head"))
+    state = torch.load(head / "sparse_linear.pt", weights_only=True)
+    torch.save(state | {"bias": state["bias"] + 0.01}, head / "sparse_linear.pt")
+    assert fingerprint(head) != expected
