@@ -5,16 +5,18 @@ from __future__ import annotations
 import inspect
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Final
+from zipfile import is_zipfile
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer
@@ -127,7 +129,7 @@ def load_backbone(folder: Path, dtype: torch.dtype) -> nn.Module:
     _check_pooling(folder)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        arguments = {} if _has_no_pooler(config) else {"add_pooling_layer": False}
+        arguments = {"add_pooling_layer": _has_pooler_weights(folder)} if _takes_pooler(config) else {}
         model, report = AutoModel.from_pretrained(
             folder,
             config=config,
@@ -142,13 +144,20 @@ def load_backbone(folder: Path, dtype: torch.dtype) -> nn.Module:
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise ValueError(f"{folder} lacks weights, which would be random: {', '.join(missing[:5])} ({len(missing)})")
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # never used: ours reads the hidden states
     backbone: nn.Module = model.eval()
     return backbone.requires_grad_(False)
 
 
-def _has_no_pooler(config: Any) -> bool:
-    """Whether the architecture has no pooling layer to leave out; ours replaces it."""
-    return "add_pooling_layer" not in inspect.signature(MODEL_MAPPING[type(config)].__init__).parameters
+def _takes_pooler(config: Any) -> bool:
+    """Whether the architecture can be loaded with and without a pooling layer."""
+    return "add_pooling_layer" in inspect.signature(MODEL_MAPPING[type(config)].__init__).parameters
+
+
+def _has_pooler_weights(folder: Path) -> bool:
+    """Whether the files hold a pooling layer: then it is loaded and dropped, so that transformers reports nothing."""
+    return any(name.rpartition("pooler.")[1] for path in weight_files(folder) for name, _ in read_tensors(path))
 
 
 def _check_pooling(folder: Path) -> None:
@@ -158,6 +167,28 @@ def _check_pooling(folder: Path) -> None:
     pooling = json.loads(path.read_text())
     if not pooling.get("pooling_mode_cls_token", pooling.get("pooling_mode", "cls") == "cls"):
         raise ValueError(f"{folder} was trained with a pooling other than [CLS] ({path.name}), which is not supported")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Give the files with the backbone's weights: safetensors where there are any, as transformers prefers them."""
+    return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+
+
+def read_tensors(path: Path) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
+    """Give the tensors of a weight file: their names, and a call that reads one."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a dictionary
+                yield name, partial(file.get_tensor, name)
+    else:
+        # Files from before torch 1.6 are no zip archives and cannot be mapped.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+        for name, tensor in state.items():
+            yield name, partial(_identity, tensor)
+
+
+def _identity(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def load_heads(folder: Path, hidden_size: int, dtype: torch.dtype) -> Heads | None:

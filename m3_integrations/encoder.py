@@ -135,6 +135,12 @@ class M3Encoder:
         self._live_engine()
         return _restore, (dataclasses.asdict(self._settings),)
 
+    def __copy__(self) -> Self:
+        return type(self)(self._live_engine(), self._settings)  # another handle on the same network
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.__copy__()
+
     def __repr__(self) -> str:
         state = "closed" if self._engine is None else f"{self._engine.device}, {self._engine.dtype}"
         return f"M3Encoder({self.model!r}, {state})"
@@ -338,14 +344,27 @@ class M3Encoder:
             ValueError: If a text is not valid Unicode or weights lie only on modes that the checkpoint lacks.
             RuntimeError: If the encoder was closed, or after a fork.
         """
-        return self.score_pairs([(query, text) for text in _checked(texts)], weights=weights)
+        if not isinstance(query, str):
+            raise TypeError(f"query must be a string, got {type(query).__name__}")
+        scores, truncated = self._score_pairs([(query, text) for text in _checked(texts)], weights or ModeWeights())
+        self._warn_of(truncated, len(texts) + 1, "document", None)
+        return scores
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]], *, weights: ModeWeights | None = None) -> M3Scores:
         """Score pairs of a query and a text, in their order. Each text is encoded once, however many pairs it is in.
 
         Arguments and errors are those of `score`.
         """
-        weights, modes = weights or ModeWeights(), self.modes
+        for i, pair in enumerate(pairs):
+            if len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+                raise TypeError(f"every pair must be two strings, got {pair!r} at position {i}")
+        scores, truncated = self._score_pairs(pairs, weights or ModeWeights())
+        self._warn_of(truncated, 2 * len(pairs), "document", None)
+        return scores
+
+    def _score_pairs(self, pairs: Sequence[tuple[str, str]], weights: ModeWeights) -> tuple[M3Scores, int]:
+        """Give the scores and how many of the different texts were cut."""
+        modes = self.modes
         weights.normalized(modes)
         queries, query_of = _distinct(query for query, _ in pairs)
         documents, document_of = _distinct(text for _, text in pairs)
@@ -362,8 +381,7 @@ class M3Encoder:
                 scores = score_pairs(query_vectors, vectors, of_queries, of_documents, weights)
                 for name, column in columns.items():
                     column[here] = getattr(scores, name)
-        self._warn_of(truncated, len(queries) + len(documents), "document", None)
-        return M3Scores(**columns)
+        return M3Scores(**columns), truncated
 
     def _encode_rows(
         self, texts: Sequence[str], rows: IntArray, kind: Kind

@@ -158,9 +158,11 @@ class Engine:
         self.count(cache_hits=len(known), truncated_texts=truncated)
         if len(missing) == len(keys):
             return fresh.select(options.modes), truncated
-        parts = [entry.vectors.select(options.modes) for entry in known.values()]
+        stored = {key: entry.vectors.select(options.modes) for key, entry in known.items()}
+        if not missing and keys:
+            return M3Vectors.concatenate([stored[key] for key in keys]), truncated
         row = {key: i for i, key in enumerate((*known, *missing))}
-        vectors = M3Vectors.concatenate([*parts, fresh.select(options.modes)])
+        vectors = M3Vectors.concatenate([*stored.values(), fresh.select(options.modes)])
         return vectors.take(np.array([row[key] for key in keys])), truncated
 
     def _run(self, texts: Sequence[Tokens], options: EncodeOptions, on_batch: Callable[[int], object]) -> M3Vectors:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
 import torch
-from safetensors import safe_open
+
+from m3_integrations.checkpoint import read_tensors, weight_files
 
 _SAMPLE: Final = 4096
 """Values of each tensor that count, spread evenly: fine-tuning changes all of them, and reading 2 GB takes seconds."""
@@ -39,23 +40,15 @@ def checkpoint_fingerprint(folder: Path, vocabulary: Sequence[str]) -> str:
     digest.update(json.dumps({key: config.get(key) for key in _CONFIG_KEYS}).encode())
     digest.update("\0".join(vocabulary).encode())
     seen: dict[str, bytes] = {}
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*_linear.pt")]):
+    for path in [*weight_files(folder), *sorted(folder.glob("*_linear.*"))]:
         prefix = path.stem if path.stem.endswith("_linear") else ""
-        for name, tensor in _tensors(path):
+        for name, read in read_tensors(path):
+            tensor = read()
             seen.setdefault(f"{prefix}/{name} {tuple(tensor.shape)}", _sample(tensor))
     for name in sorted(seen):
         if "pooler." not in name and "position_ids" not in name:  # neither is used
             digest.update(name.encode() + seen[name])
     return digest.hexdigest()
-
-
-def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    if path.suffix == ".safetensors":
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - not a dictionary
-                yield name, file.get_tensor(name)
-    else:
-        yield from torch.load(path, map_location="cpu", weights_only=True, mmap=True).items()
 
 
 def _sample(tensor: torch.Tensor) -> bytes:

@@ -58,9 +58,11 @@ class FakeEncoder:
     ) -> M3Vectors:
         return self._vectors(texts, kind).select(modes or self.modes)
 
-    def encode_batches(self, texts: Iterable[str], *, show_progress: bool = False) -> Iterator[M3Vectors]:
+    def encode_batches(
+        self, texts: Iterable[str], *, modes: Sequence[Mode] | None = None, show_progress: bool = False
+    ) -> Iterator[M3Vectors]:
         for text in texts:
-            yield self.encode([text])
+            yield self.encode([text], modes=modes)
 
     async def aencode(
         self, texts: Sequence[str], *, kind: Kind = "document", modes: Sequence[Mode] | None = None

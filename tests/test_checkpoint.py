@@ -102,6 +102,22 @@ def test_missing_weights_are_refused_and_never_random(copy: Path) -> None:
         load(copy)
 
 
+def test_a_pooling_layer_in_the_files_is_dropped_without_a_word(
+    copy: Path, small: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    weights = load_file(copy / "model.safetensors")
+    pooler = {"pooler.dense.weight": torch.ones(64, 64), "pooler.dense.bias": torch.ones(64)}
+    torch.save(weights | pooler, copy / "pytorch_model.bin")  # as BAAI/bge-m3 has it
+    (copy / "model.safetensors").unlink()
+    with load(copy) as encoder:
+        np.testing.assert_array_equal(encoder.encode(TEXTS).dense, load(small).encode(TEXTS).dense)
+        assert not any("pooler" in name for name, _ in encoder._live_engine().network.named_parameters())
+        assert encoder.fingerprint == load(small).fingerprint
+    output = capfd.readouterr()
+    assert output.out == ""
+    assert "LOAD REPORT" not in output.err
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_tokenizer_with_more_tokens_than_the_network_is_refused(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())

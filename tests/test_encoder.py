@@ -84,6 +84,13 @@ def test_anything_but_strings_is_refused_with_its_position(encoder: M3Encoder, t
         list(encoder.encode_batches(texts))  # type: ignore[arg-type]
 
 
+def test_pairs_of_anything_but_strings_are_refused(encoder: M3Encoder) -> None:
+    with pytest.raises(TypeError, match="query must be a string, got NoneType"):
+        encoder.score(None, ["a"])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"two strings, got \('a', 7\) at position 1"):
+        encoder.score_pairs([("a", "b"), ("a", 7)])  # type: ignore[list-item]
+
+
 def test_half_a_surrogate_pair_is_refused_and_loses_nothing_else(encoder: M3Encoder) -> None:
     with pytest.raises(ValueError, match="surrogates"):
         encoder.encode(["fine", "\ud83d broken"])
@@ -135,8 +142,11 @@ def test_long_texts_are_cut_counted_and_warned_of_once_per_call(encoder: M3Encod
     assert encoder.stats.truncated_texts == 3
     with pytest.warns(UserWarning, match="longer than 10 tokens"):
         assert len(encoder.encode([LONG], max_length=10).multi_vector[0]) == 9
-    with pytest.warns(UserWarning, match="1 of 2 texts"):
+    with pytest.warns(UserWarning, match="1 of 2 texts") as caught:
         encoder.score("q", [LONG])
+    with pytest.warns(UserWarning, match="1 of 2 texts") as caught_of_pairs:
+        encoder.score_pairs([("q", LONG)])
+    assert caught[0].filename == caught_of_pairs[0].filename == __file__
 
 
 def test_the_limit_is_never_more_than_the_checkpoints_positions(small: Path) -> None:
