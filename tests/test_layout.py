@@ -26,7 +26,14 @@ ROOMS = (
     "bm25",
     "store",
     "search",
+    "langchain",
+    "langchain_qdrant",
+    "langchain_milvus",
+    "llama_index",
+    "training",
+    "cli",
 )
+ADAPTERS = {"langchain", "langchain_qdrant", "langchain_milvus", "llama_index"}
 
 
 def room_of(path: Path) -> str:
@@ -58,6 +65,8 @@ def test_a_module_imports_only_from_rooms_before_its_own(path: Path) -> None:
     assert room in ROOMS, f"{room} has no place in the layout"
     before = set(ROOMS[: ROOMS.index(room)])
     assert imported_rooms(path) <= before | {room}
+    if room in ADAPTERS | {"training"}:
+        assert not imported_rooms(path) & (ADAPTERS - {room}), "adapters stand side by side"
 
 
 def test_every_room_of_the_layout_exists() -> None:

@@ -1,6 +1,7 @@
 """Hybrid search and reranking, free of any framework: candidates, exact scores of all of them, weights, the best k."""
 
 from m3_integrations.search.explanation import Explanation, TokenMatch, TokenPair
+from m3_integrations.search.opening import open_encoder
 from m3_integrations.search.options import Bm25, Fusion, SearchMode, SearchOptions, resolve_weights
 from m3_integrations.search.rerank import rerank
 from m3_integrations.search.searcher import Hit, Searcher
@@ -15,6 +16,7 @@ __all__ = [
     "Searcher",
     "TokenMatch",
     "TokenPair",
+    "open_encoder",
     "rerank",
     "resolve_weights",
 ]

@@ -43,8 +43,10 @@ class Encoder(Protocol):
         """Give the vectors of texts, in their order."""
         ...
 
-    def encode_batches(self, texts: Iterable[str], *, show_progress: bool = False) -> Iterator[M3Vectors]:
-        """Give the vectors of documents in all modes, in their order and in bounded memory."""
+    def encode_batches(
+        self, texts: Iterable[str], *, modes: Sequence[Mode] | None = None, show_progress: bool = False
+    ) -> Iterator[M3Vectors]:
+        """Give the vectors of documents, in their order and in bounded memory."""
         ...
 
     async def aencode(

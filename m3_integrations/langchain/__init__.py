@@ -1,0 +1,14 @@
+"""BGE-M3 for LangChain: embeddings, a hybrid retriever, a reranker and a cross-encoder on one network."""
+
+try:
+    from m3_integrations.langchain.embeddings import M3Embeddings
+    from m3_integrations.langchain.rerank import M3CrossEncoder, M3Rerank
+    from m3_integrations.langchain.retriever import M3HybridRetriever
+except ModuleNotFoundError as error:
+    if error.name != "langchain_core":
+        raise
+    raise ImportError(
+        "m3_integrations.langchain needs langchain-core: pip install 'm3-integrations[langchain]'"
+    ) from error
+
+__all__ = ["M3CrossEncoder", "M3Embeddings", "M3HybridRetriever", "M3Rerank"]

@@ -1,0 +1,89 @@
+"""`M3Embeddings`: the dense vectors, for any vector store of LangChain."""
+
+from __future__ import annotations
+
+import asyncio
+
+from langchain_core.embeddings import Embeddings
+
+from m3_integrations.langchain.fields import EncoderFields
+from m3_integrations.vectors import FloatArray
+
+
+class M3Embeddings(EncoderFields, Embeddings):
+    """BGE-M3's dense vectors as LangChain embeddings.
+
+    Setup:
+        ```bash
+        pip install 'm3-integrations[langchain]'
+        ```
+
+    Key init args:
+        model: A checkpoint folder, or a repository of the hub.
+        encoder: In the place of `model`: an encoder that is there already.
+        model_kwargs: Further arguments of `M3Encoder.shared`; only with `model`.
+        show_progress: Whether `embed_documents` draws a progress bar.
+
+    Instantiate:
+        ```python
+        from m3_integrations.langchain import M3Embeddings
+
+        embeddings = M3Embeddings(model="BAAI/bge-m3", model_kwargs={"device": "cuda"})
+        ```
+
+    Embed single text:
+        ```python
+        vector = embeddings.embed_query("how do I rotate the keys?")
+        ```
+
+    Embed multiple text:
+        ```python
+        vectors = embeddings.embed_documents(["Keys are rotated monthly.", "The vault is sealed at night."])
+        ```
+
+    Async:
+        ```python
+        vector = await embeddings.aembed_query("how do I rotate the keys?")
+        ```
+
+    Raises:
+        ValueError: For an unknown argument (pydantic's ValidationError), or unless there is one of model and encoder.
+        FileNotFoundError: If there is no such model.
+    """
+
+    show_progress: bool = False
+    """Whether `embed_documents` draws a progress bar."""
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Give the dense vector of every text: d floats each, unit length.
+
+        Raises:
+            TypeError: If texts is one string or holds anything but strings.
+        """
+        parts = self.encoder.encode_batches(texts, modes=("dense",), show_progress=self.show_progress)
+        return [row for part in parts for row in _floats(part.dense)]
+
+    def embed_query(self, text: str) -> list[float]:
+        """Give the dense vector of a query: d floats, unit length.
+
+        Raises:
+            TypeError: If text is no string.
+        """
+        return _floats(self.encoder.encode([text], kind="query", modes=("dense",)).dense)[0]
+
+    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Do what `embed_documents` does without blocking the event loop."""
+        if self.show_progress:
+            return await asyncio.to_thread(self.embed_documents, texts)
+        vectors = await self.encoder.aencode(texts, modes=("dense",))
+        return await asyncio.to_thread(_floats, vectors.dense)
+
+    async def aembed_query(self, text: str) -> list[float]:
+        """Do what `embed_query` does without blocking the event loop."""
+        vectors = await self.encoder.aencode([text], kind="query", modes=("dense",))
+        return _floats(vectors.dense)[0]
+
+
+def _floats(dense: FloatArray) -> list[list[float]]:
+    # Row by row: one call for all would hold the interpreter's lock, and so the event loop, for as long as it takes.
+    return [row.tolist() for row in dense]

@@ -1,0 +1,95 @@
+"""`M3SparseEmbeddings`: the lexical weights as langchain-milvus's sparse vectors."""
+
+# mypy: disable-error-code="import-not-found,import-untyped,misc"
+# Type checks run without langchain-milvus, which clashes with LlamaIndex's Milvus package.
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from m3_integrations.search import open_encoder
+from m3_integrations.vectors import Encoder
+
+try:
+    from langchain_milvus.utils.sparse import BaseSparseEmbedding
+except ModuleNotFoundError as error:
+    if error.name != "langchain_milvus":
+        raise
+    raise ImportError(
+        "m3_integrations.langchain_milvus needs langchain-milvus: pip install 'm3-integrations[langchain-milvus]'"
+    ) from error
+
+__all__ = ["M3SparseEmbeddings"]
+
+
+class M3SparseEmbeddings(BaseSparseEmbedding):
+    """BGE-M3's lexical weights for a sparse field of langchain-milvus's `Milvus`.
+
+    Beside `M3Embeddings` of the same model it costs no second pass: what one has encoded, the other finds in the
+    encoder's cache.
+
+    Setup:
+        ```bash
+        pip install 'm3-integrations[langchain-milvus]'
+        ```
+
+    Instantiate:
+        ```python
+        from langchain_milvus import Milvus
+        from m3_integrations.langchain import M3Embeddings
+        from m3_integrations.langchain_milvus import M3SparseEmbeddings
+
+        store = Milvus.from_documents(
+            documents,
+            embedding=[M3Embeddings(model="BAAI/bge-m3"), M3SparseEmbeddings(model="BAAI/bge-m3")],
+            vector_field=["dense", "sparse"],
+            connection_args={"uri": "http://localhost:19530"},
+        )
+        ```
+
+    Args:
+        model: A checkpoint folder, or a repository of the hub such as "BAAI/bge-m3"; the process loads it once.
+        encoder: In the place of model: an encoder that is there already.
+        model_kwargs: Further arguments of `M3Encoder.shared`, such as device; only with model.
+
+    Raises:
+        ValueError: Unless there is one of model and encoder.
+        FileNotFoundError: If there is no such model.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        encoder: Encoder | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.encoder = open_encoder(model, encoder=encoder, model_kwargs=model_kwargs)
+
+    def embed_documents(self, texts: list[str]) -> list[dict[int, float]]:
+        """Give the lexical weights of every text, {token id: weight}.
+
+        Raises:
+            TypeError: If texts is one string or holds anything but strings.
+        """
+        parts = self.encoder.encode_batches(texts, modes=("lexical",))
+        return [weights.to_dict() for part in parts for weights in part.lexical]
+
+    def embed_query(self, query: str) -> dict[int, float]:
+        """Give the lexical weights of a query, {token id: weight}.
+
+        Raises:
+            TypeError: If query is no string.
+        """
+        return self.encoder.encode([query], kind="query", modes=("lexical",)).lexical[0].to_dict()
+
+    async def aembed_documents(self, texts: list[str]) -> list[dict[int, float]]:
+        """Do what `embed_documents` does without blocking the event loop."""
+        vectors = await self.encoder.aencode(texts, modes=("lexical",))
+        return await asyncio.to_thread(lambda: [weights.to_dict() for weights in vectors.lexical])
+
+    async def aembed_query(self, query: str) -> dict[int, float]:
+        """Do what `embed_query` does without blocking the event loop."""
+        return (await self.encoder.aencode([query], kind="query", modes=("lexical",))).lexical[0].to_dict()

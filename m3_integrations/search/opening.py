@@ -1,0 +1,47 @@
+"""`open_encoder`: the one way in which adapters come by an encoder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+
+from m3_integrations.vectors import Encoder
+
+_METHODS: Final = ("encode", "aencode", "encode_batches", "score_pairs", "tokenize")
+
+
+def open_encoder(
+    model: str | os.PathLike[str] | None = None,
+    *,
+    encoder: Encoder | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> Encoder:
+    """Give the encoder that was passed, or a handle on the network that the process shares for a model.
+
+    Args:
+        model: A checkpoint folder or a repository of the hub. Beside an encoder it may only repeat the encoder's own
+            name, so that an adapter can be built again from its fields.
+        encoder: Any encoder.
+        model_kwargs: Further arguments of `M3Encoder.shared`, for a model only.
+
+    Raises:
+        TypeError: If encoder is no encoder, or `M3Encoder.shared` does not know one of model_kwargs.
+        ValueError: If neither is given, or an encoder together with another model or with model_kwargs.
+        FileNotFoundError: If there is no such model.
+    """
+    if encoder is None:
+        if not model:
+            raise ValueError("give model= (a folder or a repository such as 'BAAI/bge-m3') or encoder=")
+        from m3_integrations.encoder import M3Encoder  # noqa: PLC0415 - loads torch, which an encoder= may not need
+
+        return M3Encoder.shared(model, **(model_kwargs or {}))
+    # Not isinstance with the protocol: it would read every property, and a fingerprint takes seconds.
+    if absent := [name for name in _METHODS if not callable(getattr(encoder, name, None))]:
+        raise TypeError(f"encoder must be an encoder such as M3Encoder, got {encoder!r}, which has no {absent[0]}()")
+    if model_kwargs or (model and os.fspath(model) != encoder.model):
+        raise ValueError(
+            f"encoder= ({encoder.model}) comes with a model and its settings: model={model!r} and "
+            f"model_kwargs={model_kwargs!r} cannot change them, so leave them out or leave encoder= out"
+        )
+    return encoder

@@ -1,0 +1,160 @@
+import copy
+import pickle
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from m3_integrations import M3Encoder
+from m3_integrations.langchain import M3CrossEncoder, M3Embeddings, M3HybridRetriever, M3Rerank
+from m3_integrations.langchain_qdrant import M3SparseEmbeddings
+from m3_integrations.search import open_encoder
+from tests.fakes import FakeEncoder
+from tests.langchain.conftest import SENTENCES
+
+
+def network(holder: Any) -> object:
+    return cast("M3Encoder", holder.encoder)._live_engine().network
+
+
+def test_vectors_are_the_encoders_dense_ones_as_python_floats(encoder: M3Encoder) -> None:
+    embeddings = M3Embeddings(encoder=encoder)
+    expected = encoder.encode(SENTENCES, modes=("dense",)).dense
+    documents, query = embeddings.embed_documents(list(SENTENCES)), embeddings.embed_query(SENTENCES[2])
+    np.testing.assert_array_equal(np.array(documents, dtype=np.float32), expected)
+    np.testing.assert_array_equal(np.array(query, dtype=np.float32), expected[2])
+    assert {type(value) for row in [*documents, query] for value in row} == {float}
+
+
+async def test_async_gives_the_same_vectors(encoder: M3Encoder) -> None:
+    for embeddings in (M3Embeddings(encoder=encoder), M3Embeddings(encoder=encoder, show_progress=True)):
+        assert await embeddings.aembed_documents(list(SENTENCES)) == embeddings.embed_documents(list(SENTENCES))
+        assert await embeddings.aembed_query("tea") == embeddings.embed_query("tea")
+
+
+async def test_no_texts_give_no_vectors(encoder: M3Encoder) -> None:
+    embeddings = M3Embeddings(encoder=encoder)
+    assert embeddings.embed_documents([]) == await embeddings.aembed_documents([]) == []
+
+
+async def test_a_query_is_encoded_as_a_query_and_a_document_as_a_document(fake: FakeEncoder) -> None:
+    embeddings = M3Embeddings(encoder=fake)
+    embeddings.embed_query("q")
+    await embeddings.aembed_query("aq")
+    embeddings.embed_documents(["d"])
+    await embeddings.aembed_documents(["ad"])
+    assert fake.encoded == [("query", "q"), ("query", "aq"), ("document", "d"), ("document", "ad")]
+
+
+@pytest.mark.peer("HuggingFaceEmbeddings", "replaces line breaks by spaces before encoding")
+def test_texts_reach_the_encoder_as_they_are(fake: FakeEncoder) -> None:
+    M3Embeddings(encoder=fake).embed_documents(["two\nlines ", ""])
+    assert [text for _, text in fake.encoded] == ["two\nlines ", ""]
+
+
+@pytest.mark.peer("HuggingFaceBgeEmbeddings", "puts an instruction before queries that BGE-M3 was not trained with")
+def test_a_text_has_the_same_vector_as_query_and_as_document(encoder: M3Encoder) -> None:
+    embeddings = M3Embeddings(encoder=encoder)
+    query, document = embeddings.embed_query("rotate the keys"), embeddings.embed_documents(["rotate the keys"])[0]
+    assert np.dot(query, document) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_an_instruction_that_was_asked_for_is_put_before_queries_only(small: Path) -> None:
+    plain = M3Embeddings(model=str(small))
+    instructed = M3Embeddings(model=str(small), model_kwargs={"query_instruction": "find: "})
+    assert instructed.embed_query("keys") == plain.embed_query("find: keys")
+    assert instructed.embed_documents(["keys"]) == plain.embed_documents(["keys"])
+
+
+@pytest.mark.peer("HuggingFaceEmbeddings", "every instance loads a model of its own")
+def test_everything_in_the_process_holds_one_network(small: Path, fake: FakeEncoder) -> None:
+    model = str(small)
+    embeddings = M3Embeddings(model=model, model_kwargs={"max_length": 32})
+    holders = [
+        M3HybridRetriever(model=model),
+        M3Rerank(model=model),
+        M3CrossEncoder(model=model),
+        M3SparseEmbeddings(model, model_kwargs={"cache_size_bytes": 0}),
+        M3Rerank(encoder=embeddings.encoder),
+        copy.deepcopy(embeddings),
+        pickle.loads(pickle.dumps(embeddings)),
+    ]
+    assert {id(network(holder)) for holder in holders} == {id(network(embeddings))}
+
+
+def test_a_deep_copy_shares_even_a_network_that_was_loaded_alone(encoder: M3Encoder) -> None:
+    embeddings = M3Embeddings(encoder=encoder)
+    twin = copy.deepcopy(embeddings)
+    assert network(twin) is network(embeddings)
+    assert twin.encoder is not encoder
+    twin.encoder.close()  # type: ignore[attr-defined]
+    assert embeddings.embed_query("keys")
+
+
+@pytest.mark.peer("HuggingFaceEmbeddings", "multi_process drops encode_kwargs, normalisation among them")
+async def test_settings_hold_on_every_path_and_survive_pickling(small: Path) -> None:
+    text = " ".join(SENTENCES)
+    short = M3Encoder.load(small, device="cpu", max_length=8)
+    with pytest.warns(UserWarning, match="longer than 8"):
+        expected = short.encode([text]).dense
+    first = M3Embeddings(model=str(small), model_kwargs={"max_length": 8}, show_progress=True)
+    for embeddings in (first, pickle.loads(pickle.dumps(first)), copy.deepcopy(first)):
+        assert embeddings.show_progress
+        with pytest.warns(UserWarning, match="longer than 8"):
+            rows = [
+                *embeddings.embed_documents([text]),
+                *await embeddings.aembed_documents([text]),
+                embeddings.embed_query(text),
+                await embeddings.aembed_query(text),
+            ]
+        np.testing.assert_array_equal(np.array(rows, dtype=np.float32), np.repeat(expected, 4, axis=0))
+
+
+def test_a_progress_bar_is_drawn_only_on_request(encoder: M3Encoder, capsys: pytest.CaptureFixture[str]) -> None:
+    M3Embeddings(encoder=encoder).embed_documents(["a", "b"])
+    assert capsys.readouterr().err == ""
+    M3Embeddings(encoder=encoder, show_progress=True).embed_documents(["c", "d"])
+    assert "2text" in capsys.readouterr().err.replace(" ", "")
+
+
+def test_the_model_is_named_and_the_encoder_stays_out_of_repr_and_dump(small: Path) -> None:
+    embeddings = M3Embeddings(model=str(small), model_kwargs={"device": "cpu"})
+    assert embeddings.model == embeddings.encoder.model == str(small.resolve())
+    assert repr(embeddings) == f"M3Embeddings(model={str(small.resolve())!r}, show_progress=False)"
+    assert embeddings.model_dump() == {"model": str(small.resolve()), "model_kwargs": {}, "show_progress": False}
+
+
+@pytest.mark.parametrize("made", [M3Embeddings, M3HybridRetriever, M3Rerank, M3CrossEncoder])
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({}, ValidationError, r"give model= .* or encoder="),
+        ({"encoder": FakeEncoder(), "model": "other"}, ValidationError, r"encoder= \(fake\) comes with a model"),
+        ({"encoder": FakeEncoder(), "model_kwargs": {"device": "cpu"}}, ValidationError, "cannot change them"),
+        ({"encoder": "BAAI/bge-m3"}, TypeError, r"encoder must be an encoder.*'BAAI/bge-m3'.*no aencode\(\)"),
+        ({"model": "/no/such/folder", "modle_kwargs": {}}, ValidationError, "modle_kwargs\n.*[Ee]xtra"),
+        ({"model": "/no/such/folder"}, FileNotFoundError, "/no/such/folder"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_loaded(
+    made: type[Any], arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        made(**arguments)
+
+
+def test_a_misspelt_setting_of_the_model_is_refused(small: Path) -> None:
+    with pytest.raises(TypeError, match="devise"):
+        M3Embeddings(model=str(small), model_kwargs={"devise": "cpu"})
+
+
+def test_one_string_in_the_place_of_texts_is_refused(encoder: M3Encoder) -> None:
+    with pytest.raises(TypeError, match="one string"):
+        M3Embeddings(encoder=encoder).embed_documents("text")  # type: ignore[arg-type]
+
+
+def test_an_encoder_may_come_with_its_own_name(fake: FakeEncoder) -> None:
+    assert open_encoder("fake", encoder=fake, model_kwargs={}) is fake
+    assert M3Embeddings(**dict(M3Embeddings(encoder=fake))).encoder is fake
