@@ -35,12 +35,12 @@ def plan_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 def windows(texts: Iterable[str], *, max_texts: int, max_tokens: int, max_length: int) -> Iterator[list[str]]:
     """Cut a stream of texts into lists whose vectors fit in bounded memory.
 
-    A text counts as the tokens it can have at most: one per character, and never more than max_length.
+    A text counts as one token per character, which few texts exceed, and never as more than max_length.
 
     Args:
         texts: Any iterable; it is read only as far as the lists are taken.
         max_texts: The most texts in a list.
-        max_tokens: The most tokens that a list may have; a text that may have more is a list of its own.
+        max_tokens: The most tokens that a list may count; a text that counts more is a list of its own.
         max_length: The length limit of one text, in tokens.
     """
     window: list[str] = []

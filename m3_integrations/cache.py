@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -12,9 +12,6 @@ from m3_integrations.vectors import M3Vectors, Mode
 
 _ENTRY_OVERHEAD_BYTES = 1024
 """What the objects of an entry cost beside its arrays (measured: 0.9 kB)."""
-
-_LARGEST_SHARE = 4
-"""An entry larger than this part of the cache would drive out everything else, so it is not kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +42,7 @@ class VectorCache:
     def __init__(self) -> None:
         self._entries: OrderedDict[bytes, CachedText] = OrderedDict()
         self._size_bytes = 0
+        self._max_size_bytes = 0
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -67,16 +65,33 @@ class VectorCache:
                     found[key] = entry
         return found
 
-    def put(self, entries: Mapping[bytes, CachedText], max_size_bytes: int) -> None:
-        """Keep these entries, dropping the oldest ones until all fit in max_size_bytes."""
+    def allow(self, size_bytes: int) -> None:
+        """Let the cache grow to this size; of several handles' wishes the largest counts."""
+        self._max_size_bytes = max(self._max_size_bytes, size_bytes)
+
+    def put(self, keys: Sequence[bytes], vectors: M3Vectors, truncated: Collection[bytes]) -> None:
+        """Keep the last of these texts, as many as fit in half of the cache, and drop the oldest to make room.
+
+        Half, so that a long run does not drive out what interactive callers ask for.
+
+        Args:
+            keys: One per text.
+            vectors: Those of the texts; they are copied.
+            truncated: The keys of texts that were cut.
+        """
+        room, fitting = self._max_size_bytes // 2, list[tuple[bytes, CachedText]]()
+        for i in range(len(keys) - 1, -1, -1):
+            entry = CachedText(vectors[i], keys[i] in truncated)
+            if entry.size_bytes > room:
+                break
+            room -= entry.size_bytes
+            fitting.append((keys[i], entry))
         with self._lock:
-            for key, entry in entries.items():
-                if entry.size_bytes * _LARGEST_SHARE > max_size_bytes:
-                    continue
+            for key, entry in reversed(fitting):
                 self._drop(key)
                 self._entries[key] = entry
                 self._size_bytes += entry.size_bytes
-            while self._size_bytes > max_size_bytes:
+            while self._size_bytes > self._max_size_bytes:
                 self._drop(next(iter(self._entries)))
 
     def _drop(self, key: bytes) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Final
@@ -15,11 +16,17 @@ from zipfile import is_zipfile
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    StrictDataclassError,
+)
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer
 
 from m3_integrations.tokenizer import Tokenizer
 
@@ -36,8 +43,14 @@ _SMALL_FILES: Final = (
     "sparse_linear.*",
 )
 _VOCABULARIES: Final = ("tokenizer.json", "*.model", "vocab.*")
-_WEIGHTS: Final = ("model*.safetensors*", "pytorch_model*.bin*")
+_WEIGHTS: Final = (
+    ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json"),
+)
 _HEADS: Final = ("colbert_linear", "sparse_linear")
+BUNDLED: Final = "tiny"
+"""The name of the checkpoint in this package."""
+
 # What torch.load and safetensors raise for a file that is cut short, damaged or more than weights.
 _DAMAGE: Final = (
     OSError,
@@ -46,6 +59,9 @@ _DAMAGE: Final = (
     EOFError,
     LookupError,
     AttributeError,
+    TypeError,
+    AssertionError,
+    StrictDataclassError,
     UnpicklingError,
     SafetensorError,
 )
@@ -68,7 +84,8 @@ def find_checkpoint(model: str | os.PathLike[str], *, revision: str | None = Non
     """Give the folder of a checkpoint, downloading from the Hugging Face hub what is needed and not yet cached.
 
     Args:
-        model: A folder, or a repository of the hub such as "BAAI/bge-m3".
+        model: A folder, a repository of the hub such as "BAAI/bge-m3", or "tiny", the checkpoint in this package
+            (a folder of your own with that name is "./tiny").
         revision: Branch, tag or commit on the hub.
 
     Returns:
@@ -78,7 +95,7 @@ def find_checkpoint(model: str | os.PathLike[str], *, revision: str | None = Non
         FileNotFoundError: If there is no such folder or repository, or if it cannot be reached and is not cached.
         ValueError: If a revision is asked of a folder.
     """
-    folder = Path(model).expanduser()
+    folder = Path(__file__).parent / BUNDLED if model == BUNDLED else Path(model).expanduser()
     if folder.is_dir():
         if revision is not None:
             raise ValueError(f"revision={revision!r} belongs to a repository of the hub, but {folder} is a folder")
@@ -94,12 +111,16 @@ def find_checkpoint(model: str | os.PathLike[str], *, revision: str | None = Non
         ) from error
 
 
+@cache
 def _download(repository: str, revision: str | None) -> Path:
-    """Fetch the small files and the weights in one format: safetensors where the repository has it."""
+    """Fetch the small files and the weights in one format: safetensors where the repository has it.
+
+    Once in a process: later handles do not ask the hub again.
+    """
     folder = Path()
-    for weights in _WEIGHTS:
-        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[*_SMALL_FILES, weights]))
-        if any(folder.glob(weights)):
+    for names in _WEIGHTS:
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[*_SMALL_FILES, *names]))
+        if weight_files(folder):
             break
     return folder.resolve()
 
@@ -108,15 +129,17 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """Load a checkpoint's tokenizer.
 
     Raises:
-        ValueError: If the folder has none that can be read.
+        TypeError: If it is a slow one.
+        ValueError: If the folder has none that can be read, or it puts no [CLS] before a text.
     """
     if not any(file for pattern in _VOCABULARIES for file in folder.glob(pattern)):
         # Without this check transformers makes a tokenizer with an empty vocabulary and says nothing.
         raise ValueError(f"{folder} has no tokenizer: none of {', '.join(_VOCABULARIES)}")
     try:
-        return Tokenizer(AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
-    except (OSError, KeyError, json.JSONDecodeError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the Rust library raises nothing narrower
         raise ValueError(f"{folder} has no readable tokenizer: {error}") from error
+    return Tokenizer(tokenizer)
 
 
 def load_backbone(folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -129,6 +152,7 @@ def load_backbone(folder: Path, dtype: torch.dtype) -> nn.Module:
     _check_pooling(folder)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        _check_architecture(folder, config)
         arguments = {"add_pooling_layer": _has_pooler_weights(folder)} if _takes_pooler(config) else {}
         model, report = AutoModel.from_pretrained(
             folder,
@@ -139,15 +163,27 @@ def load_backbone(folder: Path, dtype: torch.dtype) -> nn.Module:
             trust_remote_code=False,
             **arguments,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except _DAMAGE as error:
         raise ValueError(f"{folder} holds no encoder that can be loaded: {error}") from error
+    if deeper := sorted(key for key in report["unexpected_keys"] if re.search(r"\blayers?\.\d+\.", key)):
+        raise ValueError(f"{folder} has weights that its config.json has no layer for: {deeper[0]} ({len(deeper)})")
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise ValueError(f"{folder} lacks weights, which would be random: {', '.join(missing[:5])} ({len(missing)})")
-    if getattr(model, "pooler", None) is not None:
+    if _takes_pooler(config):
         model.pooler = None  # never used: ours reads the hidden states
     backbone: nn.Module = model.eval()
     return backbone.requires_grad_(False)
+
+
+def _check_architecture(folder: Path, config: Any) -> None:
+    """Refuse what is no bidirectional encoder with a known number of positions: its vectors would mean nothing."""
+    positions = getattr(config, "max_position_embeddings", None)
+    is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_encoder_decoder", False)
+    if not is_encoder or not isinstance(positions, int) or positions < 1:
+        raise ValueError(
+            f"{config.model_type} in {folder} is not an encoder with positions, such as xlm-roberta or bert"
+        )
 
 
 def _takes_pooler(config: Any) -> bool:
@@ -164,14 +200,20 @@ def _check_pooling(folder: Path) -> None:
     path = folder / "1_Pooling" / "config.json"
     if not path.is_file():
         return
-    pooling = json.loads(path.read_text())
+    try:
+        pooling = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
     if not pooling.get("pooling_mode_cls_token", pooling.get("pooling_mode", "cls") == "cls"):
         raise ValueError(f"{folder} was trained with a pooling other than [CLS] ({path.name}), which is not supported")
 
 
 def weight_files(folder: Path) -> list[Path]:
     """Give the files with the backbone's weights: safetensors where there are any, as transformers prefers them."""
-    return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    for names in _WEIGHTS:
+        if files := sorted(path for name in names[:2] for path in folder.glob(name)):
+            return files
+    return []
 
 
 def read_tensors(path: Path) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
@@ -184,11 +226,7 @@ def read_tensors(path: Path) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]
         # Files from before torch 1.6 are no zip archives and cannot be mapped.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
         for name, tensor in state.items():
-            yield name, partial(_identity, tensor)
-
-
-def _identity(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
+            yield name, partial(torch.Tensor.detach, tensor)
 
 
 def load_heads(folder: Path, hidden_size: int, dtype: torch.dtype) -> Heads | None:
@@ -200,7 +238,7 @@ def load_heads(folder: Path, hidden_size: int, dtype: torch.dtype) -> Heads | No
     Raises:
         ValueError: If just one is there, or one cannot be read, holds anything but weights, or has a wrong shape.
     """
-    found = {name: paths for name in _HEADS if (paths := sorted(folder.glob(f"{name}.*")))}
+    found = {name: paths for name in _HEADS if (paths := head_files(folder, name))}
     if not found:
         return None
     if len(found) == 1:
@@ -208,6 +246,11 @@ def load_heads(folder: Path, hidden_size: int, dtype: torch.dtype) -> Heads | No
         raise ValueError(f"{folder} has {next(iter(found))} but no {absent}: both heads are needed, or neither")
     colbert = _load_head(found["colbert_linear"], hidden_size, None, dtype)
     return Heads(colbert, _load_head(found["sparse_linear"], hidden_size, 1, dtype))
+
+
+def head_files(folder: Path, name: str = "*_linear") -> list[Path]:
+    """Give the files of one head, or of both."""
+    return sorted([*folder.glob(f"{name}.safetensors"), *folder.glob(f"{name}.pt")])
 
 
 def _load_head(paths: list[Path], hidden_size: int, rows: int | None, dtype: torch.dtype) -> nn.Linear:
@@ -221,22 +264,21 @@ def _load_head(paths: list[Path], hidden_size: int, rows: int | None, dtype: tor
     weight, bias = state.get("weight"), state.get("bias")
     if set(state) != {"weight", "bias"} or weight is None or bias is None:
         raise ValueError(f"{path} must hold weight and bias and nothing else, got {sorted(state)}")
-    rows = rows or len(bias)
+    rows = rows or max(bias.numel(), 1)
     if tuple(weight.shape) != (rows, hidden_size) or tuple(bias.shape) != (rows,):
         raise ValueError(
             f"{path} must have weight ({rows}, {hidden_size}) and bias ({rows},), "
             f"got {tuple(weight.shape)} and {tuple(bias.shape)}"
         )
+    weight, bias = weight.to(dtype), bias.to(dtype)
     if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
-        raise ValueError(f"{path} holds weights that are not finite")
+        raise ValueError(f"{path} holds weights that are not finite in {dtype}")
     head = nn.Linear(hidden_size, rows, device="meta", dtype=dtype)
-    head.load_state_dict({"weight": weight.to(dtype), "bias": bias.to(dtype)}, assign=True)
+    head.load_state_dict({"weight": weight, "bias": bias}, assign=True)
     return head.eval().requires_grad_(False)
 
 
 def _read_state(path: Path) -> Mapping[str, torch.Tensor]:
-    if path.suffix not in {".safetensors", ".pt"}:
-        raise ValueError(f"{path} is neither .safetensors nor .pt, the two formats that heads are read from")
     try:
         state = (
             load_file(path)

@@ -7,6 +7,8 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -15,7 +17,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from m3_integrations.batching import windows
-from m3_integrations.checkpoint import find_checkpoint, save_checkpoint
+from m3_integrations.checkpoint import BUNDLED, find_checkpoint, save_checkpoint
 from m3_integrations.engine import EncodeOptions, EncoderStats, Engine, check_not_forked, open_engine
 from m3_integrations.model import find_device, find_dtype
 from m3_integrations.scoring import score_pairs
@@ -35,8 +37,9 @@ _WINDOW_TEXTS: Final = 2048
 _WINDOW_TOKENS: Final = 131_072
 """Tokens encoded at a time where memory is bounded: at most 512 MB of multi-vectors of BGE-M3's width."""
 
-_INTERACTIVE_QUERIES: Final = 64
-"""A call with up to this many queries computes and caches their multi-vectors unasked: reranking comes next."""
+_INTERACTIVE_TOKENS: Final = 4096
+"""Queries of up to so many characters in all get their multi-vectors computed and cached unasked (16 MB at most for
+BGE-M3), since reranking comes next. It costs 0.4 % of the pass."""
 
 
 class M3Encoder:
@@ -47,9 +50,11 @@ class M3Encoder:
     fork: a call in the child raises RuntimeError.
     """
 
-    def __init__(self, engine: Engine, settings: EncoderSettings) -> None:
-        self._engine: Engine | None = engine
+    def __init__(self, settings: EncoderSettings, *, is_shared: bool) -> None:
         self._settings = settings
+        self._is_shared = is_shared
+        self._is_closed = False
+        self._engine: Engine | None = None  # opened on first use, so that unpickling cannot fail
 
     @classmethod
     def load(
@@ -84,14 +89,15 @@ class M3Encoder:
             FileNotFoundError: If there is no such folder or repository.
             ValueError: If a setting is out of range, the device is not there, or the checkpoint is incomplete or
                 damaged.
-            RuntimeError: In a process forked off one that held a network.
+            TypeError: If the checkpoint's tokenizer is a slow one.
+            RuntimeError: In a process forked off one that has loaded a network.
         """
         settings = EncoderSettings(
             model=_name(model), device=device, dtype=dtype, revision=revision, max_length=max_length,
             query_instruction=query_instruction, query_max_length=query_max_length, pooling=pooling,
             max_tokens_per_batch=max_tokens_per_batch, cache_size_bytes=cache_size_bytes,
         )  # fmt: skip
-        return cls(_open(model, settings, shared=False), settings)
+        return cls._opened(settings, is_shared=False)
 
     @classmethod
     def shared(
@@ -117,11 +123,17 @@ class M3Encoder:
             query_instruction=query_instruction, query_max_length=query_max_length, pooling=pooling,
             max_tokens_per_batch=max_tokens_per_batch, cache_size_bytes=cache_size_bytes,
         )  # fmt: skip
-        return cls(_open(model, settings, shared=True), settings)
+        return cls._opened(settings, is_shared=True)
+
+    @classmethod
+    def _opened(cls, settings: EncoderSettings, *, is_shared: bool) -> Self:
+        handle = cls(settings, is_shared=is_shared)
+        handle._live_engine()
+        return handle
 
     def close(self) -> None:
         """Release this handle; the network goes with its last one. A closed handle raises on use."""
-        self._engine = None
+        self._is_closed, self._engine = True, None
 
     def __enter__(self) -> Self:
         return self
@@ -133,22 +145,20 @@ class M3Encoder:
 
     def __reduce__(self) -> tuple[Any, ...]:
         self._live_engine()
-        return _restore, (dataclasses.asdict(self._settings),)
-
-    def __copy__(self) -> Self:
-        return type(self)(self._live_engine(), self._settings)  # another handle on the same network
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self.__copy__()
+        return _restore, (type(self), dataclasses.asdict(self._settings))
 
     def __repr__(self) -> str:
-        state = "closed" if self._engine is None else f"{self._engine.device}, {self._engine.dtype}"
-        return f"M3Encoder({self.model!r}, {state})"
+        state = "closed" if self._is_closed else "not opened yet"
+        if self._engine is not None:
+            state = f"{self._engine.device}, {self._engine.dtype}"
+        return f"{type(self).__name__}({self.model!r}, {state})"
 
     def _live_engine(self) -> Engine:
-        if self._engine is None:
+        if self._is_closed:
             raise RuntimeError(f"this encoder ({self.model}) was closed: open another with M3Encoder.shared")
-        self._engine.check_process()
+        check_not_forked()
+        if self._engine is None:
+            self._engine = _open(self._settings, is_shared=self._is_shared)
         return self._engine
 
     @property
@@ -214,7 +224,8 @@ class M3Encoder:
         """Give the vectors of texts, in their order.
 
         A text that occurs twice is encoded once. A text over the length limit is cut; one warning per call says how
-        many were.
+        many were. A few short queries get all modes computed, whatever is asked, so that a query that is embedded,
+        then sparse-embedded and then reranked costs one pass; they are kept in the cache, not returned.
 
         Args:
             texts: Strings; empty ones are fine, and so is an empty list.
@@ -228,11 +239,13 @@ class M3Encoder:
             ValueError: For an unknown kind or mode, a mode without a head, a length under 3, or a text that is not
                 valid Unicode.
             RuntimeError: If the encoder was closed, or after a fork.
+            FloatingPointError: If half precision overflowed.
         """
-        with tqdm(total=len(texts), desc="encoding", unit="text", disable=not show_progress) as bar:
-            vectors, truncated = self._encode(texts, kind, modes, max_length, bar.update)
-            bar.update(len(texts) - bar.n)  # what the cache gave
-        self._warn_of(truncated, len(texts), kind, max_length)
+        limit = self._limit(kind, max_length)
+        request = self._request(texts, kind, modes, limit)
+        with _progress(len(texts), show=show_progress) as advance:
+            vectors, truncated = request(advance)
+        self._warn_of(truncated, len(texts), limit)
         return vectors
 
     async def aencode(
@@ -244,9 +257,11 @@ class M3Encoder:
         max_length: int | None = None,
     ) -> M3Vectors:
         """Do what `encode` does without blocking the event loop."""
-        engine = self._live_engine()
-        call = lambda: self.encode(texts, kind=kind, modes=modes, max_length=max_length)  # noqa: E731
-        return await asyncio.get_running_loop().run_in_executor(engine.executor, call)
+        engine, limit = self._live_engine(), self._limit(kind, max_length)
+        request = self._request(texts, kind, modes, limit)
+        vectors, truncated = await asyncio.get_running_loop().run_in_executor(engine.executor, request)
+        self._warn_of(truncated, len(texts), limit)
+        return vectors
 
     def tokenize(self, texts: Sequence[str], *, kind: Kind = "document") -> list[list[str]]:
         """Give the tokens of texts as the network reads them, [CLS] left out: one for every row of a multi-vector.
@@ -278,41 +293,53 @@ class M3Encoder:
         """
         if isinstance(texts, str):
             raise TypeError("texts must be an iterable of strings, got one string: pass [text]")
-        has_warned = False
-        parts = windows(
-            texts, max_texts=_WINDOW_TEXTS, max_tokens=_WINDOW_TOKENS, max_length=self._limit(kind, max_length)
-        )
-        with tqdm(desc="encoding", unit="text", disable=not show_progress) as bar:
-            for window in parts:
-                vectors, truncated = self._encode(window, kind, modes, max_length, bar.update)
+        limit = self._limit(kind, max_length)
+        self._wanted(self._live_engine(), modes)
+        return self._batches(texts, kind, modes, limit, show_progress=show_progress)
+
+    def _batches(
+        self, texts: Iterable[str], kind: Kind, modes: Sequence[Mode] | None, limit: int, *, show_progress: bool
+    ) -> Iterator[M3Vectors]:
+        has_warned, position = False, 0
+        with _progress(None, show=show_progress) as advance:
+            for window in windows(texts, max_texts=_WINDOW_TEXTS, max_tokens=_WINDOW_TOKENS, max_length=limit):
+                vectors, truncated = self._request(window, kind, modes, limit, position)(advance)
+                position += len(window)
                 if truncated and not has_warned:
-                    self._warn_of(truncated, len(window), kind, max_length)
+                    self._warn_of(truncated, len(window), limit)
                     has_warned = True
                 yield vectors
 
-    def _encode(
+    def _request(
         self,
         texts: Sequence[str],
         kind: Kind,
         modes: Sequence[Mode] | None,
         max_length: int | None,
-        on_batch: Callable[[int], object] = lambda _: None,
-    ) -> tuple[M3Vectors, int]:
-        """Give the vectors of texts and how many of the texts were cut."""
+        position: int = 0,
+    ) -> Callable[..., tuple[M3Vectors, int]]:
+        """Check what is asked, and give the call that does it: it gives the vectors and how many texts were cut.
+
+        The call keeps the network, so that closing the handle meanwhile does not matter to it. Position is what an
+        error calls the first text.
+        """
         engine, settings = self._live_engine(), self._settings
         wanted = computed = self._wanted(engine, modes)
-        if kind == "query" and len(texts) <= _INTERACTIVE_QUERIES and settings.cache_size_bytes:
-            computed = engine.network.modes
+        limit = self._limit(kind, max_length)
+        texts = _checked(texts, position)
+        if kind == "query":
+            if settings.cache_size_bytes and sum(min(len(text), limit) for text in texts) <= _INTERACTIVE_TOKENS:
+                computed = engine.network.modes
+            texts = [settings.query_instruction + text for text in texts]
         options = EncodeOptions(
             modes=wanted,
             computed_modes=computed,
-            max_length=self._limit(kind, max_length),
+            max_length=limit,
             pooling=settings.pooling,
             max_tokens_per_batch=settings.max_tokens_per_batch,
             cache_size_bytes=settings.cache_size_bytes,
         )
-        instruction = settings.query_instruction if kind == "query" else ""
-        return engine.encode([instruction + text for text in _checked(texts)], options, on_batch)
+        return partial(engine.encode, texts, options)
 
     @staticmethod
     def _wanted(engine: Engine, modes: Sequence[Mode] | None) -> tuple[Mode, ...]:
@@ -324,12 +351,11 @@ class M3Encoder:
             )
         return wanted
 
-    def _warn_of(self, truncated: int, n: int, kind: Kind, max_length: int | None) -> None:
+    @staticmethod
+    def _warn_of(truncated: int, n: int, *limits: int) -> None:
         if truncated:
-            warnings.warn(
-                f"{truncated} of {n} texts were longer than {self._limit(kind, max_length)} tokens and were cut",
-                stacklevel=3,
-            )
+            tokens = " or ".join(str(limit) for limit in dict.fromkeys(limits))
+            warnings.warn(f"{truncated} of {n} texts were longer than {tokens} tokens and were cut", stacklevel=3)
 
     def score(self, query: str, texts: Sequence[str], *, weights: ModeWeights | None = None) -> M3Scores:
         """Score one query against texts in every mode the checkpoint has. Each text is encoded once.
@@ -346,58 +372,43 @@ class M3Encoder:
         """
         if not isinstance(query, str):
             raise TypeError(f"query must be a string, got {type(query).__name__}")
-        scores, truncated = self._score_pairs([(query, text) for text in _checked(texts)], weights or ModeWeights())
-        self._warn_of(truncated, len(texts) + 1, "document", None)
+        scores, *cut = self._score_pairs([(query, text) for text in _checked(texts)], weights or ModeWeights())
+        self._warn_of(*cut)
         return scores
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]], *, weights: ModeWeights | None = None) -> M3Scores:
         """Score pairs of a query and a text, in their order. Each text is encoded once, however many pairs it is in.
 
+        The vectors of all the different queries are held in memory; the documents' are not.
+
         Arguments and errors are those of `score`.
         """
         for i, pair in enumerate(pairs):
-            if len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
                 raise TypeError(f"every pair must be two strings, got {pair!r} at position {i}")
-        scores, truncated = self._score_pairs(pairs, weights or ModeWeights())
-        self._warn_of(truncated, 2 * len(pairs), "document", None)
+        scores, *cut = self._score_pairs(pairs, weights or ModeWeights())
+        self._warn_of(*cut)
         return scores
 
-    def _score_pairs(self, pairs: Sequence[tuple[str, str]], weights: ModeWeights) -> tuple[M3Scores, int]:
-        """Give the scores and how many of the different texts were cut."""
-        modes = self.modes
-        weights.normalized(modes)
+    def _score_pairs(
+        self, pairs: Sequence[tuple[str, str]], weights: ModeWeights
+    ) -> tuple[M3Scores, int, int, int, int]:
+        """Give the scores, and what `_warn_of` needs: the texts that were cut, all of them, and both limits."""
+        weights.normalized(self.modes)
         queries, query_of = _distinct(query for query, _ in pairs)
         documents, document_of = _distinct(text for _, text in pairs)
-        columns = {mode: np.zeros(len(pairs), dtype=np.float32) for mode in (*modes, "combined")}
-        truncated = 0
-        for query_rows, query_vectors, n in self._encode_rows(queries, np.arange(len(queries)), "query"):
+        of_query, truncated = self._request(queries, "query", None, None)()
+        limit, start = self._limit("document", None), 0
+        columns = {mode: np.zeros(len(pairs), dtype=np.float32) for mode in (*self.modes, "combined")}
+        for window in windows(documents, max_texts=_WINDOW_TEXTS, max_tokens=_WINDOW_TOKENS, max_length=limit):
+            vectors, n = self._request(window, "document", None, None)()
             truncated += n
-            asked = np.flatnonzero(np.isin(query_of, query_rows))
-            for rows, vectors, m in self._encode_rows(documents, np.unique(document_of[asked]), "document"):
-                truncated += m
-                here = asked[np.isin(document_of[asked], rows)]
-                of_queries = np.searchsorted(query_rows, query_of[here])
-                of_documents = np.searchsorted(rows, document_of[here])
-                scores = score_pairs(query_vectors, vectors, of_queries, of_documents, weights)
-                for name, column in columns.items():
-                    column[here] = getattr(scores, name)
-        return M3Scores(**columns), truncated
-
-    def _encode_rows(
-        self, texts: Sequence[str], rows: IntArray, kind: Kind
-    ) -> Iterator[tuple[IntArray, M3Vectors, int]]:
-        """Encode the chosen texts in bounded memory; each part comes with its rows and how many texts were cut."""
-        start = 0
-        parts = windows(
-            (texts[row] for row in rows),
-            max_texts=_WINDOW_TEXTS,
-            max_tokens=_WINDOW_TOKENS,
-            max_length=self._limit(kind, None),
-        )
-        for window in parts:
-            vectors, truncated = self._encode(window, kind, None, None)
-            yield rows[start : start + len(window)], vectors, truncated
+            here = np.flatnonzero((document_of >= start) & (document_of < start + len(window)))
+            scores = score_pairs(of_query, vectors, query_of[here], document_of[here] - start, weights)
+            for name, column in columns.items():
+                column[here] = getattr(scores, name)
             start += len(window)
+        return M3Scores(**columns), truncated, len(queries) + len(documents), self._limit("query", None), limit
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the checkpoint in BGE-M3's format, which FlagEmbedding reads too.
@@ -412,28 +423,46 @@ class M3Encoder:
 
 
 def _name(model: str | os.PathLike[str]) -> str:
-    """Give what a pickle calls the checkpoint: a folder's absolute path, a repository's name."""
+    """Give what a pickle calls the checkpoint: a folder's absolute path, otherwise its name."""
+    if not os.fspath(model):
+        raise ValueError("model must be a folder or the name of a checkpoint, got an empty string")
     folder = Path(model).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else os.fspath(model)
+    if isinstance(model, os.PathLike) or (model != BUNDLED and folder.is_dir()):
+        return str(folder.resolve())
+    return model
 
 
-def _open(model: str | os.PathLike[str], settings: EncoderSettings, *, shared: bool) -> Engine:
-    check_not_forked()
+def _open(settings: EncoderSettings, *, is_shared: bool) -> Engine:
     device = find_device(settings.device)
     dtype = find_dtype(settings.dtype, device)
-    return open_engine(find_checkpoint(model, revision=settings.revision), device, dtype, shared=shared)
+    folder = find_checkpoint(settings.model, revision=settings.revision)
+    engine = open_engine(folder, device, dtype, shared=is_shared)
+    engine.cache.allow(settings.cache_size_bytes)
+    return engine
 
 
-def _restore(settings: dict[str, Any]) -> M3Encoder:
-    return M3Encoder.shared(**settings)
+def _restore(cls: type[M3Encoder], settings: dict[str, Any]) -> M3Encoder:
+    return cls(EncoderSettings(**settings), is_shared=True)
 
 
-def _checked(texts: Sequence[str]) -> Sequence[str]:
+@contextmanager
+def _progress(total: int | None, *, show: bool) -> Iterator[Callable[[int], object]]:
+    """Give what moves a progress bar on, or what does nothing: a bar that is not shown starts a thread all the same."""
+    if not show:
+        yield lambda _: None
+        return
+    with tqdm(total=total, desc="encoding", unit="text") as bar:
+        yield bar.update
+        if total is not None:
+            bar.update(total - bar.n)  # what the cache gave
+
+
+def _checked(texts: Sequence[str], position: int = 0) -> Sequence[str]:
     if isinstance(texts, str):
         raise TypeError("texts must be a sequence of strings, got one string: pass [text]")
     for i, text in enumerate(texts):
         if not isinstance(text, str):
-            raise TypeError(f"every text must be a string, got {type(text).__name__} at position {i}")
+            raise TypeError(f"every text must be a string, got {type(text).__name__} at position {position + i}")
     return texts
 
 

@@ -11,22 +11,22 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Final
-from weakref import WeakSet, WeakValueDictionary
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 
 from m3_integrations.batching import plan_batches
-from m3_integrations.cache import CachedText, VectorCache, cache_key
-from m3_integrations.checkpoint import load_tokenizer
+from m3_integrations.cache import VectorCache, cache_key
+from m3_integrations.checkpoint import head_files, load_tokenizer, weight_files
 from m3_integrations.fingerprint import checkpoint_fingerprint
 from m3_integrations.model import BatchOutput, M3Network
 from m3_integrations.tokenizer import Pooling, Tokens
 from m3_integrations.vectors import FloatArray, IntArray, LexicalRows, M3Vectors, Mode, MultiVectorRows, offsets_of
 
 # A small working set is faster on a CPU (a feed-forward layer's activations stay near the cache), a large one on a GPU.
-_TOKENS_PER_BATCH: Final = {"cpu": 1024}
-_TOKENS_PER_BATCH_ON_GPU: Final = 16_384
+_TOKENS_PER_BATCH_ON_CPU: Final = 1024
+_TOKENS_PER_BATCH: Final = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class EncodeOptions:
         max_length: The most tokens of a text, no more than the network has positions for.
         pooling: How the dense vector is read off.
         max_tokens_per_batch: Tokens of one forward pass, padding included; None for what suits the device.
-        cache_size_bytes: How large the cache may be after the call; 0 leaves it alone.
+        cache_size_bytes: 0 leaves the cache alone.
     """
 
     modes: tuple[Mode, ...]
@@ -91,19 +91,6 @@ class Engine:
         self._stats = EncoderStats()
         self._network_lock = threading.Lock()
         self._stats_lock = threading.Lock()
-        self._process_id = os.getpid()
-        _loaded.add(self)
-
-    def check_process(self) -> None:
-        """Raise RuntimeError in a process that was forked off the one that loaded the network.
-
-        Its threads and locks do not exist there, so that a forward pass might wait for ever.
-        """
-        if os.getpid() != self._process_id:
-            raise RuntimeError(
-                f"this encoder was loaded in process {self._process_id} and does not work after a fork: start workers "
-                "with multiprocessing's 'spawn' method (an encoder can be pickled), or load it in the worker"
-            )
 
     @property
     def stats(self) -> EncoderStats:
@@ -152,8 +139,7 @@ class Engine:
         cut = {key for key, entry in known.items() if entry.is_truncated}
         cut.update(key for key, text in zip(missing, tokens, strict=True) if text.is_truncated)
         if options.cache_size_bytes:
-            entries = {key: CachedText(fresh[i], key in cut) for i, key in enumerate(missing)}
-            self.cache.put(entries, options.cache_size_bytes)
+            self.cache.put(missing, fresh, cut)
         truncated = sum(key in cut for key in keys)
         self.count(cache_hits=len(known), truncated_texts=truncated)
         if len(missing) == len(keys):
@@ -162,13 +148,17 @@ class Engine:
         if not missing and keys:
             return M3Vectors.concatenate([stored[key] for key in keys]), truncated
         row = {key: i for i, key in enumerate((*known, *missing))}
+        if not known:
+            return fresh.select(options.modes).take(np.array([row[key] for key in keys], dtype=np.int64)), truncated
         vectors = M3Vectors.concatenate([*stored.values(), fresh.select(options.modes)])
         return vectors.take(np.array([row[key] for key in keys])), truncated
 
     def _run(self, texts: Sequence[Tokens], options: EncodeOptions, on_batch: Callable[[int], object]) -> M3Vectors:
         """Give the vectors of tokenized texts, in their order."""
         multi_vector = "multi_vector" in options.computed_modes
-        budget = options.max_tokens_per_batch or _TOKENS_PER_BATCH.get(self.device.type, _TOKENS_PER_BATCH_ON_GPU)
+        budget = options.max_tokens_per_batch or (
+            _TOKENS_PER_BATCH_ON_CPU if self.device.type == "cpu" else _TOKENS_PER_BATCH
+        )
         collector = _Collector(self.network, texts, multi_vector=multi_vector)
         for batch in plan_batches([len(tokens) for tokens in texts], budget):
             chosen = [texts[i] for i in batch]
@@ -222,15 +212,22 @@ class _Collector:
 
 _EngineKey = tuple[str, tuple[tuple[str, int, int], ...], str, torch.dtype]
 _engines: WeakValueDictionary[_EngineKey, Engine] = WeakValueDictionary()
-_loaded: WeakSet[Engine] = WeakSet()
-_key_locks: dict[_EngineKey, threading.Lock] = {}
-_registry_lock = threading.Lock()
+# One network at a time: while transformers loads one, torch's default dtype is that network's, for the whole process.
+_loading_lock = threading.Lock()
+_loading_process_ids: list[int] = []
 
 
 def check_not_forked() -> None:
-    """Raise RuntimeError in a process that was forked off one that held a network."""
-    for engine in list(_loaded):
-        engine.check_process()
+    """Raise RuntimeError in a process that was forked off one that has loaded a network, or was about to.
+
+    The threads and locks of that process do not exist here, so that a forward pass might wait for ever.
+    """
+    if _loading_process_ids and os.getpid() not in _loading_process_ids:
+        raise RuntimeError(
+            f"process {_loading_process_ids[0]} loaded an encoder, and this process was forked off it; encoders do not "
+            "work after a fork: start workers with multiprocessing's 'spawn' method (an encoder can be pickled), or "
+            "load no encoder before the fork"
+        )
 
 
 def open_engine(folder: Path, device: torch.device, dtype: torch.dtype, *, shared: bool) -> Engine:
@@ -240,22 +237,24 @@ def open_engine(folder: Path, device: torch.device, dtype: torch.dtype, *, share
     rewritten in place counts as another one.
 
     Raises:
-        RuntimeError: In a process forked off one that held a network.
+        RuntimeError: In a process forked off one that has loaded a network.
         ValueError: If the checkpoint is incomplete or damaged.
     """
     check_not_forked()
-    if not shared:
-        return Engine(folder, device, dtype)
-    files = tuple(
-        (path.name, status.st_size, status.st_mtime_ns)
-        for path in sorted(folder.iterdir())
-        if path.is_file() and (status := path.stat())
-    )
-    key = (str(folder), files, str(device), dtype)
-    with _registry_lock:
-        lock = _key_locks.setdefault(key, threading.Lock())
-    with lock:
+    _loading_process_ids[:] = [os.getpid()]
+    key = (str(folder), _signature(folder), str(device), dtype)
+    if shared and (held := _engines.get(key)) is not None:  # without waiting for another network's loading
+        return held
+    with _loading_lock:
+        if not shared:
+            return Engine(folder, device, dtype)
         held = _engines.get(key)
         if held is None:
             held = _engines[key] = Engine(folder, device, dtype)
         return held
+
+
+def _signature(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Give names, sizes and times of the files that make the network; others may come and go."""
+    files = [folder / "config.json", *folder.glob("tokenizer*"), *weight_files(folder), *head_files(folder)]
+    return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(files) if path.is_file())

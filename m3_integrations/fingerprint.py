@@ -10,7 +10,7 @@ from typing import Final
 
 import torch
 
-from m3_integrations.checkpoint import read_tensors, weight_files
+from m3_integrations.checkpoint import head_files, read_tensors, weight_files
 
 _SAMPLE: Final = 4096
 """Values of each tensor that count, spread evenly: fine-tuning changes all of them, and reading 2 GB takes seconds."""
@@ -40,7 +40,7 @@ def checkpoint_fingerprint(folder: Path, vocabulary: Sequence[str]) -> str:
     digest.update(json.dumps({key: config.get(key) for key in _CONFIG_KEYS}).encode())
     digest.update("\0".join(vocabulary).encode())
     seen: dict[str, bytes] = {}
-    for path in [*weight_files(folder), *sorted(folder.glob("*_linear.*"))]:
+    for path in [*weight_files(folder), *head_files(folder)]:
         prefix = path.stem if path.stem.endswith("_linear") else ""
         for name, read in read_tensors(path):
             tensor = read()

@@ -18,6 +18,7 @@ from m3_integrations.tokenizer import Tokens
 from m3_integrations.vectors import MODES, FloatArray, Mode
 
 DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_MASKLESS: Final = {"xlm-roberta", "roberta", "bert"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ class M3Network(nn.Module):
         device = next(self.backbone.parameters()).device
         hidden = self._hidden(batch, lengths, device)  # (tokens, hidden), no padding
         dense = self._dense(hidden, batch, lengths)
-        if not bool(torch.isfinite(dense).all()):
+        if not bool(torch.isfinite(hidden).all()):
             raise FloatingPointError(
                 f"the network gave values that are not finite in {hidden.dtype}: load it with dtype='float32'"
             )
@@ -142,8 +143,9 @@ class M3Network(nn.Module):
         on_device = torch.from_numpy(mask).to(device)
         output = self.backbone(
             input_ids=torch.from_numpy(ids).to(device),  # (batch, longest)
-            # Without padding there is nothing to mask, and attention without a mask is faster.
-            attention_mask=None if mask.all() else on_device.long(),
+            # Without padding there is nothing to mask, and attention without a mask is faster. Other architectures may
+            # make a mask of their own from the ids.
+            attention_mask=None if mask.all() and self._config.model_type in _MASKLESS else on_device.long(),
         )
         hidden: torch.Tensor = output.last_hidden_state  # (batch, longest, hidden)
         return hidden[on_device]
@@ -187,13 +189,12 @@ def find_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()
+        probe = torch.zeros(1, device=device)
+        probe.item()
     except (RuntimeError, AssertionError, NotImplementedError, ValueError, TypeError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"device {name!r} cannot be used here: {reason}") from error
-    if name == "cuda":
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu") if device.type == "cpu" else device
+    return probe.device  # with its number: "cuda" is "cuda:0"
 
 
 def find_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -1,5 +1,6 @@
 """Loading never guesses: whatever is missing, damaged or hostile ends in an error that names the file."""
 
+import io
 import json
 import pickle
 import shutil
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, SqueezeBertConfig, SqueezeBertModel
 
 from m3_integrations import M3Encoder
 
@@ -40,6 +41,28 @@ def put_planted_pickle(path: Path) -> None:
     path.write_bytes(pickle.dumps(Planted()))
 
 
+def put_backbone(folder: Path, content: bytes) -> None:
+    """Put this in the place of the weights, under the name that BAAI/bge-m3 has for them."""
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(content)
+
+
+def saved(value: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def put_pooling(folder: Path, content: str) -> None:
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(content)
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "one head missing": (lambda f: (f / "sparse_linear.pt").unlink(), "no sparse_linear: both heads"),
     "the other head missing": (lambda f: (f / "colbert_linear.pt").unlink(), "no colbert_linear: both heads"),
@@ -60,7 +83,38 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "not finite",
     ),
     "a pickle that runs code": (lambda f: put_planted_pickle(f / "sparse_linear.pt"), "sparse_linear.pt is damaged"),
-    "unknown format": (lambda f: (f / "sparse_linear.pt").rename(f / "sparse_linear.onnx"), "neither .safetensors"),
+    "unknown format": (lambda f: (f / "sparse_linear.pt").rename(f / "sparse_linear.onnx"), "no sparse_linear: both"),
+    "scalar bias": (
+        lambda f: torch.save({"weight": torch.ones(1, 64), "bias": torch.tensor(1.0)}, f / "sparse_linear.pt"),
+        r"got \(1, 64\) and \(\)",
+    ),
+    "head without rows": (lambda f: put_linear(f / "colbert_linear.pt", 0, 64), r"weight \(1, 64\).*got \(0, 64\)"),
+    "backbone that is a pickle that runs code": (
+        lambda f: put_backbone(f, pickle.dumps(Planted())),
+        "no encoder that can be loaded",
+    ),
+    "empty backbone": (
+        lambda f: put_backbone(f, b""),
+        "no encoder that can be loaded",
+    ),
+    "backbone that is a list": (
+        lambda f: put_backbone(f, saved([1])),
+        "no encoder that can be loaded",
+    ),
+    "fewer layers than weights": (lambda f: change_config(f, num_hidden_layers=2), "no layer for"),
+    "a size that is no number": (lambda f: change_config(f, hidden_size="x"), "x"),
+    "a decoder": (lambda f: change_config(f, model_type="llama"), "is not an encoder"),
+    "an encoder-decoder": (lambda f: change_config(f, model_type="t5"), "is not an encoder"),
+    "garbled pooling": (
+        lambda f: put_pooling(f, "{"),
+        "is not JSON",
+    ),
+    "tokenizer of an unknown kind": (
+        lambda f: (f / "tokenizer.json").write_text(
+            (f / "tokenizer.json").read_text().replace('"Unigram"', '"Quantum"')
+        ),
+        "no readable tokenizer",
+    ),
     "two heads that differ": (
         lambda f: save_file({"weight": torch.ones(1, 64), "bias": torch.ones(1)}, f / "sparse_linear.safetensors"),
         "differ: delete the one",
@@ -120,8 +174,7 @@ def test_a_pooling_layer_in_the_files_is_dropped_without_a_word(
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_tokenizer_with_more_tokens_than_the_network_is_refused(copy: Path) -> None:
-    config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps(config | {"vocab_size": 500}))
+    change_config(copy, vocab_size=500)
     weights = load_file(copy / "model.safetensors")
     name = "embeddings.word_embeddings.weight"
     save_file(weights | {name: weights[name][:500].clone()}, copy / "model.safetensors", metadata={"format": "pt"})
@@ -131,8 +184,7 @@ def test_a_tokenizer_with_more_tokens_than_the_network_is_refused(copy: Path) ->
 
 @pytest.mark.filterwarnings("ignore")
 def test_weights_of_another_shape_are_refused(copy: Path) -> None:
-    config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps(config | {"intermediate_size": 99}))
+    change_config(copy, intermediate_size=99)
     with pytest.raises(ValueError, match="no encoder that can be loaded"):
         load(copy)
 
@@ -145,6 +197,44 @@ def test_a_checkpoint_trained_with_mean_pooling_is_refused(copy: Path) -> None:
     path.write_text('{"pooling_mode_cls_token": false, "pooling_mode_mean_tokens": true}')
     with pytest.raises(ValueError, match="other than"):
         load(copy)
+
+
+def test_code_in_a_checkpoint_is_never_run(copy: Path) -> None:
+    change_config(copy, auto_map={"AutoModel": "planted.Planted", "AutoConfig": "planted.Planted"})
+    (copy / "planted.py").write_text("raise SystemExit('ran')")
+    assert load(copy).encode(TEXTS).dense.shape == (3, 64)
+
+
+def test_an_architecture_that_always_pools_loads(small: Path, tmp_path: Path) -> None:
+    config = SqueezeBertConfig(
+        vocab_size=1000, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+        embedding_size=32, max_position_embeddings=40,
+    )  # fmt: skip
+    SqueezeBertModel(config).save_pretrained(tmp_path)
+    for path in small.glob("tokenizer*"):
+        shutil.copy(path, tmp_path)
+    assert load(tmp_path).encode(TEXTS).dense.shape == (3, 32)
+
+
+def test_stray_files_beside_the_heads_are_passed_over(copy: Path, small: Path) -> None:
+    (copy / "colbert_linear.pt.bak").write_bytes(b"old")
+    (copy / "sparse_linear.onnx").write_bytes(b"other")
+    np.testing.assert_array_equal(load(copy).encode(TEXTS).dense, load(small).encode(TEXTS).dense)
+
+
+def test_a_tokenizers_own_truncation_and_padding_are_switched_off(copy: Path, small: Path) -> None:
+    content = json.loads((copy / "tokenizer.json").read_text())
+    content["truncation"] = {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
+    content["padding"] = {
+        "strategy": {"Fixed": 40}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 1, "pad_type_id": 0,
+        "pad_token": "<pad>",
+    }  # fmt: skip
+    (copy / "tokenizer.json").write_text(json.dumps(content))
+    np.testing.assert_allclose(load(copy).encode(TEXTS).dense, load(small).encode(TEXTS).dense, atol=1e-6)
+
+
+def test_nothing_of_a_network_can_be_trained_by_accident(small: Path) -> None:
+    assert not any(p.requires_grad for p in load(small)._live_engine().network.parameters())
 
 
 def test_heads_load_from_safetensors_as_from_pt(small: Path, copy: Path) -> None:

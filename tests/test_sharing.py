@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from tqdm.auto import tqdm
 
-from m3_integrations import M3Encoder, M3Vectors
+from m3_integrations import M3Encoder, M3Vectors, engine
 from m3_integrations.vectors import Kind, Mode
 from tests.golden.texts import TEXTS
 from tests.test_encoder import assert_same
@@ -97,6 +99,47 @@ def test_threads_that_ask_at_once_get_one_network(small: Path, tmp_path: Path) -
     assert len({id(network(handle)) for handle in handles}) == 1
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_networks_of_different_dtypes_load_at_once_without_harm(small: Path, wide: Path) -> None:
+    for _ in range(8):
+        with ThreadPoolExecutor(2) as pool:
+            one = pool.submit(M3Encoder.load, small, device="cpu", dtype="float32")
+            two = pool.submit(M3Encoder.load, wide, device="cpu", dtype="bfloat16")
+        assert torch.get_default_dtype() == torch.float32
+        for future, dtype in ((one, torch.float32), (two, torch.bfloat16)):
+            encoder = future.result()
+            assert {p.dtype for p in encoder._live_engine().network.parameters()} == {dtype}
+            encoder.encode(["a"])
+
+
+def test_files_beside_the_checkpoint_do_not_load_a_second_network(small: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(small, tmp_path / "own"))
+    one = M3Encoder.shared(folder, device="cpu")
+    (folder / "README.md").write_text("notes")
+    (folder / "trainer.log").write_text("log")
+    assert network(M3Encoder.shared(folder, device="cpu")) is network(one)
+
+
+def test_one_forward_pass_runs_at_a_time(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = M3Encoder.load(small, device="cpu", cache_size_bytes=0)
+    inside, most, real = 0, 0, encoder._live_engine().network.encode
+
+    def counted(*arguments: Any, **settings: Any) -> Any:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        try:
+            return real(*arguments, **settings)
+        finally:
+            inside -= 1
+
+    monkeypatch.setattr(encoder._live_engine().network, "encode", counted)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: encoder.encode([f"text {i}"]), range(100)))
+    assert most == 1
+    assert encoder.stats.forward_passes == encoder.stats.encoded_texts == 100
+
+
 def test_use_after_close_raises(small: Path) -> None:
     encoder = M3Encoder.shared(small, device="cpu")
     encoder.close()
@@ -141,29 +184,55 @@ def test_a_spawned_process_shares_anew_from_a_pickle(small: Path) -> None:
 def test_a_fork_raises_at_once_and_never_hangs(small: Path) -> None:
     encoder = M3Encoder.shared(small, device="cpu")
     encoder.encode(["before"])
-    lock = encoder._live_engine()._network_lock
-    results = []
-    for use in (lambda: encoder.encode(["in the child"]), lambda: M3Encoder.shared(small, device="cpu")):
-        with lock:  # held by somebody at the moment of the fork, and never released in the child
-            reader, writer = os.pipe()
-            child = os.fork()
-            if child == 0:
-                try:
-                    use()
-                    os.write(writer, b"no error")
-                except RuntimeError as error:
-                    os.write(writer, str(error).encode())
-                finally:
-                    os._exit(0)
-        os.close(writer)
-        watchdog = threading.Timer(60, os.kill, (child, 9))
-        watchdog.start()
-        results.append(os.read(reader, 1000).decode())
-        watchdog.cancel()
-        os.waitpid(child, 0)
-        os.close(reader)
-    assert all("does not work after a fork" in result and "spawn" in result for result in results), results
+    carried = pickle.dumps(encoder)
+    closed = M3Encoder.load(small, device="cpu")
+    closed.close()
+    locks = (encoder._live_engine()._network_lock, engine._loading_lock, tqdm.get_lock())  # type: ignore[no-untyped-call]
+    uses = (
+        lambda: encoder.encode(["in the child"]),
+        lambda: M3Encoder.shared(small, device="cpu"),
+        lambda: M3Encoder.load(small, device="cpu"),
+        lambda: pickle.loads(carried).encode(["unpickled in the child"]),
+    )
+    for use in uses:
+        for lock in locks:  # held by somebody at the moment of the fork, and never released in the child
+            with lock:
+                reader, writer = os.pipe()
+                child = os.fork()
+                if child == 0:
+                    try:
+                        use()
+                        os.write(writer, b"no error")
+                    except RuntimeError as error:
+                        os.write(writer, str(error).encode())
+                    finally:
+                        os._exit(0)
+            os.close(writer)
+            watchdog = threading.Timer(60, os.kill, (child, 9))
+            watchdog.start()
+            result = os.read(reader, 1000).decode()
+            watchdog.cancel()
+            os.waitpid(child, 0)
+            os.close(reader)
+            assert "do not work after a fork" in result, result
+            assert "spawn" in result
     assert len(encoder.encode(["after"])) == 1
+
+
+def test_a_fork_before_the_first_load_is_no_obstacle(small: Path) -> None:
+    code = f"""
+import multiprocessing
+from m3_integrations import M3Encoder
+def work(_):
+    return M3Encoder.shared({str(small)!r}, device="cpu").encode(["in the worker"]).dense.shape
+if __name__ == "__main__":
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        print(pool.apply_async(work, (0,)).get(timeout=120))
+"""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False, timeout=180
+    )
+    assert result.stdout.strip() == "(1, 64)", result.stderr
 
 
 KINDS: tuple[Kind, ...] = ("document", "query")

@@ -49,6 +49,12 @@ def test_an_index_past_the_end_raises() -> None:
         make_vectors()[3]
 
 
+@pytest.mark.parametrize("rows", [[True, False, True], 1.7, "1"])
+def test_texts_are_not_chosen_by_anything_but_integers(rows: object) -> None:
+    with pytest.raises(TypeError, match="chosen by integers"):
+        make_vectors()[rows]  # type: ignore[index]
+
+
 def test_a_part_keeps_nothing_of_the_whole_alive() -> None:
     part = make_vectors()[0:1]
     arrays = (part.dense, part.lexical.values, part.lexical.indices, part.multi_vector.flat)

@@ -85,7 +85,10 @@ class M3Vectors(_ModeColumns):
     def __getitem__(self, rows: int | slice | Sequence[int] | IntArray) -> M3Vectors:
         if isinstance(rows, slice):
             return self.take(np.arange(len(self))[rows])
-        chosen = np.atleast_1d(np.asarray(rows, dtype=np.int64))
+        chosen = np.atleast_1d(np.asarray(rows))
+        if chosen.size and chosen.dtype.kind not in "iu":
+            raise TypeError(f"texts are chosen by integers, a slice or a list of integers, got {rows!r}")
+        chosen = chosen.astype(np.int64)
         if np.any((chosen < -len(self)) | (chosen >= len(self))):
             raise IndexError(f"rows {rows} of {len(self)}")
         return self.take(chosen % max(len(self), 1))
