@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -301,7 +301,7 @@ class M3Encoder:
         self, texts: Iterable[str], kind: Kind, modes: Sequence[Mode] | None, limit: int, *, show_progress: bool
     ) -> Iterator[M3Vectors]:
         has_warned, position = False, 0
-        with _progress(None, show=show_progress) as advance:
+        with _progress(len(texts) if isinstance(texts, Sized) else None, show=show_progress) as advance:
             for window in windows(texts, max_texts=_WINDOW_TEXTS, max_tokens=_WINDOW_TOKENS, max_length=limit):
                 vectors, truncated = self._request(window, kind, modes, limit, position)(advance)
                 position += len(window)

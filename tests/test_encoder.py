@@ -245,6 +245,8 @@ def test_a_progress_bar_is_drawn_on_request_only(encoder: M3Encoder, capsys: pyt
     encoder.encode(["a", "b", "c"], show_progress=True)
     assert "3/3" in capsys.readouterr().err
     list(encoder.encode_batches(["d"], show_progress=True))
+    assert "1/1" in capsys.readouterr().err
+    list(encoder.encode_batches(iter(["e"]), show_progress=True))
     assert "1text" in capsys.readouterr().err
 
 

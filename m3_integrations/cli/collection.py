@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-_LEFT_OUT: Final = {"test", "tests", "idlelib", "lib2to3", "site-packages", "__pycache__", "turtledemo", "ensurepip"}
+# Tests, installed packages, and what Python 3.12 no longer has.
+_LEFT_OUT: Final = {"test", "tests", "idlelib", "lib2to3", "site-packages", "__pycache__", "turtledemo", "ensurepip", "distutils"}
 _MIN_LENGTH: Final = 40
 """Characters: shorter docstrings say little more than their name."""
 

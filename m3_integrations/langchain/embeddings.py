@@ -52,7 +52,6 @@ class M3Embeddings(EncoderFields, Embeddings):
     """
 
     show_progress: bool = False
-    """Whether `embed_documents` draws a progress bar."""
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Give the dense vector of every text: d floats each, unit length.

@@ -68,13 +68,8 @@ class M3Rerank(WeightsFields, BaseDocumentCompressor):
     """
 
     top_n: int | None = Field(default=3, ge=1)
-    """How many documents to keep; None for all."""
-
     score_threshold: float | None = Field(default=None, allow_inf_nan=False)
-    """Only documents whose combined score is at least this."""
-
     store: SkipValidation[Store] | None = Field(default=None, exclude=True, repr=False)
-    """Documents whose id and text a record in it has are scored from its vectors; only the others are encoded."""
 
     @field_validator("store", mode="before")
     @classmethod

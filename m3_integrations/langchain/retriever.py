@@ -95,34 +95,15 @@ class M3HybridRetriever(WeightsFields, BaseRetriever):
     model_config = ConfigDict(extra="forbid")  # BaseRetriever would drop what it does not know
 
     store: SkipValidation[Store] = Field(default_factory=open_store, exclude=True, repr=False)
-    """Where the documents are; a new one in memory if None is passed."""
-
     k: int = 4
-    """How many documents to return at most."""
-
     mode: SearchMode = "all"
-    """Which modes rank the candidates."""
-
     filter: SkipValidation[FilterLike] = None
-    """Only documents whose metadata match."""
-
     score_threshold: float | None = None
-    """Only documents whose final score is at least this."""
-
     pool_size: int = 100
-    """How many candidates the dense and the lexical leg find each."""
-
     fusion: Fusion = "weighted"
-    """How the modes' scores become one."""
-
     rrf_k: int = DEFAULT_RRF_K
-    """How little the first ranks stand out under "rrf"."""
-
     bm25: Bm25 = "off"
-    """Whether BM25 finds candidates too, in memory only."""
-
     show_progress: bool = False
-    """Whether adding documents draws a progress bar."""
 
     _searcher: Searcher | None = PrivateAttr(default=None)
 

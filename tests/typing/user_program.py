@@ -6,6 +6,9 @@ import asyncio
 from typing import assert_type
 
 import numpy as np
+from langchain_core.documents import Document
+from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.schema import NodeWithScore, TextNode
 from numpy.typing import NDArray
 
 from m3_integrations import (
@@ -24,6 +27,11 @@ from m3_integrations import (
     Store,
     open_store,
 )
+from m3_integrations.langchain import M3CrossEncoder, M3Embeddings, M3HybridRetriever, M3Rerank
+from m3_integrations.langchain_qdrant import M3SparseEmbeddings
+from m3_integrations.llama_index import M3Embedding, M3SparseEmbedding
+from m3_integrations.llama_index import M3HybridRetriever as NodeRetriever
+from m3_integrations.llama_index import M3Rerank as NodeRerank
 
 
 def encode(texts: list[str]) -> None:
@@ -59,3 +67,26 @@ def search(encoder: Encoder) -> list[Hit]:
 
 def accepts_an_encoder(encoder: M3Encoder) -> list[Hit]:
     return search(encoder)
+
+
+def use_langchain(documents: list[Document]) -> None:
+    encoder = M3Encoder.shared("tiny")
+    assert_type(M3Embeddings(model="tiny").embed_query("query"), list[float])
+    assert_type(M3SparseEmbeddings(encoder=encoder).embed_query("query").indices, list[int])
+    retriever = M3HybridRetriever.from_documents(documents, encoder=encoder, k=5, weights="miracl", mode="all")
+    assert_type(retriever.add_documents(documents), list[str])
+    assert_type(retriever.invoke("query", k=2, filter={"year": 2024}), list[Document])
+    assert_type(asyncio.run(retriever.ainvoke("query", score_threshold=0.2)), list[Document])
+    rerank = M3Rerank(encoder=encoder, store=retriever.store, top_n=3)
+    rerank.compress_documents(documents, "query")
+    assert_type(M3CrossEncoder(encoder=encoder).score([("query", "text")]), list[float])
+
+
+def use_llama_index(nodes: list[TextNode]) -> None:
+    encoder = M3Encoder.shared("tiny")
+    assert_type(M3Embedding(encoder=encoder).get_query_embedding("query"), list[float])
+    assert_type(M3SparseEmbedding(encoder=encoder).get_query_embedding("query"), dict[int, float])
+    retriever = NodeRetriever.from_nodes(nodes, encoder=encoder, similarity_top_k=20)
+    assert_type(retriever.retrieve("query"), list[NodeWithScore])
+    rerank = NodeRerank(encoder=encoder, top_n=3, keep_retrieval_score=True)
+    RetrieverQueryEngine.from_args(retriever, node_postprocessors=[rerank])

@@ -1,0 +1,25 @@
+"""BGE-M3 for LlamaIndex: embeddings, sparse vectors, a hybrid retriever and a reranker on one network."""
+
+try:
+    from m3_integrations.llama_index.embeddings import M3Embedding
+    from m3_integrations.llama_index.nodes import M3NodeWithScore
+    from m3_integrations.llama_index.rerank import M3Rerank
+    from m3_integrations.llama_index.retriever import M3HybridRetriever
+    from m3_integrations.llama_index.sparse import M3SparseEmbedding, sparse_doc_fn, sparse_query_fn
+except ModuleNotFoundError as error:
+    # Other packages of LlamaIndex share the namespace, so it may be there without the core.
+    if error.name not in {"llama_index", "llama_index.core"}:
+        raise
+    raise ImportError(
+        "m3_integrations.llama_index needs llama-index-core: pip install 'm3-integrations[llama-index]'"
+    ) from error
+
+__all__ = [
+    "M3Embedding",
+    "M3HybridRetriever",
+    "M3NodeWithScore",
+    "M3Rerank",
+    "M3SparseEmbedding",
+    "sparse_doc_fn",
+    "sparse_query_fn",
+]

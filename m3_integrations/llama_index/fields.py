@@ -1,0 +1,86 @@
+"""What the pydantic classes for LlamaIndex have in common: an encoder they were given, or the shared one of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation, model_validator
+
+from m3_integrations.search import open_encoder
+from m3_integrations.store import Store
+from m3_integrations.vectors import Encoder
+
+
+def check_store(store: Store) -> Store:
+    """Give back a store.
+
+    Raises:
+        TypeError: For anything else, such as the folder or URL of one.
+    """
+    if not callable(getattr(store, "candidates", None)):
+        raise TypeError(f"store must be a store, got {store!r}: open one with open_store")
+    return store
+
+
+class EncoderFields(BaseModel):
+    """The fields by which an encoder is given.
+
+    Once made, `encoder` is always there and `model` is its name. The encoder is in no dump, so that the key of an
+    ingestion cache, which is made of one, says what the model is and not which object holds it.
+    """
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+
+    model: str = ""
+    """A checkpoint folder, or a repository of the hub such as "BAAI/bge-m3"; the process loads it once."""
+
+    encoder: SkipValidation[Encoder] = Field(
+        default=cast("Encoder", None),  # only until model_post_init
+        exclude=True,
+        repr=False,
+    )
+    """In the place of `model`: an encoder that is there already."""
+
+    model_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of `M3Encoder.shared`, such as device or max_length; only with `model`."""
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Open the encoder: after all fields, so that a misspelt argument is refused before a network is loaded."""
+        super().model_post_init(context)
+        self.encoder = open_encoder(self.model, encoder=self.encoder, model_kwargs=self.model_kwargs)
+        self.model = self.encoder.model
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # LlamaIndex's own way drops what cannot be pickled, a store for instance, with no more than a log line. The
+        # callback manager stays behind: its handlers report to those who listen in this process.
+        fields = {name: value for name, value in self if name != "callback_manager"}
+        if self.model_kwargs:
+            del fields["encoder"]  # it was opened with these, and will be again
+        return _restore, (type(self), fields)
+
+
+class NamedEncoderFields(EncoderFields):
+    """The same, where LlamaIndex says `model_name` for `model`; either may be used."""
+
+    model_name: str = ""
+    """The same as `model`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _join_names(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):  # an instance, where another pydantic model has a field for one
+            return values
+        names = {name for name in (values.get("model"), values.get("model_name")) if name}
+        if len(names) > 1:
+            raise ValueError(f"model and model_name mean the same, got {sorted(map(str, names))}: leave one out")
+        return {**values, "model": names.pop() if names else ""}
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Open the encoder, and name it twice."""
+        super().model_post_init(context)
+        self.model_name = self.model
+
+
+def _restore(made: type[EncoderFields], fields: dict[str, Any]) -> EncoderFields:
+    return made(**fields)
