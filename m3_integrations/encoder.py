@@ -147,6 +147,14 @@ class M3Encoder:
         self._live_engine()
         return _restore, (type(self), dataclasses.asdict(self._settings))
 
+    def __copy__(self) -> Self:
+        twin = type(self)(self._settings, is_shared=self._is_shared)
+        twin._engine = self._live_engine()  # the same network, even one that was loaded alone
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.__copy__()
+
     def __repr__(self) -> str:
         state = "closed" if self._is_closed else "not opened yet"
         if self._engine is not None:

@@ -1,6 +1,6 @@
 """Peers' defects, each with the tests that show what this package does instead; prints them as the README's table.
 
-    python -m tests.peers
+python -m tests.peers
 """
 
 from __future__ import annotations

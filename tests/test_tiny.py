@@ -92,7 +92,8 @@ def test_tiny_reads_a_text_of_a_thousand_tokens_and_folds_case(tiny: M3Encoder) 
     with pytest.warns(UserWarning, match="1024"):
         vectors = tiny.encode([long, "Rathaus", "RATHAUS"])
     assert len(vectors.multi_vector[0]) == 1023
-    np.testing.assert_array_equal(vectors.dense[1], vectors.dense[2])
+    # The same ids; only their place in the padded batch differs.
+    np.testing.assert_allclose(vectors.dense[1], vectors.dense[2], atol=1e-6)
 
 
 def test_flagembedding_gives_the_same_numbers(encoded: tuple[M3Vectors, M3Vectors]) -> None:

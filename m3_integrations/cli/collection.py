@@ -11,7 +11,19 @@ from pathlib import Path
 from typing import Final
 
 # Tests, installed packages, and what Python 3.12 no longer has.
-_LEFT_OUT: Final = {"test", "tests", "idlelib", "lib2to3", "site-packages", "__pycache__", "turtledemo", "ensurepip", "distutils"}
+_LEFT_OUT: Final = frozenset(
+    {
+        "test",
+        "tests",
+        "idlelib",
+        "lib2to3",
+        "distutils",
+        "ensurepip",
+        "turtledemo",
+        "site-packages",
+        "__pycache__",
+    }
+)
 _MIN_LENGTH: Final = 40
 """Characters: shorter docstrings say little more than their name."""
 

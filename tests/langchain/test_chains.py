@@ -98,7 +98,6 @@ async def test_a_compression_retriever_reranks_with_all_modes(sentences: M3Hybri
     assert encoder.stats.forward_passes == before
 
 
-@pytest.mark.peer("EnsembleRetriever", "passes no arguments of a call on; a retriever's own settings have to do")
 async def test_an_ensemble_joins_this_retriever_with_another(sentences: M3HybridRetriever) -> None:
     vectors = InMemoryVectorStore(M3Embeddings(encoder=sentences.encoder))
     vectors.add_texts(["A text that only the other one knows."])

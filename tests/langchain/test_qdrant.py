@@ -88,7 +88,6 @@ async def test_hybrid_mode_finds_what_both_rankings_put_first(client: QdrantClie
         assert (await store.asimilarity_search(text, k=1))[0].page_content == text
 
 
-@pytest.mark.peer("langchain-qdrant", "calls dense and sparse models apart, so that every text costs two passes")
 def test_every_text_costs_one_pass_in_hybrid_mode(client: QdrantClient, encoder: M3Encoder) -> None:
     """A query that is embedded, sparse-embedded, searched with ours and reranked, over documents that are stored."""
     ids = [str(uuid.uuid4()) for _ in SENTENCES]

@@ -24,7 +24,6 @@ def found() -> list[Document]:
     ]
 
 
-@pytest.mark.peer("CrossEncoderReranker", "adds no score to the documents")
 async def test_documents_are_ranked_by_the_combined_score_and_carry_it(
     encoder: M3Encoder, found: list[Document]
 ) -> None:
@@ -59,7 +58,6 @@ def test_equal_scores_keep_their_order(encoder: M3Encoder) -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.peer("ContextualCompressionRetriever, CrossEncoderReranker", "give the caller's own documents back")
 async def test_documents_that_are_passed_in_stay_as_they_are(encoder: M3Encoder, found: list[Document]) -> None:
     untouched = copy.deepcopy(found)
     reranker = M3Rerank(encoder=encoder, top_n=None)

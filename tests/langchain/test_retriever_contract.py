@@ -52,8 +52,6 @@ def found_ids(documents: list[Document]) -> list[str | None]:
     return [document.id for document in documents]
 
 
-@pytest.mark.peer("BM25Retriever, EnsembleRetriever", "k of a call is ignored")
-@pytest.mark.peer("retrievers that override the sync method only", "k of an asynchronous call raises TypeError")
 async def test_k_of_a_call_counts_sync_and_async(retriever: M3HybridRetriever) -> None:
     for k in (1, 3, 7):
         assert len(retriever.invoke("keys", k=k)) == len(await retriever.ainvoke("keys", k=k)) == k
@@ -62,7 +60,6 @@ async def test_k_of_a_call_counts_sync_and_async(retriever: M3HybridRetriever) -
 
 
 @pytest.mark.parametrize("unknown", ["top_k", "filters", "verbose"])
-@pytest.mark.peer("BM25Retriever", "unknown arguments of a call are dropped without a word")
 async def test_unknown_arguments_of_a_call_are_refused(retriever: M3HybridRetriever, unknown: str) -> None:
     with pytest.raises(TypeError, match=unknown):
         retriever.invoke("keys", None, **{unknown: 1})
@@ -94,7 +91,6 @@ def test_unknown_and_impossible_arguments_of_the_constructor_are_refused(
     assert fake.encoded == []
 
 
-@pytest.mark.peer("EnsembleRetriever", "negative weights are accepted")
 async def test_impossible_arguments_of_a_call_are_refused(retriever: M3HybridRetriever) -> None:
     for asked, message in (
         ({"k": 0}, "k must be at least 1"),
@@ -126,7 +122,6 @@ def test_the_settings_type_names_every_field() -> None:
     assert set(get_type_hints(RetrieverSettings)) == set(M3HybridRetriever.model_fields)
 
 
-@pytest.mark.peer("retrievers with private attributes", "configurable_fields makes an instance without its index")
 async def test_configurable_fields_keep_encoder_and_store(retriever: M3HybridRetriever) -> None:
     configurable = retriever.configurable_fields(
         k=ConfigurableField(id="k"), filter=ConfigurableField(id="filter"), mode=ConfigurableField(id="mode")

@@ -1,0 +1,75 @@
+"""Watches the three heads: training stops when one of them dies, which the ensemble would hide."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+
+from m3_integrations.training.losses import LossTerms
+from m3_integrations.training.scores import BatchScores, TextViews
+
+_LEAST_SPREAD: Final = 1e-4
+"""Cosines of one query with all passages that differ by less tell nothing apart, not even at temperature 0.02."""
+
+
+class HeadDiedError(RuntimeError):
+    """A head gives the same for every text, or numbers that are not finite, and training cannot bring it back."""
+
+
+class HeadWatch:
+    """Counts for how many batches in a row each head has been dead.
+
+    The ensemble's loss falls on while one head is dead, so the loss does not show it. A lexical head whose weights are
+    all 0 gets no gradient through its ReLU and stays dead.
+
+    Args:
+        patience: How many dead batches in a row are an error.
+
+    Raises:
+        ValueError: If patience is less than 1.
+    """
+
+    def __init__(self, patience: int) -> None:
+        if patience < 1:
+            raise ValueError(f"patience must be at least 1, got {patience}")
+        self._patience = patience
+        self._dead_for = {"dense": 0, "lexical": 0, "multi_vector": 0}
+
+    def check(self, queries: TextViews, passages: TextViews, scores: BatchScores, loss: LossTerms) -> None:
+        """Look at one batch.
+
+        Raises:
+            HeadDiedError: If a head has been dead for `patience` batches, or at once if the loss is not finite.
+        """
+        if not bool(torch.isfinite(loss.total)):
+            terms = {name: getattr(loss, name).item() for name in ("dense", "lexical", "multi_vector")}
+            raise HeadDiedError(f"the loss is not finite ({terms}): lower the learning rate, or train in float32")
+        is_dead = {
+            "dense": _tells_nothing(scores.dense),
+            "lexical": not (bool(queries.token_weights.any()) and bool(passages.token_weights.any())),
+            "multi_vector": _tells_nothing(scores.multi_vector),
+        }
+        for name, dead in is_dead.items():
+            self._dead_for[name] = self._dead_for[name] + 1 if dead else 0
+            if self._dead_for[name] >= self._patience:
+                raise HeadDiedError(_explain(name, self._patience))
+
+
+def _tells_nothing(scores: torch.Tensor) -> bool:
+    """Whether every query scores all passages alike."""
+    if scores.shape[1] < 2:
+        return False
+    return bool((scores.amax(dim=1) - scores.amin(dim=1)).amax() < _LEAST_SPREAD)
+
+
+def _explain(name: str, batches: int) -> str:
+    what = {
+        "dense": "every query has the same cosine with all passages",
+        "lexical": "every lexical weight of the queries or of the passages is 0",
+        "multi_vector": "every query has the same score with all passages",
+    }[name]
+    return (
+        f"the {name} head has died: {what}, {batches} batches in a row. Go back to a checkpoint before it and train "
+        f"with a lower learning rate or a longer warm-up"
+    )

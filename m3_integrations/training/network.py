@@ -1,0 +1,95 @@
+"""The network in training: padded batches in, the three views with gradients out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from torch import nn
+
+from m3_integrations.checkpoint import Heads, load_backbone, load_heads, load_tokenizer, save_checkpoint
+from m3_integrations.tokenizer import Tokenizer
+from m3_integrations.training.scores import TextViews
+
+
+class TrainingNetwork(nn.Module):
+    """A backbone and its two heads, with every weight trainable, in float32.
+
+    Args:
+        backbone: A model of transformers that gives `last_hidden_state`.
+        heads: The multi-vector and the lexical head.
+        tokenizer: Says which ids carry no lexical weight.
+    """
+
+    ignored_ids: torch.Tensor
+
+    def __init__(self, backbone: nn.Module, heads: Heads, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.backbone = backbone.requires_grad_(True)
+        self.multi_vector_head = heads.multi_vector.requires_grad_(True)
+        self.lexical_head = heads.lexical.requires_grad_(True)
+        self.tokenizer = tokenizer
+        self.register_buffer("ignored_ids", torch.from_numpy(tokenizer.ignored_ids), persistent=False)
+
+    @classmethod
+    def load(cls, folder: Path) -> TrainingNetwork:
+        """Load a checkpoint; one without heads, such as plain BGE, gets new ones from torch's random state.
+
+        Raises:
+            ValueError: If anything is missing, damaged or mis-shaped.
+        """
+        backbone: Any = load_backbone(folder, torch.float32)
+        width = backbone.config.hidden_size
+        heads = load_heads(folder, width, torch.float32)
+        heads = heads or Heads(multi_vector=nn.Linear(width, width), lexical=nn.Linear(width, 1))
+        return cls(backbone, heads, load_tokenizer(folder))
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> TextViews:
+        """Give the views of n texts.
+
+        Args:
+            input_ids: (n, tokens) int64, padded on the right.
+            attention_mask: (n, tokens) int64, 1 at real tokens.
+        """
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        is_real = attention_mask.bool()
+        weights = torch.relu(self.lexical_head(hidden)).squeeze(-1)  # (n, tokens)
+        carries_weight = is_real & ~torch.isin(input_ids, self.ignored_ids)
+        has_vector = is_real.clone()
+        has_vector[:, 0] = False  # the [CLS] token's view is the dense vector
+        return TextViews(
+            dense=F.normalize(hidden[:, 0], dim=-1),
+            token_ids=input_ids,
+            token_weights=weights.masked_fill(~carries_weight, 0.0),
+            token_vectors=F.normalize(self.multi_vector_head(hidden), dim=-1),
+            vector_mask=has_vector,
+        )
+
+    def freeze_position_embeddings(self) -> None:
+        """Leave the positions as they are."""
+        for name, parameter in self.backbone.named_parameters():
+            if "position_embeddings" in name:
+                parameter.requires_grad_(False)
+
+    def save(self, folder: Path) -> None:
+        """Write the checkpoint in BGE-M3's format.
+
+        Raises:
+            FileExistsError: If the folder holds a checkpoint already.
+        """
+        heads = Heads(multi_vector=self.multi_vector_head, lexical=self.lexical_head)
+        save_checkpoint(folder, backbone=self.backbone, heads=heads, tokenizer=self.tokenizer)
+
+    def restore(self, folder: Path) -> None:
+        """Take the weights of a checkpoint that `save` wrote.
+
+        Raises:
+            ValueError: If its weights do not fit.
+        """
+        saved = TrainingNetwork.load(folder)
+        try:
+            self.load_state_dict(saved.state_dict())
+        except RuntimeError as error:
+            raise ValueError(f"{folder} holds another network than the one in training: {error}") from error

@@ -1,0 +1,100 @@
+"""A training run from start to end, or from where it was killed to its end."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments, set_seed
+
+from m3_integrations.checkpoint import find_checkpoint
+from m3_integrations.training.config import TrainingConfig, load_config
+from m3_integrations.training.data import TrainingBatches, read_examples
+from m3_integrations.training.health import HeadWatch
+from m3_integrations.training.network import TrainingNetwork
+from m3_integrations.training.plot import plot_losses
+from m3_integrations.training.trainer import M3Trainer, find_last_checkpoint
+
+FINAL_FOLDER = "final"
+"""Where in the output folder the trained checkpoint lies."""
+
+
+def run_training(config_path: str | os.PathLike[str], *, show_progress: bool = True) -> Path:
+    """Train as a TOML file says; a run that was killed goes on from its last checkpoint.
+
+    Args:
+        config_path: The file; see `TrainingConfig` for its settings.
+        show_progress: Whether to show a bar.
+
+    Returns:
+        The folder of the trained checkpoint, which `M3Encoder.load` and FlagEmbedding read. Beside it lies loss.png.
+
+    Raises:
+        FileNotFoundError: If the file, the data or the checkpoint is not there.
+        FileExistsError: If the run has ended already.
+        ValueError: If a setting, the data or the checkpoint is not as it must be.
+        HeadDiedError: If a head dies.
+    """
+    return train(load_config(config_path), show_progress=show_progress)
+
+
+def train(config: TrainingConfig, *, show_progress: bool = True) -> Path:
+    """Train as the settings say. Returns and raises what `run_training` does."""
+    final = config.output_dir / FINAL_FOLDER
+    if (final / "config.json").exists():
+        raise FileExistsError(f"{final} holds this run's result already: choose another output_dir")
+    set_seed(config.seed)
+    network = TrainingNetwork.load(find_checkpoint(config.model))
+    if config.freeze_position_embeddings:
+        network.freeze_position_embeddings()
+    if config.gradient_checkpointing:
+        network.backbone.gradient_checkpointing_enable()  # type: ignore[operator]
+    batches = TrainingBatches(
+        read_examples(config.train_data),
+        network.tokenizer,
+        batch_size=config.batch_size,
+        group_size=config.train_group_size,
+        query_max_length=config.query_max_length,
+        passage_max_length=config.passage_max_length,
+        instruction=config.query_instruction,
+        steps=config.steps,
+        seed=config.seed,
+    )
+    trainer = M3Trainer(
+        network,
+        batches,
+        _arguments(config, show_progress),
+        loss_settings=config.loss,
+        watch=HeadWatch(config.dead_head_patience),
+    )
+    last = find_last_checkpoint(config.output_dir)
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    plot_losses(trainer.state.log_history, config.output_dir / "loss.png")
+    network.save(final)
+    return final
+
+
+def _arguments(config: TrainingConfig, show_progress: bool) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(config.output_dir),
+        max_steps=-(-config.steps // config.gradient_accumulation_steps),
+        per_device_train_batch_size=1,  # one item of the data is a whole batch
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        learning_rate=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        fp16=config.precision == "float16",
+        bf16=config.precision == "bfloat16",
+        use_cpu=config.device == "cpu",
+        seed=config.seed,
+        logging_steps=config.log_every,
+        logging_nan_inf_filter=False,
+        save_steps=config.save_every,
+        save_total_limit=config.keep_checkpoints,
+        disable_tqdm=not show_progress,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        report_to=[],
+    )

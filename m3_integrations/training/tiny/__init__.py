@@ -1,0 +1,1 @@
+"""How the bundled checkpoint `tiny` is made: text, tokenizer, start, training."""

@@ -1,0 +1,59 @@
+"""A very small run: a random checkpoint and a few examples in FlagEmbedding's format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.golden.texts import TEXTS
+
+WriteConfig = Callable[..., Path]
+
+
+def write_examples(path: Path, count: int = 24) -> Path:
+    """Write examples with one positive and two negatives each, of different lengths."""
+    texts = [text[:80] for text in TEXTS if text.strip()]
+    rows = [
+        {
+            "query": texts[i % len(texts)][:20] or "a",
+            "pos": [f"{texts[i % len(texts)]} {i}"],
+            "neg": [f"{texts[(i + 3) % len(texts)]} no", f"{texts[(i + 5) % len(texts)]} {'longer ' * (i % 7)}"],
+        }
+        for i in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def write_config(tmp_path: Path, small: Path) -> WriteConfig:
+    """Gives a function that writes a configuration on the small checkpoint; arguments overrule its settings."""
+
+    def write(name: str = "run", **settings: object) -> Path:
+        write_examples(tmp_path / "examples.jsonl")
+        values: dict[str, object] = {
+            "model": str(small),
+            "train_data": ["examples.jsonl"],
+            "output_dir": name,
+            "device": "cpu",
+            "steps": 6,
+            "batch_size": 4,
+            "train_group_size": 2,
+            "learning_rate": 1e-3,
+            "warmup_steps": 2,
+            "log_every": 1,
+            "save_every": 3,
+            **settings,
+        }
+        path = tmp_path / f"{name}.toml"
+        path.write_text("".join(f"{key} = {_toml(value)}\n" for key, value in values.items()), encoding="utf-8")
+        return path
+
+    return write
+
+
+def _toml(value: object) -> str:
+    return json.dumps(value)

@@ -1,0 +1,54 @@
+"""The settings of a run, from TOML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from m3_integrations.training import LossSettings, TrainingConfig, load_config
+
+LEAST = 'model = "some/repository"\ntrain_data = ["a.jsonl", "more"]\noutput_dir = "out"\nsteps = 10\n'
+
+
+def test_paths_are_relative_to_the_file_and_defaults_are_the_papers(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(LEAST + "learning_rate = 1\n[loss]\nlexical_weight = 0.5\n")
+    (tmp_path / "here").mkdir()
+    expected = TrainingConfig(
+        model="some/repository",
+        train_data=(tmp_path / "a.jsonl", tmp_path / "more"),
+        output_dir=tmp_path / "out",
+        steps=10,
+        learning_rate=1,
+        loss=LossSettings(lexical_weight=0.5),
+    )
+    assert load_config(path) == expected
+    assert expected.loss == LossSettings(
+        temperature=0.02, dense_weight=1.0, lexical_weight=0.5, multi_vector_weight=1.0,
+        dense_lambda=1.0, lexical_lambda=0.1, multi_vector_lambda=1.0, self_distillation=True,
+    )  # fmt: skip
+    path.write_text(LEAST.replace("some/repository", "here"))
+    assert load_config(path).model == str(tmp_path / "here")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps = ", "is not TOML"),
+        ("steps = 10", "lacks model, output_dir, train_data"),
+        (LEAST + "learning_rat = 1e-3", "unknown settings: learning_rat"),
+        (LEAST + "[loss]\ntau = 0.1", "unknown settings: tau"),
+        (LEAST + 'seed = "one"', "seed must be of type int, got 'one'"),
+        (LEAST + "seed = true", "seed must be of type int, got True"),
+        (LEAST + "[loss]\nself_distillation = 1", "self_distillation must be of type bool, got 1"),
+        (LEAST + "batch_size = 0", "batch_size must be at least 1, got 0"),
+        (LEAST + 'precision = "int8"', "precision must be .*, got 'int8'"),
+        (LEAST + "[loss]\ntemperature = 0.0", "temperature must be positive, got 0.0"),
+    ],
+)
+def test_a_wrong_setting_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_config(path)

@@ -1,0 +1,160 @@
+"""Whole runs of a very small network: resumed, stopped by a dead head, saved."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from m3_integrations import M3Encoder
+from m3_integrations.training import HeadDiedError, run_training
+from m3_integrations.training.network import TrainingNetwork
+from m3_integrations.training.trainer import find_last_checkpoint
+from tests.training.conftest import WriteConfig
+
+KILL_AT_STEP_5 = """
+import os, signal, sys, torch
+from m3_integrations.training import run_training
+from m3_integrations.training.health import HeadWatch
+torch.set_num_threads(1)
+calls = []
+def check(self, *arguments):
+    calls.append(1)
+    if len(calls) == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+HeadWatch.check = check
+run_training(sys.argv[1], show_progress=False)
+"""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> object:
+    """Sums are rounded alike only with the same number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def with_dropout(small: Path, tmp_path: Path) -> Path:
+    """The small checkpoint with dropout, so that a resumed run needs the random state as well."""
+    folder = tmp_path / "with_dropout"
+    shutil.copytree(small, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    heads = {
+        f"{name} {key}": value
+        for name in ("colbert_linear", "sparse_linear")
+        for key, value in torch.load(folder / f"{name}.pt", weights_only=True).items()
+    }
+    return load_file(folder / "model.safetensors") | heads
+
+
+def log_of(run: Path) -> list[dict[str, float]]:
+    last = find_last_checkpoint(run)
+    assert last is not None
+    history: list[dict[str, float]] = json.loads((last / "trainer_state.json").read_text())["log_history"]
+    return history
+
+
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    write_config: WriteConfig, with_dropout: Path, tmp_path: Path
+) -> None:
+    whole = run_training(write_config("whole", model=str(with_dropout)), show_progress=False)
+    config = write_config("killed", model=str(with_dropout))
+    process = subprocess.run([sys.executable, "-c", KILL_AT_STEP_5, str(config)], capture_output=True, check=False)
+    assert process.returncode == -signal.SIGKILL, process.stderr.decode()
+    last = find_last_checkpoint(tmp_path / "killed")
+    assert last is not None
+    assert last.name == "checkpoint-3"
+    resumed = run_training(config, show_progress=False)
+
+    before, expected, got = weights_of(with_dropout), weights_of(whole), weights_of(resumed)
+    assert expected.keys() == got.keys()
+    assert [name for name in expected if not expected[name].equal(got[name])] == []
+    assert [name for name in before if name in expected and expected[name].equal(before[name])] == []
+    assert log_of(tmp_path / "killed") == log_of(tmp_path / "whole")
+
+
+def test_a_half_written_checkpoint_is_passed_over_and_written_again(write_config: WriteConfig, tmp_path: Path) -> None:
+    expected = weights_of(run_training(write_config("whole"), show_progress=False))
+    run = tmp_path / "half"
+    shutil.copytree(tmp_path / "whole" / "checkpoint-3", run / "checkpoint-3")
+    (run / "checkpoint-6").mkdir()
+    (run / "checkpoint-6" / "config.json").write_text("{")
+    got = weights_of(run_training(write_config("half"), show_progress=False))
+    assert [name for name in expected if not expected[name].equal(got[name])] == []
+
+
+def test_a_run_logs_every_mode_draws_the_loss_and_saves_what_the_encoder_loads(
+    write_config: WriteConfig, tmp_path: Path
+) -> None:
+    final = run_training(write_config(), show_progress=False)
+    assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    lines = [line for line in log_of(tmp_path / "run") if "loss" in line]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    for line in lines:
+        assert min(line[f"{mode}_loss"] for mode in ("dense", "lexical", "multi_vector", "ensemble")) > 0
+
+    network = TrainingNetwork.load(final).eval()
+    texts = ["Nobody in the village remembers.", "salt and water, salt and water"]
+    ids = [tokens.ids.astype(np.int64) for tokens in network.tokenizer(texts, max_length=126)]
+    with M3Encoder.load(final, device="cpu") as encoder, torch.no_grad():
+        vectors = encoder.encode(texts)
+        for row, text_ids in enumerate(ids):
+            batch = torch.from_numpy(text_ids)[None]
+            views = network(batch, torch.ones_like(batch))
+            np.testing.assert_allclose(views.dense[0].numpy(), vectors.dense[row], atol=1e-5)
+            np.testing.assert_allclose(views.token_vectors[0, 1:].numpy(), vectors.multi_vector[row], atol=1e-5)
+            lexical = vectors.lexical[row]
+            for index, value in zip(lexical.indices, lexical.values, strict=True):
+                assert views.token_weights[0][batch[0] == int(index)].max().item() == pytest.approx(value, abs=1e-5)
+
+
+def test_training_stops_when_the_lexical_head_dies_although_the_ensemble_lives(
+    write_config: WriteConfig, small: Path, tmp_path: Path
+) -> None:
+    dead = tmp_path / "dead"
+    shutil.copytree(small, dead)
+    head = torch.load(dead / "sparse_linear.pt", weights_only=True)
+    torch.save({"weight": head["weight"] * 0, "bias": head["bias"] * 0 - 1}, dead / "sparse_linear.pt")
+    config = write_config(model=str(dead), dead_head_patience=3)
+    with pytest.raises(HeadDiedError, match=r"lexical head has died.*3 batches in a row"):
+        run_training(config, show_progress=False)
+
+
+def test_training_stops_when_the_dense_vectors_collapse(
+    write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dataclasses
+
+    forward = TrainingNetwork.forward
+
+    def collapsed(self: TrainingNetwork, ids: torch.Tensor, mask: torch.Tensor) -> object:
+        views = forward(self, ids, mask)
+        return dataclasses.replace(views, dense=views.dense[:1].expand_as(views.dense))
+
+    monkeypatch.setattr(TrainingNetwork, "forward", collapsed)
+    with pytest.raises(HeadDiedError, match="dense head has died"):
+        run_training(write_config(dead_head_patience=2), show_progress=False)
+
+
+def test_a_finished_run_is_not_overwritten(write_config: WriteConfig, tmp_path: Path) -> None:
+    (tmp_path / "run" / "final").mkdir(parents=True)
+    (tmp_path / "run" / "final" / "config.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="choose another output_dir"):
+        run_training(write_config(), show_progress=False)
