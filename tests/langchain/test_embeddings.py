@@ -1,5 +1,6 @@
 import copy
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -106,6 +107,19 @@ async def test_settings_hold_on_every_path_and_survive_pickling(small: Path) -> 
                 await embeddings.aembed_query(text),
             ]
         np.testing.assert_array_equal(np.array(rows, dtype=np.float32), np.repeat(expected, 4, axis=0))
+
+
+async def test_a_checkpoint_without_heads_is_enough(small: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    shutil.copytree(small, plain, ignore=shutil.ignore_patterns("*_linear.pt"))
+    embeddings, complete = M3Embeddings(model=str(plain)), M3Embeddings(model=str(small))
+    texts = list(SENTENCES)
+    assert embeddings.embed_documents(texts) == complete.embed_documents(texts)
+    assert await embeddings.aembed_documents(texts) == complete.embed_documents(texts)
+    assert embeddings.embed_query("keys") == await embeddings.aembed_query("keys") == complete.embed_query("keys")
+    retriever = M3HybridRetriever.from_texts(texts, encoder=embeddings.encoder, k=1)
+    (found,) = retriever.invoke(texts[4])
+    assert (found.page_content, list(found.metadata["m3_scores"])) == (texts[4], ["dense"])
 
 
 def test_a_progress_bar_is_drawn_only_on_request(encoder: M3Encoder, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import pickle
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -28,3 +29,13 @@ async def test_sparse_vectors_are_the_lexical_weights(encoder: M3Encoder) -> Non
     assert pickle.loads(pickle.dumps(sparse)).embed_query("keys") == sparse.embed_query("keys")
     with pytest.raises(ValueError, match="give model="):
         M3SparseEmbeddings()
+
+
+async def test_a_query_is_encoded_as_a_query(small: Path) -> None:
+    from m3_integrations.langchain_milvus import M3SparseEmbeddings
+
+    instructed = M3SparseEmbeddings(str(small), model_kwargs={"query_instruction": "find: "})
+    plain = M3SparseEmbeddings(str(small))
+    expected = plain.embed_query("find: keys")
+    assert instructed.embed_query("keys") == await instructed.aembed_query("keys") == expected
+    assert instructed.embed_documents(["keys"]) == plain.embed_documents(["keys"])

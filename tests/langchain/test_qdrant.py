@@ -54,10 +54,11 @@ async def test_sparse_vectors_are_the_lexical_weights(encoder: M3Encoder) -> Non
     assert sparse.embed_documents([]) == await sparse.aembed_documents([]) == []
 
 
-def test_a_query_is_encoded_as_a_query(small: Path) -> None:
+async def test_a_query_is_encoded_as_a_query(small: Path) -> None:
     instructed = M3SparseEmbeddings(str(small), model_kwargs={"query_instruction": "find: "})
     plain = M3SparseEmbeddings(str(small))
-    assert instructed.embed_query("keys") == plain.embed_query("find: keys")
+    expected = plain.embed_query("find: keys")
+    assert instructed.embed_query("keys") == await instructed.aembed_query("keys") == expected
     assert instructed.embed_documents(["keys"]) == plain.embed_documents(["keys"])
 
 

@@ -195,12 +195,13 @@ def test_a_result_added_again_does_not_carry_its_scores_into_the_index(retriever
 def test_what_the_llama_index_adapter_keeps_for_itself_is_left_out(fake: FakeEncoder) -> None:
     store = open_store()
     store.bind(fake.fingerprint)
-    metadata = {"_node_content": "{}", "_node_type": "TextNode", "_other": 1, "node": 2}
+    metadata = {"_node_content": "{}", "_node_type": "TextNode", "_other": 1, "node": 2, "m3_scores": "stale"}
     store.upsert([Record("n", "a text", metadata, fake.encode(["a text"]))])
     retriever = M3HybridRetriever(encoder=fake, store=store)
     (found,) = retriever.invoke("text")
     assert set(found.metadata) == {"_other", "node", "relevance_score", "m3_scores"}
-    assert retriever.get_by_ids(["n"])[0].metadata == {"_other": 1, "node": 2}
+    assert list(found.metadata["m3_scores"]) == ["dense", "lexical", "multi_vector"]
+    assert retriever.get_by_ids(["n"])[0].metadata == {"_other": 1, "node": 2, "m3_scores": "stale"}
 
 
 def test_documents_without_an_id_get_one(fake: FakeEncoder) -> None:
