@@ -98,7 +98,7 @@ def test_tiny_reads_a_text_of_a_thousand_tokens_and_folds_case(tiny: M3Encoder) 
 
 def test_flagembedding_gives_the_same_numbers(encoded: tuple[M3Vectors, M3Vectors]) -> None:
     if find_spec("FlagEmbedding") is None:
-        pytest.skip("FlagEmbedding is not installed; it needs an older transformers than ours")
+        pytest.skip("FlagEmbedding is not installed: pip install FlagEmbedding==1.4.2")
     flag = pytest.importorskip(
         "FlagEmbedding", reason="the FlagEmbedding here cannot be imported", exc_type=ImportError
     )
