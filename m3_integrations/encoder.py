@@ -39,7 +39,7 @@ _WINDOW_TOKENS: Final = 131_072
 
 _INTERACTIVE_TOKENS: Final = 4096
 """Queries of up to so many characters in all get their multi-vectors computed and cached unasked (16 MB at most for
-BGE-M3), since reranking comes next. It costs 0.4 % of the pass."""
+BGE-M3), since reranking comes next. By count of operations it is 0.4 % of the pass."""
 
 
 class M3Encoder:
