@@ -69,3 +69,13 @@ def test_padding_does_not_change_max_sim_as_it_does_in_flagembedding(golden: Gol
         assert_close(ours, best.mean())
         assert_close(padded, np.maximum(best, 0).mean())
         assert padded - ours > 1e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float16", 1e-2)])
+def test_cuda_gives_the_cpus_numbers(golden: Golden, vectors: M3Vectors, dtype: str, tolerance: float) -> None:
+    """The tolerances are expectations: no machine with a GPU has run this yet."""
+    on_device = M3Encoder.load(golden[0].model, device="cuda", dtype=dtype).encode(TEXTS)
+    np.testing.assert_allclose(on_device.dense, vectors.dense, atol=tolerance)
+    np.testing.assert_array_equal(on_device.multi_vector.offsets, vectors.multi_vector.offsets)
+    np.testing.assert_allclose(on_device.multi_vector.flat, vectors.multi_vector.flat, atol=tolerance)
