@@ -22,7 +22,7 @@ from m3_integrations.checkpoint import head_files, load_tokenizer, weight_files
 from m3_integrations.fingerprint import checkpoint_fingerprint
 from m3_integrations.model import BatchOutput, M3Network
 from m3_integrations.tokenizer import Pooling, Tokens
-from m3_integrations.vectors import FloatArray, IntArray, LexicalRows, M3Vectors, Mode, MultiVectorRows, offsets_of
+from m3_integrations.vectors import IntArray, LexicalRows, M3Vectors, Mode, MultiVectorRows, offsets_of
 
 # A small working set is faster on a CPU (a feed-forward layer's activations stay near the cache), a large one on a GPU.
 _TOKENS_PER_BATCH_ON_CPU: Final = 1024
@@ -84,7 +84,9 @@ class Engine:
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
         self.folder, self.device, self.dtype = folder, device, dtype
         self.tokenizer = load_tokenizer(folder)
-        self.network = M3Network.load(folder, device=device, dtype=dtype, pad_id=self.tokenizer.pad_id)
+        self.network = M3Network.load(
+            folder, device=device, dtype=dtype, pad_id=self.tokenizer.pad_id, ignored_ids=self.tokenizer.ignored_ids,
+        )  # fmt: skip
         if (ids := len(self.tokenizer.vocabulary)) > (rows := self.network.vocabulary_size):
             raise ValueError(f"the tokenizer in {folder} has ids up to {ids - 1}, the network only {rows} embeddings")
         self.cache = VectorCache()
@@ -163,23 +165,24 @@ class Engine:
         for batch in plan_batches([len(tokens) for tokens in texts], budget):
             chosen = [texts[i] for i in batch]
             with self._network_lock:
-                output = self.network.encode(chosen, multi_vector=multi_vector)
+                output = self.network.launch(chosen, multi_vector=[multi_vector] * len(chosen)).wait()
+            if not output.is_finite.all():
+                raise FloatingPointError(
+                    f"the network gave values that are not finite in {self.dtype}: load it with dtype='float32'"
+                )
             self.count(forward_passes=1, encoded_texts=len(batch), encoded_tokens=sum(map(len, chosen)))
             collector.add(batch, output)
             on_batch(len(batch))
-        return collector.finish(self.tokenizer.ignored_ids, self.tokenizer.vocabulary)
+        return collector.finish(self.tokenizer.vocabulary)
 
 
 class _Collector:
     """Puts the outputs of batches, which come in any order, into arrays in the order of the texts."""
 
     def __init__(self, network: M3Network, texts: Sequence[Tokens], *, multi_vector: bool) -> None:
-        self._texts = texts
         self._has_lexical = "lexical" in network.modes
         self._dense = np.empty((len(texts), network.dim), dtype=np.float32)
-        self._rows: list[IntArray] = []
-        self._ids: list[IntArray] = []
-        self._weights: list[FloatArray] = []
+        self._lexical: list[tuple[Sequence[int], LexicalRows]] = []
         self._multi_vector: MultiVectorRows | None = None
         if multi_vector and network.multi_vector_dim is not None:
             offsets = offsets_of([len(tokens) - tokens.n_cls for tokens in texts])
@@ -188,25 +191,22 @@ class _Collector:
 
     def add(self, batch: Sequence[int], output: BatchOutput) -> None:
         self._dense[batch] = output.dense
-        if output.token_weights is not None:
-            self._rows.append(np.repeat(batch, [len(self._texts[i]) for i in batch]))
-            self._ids.append(np.concatenate([self._texts[i].ids for i in batch]))
-            self._weights.append(output.token_weights)
-        if self._multi_vector is not None and output.token_vectors is not None:
-            start = 0
-            for i in batch:
-                target = self._multi_vector[i]
-                target[:] = output.token_vectors[start : start + len(target)]
-                start += len(target)
+        if output.lexical is not None:
+            self._lexical.append((batch, output.lexical))
+        if self._multi_vector is not None and output.multi_vector is not None:
+            for i, vectors in zip(batch, output.multi_vector, strict=True):
+                self._multi_vector[i][:] = vectors
 
-    def finish(self, ignored_ids: IntArray, vocabulary: Sequence[str]) -> M3Vectors:
+    def finish(self, vocabulary: Sequence[str]) -> M3Vectors:
         lexical = None
         if self._has_lexical:
-            rows = np.concatenate([np.empty(0, np.int64), *self._rows])
-            ids = np.concatenate([np.empty(0, np.int64), *self._ids])
-            weights = np.concatenate([np.empty(0, np.float32), *self._weights])
-            weights[np.isin(ids, ignored_ids)] = 0
-            lexical = LexicalRows.from_tokens(rows, ids, weights, len(self._texts), vocabulary)
+            row: IntArray = np.empty(len(self._dense), dtype=np.int64)
+            row[[i for batch, _ in self._lexical for i in batch]] = np.arange(len(row))
+            parts = [rows for _, rows in self._lexical]
+            lengths = np.concatenate([np.empty(0, np.int64), *(part.lengths for part in parts)])
+            indices = np.concatenate([np.empty(0, np.int32), *(part.indices for part in parts)])
+            values = np.concatenate([np.empty(0, np.float32), *(part.values for part in parts)])
+            lexical = LexicalRows(offsets_of(lengths), indices, values, vocabulary).take(row)
         return M3Vectors(dense=self._dense, lexical=lexical, multi_vector=self._multi_vector)
 
 

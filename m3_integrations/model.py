@@ -15,7 +15,7 @@ from torch import nn
 
 from m3_integrations.checkpoint import Heads, load_backbone, load_heads
 from m3_integrations.tokenizer import Tokens
-from m3_integrations.vectors import MODES, FloatArray, Mode
+from m3_integrations.vectors import MODES, FloatArray, IntArray, LexicalRows, Mode, MultiVectorRows, offsets_of
 
 DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _MASKLESS: Final = {"xlm-roberta", "roberta", "bert"}
@@ -26,15 +26,45 @@ class BatchOutput:
     """What one forward pass gives for a batch of n texts, on the host.
 
     Attributes:
+        is_finite: (n,) bool, whether the network's values for a text are all finite; the others' vectors mean nothing.
         dense: (n, d) float32, unit length.
-        token_weights: (tokens,) float32 or None: the lexical weight of every token of every text, one text after
-            another, special tokens included.
-        token_vectors: (tokens, d) float32 or None: the multi-vectors, one text after another, without [CLS].
+        lexical: The n texts' lexical weights; None without a head.
+        multi_vector: The n texts' multi-vectors, without [CLS]; a row has no tokens where it was not asked for. None
+            if nobody asked, or without a head.
     """
 
+    is_finite: NDArray[np.bool_]
     dense: FloatArray
-    token_weights: FloatArray | None
-    token_vectors: FloatArray | None
+    lexical: LexicalRows | None
+    multi_vector: MultiVectorRows | None
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchedBatch:
+    """A forward pass that the device has been told to do, and may not have done yet."""
+
+    batch: Sequence[Tokens]
+    multi_vector_lengths: Sequence[int]
+    ignored_ids: IntArray
+    is_finite: torch.Tensor  # (n,)
+    dense: torch.Tensor  # (n, d)
+    token_weights: torch.Tensor | None  # (tokens,)
+    token_vectors: torch.Tensor | None  # (tokens of the texts that asked, d)
+
+    def wait(self) -> BatchOutput:
+        """Give the results as soon as the device has them; any thread may wait."""
+        lexical = multi_vector = None
+        if self.token_weights is not None:
+            lexical = self._lexical(_host(self.token_weights))
+        if self.token_vectors is not None:
+            multi_vector = MultiVectorRows(offsets_of(self.multi_vector_lengths), _host(self.token_vectors))
+        return BatchOutput(self.is_finite.cpu().numpy(), _host(self.dense), lexical, multi_vector)
+
+    def _lexical(self, weights: FloatArray) -> LexicalRows:
+        n = len(self.batch)
+        ids = np.concatenate([tokens.ids for tokens in self.batch]).astype(np.int64)
+        rows = np.repeat(np.arange(n), [len(tokens) for tokens in self.batch])
+        return LexicalRows.from_tokens(rows, ids, np.where(np.isin(ids, self.ignored_ids), 0, weights), n)
 
 
 class M3Network(nn.Module):
@@ -44,17 +74,21 @@ class M3Network(nn.Module):
         backbone: A model of transformers that gives `last_hidden_state`.
         heads: None for a checkpoint that gives dense vectors only.
         pad_id: The token id that fills a padded batch.
+        ignored_ids: (ids,) token ids that never carry a lexical weight.
     """
 
-    def __init__(self, backbone: nn.Module, heads: Heads | None, *, pad_id: int) -> None:
+    def __init__(self, backbone: nn.Module, heads: Heads | None, *, pad_id: int, ignored_ids: IntArray) -> None:
         super().__init__()
         self.backbone = backbone
         self.multi_vector_head = heads.multi_vector if heads else None
         self.lexical_head = heads.lexical if heads else None
         self.pad_id = pad_id
+        self.ignored_ids = ignored_ids
 
     @classmethod
-    def load(cls, folder: Path, *, device: torch.device, dtype: torch.dtype, pad_id: int) -> M3Network:
+    def load(
+        cls, folder: Path, *, device: torch.device, dtype: torch.dtype, pad_id: int, ignored_ids: IntArray
+    ) -> M3Network:
         """Load from a checkpoint folder; nothing is ever initialised at random.
 
         Raises:
@@ -62,7 +96,7 @@ class M3Network(nn.Module):
         """
         backbone: Any = load_backbone(folder, dtype)
         heads = load_heads(folder, backbone.config.hidden_size, dtype)
-        return cls(backbone, heads, pad_id=pad_id).to(device).eval()
+        return cls(backbone, heads, pad_id=pad_id, ignored_ids=ignored_ids).to(device).eval()
 
     @property
     def modes(self) -> tuple[Mode, ...]:
@@ -109,31 +143,28 @@ class M3Network(nn.Module):
         return size if offset is None else size - offset - 1
 
     @torch.inference_mode()
-    def encode(self, batch: Sequence[Tokens], *, multi_vector: bool) -> BatchOutput:
-        """Run one padded forward pass.
+    def launch(self, batch: Sequence[Tokens], *, multi_vector: Sequence[bool]) -> LaunchedBatch:
+        """Start one forward pass.
 
         Args:
             batch: One or more texts, none longer than `max_positions`.
-            multi_vector: Whether to compute token vectors too; lexical weights come in any case.
-
-        Raises:
-            FloatingPointError: If the network gives values that are not finite (a half-precision overflow).
+            multi_vector: (n,) whose token vectors to compute too; lexical weights come in any case.
         """
         lengths = np.array([len(tokens) for tokens in batch])
         device = next(self.backbone.parameters()).device
         hidden = self._hidden(batch, lengths, device)  # (tokens, hidden), no padding
-        dense = self._dense(hidden, batch, lengths)
-        if not bool(torch.isfinite(hidden).all()):
-            raise FloatingPointError(
-                f"the network gave values that are not finite in {hidden.dtype}: load it with dtype='float32'"
-            )
+        rows = torch.from_numpy(np.repeat(np.arange(len(batch)), lengths)).to(device)
+        bad_values = (~torch.isfinite(hidden)).any(dim=1).int()
+        is_finite = bad_values.new_zeros(len(batch)).index_add_(0, rows, bad_values) == 0
         weights = vectors = None
         if self.lexical_head is not None:
             weights = torch.relu(self.lexical_head(hidden)).squeeze(-1).float()  # (tokens,)
-        if multi_vector and self.multi_vector_head is not None:
-            is_text = torch.from_numpy(_is_text(batch, lengths)).to(device)
-            vectors = F.normalize(self.multi_vector_head(hidden[is_text]).float(), dim=-1)  # (tokens, d)
-        return BatchOutput(_host(dense), _host_or_none(weights), _host_or_none(vectors))
+        counts = [len(t) - t.n_cls if asked else 0 for t, asked in zip(batch, multi_vector, strict=True)]
+        if any(multi_vector) and self.multi_vector_head is not None:
+            chosen = torch.from_numpy(_text_positions(batch, lengths, multi_vector)).to(device)
+            vectors = F.normalize(self.multi_vector_head(hidden[chosen]).float(), dim=-1)  # (tokens, d)
+        dense = self._dense(hidden, batch, lengths)
+        return LaunchedBatch(batch, counts, self.ignored_ids, is_finite, dense, weights, vectors)
 
     def _hidden(self, batch: Sequence[Tokens], lengths: NDArray[np.int64], device: torch.device) -> torch.Tensor:
         """Give the last hidden states of the batch's real tokens, one text after another."""
@@ -162,21 +193,17 @@ class M3Network(nn.Module):
         return F.normalize(sums / counts[:, None], dim=-1)
 
 
-def _is_text(batch: Sequence[Tokens], lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Mark every token but the [CLS] ones that the tokenizer put in."""
-    marks = np.ones(lengths.sum(), dtype=bool)
+def _text_positions(batch: Sequence[Tokens], lengths: NDArray[np.int64], wanted: Sequence[bool]) -> NDArray[np.int64]:
+    """Give where the wanted texts' tokens lie, but for the [CLS] ones that the tokenizer put in."""
+    marks = np.repeat(np.array(wanted, dtype=bool), lengths)
     for start, tokens in zip(np.cumsum(lengths) - lengths, batch, strict=True):
         marks[start + tokens.cls_positions] = False
-    return marks
+    return np.flatnonzero(marks)
 
 
 def _host(tensor: torch.Tensor) -> FloatArray:
     array: FloatArray = tensor.cpu().numpy()
     return array
-
-
-def _host_or_none(tensor: torch.Tensor | None) -> FloatArray | None:
-    return None if tensor is None else _host(tensor)
 
 
 def find_device(name: str) -> torch.device:

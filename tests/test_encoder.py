@@ -443,14 +443,14 @@ async def test_aencode_works_in_a_thread_of_its_own_while_the_loop_goes_on(
 ) -> None:
     encoder = M3Encoder.load(small, device="cpu")
     network = encoder._live_engine().network
-    gate, seen, real = threading.Event(), list[str](), network.encode
+    gate, seen, real = threading.Event(), list[str](), network.launch
 
     def gated(*arguments: Any, **settings: Any) -> Any:
         seen.append(threading.current_thread().name)
         assert gate.wait(60)
         return real(*arguments, **settings)
 
-    monkeypatch.setattr(network, "encode", gated)
+    monkeypatch.setattr(network, "launch", gated)
     task = asyncio.create_task(encoder.aencode(["a text"]))
     while not seen:  # were the loop blocked, this would never be reached
         await asyncio.sleep(0.001)

@@ -122,7 +122,7 @@ def test_files_beside_the_checkpoint_do_not_load_a_second_network(small: Path, t
 
 def test_one_forward_pass_runs_at_a_time(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = M3Encoder.load(small, device="cpu", cache_size_bytes=0)
-    inside, most, real = 0, 0, encoder._live_engine().network.encode
+    inside, most, real = 0, 0, encoder._live_engine().network.launch
 
     def counted(*arguments: Any, **settings: Any) -> Any:
         nonlocal inside, most
@@ -133,7 +133,7 @@ def test_one_forward_pass_runs_at_a_time(small: Path, monkeypatch: pytest.Monkey
         finally:
             inside -= 1
 
-    monkeypatch.setattr(encoder._live_engine().network, "encode", counted)
+    monkeypatch.setattr(encoder._live_engine().network, "launch", counted)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda i: encoder.encode([f"text {i}"]), range(100)))
     assert most == 1
