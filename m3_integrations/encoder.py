@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -19,7 +17,7 @@ from tqdm.auto import tqdm
 from m3_integrations.batching import windows
 from m3_integrations.checkpoint import BUNDLED, find_checkpoint, save_checkpoint
 from m3_integrations.engine import EncodeOptions, EncoderStats, Engine, check_not_forked, open_engine
-from m3_integrations.model import find_device, find_dtype
+from m3_integrations.model import find_devices, find_dtype
 from m3_integrations.scoring import score_pairs
 from m3_integrations.settings import DEFAULT_CACHE_SIZE_BYTES, DEFAULT_MAX_LENGTH, EncoderSettings
 from m3_integrations.tokenizer import Pooling
@@ -75,7 +73,8 @@ class M3Encoder:
 
         Args:
             model: A checkpoint folder, or a repository of the Hugging Face hub such as "BAAI/bge-m3".
-            device: Any device name of torch, or "auto": CUDA, Apple's GPU or the CPU, the first that is there.
+            device: Any device name of torch, or "auto": CUDA, Apple's GPU or the CPU, the first that is there. Several
+                names with commas between them ("cuda:0,cuda:1") put a copy on each, and all work off one queue.
             dtype: "float32", "float16", "bfloat16", or "auto": float16 on CUDA, else float32.
             revision: Branch, tag or commit on the hub.
             max_length: The most tokens of a text, special tokens included; never more than the checkpoint's positions.
@@ -158,7 +157,7 @@ class M3Encoder:
     def __repr__(self) -> str:
         state = "closed" if self._is_closed else "not opened yet"
         if self._engine is not None:
-            state = f"{self._engine.device}, {self._engine.dtype}"
+            state = f"{self.device}, {self._engine.dtype}"
         return f"{type(self).__name__}({self.model!r}, {state})"
 
     def _live_engine(self) -> Engine:
@@ -176,8 +175,8 @@ class M3Encoder:
 
     @property
     def device(self) -> str:
-        """Where the network lives, for instance "cuda:0"."""
-        return str(self._live_engine().device)
+        """Where the network lives, for instance "cuda:0"; several with commas between them."""
+        return ",".join(map(str, self._live_engine().devices))
 
     @property
     def dtype(self) -> str:
@@ -250,9 +249,9 @@ class M3Encoder:
             FloatingPointError: If half precision overflowed.
         """
         limit = self._limit(kind, max_length)
-        request = self._request(texts, kind, modes, limit)
+        engine, texts, options = self._request(texts, kind, modes, limit)
         with _progress(len(texts), show=show_progress) as advance:
-            vectors, truncated = request(advance)
+            vectors, truncated = engine.encode(texts, options, advance)
         self._warn_of(truncated, len(texts), limit)
         return vectors
 
@@ -265,9 +264,9 @@ class M3Encoder:
         max_length: int | None = None,
     ) -> M3Vectors:
         """Do what `encode` does without blocking the event loop."""
-        engine, limit = self._live_engine(), self._limit(kind, max_length)
-        request = self._request(texts, kind, modes, limit)
-        vectors, truncated = await asyncio.get_running_loop().run_in_executor(engine.executor, request)
+        limit = self._limit(kind, max_length)
+        engine, texts, options = self._request(texts, kind, modes, limit)
+        vectors, truncated = await engine.aencode(texts, options)
         self._warn_of(truncated, len(texts), limit)
         return vectors
 
@@ -311,7 +310,8 @@ class M3Encoder:
         has_warned, position = False, 0
         with _progress(len(texts) if isinstance(texts, Sized) else None, show=show_progress) as advance:
             for window in windows(texts, max_texts=_WINDOW_TEXTS, max_tokens=_WINDOW_TOKENS, max_length=limit):
-                vectors, truncated = self._request(window, kind, modes, limit, position)(advance)
+                engine, checked, options = self._request(window, kind, modes, limit, position)
+                vectors, truncated = engine.encode(checked, options, advance)
                 position += len(window)
                 if truncated and not has_warned:
                     self._warn_of(truncated, len(window), limit)
@@ -325,11 +325,11 @@ class M3Encoder:
         modes: Sequence[Mode] | None,
         max_length: int | None,
         position: int = 0,
-    ) -> Callable[..., tuple[M3Vectors, int]]:
-        """Check what is asked, and give the call that does it: it gives the vectors and how many texts were cut.
+    ) -> tuple[Engine, Sequence[str], EncodeOptions]:
+        """Check what is asked, and give the arguments of `Engine.encode`.
 
-        The call keeps the network, so that closing the handle meanwhile does not matter to it. Position is what an
-        error calls the first text.
+        They keep the network, so that closing the handle meanwhile does not matter. Position is what an error calls
+        the first text.
         """
         engine, settings = self._live_engine(), self._settings
         wanted = computed = self._wanted(engine, modes)
@@ -347,7 +347,7 @@ class M3Encoder:
             max_tokens_per_batch=settings.max_tokens_per_batch,
             cache_size_bytes=settings.cache_size_bytes,
         )
-        return partial(engine.encode, texts, options)
+        return engine, texts, options
 
     @staticmethod
     def _wanted(engine: Engine, modes: Sequence[Mode] | None) -> tuple[Mode, ...]:
@@ -405,11 +405,13 @@ class M3Encoder:
         weights.normalized(self.modes)
         queries, query_of = _distinct(query for query, _ in pairs)
         documents, document_of = _distinct(text for _, text in pairs)
-        of_query, truncated = self._request(queries, "query", None, None)()
+        engine, instructed, options = self._request(queries, "query", None, None)
+        of_query, truncated = engine.encode(instructed, options)
         limit, start = self._limit("document", None), 0
         columns = {mode: np.zeros(len(pairs), dtype=np.float32) for mode in (*self.modes, "combined")}
         for window in windows(documents, max_texts=_WINDOW_TEXTS, max_tokens=_WINDOW_TOKENS, max_length=limit):
-            vectors, n = self._request(window, "document", None, None)()
+            engine, checked, options = self._request(window, "document", None, None)
+            vectors, n = engine.encode(checked, options)
             truncated += n
             here = np.flatnonzero((document_of >= start) & (document_of < start + len(window)))
             scores = score_pairs(of_query, vectors, query_of[here], document_of[here] - start, weights)
@@ -441,10 +443,10 @@ def _name(model: str | os.PathLike[str]) -> str:
 
 
 def _open(settings: EncoderSettings, *, is_shared: bool) -> Engine:
-    device = find_device(settings.device)
-    dtype = find_dtype(settings.dtype, device)
+    devices = find_devices(settings.device)
+    dtype = find_dtype(settings.dtype, devices[0])
     folder = find_checkpoint(settings.model, revision=settings.revision)
-    engine = open_engine(folder, device, dtype, shared=is_shared)
+    engine = open_engine(folder, devices, dtype, shared=is_shared)
     engine.cache.allow(settings.cache_size_bytes)
     return engine
 

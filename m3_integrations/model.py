@@ -224,6 +224,18 @@ def find_device(name: str) -> torch.device:
     return probe.device  # with its number: "cuda" is "cuda:0"
 
 
+def find_devices(names: str) -> tuple[torch.device, ...]:
+    """Give the devices of these names, which commas separate, for `find_device`; all of one kind.
+
+    Raises:
+        ValueError: If one cannot be used, or a GPU and a CPU are to share the work.
+    """
+    devices = tuple(find_device(name.strip()) for name in names.split(","))
+    if len({device.type for device in devices}) > 1:
+        raise ValueError(f"devices that share a queue must be of one kind, got {names!r}")
+    return devices
+
+
 def find_dtype(name: str, device: torch.device) -> torch.dtype:
     """Give the dtype of this name, or with "auto" float16 on CUDA and float32 elsewhere.
 

@@ -19,7 +19,8 @@ import pytest
 import torch
 from tqdm.auto import tqdm
 
-from m3_integrations import M3Encoder, M3Vectors, engine
+from m3_integrations import M3Encoder, M3Vectors
+from m3_integrations.engine import opening
 from m3_integrations.vectors import Kind, Mode
 from tests.golden.texts import TEXTS
 from tests.test_encoder import assert_same
@@ -137,7 +138,8 @@ def test_one_forward_pass_runs_at_a_time(small: Path, monkeypatch: pytest.Monkey
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda i: encoder.encode([f"text {i}"]), range(100)))
     assert most == 1
-    assert encoder.stats.forward_passes == encoder.stats.encoded_texts == 100
+    assert encoder.stats.encoded_texts == 100
+    assert encoder.stats.forward_passes <= 100
 
 
 def test_use_after_close_raises(small: Path) -> None:
@@ -187,7 +189,7 @@ def test_a_fork_raises_at_once_and_never_hangs(small: Path) -> None:
     carried = pickle.dumps(encoder)
     closed = M3Encoder.load(small, device="cpu")
     closed.close()
-    locks = (encoder._live_engine()._network_lock, engine._loading_lock, tqdm.get_lock())  # type: ignore[no-untyped-call]
+    locks = (encoder._live_engine().scheduler._changed, opening._loading_lock, tqdm.get_lock())  # type: ignore[no-untyped-call]
     uses = (
         lambda: encoder.encode(["in the child"]),
         lambda: M3Encoder.shared(small, device="cpu"),
