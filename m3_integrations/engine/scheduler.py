@@ -18,6 +18,8 @@ _logger = logging.getLogger(__name__)
 
 _SHORT_SHARE = 4
 """A request of at most a quarter of a pass is a short one, which overtakes the long ones."""
+_MOST_SHORT_PASSES = 16
+"""So many passes of short requests at most come before a pass of long ones that wait, however small they are."""
 _MAX_PADDING = 1.5
 """A padded pass holds at most so many times the tokens of its texts."""
 
@@ -152,7 +154,7 @@ class Scheduler(Generic[Work]):
         self._workers: set[int] = set()
         self._short: deque[Request[Work]] = deque()
         self._long: deque[Request[Work]] = deque()
-        self._overtaken_tokens = 0
+        self._overtaken_tokens = 0.0
         self._is_closed = self._was_halved = False
         self._changed = threading.Condition()
         self._process_id = os.getpid()
@@ -230,7 +232,7 @@ class Scheduler(Generic[Work]):
             request.fail(RuntimeError("this encoder's network was shut down before the texts' turn came"))
 
     def _clear(self) -> list[Request[Work]]:
-        waiting = [*self._short, *self._long]
+        waiting = [request for request in (*self._short, *self._long) if request.is_waiting]
         self._short.clear()
         self._long.clear()
         return waiting
@@ -250,7 +252,10 @@ class Scheduler(Generic[Work]):
         lane = self._long if is_long_turn else self._short
         chosen = _Pass(self.max_tokens, self._is_packed)
         shares = self._fill(chosen, lane)
-        self._overtaken_tokens = 0 if is_long_turn or not self._long else self._overtaken_tokens + chosen.cost
+        if is_long_turn or not self._long:
+            self._overtaken_tokens = 0.0
+        else:
+            self._overtaken_tokens += max(chosen.cost, self.max_tokens / _MOST_SHORT_PASSES)
         lane.rotate(-1)  # what is left of the first comes after the others
         return shares
 

@@ -1,0 +1,66 @@
+"""A network whose passes a test holds up, looks at, and lets fail."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from m3_integrations import M3Encoder
+from m3_integrations.engine import Engine
+from m3_integrations.engine.core import _start_worker
+from m3_integrations.model import LaunchedBatch
+from m3_integrations.tokenizer import Tokens
+
+
+def never(_: Sequence[Tokens]) -> None:
+    """Let every pass succeed."""
+
+
+class Gate:
+    """Stands before the forward passes of an encoder's network.
+
+    Args:
+        encoder: One with a network of its own.
+        fault: Called with the texts of every pass; may raise.
+        is_open: Whether passes go through at once.
+    """
+
+    def __init__(
+        self, encoder: M3Encoder, fault: Callable[[Sequence[Tokens]], None] = never, *, is_open: bool = False
+    ) -> None:
+        self.engine: Engine = encoder._live_engine()
+        self.batches: list[list[int]] = []
+        self.fault = fault
+        self._is_open = threading.Event()
+        if is_open:
+            self.open()
+        for network in self.engine.networks:
+            network.launch = partial(self._launch, network.launch)  # type: ignore[method-assign]
+
+    def open(self) -> None:
+        """Let the pass that waits go on, and all later ones."""
+        self._is_open.set()
+
+    def _launch(self, real: Callable[..., LaunchedBatch], batch: Sequence[Tokens], **settings: Any) -> LaunchedBatch:
+        self.batches.append([len(tokens) for tokens in batch])
+        assert self._is_open.wait(60)
+        self.fault(batch)
+        return real(batch, **settings)
+
+    def wait_for(self, *, waiting: int) -> None:
+        """Return when a pass stands at the gate, and so many requests wait behind it."""
+        queue = self.engine.scheduler
+        end = time.monotonic() + 60
+        while not self.batches or len(queue._short) + len(queue._long) < waiting:
+            assert time.monotonic() < end, "the requests did not come"
+            time.sleep(0.001)
+
+
+def pipelined(encoder: M3Encoder) -> M3Encoder:
+    """Let the next pass start before the last one's results are out, as on a GPU."""
+    engine = encoder._live_engine()
+    engine.scheduler._start_worker = partial(_start_worker, engine._threads, is_pipelined=True)
+    return encoder
