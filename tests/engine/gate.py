@@ -52,11 +52,15 @@ class Gate:
 
     def wait_for(self, *, waiting: int) -> None:
         """Return when a pass stands at the gate, and so many requests wait behind it."""
-        queue = self.engine.scheduler
         end = time.monotonic() + 60
-        while not self.batches or len(queue._short) + len(queue._long) < waiting:
+        while not self.batches or self._n_waiting() < waiting:
             assert time.monotonic() < end, "the requests did not come"
             time.sleep(0.001)
+
+    def _n_waiting(self) -> int:
+        queue = self.engine.scheduler
+        with queue._changed:
+            return sum(request.is_waiting for request in (*queue._short, *queue._long))
 
 
 def pipelined(encoder: M3Encoder) -> M3Encoder:

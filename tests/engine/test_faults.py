@@ -223,7 +223,9 @@ def test_closing_a_handle_lets_its_calls_finish(alone: M3Encoder) -> None:
     expected = [alone.encode([word]) for word in WORDS]
     gate = Gate(alone)
     with ThreadPoolExecutor(len(WORDS)) as pool:
-        answers = [pool.submit(alone.encode, [word]) for word in WORDS]
+        answers = [pool.submit(alone.encode, [WORDS[0]])]
+        gate.wait_for(waiting=0)
+        answers += [pool.submit(alone.encode, [word]) for word in WORDS[1:]]
         gate.wait_for(waiting=len(WORDS) - 1)
         alone.close()
         with pytest.raises(RuntimeError, match="was closed"):
@@ -236,7 +238,9 @@ def test_closing_a_handle_lets_its_calls_finish(alone: M3Encoder) -> None:
 def test_shutting_down_answers_everybody(alone: M3Encoder) -> None:
     gate = Gate(alone)
     with ThreadPoolExecutor(len(WORDS)) as pool:
-        answers = [pool.submit(alone.encode, [word]) for word in WORDS]
+        answers = [pool.submit(alone.encode, ["first"])]
+        gate.wait_for(waiting=0)
+        answers += [pool.submit(alone.encode, [word]) for word in WORDS[1:]]
         gate.wait_for(waiting=len(WORDS) - 1)
         threading.Timer(0.05, gate.open).start()
         gate.engine.shut_down()
