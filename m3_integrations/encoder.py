@@ -43,9 +43,10 @@ BGE-M3), since reranking comes next. By count of operations it is 0.4 % of the p
 class M3Encoder:
     """A handle on a network: its own length limits, pooling, instruction and cache size, on weights it may share.
 
-    Make one with `load` or `shared`. All methods may be called from any number of threads and tasks at once. A handle
-    can be pickled: the settings travel, and the other side shares its own process's network. It does not survive a
-    fork: a call in the child raises RuntimeError.
+    Make one with `load` or `shared`. All methods may be called from any number of threads and tasks at once: their
+    texts share forward passes, short requests go before long ones, and an error is its caller's alone. A handle can be
+    pickled: the settings travel, and the other side shares its own process's network. It does not survive a fork: a
+    call in the child raises RuntimeError.
     """
 
     def __init__(self, settings: EncoderSettings, *, is_shared: bool) -> None:
@@ -245,8 +246,10 @@ class M3Encoder:
             TypeError: If texts is one string, or holds anything but strings.
             ValueError: For an unknown kind or mode, a mode without a head, a length under 3, or a text that is not
                 valid Unicode.
-            RuntimeError: If the encoder was closed, or after a fork.
+            RuntimeError: If the encoder was closed, after a fork, or if the worker's thread was killed.
             FloatingPointError: If half precision overflowed.
+            torch.OutOfMemoryError: If a text by itself is too long for the device's memory. (Passes of several texts
+                are made smaller until they fit.)
         """
         limit = self._limit(kind, max_length)
         engine, texts, options = self._request(texts, kind, modes, limit)
@@ -263,7 +266,7 @@ class M3Encoder:
         modes: Sequence[Mode] | None = None,
         max_length: int | None = None,
     ) -> M3Vectors:
-        """Do what `encode` does without blocking the event loop."""
+        """Do what `encode` does without blocking the event loop; a task that is cancelled leaves the queue."""
         limit = self._limit(kind, max_length)
         engine, texts, options = self._request(texts, kind, modes, limit)
         vectors, truncated = await engine.aencode(texts, options)
