@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from bisect import bisect_right
+from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -65,7 +65,11 @@ class Request(Generic[Work]):
 
     def put_back(self, positions: Sequence[int]) -> None:
         """Let texts wait again."""
-        self._waiting = sorted([*self._waiting, *positions], key=lambda i: (self.lengths[i], -i))
+        for position in positions:
+            insort(self._waiting, position, key=self._order)
+
+    def _order(self, position: int) -> tuple[int, int]:
+        return self.lengths[position], -position
 
     def answer(self, n: int) -> None:
         """Note that n texts have their vectors; with the last of them the caller goes on."""
