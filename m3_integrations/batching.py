@@ -32,6 +32,12 @@ class PassBudget:
         """Tokens that the network computes, padding included."""
         return self.tokens if self.is_packed else self.rows * self.longest
 
+    @property
+    def is_full(self) -> bool:
+        """Whether not even the shortest text fits."""
+        least = self.tokens + 1 if self.is_packed else (self.rows + 1) * self.longest
+        return self.rows > 0 and least > self.max_tokens
+
     def has_room(self, length: int) -> bool:
         """Say whether a text of so many tokens fits; into an empty pass any does."""
         if not self.rows:

@@ -56,9 +56,9 @@ class Request(Generic[Work]):
         """Whether nobody waits for it any more."""
         return self._has_ended or self.future.cancelled()
 
-    def pop(self, longest: int) -> int:
-        """Take out the longest text of at most this length, or the shortest one if all are longer."""
-        if self.lengths[self._waiting[-1]] <= longest:
+    def pop(self, longest: int | None) -> int:
+        """Take out the longest text, or that of at most this length, or the shortest one if all are longer."""
+        if longest is None or self.lengths[self._waiting[-1]] <= longest:
             return self._waiting.pop()
         place = bisect_right(self._waiting, longest, key=self.lengths.__getitem__)
         return self._waiting.pop(max(place - 1, 0))
@@ -259,7 +259,7 @@ class Scheduler(Generic[Work]):
                 chosen.max_tokens = limit
             if positions := _take_fitting(request, chosen):
                 shares.append(Share(request, positions))
-            elif chosen.cost >= chosen.max_tokens:
+            if chosen.is_full:
                 break
         return shares
 
@@ -268,7 +268,7 @@ def _take_fitting(request: Request[Work], chosen: PassBudget) -> list[int]:
     """Move texts from a request to a pass until none fits."""
     positions: list[int] = []
     while request.is_waiting:
-        position = request.pop(chosen.longest if chosen.rows else max(request.lengths))
+        position = request.pop(chosen.longest if chosen.rows else None)
         if not chosen.has_room(request.lengths[position]):
             request.put_back([position])
             break
