@@ -83,7 +83,7 @@ class Engine:
         is_on_cpu = devices[0].type == "cpu"
         self.scheduler: Scheduler[Answers] = Scheduler(
             _TOKENS_PER_BATCH_ON_CPU if is_on_cpu else _TOKENS_PER_BATCH,
-            is_packed=False,
+            is_packed=self.network.is_packed,
             n_workers=len(devices),
             # It must not hold the engine, which would then never go.
             start_worker=partial(_start_worker, self._threads, is_pipelined=not is_on_cpu),
