@@ -32,8 +32,9 @@ from m3_integrations.vectors import (
 )
 
 _WINDOW_TEXTS: Final = 2048
-_WINDOW_TOKENS: Final = 131_072
-"""Tokens encoded at a time where memory is bounded: at most 512 MB of multi-vectors of BGE-M3's width."""
+_WINDOW_TOKENS: Final = 65_536
+"""Tokens encoded at a time where memory is bounded: 256 MB of multi-vectors at most, for BGE-M3, and as much again for
+those that are being encoded while these are used."""
 
 _INTERACTIVE_TOKENS: Final = 4096
 """Queries of up to so many characters in all get their multi-vectors computed and cached unasked (16 MB at most for
@@ -299,7 +300,8 @@ class M3Encoder:
     ) -> Iterator[M3Vectors]:
         """Give the vectors of any number of texts, in their order and in bounded memory, some thousand at a time.
 
-        Arguments and errors are those of `encode`; texts may be any iterable and is read as the batches are taken.
+        Arguments and errors are those of `encode`; texts may be any iterable and is read as the batches are taken, two
+        ahead: the device works on one while the caller uses another.
         """
         if isinstance(texts, str):
             raise TypeError("texts must be an iterable of strings, got one string: pass [text]")
@@ -310,14 +312,19 @@ class M3Encoder:
     def _batches(
         self, texts: Iterable[str], kind: Kind, modes: Sequence[Mode] | None, limit: int, *, show_progress: bool
     ) -> Iterator[M3Vectors]:
-        has_warned, position = False, 0
-        with _progress(len(texts) if isinstance(texts, Sized) else None, show=show_progress) as advance:
+        has_warned, engine = False, self._live_engine()
+
+        def requests() -> Iterator[tuple[Sequence[str], EncodeOptions]]:
+            position = 0
             for window in windows(texts, max_texts=_WINDOW_TEXTS, max_tokens=_WINDOW_TOKENS, max_length=limit):
-                engine, checked, options = self._request(window, kind, modes, limit, position)
-                vectors, truncated = engine.encode(checked, options, advance)
+                _, checked, options = self._request(window, kind, modes, limit, position)
                 position += len(window)
+                yield checked, options
+
+        with _progress(len(texts) if isinstance(texts, Sized) else None, show=show_progress) as advance:
+            for vectors, truncated in engine.encode_ahead(requests(), advance):
                 if truncated and not has_warned:
-                    self._warn_of(truncated, len(window), limit)
+                    self._warn_of(truncated, len(vectors), limit)
                     has_warned = True
                 yield vectors
 
