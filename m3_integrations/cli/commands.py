@@ -63,9 +63,8 @@ def train(
 def evaluate(  # noqa: PLR0917 - typer passes by name
     data: Annotated[Path, typer.Argument(help="A folder in BEIR's layout, or a folder of such folders.")],
     model: Annotated[list[str] | None, typer.Option(help="A checkpoint; may be repeated. tiny if none.")] = None,
-    out: Annotated[Path, typer.Option(help="For the report and the vectors, which a second run reuses.")] = Path(
-        "m3-eval"
-    ),
+    out: Annotated[Path, typer.Option(help="For the report.")] = Path("m3-eval"),
+    work: Annotated[Path | None, typer.Option(help="For the vectors, which later runs reuse; in OUT if none.")] = None,
     modes: Annotated[str, typer.Option(help="Comma-separated: dense,lexical,multi_vector,dense+lexical,all,"
                      "search:all,bm25,bm25:words. All that the checkpoint can do if none.")] = "",
     metrics: Annotated[str, typer.Option(help="Comma-separated, as ir-measures spells them.")] = "",
@@ -93,6 +92,7 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
             data=data,
             models=model or ["tiny"],
             out=out,
+            work=work,
             modes=modes.split(",") if modes else [],
             metrics=metrics.split(",") if metrics else [],
             weights=weights or [],

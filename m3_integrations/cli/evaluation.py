@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,8 +14,11 @@ from rich.table import Table
 from m3_integrations.encoder import M3Encoder
 from m3_integrations.evaluation import EvaluationResult, Protocol, evaluate, find_folders, read_dataset, tune_weights
 from m3_integrations.evaluation.modes import DEFAULT_WEIGHTS, Column, check_columns
-from m3_integrations.evaluation.report import notes, tables, write_report
+from m3_integrations.evaluation.report import make_tables, notes, write_report
 from m3_integrations.vectors import MODES, ModeWeights
+
+_FILE_WIDTH: Final = 160
+"""Columns of a table that goes into a file or a pipe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +28,7 @@ class EvaluationRequest:
     data: Path
     models: Sequence[str]
     out: Path
+    work: Path | None
     modes: Sequence[str]
     metrics: Sequence[str]
     weights: Sequence[str]
@@ -59,7 +64,7 @@ def run_evaluation(request: EvaluationRequest, console: Console) -> list[Evaluat
         read_dataset(folder, queries_from=request.queries_from, split=request.split, titles=request.titles)
         for folder in find_folders(request.data)
     ]
-    work = request.out / "vectors"
+    work = request.work or request.out / "vectors"
     results, tuned = [], []
     for model in request.models:
         with M3Encoder.load(model, device=request.device, max_length=request.max_length) as encoder:
@@ -80,11 +85,13 @@ def run_evaluation(request: EvaluationRequest, console: Console) -> list[Evaluat
                 if request.tune:
                     metric = results[0].metrics[0]
                     tuned.append(tune_weights(encoder, dataset, metric=metric, protocol=protocol, work=work))
-    for title, columns, rows in tables(results, baseline, tuned):
-        console.print(_table(title, columns, rows))
+    width = console.width if console.is_terminal else _FILE_WIDTH
+    tables = list(make_tables(results, baseline, tuned))
+    for title, columns, rows in tables:
+        console.print(_table(title, columns, rows), width=width, crop=False)
     for note in notes(results):
         console.print(f"- {escape(note)}", style="dim", highlight=False)
-    write_report(results, request.out, baseline=baseline, tuned=tuned)
+    write_report(results, request.out, tables=tables, baseline=baseline, tuned=tuned)
     console.print(f"results.json, tables.md, plot.png and runs/ are in {escape(str(request.out))}", highlight=False)
     return results
 
@@ -114,7 +121,7 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
     """Give a table whose intervals stand on lines of their own, so that eight columns fit a screen."""
     table = Table(title=title, title_justify="left")
     for i, column in enumerate(columns):
-        table.add_column(escape(column), justify="right" if i else "left")
+        table.add_column(escape(column), justify="right" if i else "left", overflow="fold")
     for cells in rows:
         table.add_row(*(escape(cell.replace(" [", "\n[").replace("] p", "]\np")) for cell in cells))
     return table

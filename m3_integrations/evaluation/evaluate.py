@@ -51,7 +51,9 @@ class EvaluationResult:
     protocol: Protocol
     values: Mapping[Column, Mapping[str, NDArray[np.float64]]]
     rankings: Mapping[Column, Sequence[Ranking]]
+    # Resampling takes a while, and tables, JSON and the plot ask for the same again.
     _estimates: dict[tuple[Column, str], Estimate] = field(default_factory=dict, init=False, repr=False)
+    _comparisons: dict[tuple[Column, Column, str], Comparison] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -65,13 +67,16 @@ class EvaluationResult:
 
     def estimate(self, column: Column, metric: str) -> Estimate:
         """Give a metric's mean over queries with its 95 % interval (a bootstrap over queries)."""
-        if (column, metric) not in self._estimates:  # resampling takes a while, and tables and plots ask again
+        if (column, metric) not in self._estimates:
             self._estimates[column, metric] = estimate_mean(self.values[column][metric])
         return self._estimates[column, metric]
 
     def compare(self, column: Column, other: Column, metric: str) -> Comparison:
         """Give by how much a column is better than another, with its interval and a paired test's p-value."""
-        return compare_paired(self.values[column][metric], self.values[other][metric])
+        key = column, other, metric
+        if key not in self._comparisons:
+            self._comparisons[key] = compare_paired(self.values[column][metric], self.values[other][metric])
+        return self._comparisons[key]
 
 
 def evaluate(

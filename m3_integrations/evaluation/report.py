@@ -21,14 +21,24 @@ from m3_integrations.evaluation.tuning import TUNED, TunedWeights
 _PACKAGES: Final = ("numpy", "torch", "transformers", "ir-measures", "scipy", "rank-bm25")
 
 
+Table = tuple[str, list[str], list[list[str]]]
+"""A title, the names of the columns, and the rows of cells."""
+
+
 def write_report(
-    results: Sequence[EvaluationResult], folder: Path, *, baseline: Column, tuned: Sequence[TunedWeights] = ()
+    results: Sequence[EvaluationResult],
+    folder: Path,
+    *,
+    tables: Sequence[Table],
+    baseline: Column,
+    tuned: Sequence[TunedWeights] = (),
 ) -> None:
     """Write results.json, tables.md, plot.png and runs/MODEL/DATASET/MODE.trec; what is there is replaced.
 
     Args:
         results: One for every model and dataset, of the same columns and metrics.
         folder: Where to write; made if it is not there.
+        tables: What `make_tables` gave.
         baseline: The column that the others are compared with.
         tuned: Weights found on each of the results' datasets, in their order, or none.
 
@@ -44,7 +54,7 @@ def write_report(
             write_trec_run(runs / f"{_file_name(column)}.trec", result.dataset, rankings, _file_name(column))
     document = _document(results, baseline, tuned)
     (folder / "results.json").write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    (folder / "tables.md").write_text("\n".join(_markdown(results, baseline, tuned)), encoding="utf-8")
+    (folder / "tables.md").write_text("\n".join(_markdown(results, tables)), encoding="utf-8")
     plot_estimates(results, results[0].metrics[0], names, folder / "plot.png")
 
 
@@ -55,10 +65,13 @@ def model_names(results: Sequence[EvaluationResult]) -> dict[str, str]:
     return {model: name if short.count(name) == 1 else model for model, name in zip(models, short, strict=True)}
 
 
-def tables(
+def make_tables(
     results: Sequence[EvaluationResult], baseline: Column, tuned: Sequence[TunedWeights] = ()
-) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-    """Give every table as its title, the names of its columns, and its rows of cells."""
+) -> Iterator[Table]:
+    """Give all tables: every metric of every model, its modes compared, models compared, tuned weights.
+
+    Arguments are those of `write_report`.
+    """
     names = model_names(results)
     columns, metrics = results[0].columns, results[0].metrics
     for model, name in names.items():
@@ -78,9 +91,7 @@ def tables(
         yield _tuning_table(results, names, tuned)
 
 
-def _model_tables(
-    results: Sequence[EvaluationResult], names: Mapping[str, str]
-) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+def _model_tables(results: Sequence[EvaluationResult], names: Mapping[str, str]) -> Iterator[Table]:
     """Compare the first model with each of the others, column by column."""
     first, *others = names
     metric, columns = results[0].metrics[0], results[0].columns
@@ -96,7 +107,7 @@ def _model_tables(
 
 def _tuning_table(
     results: Sequence[EvaluationResult], names: Mapping[str, str], tuned: Sequence[TunedWeights]
-) -> tuple[str, list[str], list[list[str]]]:
+) -> Table:
     rows = []
     for result, found in zip(results, tuned, strict=True):
         label = result.dataset.name if len(names) == 1 else f"{names[result.model]}, {result.dataset.name}"
@@ -140,8 +151,8 @@ def notes(results: Sequence[EvaluationResult]) -> Iterator[str]:
     yield "intervals: 95 %, bootstrap over queries; p: paired randomization test; both of 10,000 resamples"
 
 
-def _markdown(results: Sequence[EvaluationResult], baseline: Column, tuned: Sequence[TunedWeights]) -> Iterator[str]:
-    for title, columns, rows in tables(results, baseline, tuned):
+def _markdown(results: Sequence[EvaluationResult], tables: Sequence[Table]) -> Iterator[str]:
+    for title, columns, rows in tables:
         yield from (f"## {title}", "")
         for cells in (columns, ["---"] * len(columns), *rows):
             yield f"| {' | '.join(cells)} |"

@@ -210,16 +210,26 @@ def write_trec_run(path: Path, dataset: Dataset, rankings: Sequence[Ranking], ta
     Raises:
         ValueError: If an id has white space in it, which the format cannot hold.
     """
-    lines = []
-    for id_, ranking in zip(dataset.queries, rankings, strict=True):
-        last = np.float32(np.inf)
-        for rank, (row, score) in enumerate(zip(ranking.rows.tolist(), ranking.scores, strict=True), start=1):
-            last = min(score, np.nextafter(last, np.float32(-np.inf)))
-            document = dataset.corpus.ids[row]
-            if len(f"{id_} {document}".split()) != 2:
-                raise ValueError(f"a TREC run file cannot hold the ids {id_!r} and {document!r}: they have white space")
-            lines.append(f"{id_} Q0 {document} {rank} {float(last):.9g} {tag}\n")
-    path.write_text("".join(lines), encoding="utf-8")
+    ids = dataset.corpus.ids
+    for id_ in (*dataset.queries, *ids):
+        if len(id_.split()) != 1:
+            raise ValueError(f"a TREC run file cannot hold the id {id_!r}: it is empty or has white space")
+    with path.open("w", encoding="utf-8") as file:
+        for id_, ranking in zip(dataset.queries, rankings, strict=True):
+            scores = _falling(ranking.scores).tolist()
+            file.writelines(
+                f"{id_} Q0 {ids[row]} {rank} {score:.9g} {tag}\n"
+                for rank, (row, score) in enumerate(zip(ranking.rows.tolist(), scores, strict=True), start=1)
+            )
+
+
+def _falling(scores: FloatArray) -> FloatArray:
+    """Lower scores that equal the one before by the least step, so that every one is less than the last."""
+    bits = scores.view(np.int32).astype(np.int64)
+    places = np.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))  # neighbouring floats are neighbouring integers
+    ranks = np.arange(len(scores))
+    places = np.minimum.accumulate(places + ranks) - ranks
+    return np.where(places >= 0, places, -places | 0x80000000).astype(np.uint32).view(np.float32)
 
 
 @contextmanager

@@ -38,7 +38,8 @@ class Comparison:
     Attributes:
         difference: The mean difference, with its interval.
         p_value: Of a paired randomization test, two-sided: how often the mean difference would be as large or larger if
-            each query's two values were exchanged at random. At least 1 / 10,001.
+            each query's two values were exchanged at random. At least 2 / 10,001, unless
+            there are fewer exchanges, which are all tried then.
     """
 
     difference: Estimate
