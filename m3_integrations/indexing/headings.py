@@ -57,22 +57,37 @@ def _plain(children: Sequence[Token]) -> str:
     return "".join(" " if child.type == "softbreak" else child.content for child in children).strip()
 
 
-def heading_runs(text: str, headings: Sequence[Heading]) -> list[tuple[int, int]]:
-    """Give the spans of headings that follow one another with nothing but white space between them."""
-    runs: list[tuple[int, int]] = []
-    for heading in headings:
-        if runs and not text[runs[-1][1] : heading.start].strip():
-            runs[-1] = runs[-1][0], heading.end
-        else:
-            runs.append((heading.start, heading.end))
-    return runs
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A stretch of a Markdown text from one heading to the next.
+
+    Attributes:
+        start: Where it begins, in characters.
+        end: Where it ends.
+        heading_length: How many of its characters are headings: none before the first one, several where nothing
+            stands between them.
+        trail: The titles that it stands under, the outermost first, its own last.
+    """
+
+    start: int
+    end: int
+    heading_length: int
+    trail: tuple[str, ...]
 
 
-def heading_trails(headings: Sequence[Heading]) -> list[tuple[str, ...]]:
-    """Give for every heading the titles that hold from it on to the next one, the outermost first, its own last."""
-    trails: list[tuple[str, ...]] = []
+def read_sections(text: str) -> list[Section]:
+    """Cut a CommonMark text before its headings; a heading with nothing below it goes with the one that follows."""
+    sections: list[Section] = []
     open_headings: list[Heading] = []
-    for heading in headings:
+    start = heading_end = 0
+    for heading in read_headings(text):
+        if text[heading_end : heading.start].strip():
+            sections.append(Section(start, heading.start, heading_end - start, _titles(open_headings)))
+            start = heading.start
+        heading_end = heading.end
         open_headings = [outer for outer in open_headings if outer.level < heading.level] + [heading]
-        trails.append(tuple(outer.title for outer in open_headings if outer.title))
-    return trails
+    return [*sections, Section(start, len(text), heading_end - start, _titles(open_headings))]
+
+
+def _titles(headings: Sequence[Heading]) -> tuple[str, ...]:
+    return tuple(heading.title for heading in headings if heading.title)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
-from m3_integrations.indexing.headings import Heading, heading_runs, heading_trails, read_headings
+from m3_integrations.indexing.headings import Section, read_sections
 from m3_integrations.vectors import Encoder
 
 _SPECIAL_TOKENS: Final = 2
@@ -53,7 +52,7 @@ class Part:
     Attributes:
         text: The piece, to the letter, without white space around it.
         start: Where it begins in the whole, in characters.
-        headings: The headings that it stands under, the outermost first; its own is the last. Empty for plain text.
+        headings: The headings that it stands under, the outermost first; empty for plain text.
     """
 
     text: str
@@ -86,45 +85,41 @@ class Splitter:
     def split(self, text: str, *, is_markdown: bool = False) -> list[Part]:
         """Give the parts of a text in their order; none for a blank one.
 
-        A text that is no longer than `size` is one part. Of a longer one every part is as long as it can be without
-        breaking a larger unit than it must. A piece that is nothing but headings, or has an eighth of a part's tokens
-        at most, goes before the next one where both fit; short ends of a section stay apart from the next section.
+        Markdown is cut at every heading. What is too long after that is cut so that every part is as long as it can
+        be without breaking a larger unit than it must. A heading that the rest of its section would have left alone,
+        or a piece of an eighth of a part's tokens at most, goes before the next piece where both fit.
 
         Args:
             text: Lines end with a line feed alone.
             is_markdown: Whether headings, code blocks, lists and so on are units.
         """
-        if not text.strip():
-            return []
-        headings = read_headings(text) if is_markdown else []
-        if self._fits(text):
-            spans = [(len(text) - len(text.lstrip()), text.strip())]
-        else:
-            spans = self._spans(text, headings, is_markdown=is_markdown)
-        starts, trails = [heading.start for heading in headings], [(), *heading_trails(headings)]
-        return [Part(piece, start, trails[bisect_right(starts, start)]) for start, piece in spans]
-
-    def _spans(self, text: str, headings: list[Heading], *, is_markdown: bool) -> list[tuple[int, str]]:
-        runs = heading_runs(text, headings)
-        lengths = [self._count(text[start:end]) for start, end in runs]
-        # Kept free for a heading that the splitter has left alone; one that fills more than a quarter may stay alone.
-        reserved = max((n for n in lengths if n <= self._capacity // 4), default=0)
+        sections = read_sections(text) if is_markdown else [Section(0, len(text), 0, ())]
         kind = MarkdownSplitter if is_markdown else TextSplitter
-        splitter = kind.from_callback(self._count, self._capacity - reserved, overlap=self.splitting.overlap)
-        spans = [(a + start, piece) for a, b in _blocks(text) for start, piece in splitter.chunk_indices(text[a:b])]
-        return self._joined(text, spans, runs)
+        return [
+            Part(piece, section.start + start, section.trail)
+            for section in sections
+            for start, piece in self._pieces(text[section.start : section.end], section.heading_length, kind)
+        ]
 
-    def _joined(self, text: str, spans: list[tuple[int, str]], runs: list[tuple[int, int]]) -> list[tuple[int, str]]:
-        """Put short pieces before the next ones."""
-        run_ends = dict(runs)
+    def _pieces(
+        self, text: str, heading_length: int, kind: type[MarkdownSplitter | TextSplitter]
+    ) -> list[tuple[int, str]]:
+        """Cut one section."""
+        if self._fits(text):
+            return [(len(text) - len(text.lstrip()), text.strip())] if text.strip() else []
+        n = self._count(text[:heading_length])
+        # Kept free for the heading; one that fills more than a quarter of a part may stay alone.
+        reserved = n if n <= self._capacity // 4 else 0
+        splitter = kind.from_callback(self._count, self._capacity - reserved, overlap=self.splitting.overlap)
         joined: list[tuple[int, str]] = []
-        for start, piece in spans:
+        for start, piece in (
+            (a + i, piece) for a, b in _blocks(text) for i, piece in splitter.chunk_indices(text[a:b])
+        ):
             if joined:
                 before, short = joined[-1]
-                is_heading = before + len(short) <= run_ends.get(before, 0)
-                is_short = self._count(short) <= self._capacity // 8 and start not in run_ends
+                is_short = before + len(short) <= heading_length or self._count(short) <= self._capacity // 8
                 both = text[before : start + len(piece)]
-                if (is_heading or is_short) and self._fits(both):
+                if is_short and self._fits(both):
                     joined[-1] = before, both
                     continue
             joined.append((start, piece))

@@ -8,7 +8,7 @@ import pytest
 
 from m3_integrations import M3Encoder
 from m3_integrations.indexing import Part, Splitter, Splitting
-from m3_integrations.indexing.headings import read_headings
+from m3_integrations.indexing.headings import read_headings, read_sections
 from m3_integrations.vectors import Kind
 from tests.fakes import FakeEncoder
 
@@ -54,13 +54,15 @@ def test_markdown_is_cut_at_headings_and_knows_the_headings_above() -> None:
     assert [(part.text.split("\n")[0], part.headings) for part in parts] == [
         ("# Guide", ("Guide",)),
         ("## Install", ("Guide", "Install")),
-        ("```bash", ("Guide", "Install")),
-        ("## Use", ("Guide", "Use")),
+        ("## Use", ("Guide", "Use", "Call")),
         ("Alpha beta gamma delta three. Alpha beta gamma delta four.", ("Guide", "Use", "Call")),
         ("Last", ("Last",)),
     ]
     # Headings that a cut at sentences would have left alone stand before their section.
-    assert parts[3].text == "## Use\n\n### Call\n\nAlpha beta gamma delta one. Alpha beta gamma delta two."
+    assert parts[2].text == "## Use\n\n### Call\n\nAlpha beta gamma delta one. Alpha beta gamma delta two."
+    # Also a text that would fit as a whole is cut there; a heading with nothing below it goes with the next.
+    starts = [part.text[:6] for part in by_words(200).split("Preface.\n\n" + GUIDE, is_markdown=True)]
+    assert starts == ["Prefac", "# Guid", "## Ins", "## Use", "Last\n="]
 
 
 def test_paragraphs_are_kept_before_sentences_and_sentences_before_words() -> None:
@@ -101,8 +103,10 @@ def test_the_overlap_repeats_the_end_of_the_part_before_but_not_across_a_heading
 
 def test_short_pieces_go_before_the_next_but_not_into_another_section() -> None:
     long = " ".join(["word"] * 28)
-    parts = by_words(34).split(f"# A\n\nIntro here.\n\n{long}\n\nShort end here.\n\n# B\n\n{long}", is_markdown=True)
-    assert [(len(part.text.split()), part.headings) for part in parts] == [(32, ("A",)), (3, ("A",)), (30, ("B",))]
+    parts = by_words(34).split(
+        f"# A\n\nIntro here.\n\n{long}\n\nShort end here.\n\n# B\n\n{long[:99]}", is_markdown=True
+    )
+    assert [(len(part.text.split()), part.headings) for part in parts] == [(32, ("A",)), (3, ("A",)), (22, ("B",))]
 
 
 class ByCharacters(FakeEncoder):
@@ -137,6 +141,7 @@ def test_headings_are_those_of_commonmark() -> None:
         "###### F ##\n",
         "# \n",
     ]
+    assert read_sections("# A\n\n## \n\ntext")[-1].trail == ("A",)  # one without a title is no heading to stand under
     assert read_headings("---\nno end\n\n# A\n")[0].title == "A"
 
 
