@@ -207,7 +207,10 @@ class _EdgeEngine:
             if type(error) is not Exception:
                 raise
             # The engine raises the base class itself, whatever went wrong.
-            raise OSError(f"the engine could not write to {self._folder.path}: {error}") from error
+            raise OSError(
+                f"the engine could not write to {self._folder.path}: {error}. What was acknowledged before is safe; "
+                "this change may be there in part. Remove the cause, close the store and open it again"
+            ) from error
 
     def _index_keys(self, points: Iterable[Point]) -> None:
         """Index the numbers under every key that is new; strings and booleans share one index that is there."""
