@@ -166,11 +166,8 @@ class CollectionStore:
         with self._creating:
             format_ = self._format()
             if not format_.modes:
-                made = self._engine.create(format_.shaped_like(vectors))
-                check_records(kept, made.shape)  # another process may have been first
-                if made.fingerprint and format_.fingerprint:
-                    made.bound_to(format_.fingerprint)
-                self._chosen = made
+                self._adopt(self._engine.create(format_.shaped_like(vectors)))
+                check_records(kept, self._chosen.shape)  # another process may have been first, with other sizes
         is_main = threading.current_thread() is threading.main_thread()
         for batch in batches(points, _BATCH_BYTES if is_main else _SMALL_BATCH_BYTES):
             with self._usable():
@@ -315,8 +312,21 @@ class CollectionStore:
     def _format(self) -> StoreFormat:
         """Give the format; while there are no records, see whether somebody else has added some."""
         if not self._chosen.modes and (found := self._engine.read_format()) is not None:
-            self._chosen = replace(found, fingerprint=found.fingerprint or self._chosen.fingerprint)
+            self._adopt(found)
         return self._chosen
+
+    def _adopt(self, found: StoreFormat) -> None:
+        """Take over the format of a store that somebody else may have made a moment ago."""
+        if (found.multi_vector, found.token_pooling) != (self._chosen.multi_vector, self._chosen.token_pooling):
+            raise ValueError(
+                f"another process has made this store with multi_vector={found.multi_vector!r} and "
+                f"token_pooling={found.token_pooling}: open it again"
+            )
+        if found.fingerprint is None or self._chosen.fingerprint is None:
+            found = replace(found, fingerprint=found.fingerprint or self._chosen.fingerprint)
+        else:
+            found.bound_to(self._chosen.fingerprint)
+        self._chosen = found
 
     def _kept(self, record: Record) -> M3Vectors | None:
         """Give a record's vectors of the modes that are kept."""
