@@ -12,7 +12,8 @@ from typing import Any, Final, NoReturn
 
 import qdrant_edge as edge
 
-from m3_integrations.store.collection import Ask, CollectionStore
+from m3_integrations.store.collection import CollectionStore
+from m3_integrations.store.engine import Ask
 from m3_integrations.store.filters import Filter
 from m3_integrations.store.folder import StoreFolder
 from m3_integrations.store.format import MultiVectorStorage, StoreFormat, choose_format
@@ -166,11 +167,14 @@ class _EdgeEngine:
         where = None if filter_ is None else translate(_WORDS, filter_)
         return self._opened().count(edge.CountRequest(exact=True, filter=where))
 
-    def search(self, asks: Sequence[Ask]) -> list[list[tuple[Point, float]]]:
+    def search(self, asks: Sequence[Ask]) -> list[list[tuple[str, float]]]:
         if not asks:
             return []
         answers = self._opened().query_batch(edge.QueryBatchRequest([_request(ask) for ask in asks]))
-        return [[(Point(str(hit.id), hit.payload or {}), hit.score) for hit in answer] for answer in answers]
+        return [
+            [((hit.payload or {})["id"] if ask.ids is None else str(hit.id), hit.score) for hit in answer]
+            for ask, answer in zip(asks, answers, strict=True)
+        ]
 
     def optimize(self) -> None:
         shard = self._opened()

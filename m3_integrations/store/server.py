@@ -19,7 +19,8 @@ except ModuleNotFoundError as error:
         "a store on a Qdrant server needs qdrant-client: pip install 'm3-integrations[server]'", name=error.name
     ) from error
 
-from m3_integrations.store.collection import Ask, CollectionStore
+from m3_integrations.store.collection import CollectionStore
+from m3_integrations.store.engine import Ask
 from m3_integrations.store.filters import Filter
 from m3_integrations.store.format import MultiVectorStorage, StoreFormat, choose_format
 from m3_integrations.store.points import Point
@@ -218,11 +219,14 @@ class _ServerEngine:
         where = None if filter_ is None else translate(_WORDS, filter_)
         return self._client.count(self._name, count_filter=where, exact=True).count
 
-    def search(self, asks: Sequence[Ask]) -> list[list[tuple[Point, float]]]:
+    def search(self, asks: Sequence[Ask]) -> list[list[tuple[str, float]]]:
         if not asks:
             return []
         answers = self._client.query_batch_points(self._name, [_request(ask) for ask in asks])
-        return [[(Point(str(hit.id), hit.payload or {}), hit.score) for hit in answer.points] for answer in answers]
+        return [
+            [((hit.payload or {})["id"] if ask.ids is None else str(hit.id), hit.score) for hit in answer.points]
+            for ask, answer in zip(asks, answers, strict=True)
+        ]
 
     def optimize(self) -> None:
         """Wait until the server, which indexes by itself, has nothing left to do."""
