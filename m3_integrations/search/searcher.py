@@ -127,8 +127,7 @@ class Searcher:
     def search_batch(self, queries: Sequence[str], options: SearchOptions | None = None) -> list[list[Hit]]:
         """Give each query's results; the queries are encoded together."""
         options = options or SearchOptions()
-        self._bind()
-        modes = self._modes(options)
+        modes = self._bound_modes(options)
         results: list[list[Hit]] = []
         for start in range(0, len(queries), _BATCH_SIZE):
             batch = queries[start : start + _BATCH_SIZE]
@@ -139,13 +138,13 @@ class Searcher:
     async def asearch(self, query: str, options: SearchOptions | None = None) -> list[Hit]:
         """Do what `search` does without blocking the event loop."""
         options = options or SearchOptions()
-        await asyncio.to_thread(self._bind)
-        modes = self._modes(options)
+        modes = await asyncio.to_thread(self._bound_modes, options)  # both may ask a server
         vectors = await self.encoder.aencode([query], kind="query", modes=_encoded(modes, self.encoder))
         return await asyncio.to_thread(self._find, query, vectors, modes, options)
 
-    def _modes(self, options: SearchOptions) -> tuple[Mode, ...]:
-        """Give the modes that rank, of those that both the checkpoint and the store have."""
+    def _bound_modes(self, options: SearchOptions) -> tuple[Mode, ...]:
+        """Give the modes that rank, of those that both the checkpoint and the store have, which are of one model."""
+        self._bind()
         stored = self.store.modes or self.store.kept_modes
         present = [mode for mode in self.encoder.modes if mode in stored]
         modes = tuple(mode for mode in MODES_OF[options.mode] if mode in present)

@@ -6,12 +6,13 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Final, Self
 
 import numpy as np
 
+from m3_integrations.store.engine import Ask, Engine
 from m3_integrations.store.filters import Filter
 from m3_integrations.store.format import StoreFormat
 from m3_integrations.store.points import Point, as_payload, as_record, batches, point_id
@@ -26,85 +27,6 @@ _SMALL_BATCH_BYTES: Final = 1 << 20
 
 _MAX_IDS: Final = 1000
 """Ids looked up or deleted in one call of an engine."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Ask:
-    """One search of an engine.
-
-    Attributes:
-        mode: The vectors that are compared.
-        query: The vectors of one text.
-        limit: How many points at most.
-        filter: Only points that match.
-        ids: Only these points, every one of them scored exactly; all if None.
-    """
-
-    mode: Mode
-    query: M3Vectors
-    limit: int
-    filter: Filter | None = None
-    ids: Sequence[str] | None = None
-
-
-class Engine(Protocol):
-    """What a Qdrant engine does with points; the points' ids are UUIDs. An update is durable when it returns."""
-
-    def lock(self) -> AbstractContextManager[object]:
-        """Give what keeps other threads out of the engine, where it needs that."""
-        ...
-
-    def read_format(self) -> StoreFormat | None:
-        """Give what the store says of itself; None as long as there is none."""
-        ...
-
-    def create(self, format_: StoreFormat) -> StoreFormat:
-        """Make room for points of this format; give the format that is really there."""
-        ...
-
-    def bind(self, format_: StoreFormat) -> None:
-        """Write down the format of a store that is there already."""
-        ...
-
-    def upsert(self, points: Sequence[Point]) -> None:
-        """Add points, replacing those with the same ids."""
-        ...
-
-    def delete(self, ids: Sequence[str]) -> None:
-        """Delete points that are there."""
-        ...
-
-    def delete_where(self, filter_: Filter) -> None:
-        """Delete the points that match."""
-        ...
-
-    def retrieve(self, ids: Sequence[str], *, with_payload: bool, with_vectors: bool) -> dict[str, Point]:
-        """Give the points that are there, by id."""
-        ...
-
-    def scroll(self, after: Any) -> tuple[list[Point], Any]:
-        """Give the next points without vectors, and where to go on; None at the end."""
-        ...
-
-    def count(self, filter_: Filter | None) -> int:
-        """Count the points that match."""
-        ...
-
-    def search(self, asks: Sequence[Ask]) -> list[list[tuple[Point, float]]]:
-        """Give every search's points with their raw scores; a multi-vector's is the sum over the query's tokens."""
-        ...
-
-    def optimize(self) -> None:
-        """Build the indexes."""
-        ...
-
-    def flush(self) -> None:
-        """Return when everything is durable."""
-        ...
-
-    def close(self) -> None:
-        """Let go of the engine."""
-        ...
 
 
 class CollectionStore:
@@ -166,11 +88,8 @@ class CollectionStore:
         with self._creating:
             format_ = self._format()
             if not format_.modes:
-                made = self._engine.create(format_.shaped_like(vectors))
-                check_records(kept, made.shape)  # another process may have been first
-                if made.fingerprint and format_.fingerprint:
-                    made.bound_to(format_.fingerprint)
-                self._chosen = made
+                self._adopt(self._engine.create(format_.shaped_like(vectors)))
+                check_records(kept, self._chosen.shape)  # another process may have been first, with other sizes
         is_main = threading.current_thread() is threading.main_thread()
         for batch in batches(points, _BATCH_BYTES if is_main else _SMALL_BATCH_BYTES):
             with self._usable():
@@ -265,10 +184,13 @@ class CollectionStore:
         with self._usable():
             if (shape := self._format().shape) is not None and points:
                 check_query(query, shape, modes)
-                there = set(self._engine.retrieve(points, with_payload=False, with_vectors=False))
                 asks = [Ask(mode, query, len(points), ids=points) for mode in modes if _can_ask(query, mode)]
                 for ask, found in zip(asks, self._engine.search(asks), strict=True):
-                    by_point[ask.mode] = {point.id: score for point, score in found}
+                    by_point[ask.mode] = dict(found)
+                if "dense" in by_point:  # every record has a dense vector, so the search has met all that are there
+                    there = set(by_point["dense"])
+                else:
+                    there = set(self._engine.retrieve(points, with_payload=False, with_vectors=False))
         present = [id_ for id_ in ids if names[id_] in there]
         # A point that a search does not give shares no token with the query, or has no token vectors: it scores 0.
         columns = {m: np.array([by_point[m].get(names[i], 0.0) for i in present], np.float32) for m in modes}
@@ -315,8 +237,21 @@ class CollectionStore:
     def _format(self) -> StoreFormat:
         """Give the format; while there are no records, see whether somebody else has added some."""
         if not self._chosen.modes and (found := self._engine.read_format()) is not None:
-            self._chosen = replace(found, fingerprint=found.fingerprint or self._chosen.fingerprint)
+            self._adopt(found)
         return self._chosen
+
+    def _adopt(self, found: StoreFormat) -> None:
+        """Take over the format of a store that somebody else may have made a moment ago."""
+        if (found.multi_vector, found.token_pooling) != (self._chosen.multi_vector, self._chosen.token_pooling):
+            raise ValueError(
+                f"another process has made this store with multi_vector={found.multi_vector!r} and "
+                f"token_pooling={found.token_pooling}: open it again"
+            )
+        if found.fingerprint is None or self._chosen.fingerprint is None:
+            found = replace(found, fingerprint=found.fingerprint or self._chosen.fingerprint)
+        else:
+            found.bound_to(self._chosen.fingerprint)
+        self._chosen = found
 
     def _kept(self, record: Record) -> M3Vectors | None:
         """Give a record's vectors of the modes that are kept."""
@@ -354,8 +289,8 @@ def _can_ask(query: M3Vectors, mode: Mode) -> bool:
     return len(query.lexical[0] if mode == "lexical" else query.multi_vector[0]) > 0
 
 
-def _hits(mode: Mode, found: Sequence[tuple[Point, float]]) -> Hits:
-    ranked = sorted((-score, point.payload["id"]) for point, score in found if mode != "lexical" or score > 0)
+def _hits(mode: Mode, found: Sequence[tuple[str, float]]) -> Hits:
+    ranked = sorted((-score, id_) for id_, score in found if mode != "lexical" or score > 0)
     return Hits([id_ for _, id_ in ranked], np.array([-score for score, _ in ranked], np.float32))
 
 

@@ -12,7 +12,8 @@ from typing import Any, Final, NoReturn
 
 import qdrant_edge as edge
 
-from m3_integrations.store.collection import Ask, CollectionStore
+from m3_integrations.store.collection import CollectionStore
+from m3_integrations.store.engine import Ask
 from m3_integrations.store.filters import Filter
 from m3_integrations.store.folder import StoreFolder
 from m3_integrations.store.format import MultiVectorStorage, StoreFormat, choose_format
@@ -166,11 +167,14 @@ class _EdgeEngine:
         where = None if filter_ is None else translate(_WORDS, filter_)
         return self._opened().count(edge.CountRequest(exact=True, filter=where))
 
-    def search(self, asks: Sequence[Ask]) -> list[list[tuple[Point, float]]]:
+    def search(self, asks: Sequence[Ask]) -> list[list[tuple[str, float]]]:
         if not asks:
             return []
         answers = self._opened().query_batch(edge.QueryBatchRequest([_request(ask) for ask in asks]))
-        return [[(Point(str(hit.id), hit.payload or {}), hit.score) for hit in answer] for answer in answers]
+        return [
+            [((hit.payload or {})["id"] if ask.ids is None else str(hit.id), hit.score) for hit in answer]
+            for ask, answer in zip(asks, answers, strict=True)
+        ]
 
     def optimize(self) -> None:
         shard = self._opened()
@@ -207,7 +211,10 @@ class _EdgeEngine:
             if type(error) is not Exception:
                 raise
             # The engine raises the base class itself, whatever went wrong.
-            raise OSError(f"the engine could not write to {self._folder.path}: {error}") from error
+            raise OSError(
+                f"the engine could not write to {self._folder.path}: {error}. What was acknowledged before is safe; "
+                "this change may be there in part. Remove the cause, close the store and open it again"
+            ) from error
 
     def _index_keys(self, points: Iterable[Point]) -> None:
         """Index the numbers under every key that is new; strings and booleans share one index that is there."""

@@ -18,6 +18,7 @@ def open_store(
     api_key: str | None = None,
     collection: str | None = None,
     prefer_grpc: bool | None = None,
+    grpc_port: int | None = None,
     timeout_s: int | None = None,
     shard_number: int | None = None,
     replication_factor: int | None = None,
@@ -33,7 +34,8 @@ def open_store(
         token_pooling: How many neighbouring tokens share a token vector, decided when a store is made; 1 by default.
         api_key: Of the server.
         collection: The collection on the server; "m3" by default.
-        prefer_grpc: Whether to talk to the server by gRPC, on port 6334; True by default.
+        prefer_grpc: Whether to talk to the server by gRPC; True by default.
+        grpc_port: The server's port for gRPC; 6334 by default.
         timeout_s: How long to wait for the server's answer; 60 by default.
         shard_number: Into how many shards a collection is cut; decided when it is made, by default by the server.
         replication_factor: How many nodes hold each shard; decided when it is made, by default by the server.
@@ -53,6 +55,7 @@ def open_store(
         "api_key": api_key,
         "collection": collection,
         "prefer_grpc": prefer_grpc,
+        "grpc_port": grpc_port,
         "timeout_s": timeout_s,
         "shard_number": shard_number,
         "replication_factor": replication_factor,

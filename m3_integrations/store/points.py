@@ -8,6 +8,7 @@ import struct
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from numbers import Real
 from typing import Any, Final
 
@@ -46,6 +47,7 @@ class Point:
         return size + (self.vectors.nbytes if self.vectors is not None else 0)
 
 
+@lru_cache(maxsize=1 << 16)  # a search asks for the same few hundred again, and hashing them took a part of its time
 def point_id(id_: str) -> str:
     """Give the UUID of a record's id."""
     return str(uuid.uuid5(NAMESPACE, id_))

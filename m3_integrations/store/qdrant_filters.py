@@ -63,7 +63,7 @@ _BOUNDS: Final[dict[str, Bound]] = {"$gt": "gt", "$gte": "gte", "$lt": "lt", "$l
 def _condition(words: FilterWords, condition: Condition) -> Any:
     key, value = condition.key, condition.value
     if condition.operator in _BOUNDS:
-        return _range(words, number_path(key), index_path(key), _BOUNDS[condition.operator], value)
+        return _range(words, key, _BOUNDS[condition.operator], value)
     if condition.operator == "$exists":
         terms = [term(key)]
     elif condition.operator == "$eq":
@@ -73,13 +73,25 @@ def _condition(words: FilterWords, condition: Condition) -> Any:
     return words.join(must=[words.any_term(terms)]) if terms else _any(words, [])
 
 
-def _range(words: FilterWords, path: str, index: str, bound: Bound, value: float) -> Any:
-    """Compare the high halves, which are indexed; and the low halves only where the high ones are equal."""
+def _range(words: FilterWords, key: str, bound: Bound, value: float) -> Any:
+    """Compare the high halves, which are indexed; and the low halves only where the high ones are equal.
+
+    Equality of both is a term. Where the low half is 0, as in every integer up to a million, none is below it, and
+    only `gt` has to look at low halves, which are not indexed.
+    """
+    path, index = number_path(key), index_path(key)
     high, low = number_halves(value)
+    if low == 0 and bound in {"gte", "lt"}:
+        return words.join(must=[words.bound(index, bound, high)])
     strict: Bound = "gt" if bound.startswith("gt") else "lt"
+    parts = [words.bound(index, strict, high)]
+    if bound != strict:
+        parts.append(words.any_term([term(key, value)]))
+    if low or strict == "gt":
+        nested = words.join(must=[*_equal(words, "high", high), words.bound("low", strict, low)])
+        parts.append(words.join(must=[*_equal(words, index, high), words.nested(path, nested)]))
+    return words.join(should=parts)
 
-    def equal(key: str) -> list[Any]:
-        return [words.bound(key, "gte", high), words.bound(key, "lte", high)]
 
-    same = words.nested(path, words.join(must=[*equal("high"), words.bound("low", bound, low)]))
-    return words.join(should=[words.bound(index, strict, high), words.join(must=[*equal(index), same])])
+def _equal(words: FilterWords, key: str, value: int) -> list[Any]:
+    return [words.bound(key, "gte", value), words.bound(key, "lte", value)]

@@ -9,16 +9,18 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 try:
+    from grpc import RpcError
     from qdrant_client import QdrantClient, models
     from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 except ModuleNotFoundError as error:
-    if error.name != "qdrant_client":
+    if error.name not in {"qdrant_client", "grpc"}:
         raise
     raise ModuleNotFoundError(
         "a store on a Qdrant server needs qdrant-client: pip install 'm3-integrations[server]'", name=error.name
     ) from error
 
-from m3_integrations.store.collection import Ask, CollectionStore
+from m3_integrations.store.collection import CollectionStore
+from m3_integrations.store.engine import Ask
 from m3_integrations.store.filters import Filter
 from m3_integrations.store.format import MultiVectorStorage, StoreFormat, choose_format
 from m3_integrations.store.points import Point
@@ -49,7 +51,8 @@ class ServerStore(CollectionStore):
         url: Of the server; `https://` with TLS. Its port is the one for REST, 6333 unless it says another.
         api_key: Of the server.
         collection: Its name. Made with the first record if it is not there.
-        prefer_grpc: Whether to talk by gRPC, on port 6334, which takes larger batches.
+        prefer_grpc: Whether to talk by gRPC, which takes larger batches.
+        grpc_port: Of gRPC.
         timeout_s: How long to wait for an answer.
         shard_number: Into how many shards a new collection is cut; the server decides if None.
         replication_factor: How many nodes hold each shard of a new collection; the server decides if None.
@@ -71,6 +74,7 @@ class ServerStore(CollectionStore):
         api_key: str | None = None,
         collection: str = "m3",
         prefer_grpc: bool = True,
+        grpc_port: int = 6334,
         timeout_s: int = 60,
         shard_number: int | None = None,
         replication_factor: int | None = None,
@@ -84,6 +88,7 @@ class ServerStore(CollectionStore):
             "api_key": api_key,
             "collection": collection,
             "prefer_grpc": prefer_grpc,
+            "grpc_port": grpc_port,
             "timeout_s": timeout_s,
             "shard_number": shard_number,
             "replication_factor": replication_factor,
@@ -97,14 +102,15 @@ class ServerStore(CollectionStore):
             port=urlsplit(url).port or 6333,
             api_key=api_key,
             prefer_grpc=prefer_grpc,
+            grpc_port=grpc_port,
             timeout=timeout_s,
             check_compatibility=False,  # it would ask the server, and warn, before anything was asked of it
         )
         placement = {"shard_number": shard_number, "replication_factor": replication_factor}
-        engine = _ServerEngine(client, collection, placement=placement, on_disk=on_disk, timeout_s=timeout_s)
+        engine = _ServerEngine(client, collection, placement=placement, on_disk=on_disk)
         try:
             found = engine.read_format()
-        except (ResponseHandlingException, ConnectionError) as error:
+        except (ResponseHandlingException, RpcError) as error:
             client.close()
             raise ConnectionError(f"no Qdrant server answers at {url}: {error}") from error
         super().__init__(engine, choose_format(engine.where, found, multi_vector, token_pooling))
@@ -125,14 +131,11 @@ def _reopen(url: str, settings: Mapping[str, Any]) -> ServerStore:
 class _ServerEngine:
     """A collection of a server. The client is safe to use from many threads."""
 
-    def __init__(
-        self, client: QdrantClient, name: str, *, placement: Mapping[str, Any], on_disk: bool, timeout_s: int
-    ) -> None:
+    def __init__(self, client: QdrantClient, name: str, *, placement: Mapping[str, Any], on_disk: bool) -> None:
         self._client = client
         self._name = name
         self._placement = placement
         self._on_disk = on_disk
-        self._timeout_s = timeout_s
         self._format: StoreFormat | None = None
         self._indexed_keys: set[str] = set()
         self.where = f"collection {name!r}"
@@ -158,7 +161,7 @@ class _ServerEngine:
                 on_disk_payload=True,
                 **self._placement,
             )
-        except (UnexpectedResponse, ValueError) as error:
+        except (UnexpectedResponse, RpcError, ValueError) as error:
             there = self.read_format()  # by another process, a moment ago
             if there is None:
                 raise
@@ -216,11 +219,14 @@ class _ServerEngine:
         where = None if filter_ is None else translate(_WORDS, filter_)
         return self._client.count(self._name, count_filter=where, exact=True).count
 
-    def search(self, asks: Sequence[Ask]) -> list[list[tuple[Point, float]]]:
+    def search(self, asks: Sequence[Ask]) -> list[list[tuple[str, float]]]:
         if not asks:
             return []
         answers = self._client.query_batch_points(self._name, [_request(ask) for ask in asks])
-        return [[(Point(str(hit.id), hit.payload or {}), hit.score) for hit in answer.points] for answer in answers]
+        return [
+            [((hit.payload or {})["id"] if ask.ids is None else str(hit.id), hit.score) for hit in answer.points]
+            for ask, answer in zip(asks, answers, strict=True)
+        ]
 
     def optimize(self) -> None:
         """Wait until the server, which indexes by itself, has nothing left to do."""
