@@ -13,8 +13,10 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import nn
 
 from m3_integrations.checkpoint import Heads, load_backbone, load_heads
+from m3_integrations.model.int8 import use_int8
 from m3_integrations.model.launched import LaunchedBatch
 from m3_integrations.model.lexical import largest_weights
+from m3_integrations.model.max_sim import best_matches
 from m3_integrations.model.packing import (
     Packing,
     has_known_positions,
@@ -24,7 +26,7 @@ from m3_integrations.model.packing import (
 )
 from m3_integrations.model.transfer import Transfer
 from m3_integrations.tokenizer import Tokens
-from m3_integrations.vectors import MODES, IntArray, Mode, offsets_of
+from m3_integrations.vectors import MODES, FloatArray, IntArray, Mode, offsets_of
 
 _MASKLESS: Final = {"xlm-roberta", "roberta", "bert"}
 
@@ -73,7 +75,7 @@ class M3Network(nn.Module):
         Args:
             folder: The checkpoint.
             device: Where the network computes.
-            dtype: What it computes in.
+            dtype: What it computes in; with int8 the backbone's linear layers, and all else in float32.
             pad_id: As in the class.
             ignored_ids: As in the class.
             is_packed: None packs batches where torch has a kernel for them and the architecture's positions are known.
@@ -81,8 +83,11 @@ class M3Network(nn.Module):
         Raises:
             ValueError: If anything is missing, damaged or mis-shaped, or batches cannot be packed and shall be.
         """
-        backbone: Any = load_backbone(folder, dtype).to(device)
-        heads = load_heads(folder, backbone.config.hidden_size, dtype)
+        stored = torch.float32 if dtype == torch.int8 else dtype
+        backbone: Any = load_backbone(folder, stored).to(device)
+        if dtype == torch.int8:
+            use_int8(backbone)
+        heads = load_heads(folder, backbone.config.hidden_size, stored)
         if is_packed is None:
             is_packed = has_known_positions(backbone) and has_varlen_kernel(backbone)
         network = cls(backbone, heads, pad_id=pad_id, ignored_ids=ignored_ids, is_packed=is_packed)
@@ -156,6 +161,19 @@ class M3Network(nn.Module):
         results = self._results(hidden, here, len(batch))
         asked = [len(t) - t.n_cls if wanted else 0 for t, wanted in zip(batch, multi_vector, strict=True)]
         return LaunchedBatch(self._transfer.to_host(results), asked)
+
+    @torch.inference_mode()
+    def best_matches(self, query: FloatArray, flat: FloatArray, starts: IntArray) -> FloatArray:
+        """Do on the device what `scoring.best_matches` does; for its callers, which pass a bounded block of documents.
+
+        The documents' vectors go over first, 4 kB a token of 1,024 numbers. Where they lie in pageable memory that
+        takes about as long as a few cores need for the products.
+        """
+        device = self._transfer.device
+        rows = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(flat)))
+        vectors, tokens, row_of = (torch.from_numpy(array).to(device) for array in (query, flat, rows))
+        best: FloatArray = best_matches(vectors, tokens, row_of, len(starts)).cpu().numpy()
+        return best
 
     def _packed_layout(self, ids: IntArray, lengths: IntArray) -> dict[str, IntArray]:
         positions = packed_positions(ids, lengths, self._config.pad_token_id)
