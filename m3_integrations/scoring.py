@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -18,11 +18,8 @@ from m3_integrations.vectors import (
     MultiVectorRows,
 )
 
-BestMatches = Callable[[FloatArray, FloatArray, IntArray], FloatArray]
-"""What `best_matches` does, wherever it is computed."""
-
-_BLOCK_SIZE = 1 << 24
-"""How many numbers of documents or of similarities `max_sim` handles at a time: 64 MB of float32."""
+_BLOCK_SIZE = 1 << 22
+"""How many token-to-token similarities `max_sim` holds at a time: 16 MB of float32."""
 
 
 def dense_scores(query: FloatArray, documents: FloatArray) -> FloatArray:
@@ -55,27 +52,7 @@ def lexical_scores(query: LexicalWeights, documents: LexicalRows) -> FloatArray:
     return np.bincount(rows, weights=products, minlength=len(documents)).astype(np.float32)
 
 
-def best_matches(query: FloatArray, flat: FloatArray, starts: IntArray) -> FloatArray:
-    """Give the largest inner product of every query token with a token of each of n documents.
-
-    Args:
-        query: (query tokens, d) float32.
-        flat: (tokens, d) float32, the documents' tokens, one document after another.
-        starts: (n,) the first token of every document; none is empty, and the first starts at 0.
-
-    Returns:
-        (n, query tokens) float32.
-    """
-    return np.asarray(np.maximum.reduceat(flat @ query.T, starts, axis=0))
-
-
-def max_sim(
-    query: FloatArray,
-    documents: MultiVectorRows,
-    rows: IntArray | None = None,
-    *,
-    best_matches: BestMatches = best_matches,
-) -> FloatArray:
+def max_sim(query: FloatArray, documents: MultiVectorRows, rows: IntArray | None = None) -> FloatArray:
     """Give BGE-M3's late-interaction score: the mean over query tokens of the best inner product with a document token.
 
     Source: paper, section 3.2; equal to FlagEmbedding's `colbert_score` of each pair alone. FlagEmbedding's batched
@@ -86,7 +63,6 @@ def max_sim(
         query: (query tokens, d) float32, unit length.
         documents: n rows of (tokens, d) float32, unit length.
         rows: (m,) which documents to score; all if None. Chosen documents are read where they lie, not copied.
-        best_matches: Computes the largest inner products of one block of documents, here or on another device.
 
     Returns:
         (n,) or (m,) float32 in [-1, 1]; 0 where either side has no tokens.
@@ -98,11 +74,11 @@ def max_sim(
         return scores
     # In the order of the array, neighbours together: one product for each run of neighbours.
     filled = filled[np.argsort(rows[filled], kind="stable")]
-    for places in _runs(documents.offsets, rows[filled], max(_BLOCK_SIZE // max(query.shape), 1)):
+    for places in _runs(documents.offsets, rows[filled], max(_BLOCK_SIZE // len(query), 1)):
         block = rows[filled[places]]
         start = documents.offsets[block[0]]
-        tokens = documents.flat[start : documents.offsets[block[-1] + 1]]
-        best = best_matches(query, tokens, documents.offsets[block] - start)  # (documents, query tokens)
+        similarities = documents.flat[start : documents.offsets[block[-1] + 1]] @ query.T  # (tokens, query tokens)
+        best = np.maximum.reduceat(similarities, documents.offsets[block] - start, axis=0)  # (documents, query tokens)
         scores[filled[places]] = best.mean(axis=1)
     return scores
 
@@ -135,12 +111,7 @@ def combine(scores: Mapping[Mode, FloatArray], weights: ModeWeights) -> FloatArr
 
 
 def raw_scores(
-    query: M3Vectors,
-    documents: M3Vectors,
-    modes: Sequence[Mode],
-    rows: IntArray | None = None,
-    *,
-    best_matches: BestMatches = best_matches,
+    query: M3Vectors, documents: M3Vectors, modes: Sequence[Mode], rows: IntArray | None = None
 ) -> dict[Mode, FloatArray]:
     """Score one query against documents in each of these modes.
 
@@ -149,7 +120,6 @@ def raw_scores(
         documents: The vectors of n texts.
         modes: Modes that both have.
         rows: (m,) which documents to score; all if None.
-        best_matches: As in `max_sim`.
 
     Returns:
         (n,) or (m,) float32 per mode.
@@ -166,7 +136,7 @@ def raw_scores(
         lexical = documents.lexical if rows is None else documents.lexical.take(rows)
         scores["lexical"] = lexical_scores(query.lexical[0], lexical)
     if "multi_vector" in modes:
-        scores["multi_vector"] = max_sim(query.multi_vector[0], documents.multi_vector, rows, best_matches=best_matches)
+        scores["multi_vector"] = max_sim(query.multi_vector[0], documents.multi_vector, rows)
     return scores
 
 
@@ -191,8 +161,6 @@ def score_pairs(
     query_rows: IntArray,
     document_rows: IntArray,
     weights: ModeWeights | None = None,
-    *,
-    best_matches: BestMatches = best_matches,
 ) -> M3Scores:
     """Score chosen pairs of rows; only these are computed, never every query against every document.
 
@@ -202,7 +170,6 @@ def score_pairs(
         query_rows: (n,) the query of every pair.
         document_rows: (n,) its document.
         weights: How the modes count in `combined`; equal if None.
-        best_matches: As in `max_sim`.
 
     Returns:
         The n scores, in the order of the pairs.
@@ -211,9 +178,7 @@ def score_pairs(
     scores = {mode: np.zeros(len(query_rows), dtype=np.float32) for mode in modes}
     for query in np.unique(query_rows):
         pairs = np.flatnonzero(query_rows == query)
-        chosen = document_rows[pairs]
-        found = raw_scores(queries[int(query)], documents, modes, chosen, best_matches=best_matches)
-        for mode, values in found.items():
+        for mode, values in raw_scores(queries[int(query)], documents, modes, document_rows[pairs]).items():
             scores[mode][pairs] = values
     return M3Scores(combined=combine(scores, weights or ModeWeights()), **scores)
 

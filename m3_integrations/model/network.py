@@ -16,7 +16,6 @@ from m3_integrations.checkpoint import Heads, load_backbone, load_heads
 from m3_integrations.model.int8 import use_int8
 from m3_integrations.model.launched import LaunchedBatch
 from m3_integrations.model.lexical import largest_weights
-from m3_integrations.model.max_sim import best_matches
 from m3_integrations.model.packing import (
     Packing,
     has_known_positions,
@@ -26,7 +25,7 @@ from m3_integrations.model.packing import (
 )
 from m3_integrations.model.transfer import Transfer
 from m3_integrations.tokenizer import Tokens
-from m3_integrations.vectors import MODES, FloatArray, IntArray, Mode, offsets_of
+from m3_integrations.vectors import MODES, IntArray, Mode, offsets_of
 
 _MASKLESS: Final = {"xlm-roberta", "roberta", "bert"}
 
@@ -161,19 +160,6 @@ class M3Network(nn.Module):
         results = self._results(hidden, here, len(batch))
         asked = [len(t) - t.n_cls if wanted else 0 for t, wanted in zip(batch, multi_vector, strict=True)]
         return LaunchedBatch(self._transfer.to_host(results), asked)
-
-    @torch.inference_mode()
-    def best_matches(self, query: FloatArray, flat: FloatArray, starts: IntArray) -> FloatArray:
-        """Do on the device what `scoring.best_matches` does; for its callers, which pass a bounded block of documents.
-
-        The documents' vectors go over first, 4 kB a token of 1,024 numbers. Where they lie in pageable memory that
-        takes about as long as a few cores need for the products.
-        """
-        device = self._transfer.device
-        rows = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(flat)))
-        vectors, tokens, row_of = (torch.from_numpy(array).to(device) for array in (query, flat, rows))
-        best: FloatArray = best_matches(vectors, tokens, row_of, len(starts)).cpu().numpy()
-        return best
 
     def _packed_layout(self, ids: IntArray, lengths: IntArray) -> dict[str, IntArray]:
         positions = packed_positions(ids, lengths, self._config.pad_token_id)
