@@ -46,6 +46,9 @@ class EmbeddedStore(CollectionStore):
     What an `upsert` or a delete returned from survives the end of the process and of the machine. Dense vectors and
     lexical weights are kept as float32, token vectors as told. Searching looks at every record until `optimize`.
 
+    The engine holds the interpreter while it works, also while it waits for the disk at the end of each batch: where
+    the disk is slow or busy, other threads and event loops of the process stand still for so long.
+
     Args:
         folder: Made if it is not there.
         multi_vector: How token vectors are kept; for a new store. "float16" by default.

@@ -5,7 +5,8 @@
 
 Vectors are random ones of BGE-M3's shape, in topics (see search_workload.py); a query's vectors are known, so that
 the clock covers searching alone: candidates, exact scores, fusion and the texts of the best 10, through `Searcher`.
-Each part is left out with a size of 0. FOLDER is one language of XQuAD in BEIR's layout.
+Each part is left out with a size of 0. FOLDER is one language of XQuAD in BEIR's layout. The peers need FlagEmbedding
+and llama-index-indices-managed-bge-m3.
 """
 
 from __future__ import annotations
