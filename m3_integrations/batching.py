@@ -1,35 +1,57 @@
-"""Which texts share a forward pass."""
+"""How many texts a forward pass holds, and how many a call keeps in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+_MAX_PADDING = 1.5
+"""A padded pass computes at most so many times the tokens of its texts."""
 
 
-def plan_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Group texts of similar length, longest first, so that a padded batch holds at most max_tokens tokens.
+@dataclass(slots=True)
+class PassBudget:
+    """Counts what a forward pass holds, and says what it has room for.
 
-    A text longer than max_tokens is a batch of its own. Longest first, so that what needs the most memory fails at
-    the start of a long run and not at its end.
-
-    Args:
-        lengths: Tokens of every text.
-        max_tokens: Budget of a batch in tokens, padding included: its rows times its longest text.
-
-    Returns:
-        Batches of positions in lengths; every position is in exactly one.
-
-    Raises:
-        ValueError: If max_tokens is less than 1.
+    Attributes:
+        max_tokens: Tokens that the network may compute, padding included; one text may be longer.
+        is_packed: Whether texts are laid end to end, or padded to the longest of them.
+        rows: Texts so far.
+        longest: Tokens of the longest of them.
+        tokens: Tokens of all of them.
     """
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
-    batches: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= max_tokens:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
+
+    max_tokens: int
+    is_packed: bool
+    rows: int = 0
+    longest: int = 0
+    tokens: int = 0
+
+    @property
+    def cost(self) -> int:
+        """Tokens that the network computes, padding included."""
+        return self.tokens if self.is_packed else self.rows * self.longest
+
+    @property
+    def is_full(self) -> bool:
+        """Whether not even the shortest text fits."""
+        least = self.tokens + 1 if self.is_packed else (self.rows + 1) * self.longest
+        return self.rows > 0 and least > self.max_tokens
+
+    def has_room(self, length: int) -> bool:
+        """Say whether a text of so many tokens fits; into an empty pass any does."""
+        if not self.rows:
+            return True
+        tokens = self.tokens + length
+        if self.is_packed:
+            return tokens <= self.max_tokens
+        cost = (self.rows + 1) * max(self.longest, length)
+        # Padding costs as much as text. In a small pass it hardly counts beside reading the weights.
+        return cost <= self.max_tokens and cost <= max(_MAX_PADDING * tokens, self.max_tokens / 8)
+
+    def add(self, length: int) -> None:
+        """Count a text."""
+        self.rows, self.tokens, self.longest = self.rows + 1, self.tokens + length, max(self.longest, length)
 
 
 def windows(texts: Iterable[str], *, max_texts: int, max_tokens: int, max_length: int) -> Iterator[list[str]]:

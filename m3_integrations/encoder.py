@@ -32,8 +32,9 @@ from m3_integrations.vectors import (
 )
 
 _WINDOW_TEXTS: Final = 2048
-_WINDOW_TOKENS: Final = 131_072
-"""Tokens encoded at a time where memory is bounded: at most 512 MB of multi-vectors of BGE-M3's width."""
+_WINDOW_TOKENS: Final = 65_536
+"""Tokens encoded at a time where memory is bounded: 256 MB of multi-vectors at most, for BGE-M3, and as much again for
+those that are being encoded while these are used."""
 
 _INTERACTIVE_TOKENS: Final = 4096
 """Queries of up to so many characters in all get their multi-vectors computed and cached unasked (16 MB at most for
@@ -43,9 +44,10 @@ BGE-M3), since reranking comes next. By count of operations it is 0.4 % of the p
 class M3Encoder:
     """A handle on a network: its own length limits, pooling, instruction and cache size, on weights it may share.
 
-    Make one with `load` or `shared`. All methods may be called from any number of threads and tasks at once. A handle
-    can be pickled: the settings travel, and the other side shares its own process's network. It does not survive a
-    fork: a call in the child raises RuntimeError.
+    Make one with `load` or `shared`. All methods may be called from any number of threads and tasks at once: their
+    texts share forward passes, short requests go before long ones, and an error is its caller's alone. A handle can be
+    pickled: the settings travel, and the other side shares its own process's network. It does not survive a fork: a
+    call in the child raises RuntimeError.
     """
 
     def __init__(self, settings: EncoderSettings, *, is_shared: bool) -> None:
@@ -245,8 +247,10 @@ class M3Encoder:
             TypeError: If texts is one string, or holds anything but strings.
             ValueError: For an unknown kind or mode, a mode without a head, a length under 3, or a text that is not
                 valid Unicode.
-            RuntimeError: If the encoder was closed, or after a fork.
+            RuntimeError: If the encoder was closed, after a fork, or if the worker's thread was killed.
             FloatingPointError: If half precision overflowed.
+            torch.OutOfMemoryError: If a text by itself is too long for the device's memory. (Passes of several texts
+                are made smaller until they fit.)
         """
         limit = self._limit(kind, max_length)
         engine, texts, options = self._request(texts, kind, modes, limit)
@@ -263,7 +267,7 @@ class M3Encoder:
         modes: Sequence[Mode] | None = None,
         max_length: int | None = None,
     ) -> M3Vectors:
-        """Do what `encode` does without blocking the event loop."""
+        """Do what `encode` does without blocking the event loop; a task that is cancelled leaves the queue."""
         limit = self._limit(kind, max_length)
         engine, texts, options = self._request(texts, kind, modes, limit)
         vectors, truncated = await engine.aencode(texts, options)
@@ -296,7 +300,8 @@ class M3Encoder:
     ) -> Iterator[M3Vectors]:
         """Give the vectors of any number of texts, in their order and in bounded memory, some thousand at a time.
 
-        Arguments and errors are those of `encode`; texts may be any iterable and is read as the batches are taken.
+        Arguments and errors are those of `encode`; texts may be any iterable and is read as the batches are taken, two
+        ahead: the device works on one while the caller uses another.
         """
         if isinstance(texts, str):
             raise TypeError("texts must be an iterable of strings, got one string: pass [text]")
@@ -307,14 +312,19 @@ class M3Encoder:
     def _batches(
         self, texts: Iterable[str], kind: Kind, modes: Sequence[Mode] | None, limit: int, *, show_progress: bool
     ) -> Iterator[M3Vectors]:
-        has_warned, position = False, 0
-        with _progress(len(texts) if isinstance(texts, Sized) else None, show=show_progress) as advance:
+        has_warned, engine = False, self._live_engine()
+
+        def requests() -> Iterator[tuple[Sequence[str], EncodeOptions]]:
+            position = 0
             for window in windows(texts, max_texts=_WINDOW_TEXTS, max_tokens=_WINDOW_TOKENS, max_length=limit):
-                engine, checked, options = self._request(window, kind, modes, limit, position)
-                vectors, truncated = engine.encode(checked, options, advance)
+                _, checked, options = self._request(window, kind, modes, limit, position)
                 position += len(window)
+                yield checked, options
+
+        with _progress(len(texts) if isinstance(texts, Sized) else None, show=show_progress) as advance:
+            for vectors, truncated in engine.encode_ahead(requests(), advance):
                 if truncated and not has_warned:
-                    self._warn_of(truncated, len(window), limit)
+                    self._warn_of(truncated, len(vectors), limit)
                     has_warned = True
                 yield vectors
 

@@ -26,7 +26,7 @@ def test_encode_batches_over_50_000_texts_holds_memory_flat(small: Path) -> None
     readings, done = [], 0
     for vectors in encoder.encode_batches(stream()):
         done += len(vectors)
-        assert taken - done <= 1  # read no further than was asked for
+        assert taken - done <= 2048 + 1  # read no further than one batch ahead
         readings.append(resident_mb())
     assert done == 50_000
     settled = readings[len(readings) // 4]

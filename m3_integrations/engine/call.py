@@ -60,6 +60,7 @@ class Call:
         self, engine: Engine, texts: Sequence[str], options: EncodeOptions, on_batch: Callable[[int], object]
     ) -> None:
         self._engine, self._options, self._on_batch = engine, options, on_batch
+        self._future: Future[None] = Future()
         self._keys = [cache_key(text, options.max_length, options.pooling) for text in texts]
         unique = dict(zip(self._keys, texts, strict=True))
         self._known = engine.cache.get(unique, options.computed_modes) if options.cache_size_bytes else {}
@@ -72,14 +73,25 @@ class Call:
 
     def start(self) -> Future[None]:
         """Queue what the cache does not know; the future ends when all of it has been encoded, or with the error."""
-        if not self.texts:
-            done: Future[None] = Future()
-            done.set_result(None)
-            return done
-        lengths = [len(text) for text in self.texts]
-        request = Request[Answers](lengths, self, max_tokens=self._options.max_tokens_per_batch)
-        self._engine.scheduler.add(request)
-        return request.future
+        if self.texts:
+            lengths = [len(text) for text in self.texts]
+            request = Request[Answers](lengths, self, max_tokens=self._options.max_tokens_per_batch)
+            self._engine.scheduler.add(request)
+            self._future = request.future
+        else:
+            self._future.set_result(None)
+        return self._future
+
+    def wait(self) -> None:
+        """Return when all has been encoded, or raise the error; a caller who is interrupted leaves the queue."""
+        try:
+            self._future.result()
+        finally:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Take what has not been encoded out of the queue."""
+        self._future.cancel()
 
     def network(self, worker: int) -> M3Network:
         """The network on this worker's device."""

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -83,7 +83,7 @@ class Engine:
         is_on_cpu = devices[0].type == "cpu"
         self.scheduler: Scheduler[Answers] = Scheduler(
             _TOKENS_PER_BATCH_ON_CPU if is_on_cpu else _TOKENS_PER_BATCH,
-            is_packed=False,
+            is_packed=self.network.is_packed,
             n_workers=len(devices),
             # It must not hold the engine, which would then never go.
             start_worker=partial(_start_worker, self._threads, is_pipelined=not is_on_cpu),
@@ -121,12 +121,47 @@ class Engine:
     ) -> tuple[M3Vectors, int]:
         """Give the vectors of texts, in their order, and how many of the texts were cut; see `Call`."""
         call = Call(self, texts, options, on_batch)
-        future = call.start()
-        try:
-            future.result()
-        finally:
-            future.cancel()  # a caller who was interrupted leaves nothing in the queue
+        call.start()
+        call.wait()
         return call.finish()
+
+    def encode_ahead(
+        self, requests: Iterable[tuple[Sequence[str], EncodeOptions]], on_batch: Callable[[int], object]
+    ) -> Iterator[tuple[M3Vectors, int]]:
+        """Do what `encode` does for one request after another, each in the queue before the last one's are taken.
+
+        So the device works while the next texts are read and tokenized, and while the caller uses what it was given. An
+        error in reading or tokenizing comes after the vectors of the requests before.
+        """
+        upcoming = iter(requests)
+        current = self._next_call(upcoming, on_batch)
+        following: Call | None = None
+        try:
+            if current is not None:
+                current.start()
+            while current is not None:
+                following, problem = None, None
+                try:
+                    following = self._next_call(upcoming, on_batch)  # while the device works
+                except Exception as error:  # raised below, in its turn
+                    problem = error
+                current.wait()
+                if following is not None:
+                    following.start()
+                yield current.finish()
+                if problem is not None:
+                    raise problem
+                current = following
+        finally:
+            for call in (current, following):
+                if call is not None:
+                    call.cancel()
+
+    def _next_call(
+        self, requests: Iterator[tuple[Sequence[str], EncodeOptions]], on_batch: Callable[[int], object]
+    ) -> Call | None:
+        request = next(requests, None)
+        return None if request is None else Call(self, *request, on_batch)
 
     async def aencode(self, texts: Sequence[str], options: EncodeOptions) -> tuple[M3Vectors, int]:
         """Do what `encode` does; no thread waits meanwhile. A task that is cancelled leaves the queue."""

@@ -5,23 +5,25 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from bisect import bisect_right
+from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
+
+from m3_integrations.batching import PassBudget
 
 Work = TypeVar("Work")
 
 _logger = logging.getLogger(__name__)
 
 _SHORT_SHARE = 4
-"""A request of at most a quarter of a pass is a short one, which overtakes the long ones."""
+"""A request of at most a quarter of a pass is a short one, which overtakes the long ones. While short ones come, passes
+of long ones are a quarter as large, so that nobody short waits for a whole one."""
+_CALM_PASSES = 16
+"""After so many passes of long ones in a row they are whole again."""
 _MOST_SHORT_PASSES = 16
 """So many passes of short requests at most come before a pass of long ones that wait, however small they are."""
-_MAX_PADDING = 1.5
-"""A padded pass holds at most so many times the tokens of its texts."""
 
 
 class Request(Generic[Work]):
@@ -54,16 +56,20 @@ class Request(Generic[Work]):
         """Whether nobody waits for it any more."""
         return self._has_ended or self.future.cancelled()
 
-    def pop(self, longest: int) -> int:
-        """Take out the longest text of at most this length, or the shortest one if all are longer."""
-        if self.lengths[self._waiting[-1]] <= longest:
+    def pop(self, longest: int | None) -> int:
+        """Take out the longest text, or that of at most this length, or the shortest one if all are longer."""
+        if longest is None or self.lengths[self._waiting[-1]] <= longest:
             return self._waiting.pop()
         place = bisect_right(self._waiting, longest, key=self.lengths.__getitem__)
         return self._waiting.pop(max(place - 1, 0))
 
     def put_back(self, positions: Sequence[int]) -> None:
         """Let texts wait again."""
-        self._waiting = sorted([*self._waiting, *positions], key=lambda i: (self.lengths[i], -i))
+        for position in positions:
+            insort(self._waiting, position, key=self._order)
+
+    def _order(self, position: int) -> tuple[int, int]:
+        return self.lengths[position], -position
 
     def answer(self, n: int) -> None:
         """Note that n texts have their vectors; with the last of them the caller goes on."""
@@ -97,35 +103,6 @@ class Share(NamedTuple, Generic[Work]):
     positions: list[int]
 
 
-@dataclass(slots=True)
-class _Pass:
-    """Counts what a pass holds, and says what it has room for."""
-
-    max_tokens: int
-    is_packed: bool
-    rows: int = 0
-    longest: int = 0
-    tokens: int = 0
-
-    @property
-    def cost(self) -> int:
-        """Tokens that the network computes, padding included."""
-        return self.tokens if self.is_packed else self.rows * self.longest
-
-    def has_room(self, length: int) -> bool:
-        if not self.rows:
-            return True
-        tokens = self.tokens + length
-        if self.is_packed:
-            return tokens <= self.max_tokens
-        cost = (self.rows + 1) * max(self.longest, length)
-        # Padding costs as much as text. In a small pass it hardly counts beside reading the weights.
-        return cost <= self.max_tokens and cost <= max(_MAX_PADDING * tokens, self.max_tokens / 8)
-
-    def add(self, length: int) -> None:
-        self.rows, self.tokens, self.longest = self.rows + 1, self.tokens + length, max(self.longest, length)
-
-
 class Scheduler(Generic[Work]):
     """A queue that any number of threads fill and the workers of one or more devices empty.
 
@@ -148,6 +125,7 @@ class Scheduler(Generic[Work]):
         start_worker: Callable[[Scheduler[Work], int], object],
     ) -> None:
         self.max_tokens = max_tokens
+        self._ceiling: int | None = None
         self._is_packed = is_packed
         self._n_workers = n_workers
         self._start_worker = start_worker
@@ -155,7 +133,8 @@ class Scheduler(Generic[Work]):
         self._short: deque[Request[Work]] = deque()
         self._long: deque[Request[Work]] = deque()
         self._overtaken_tokens = 0.0
-        self._is_closed = self._was_halved = False
+        self._n_calm_passes = _CALM_PASSES
+        self._is_closed = False
         self._changed = threading.Condition()
         self._process_id = os.getpid()
 
@@ -207,15 +186,16 @@ class Scheduler(Generic[Work]):
     def halve(self, max_tokens: int) -> None:
         """Make every pass from now on at most half as large as one of so many tokens; the first time, log it."""
         with self._changed:
-            self.max_tokens = max(min(self.max_tokens, max_tokens) // 2, 1)
-            level = logging.INFO if self._was_halved else logging.WARNING
-            self._was_halved = True
-        _logger.log(level, "out of memory: a forward pass holds at most %d tokens from now on", self.max_tokens)
+            level = logging.INFO if self._ceiling else logging.WARNING
+            self._ceiling = max(min(self._ceiling or max_tokens, max_tokens) // 2, 1)
+            self.max_tokens = min(self.max_tokens, self._ceiling)
+        _logger.log(level, "out of memory: a forward pass holds at most %d tokens from now on", self._ceiling)
 
     def leave(self, worker: int, error: BaseException | None) -> None:
         """Note that a worker has ended; if it was the last one, everybody who waits gets an error."""
         with self._changed:
             self._workers.discard(worker)
+            self._changed.notify_all()  # it may have been woken for work that it did not take
             waiting = [] if self._workers else self._clear()
         for request in waiting:
             request.fail(worker_died(error))
@@ -237,6 +217,10 @@ class Scheduler(Generic[Work]):
         self._long.clear()
         return waiting
 
+    def _limit_of(self, request: Request[Work]) -> int:
+        limit = request.max_tokens or self.max_tokens
+        return limit if self._ceiling is None else min(limit, self._ceiling)
+
     def _lane_of(self, request: Request[Work]) -> deque[Request[Work]]:
         return self._short if request.is_short else self._long
 
@@ -250,8 +234,11 @@ class Scheduler(Generic[Work]):
     def _choose(self) -> list[Share[Work]]:
         is_long_turn = bool(self._long) and (not self._short or self._overtaken_tokens >= self.max_tokens)
         lane = self._long if is_long_turn else self._short
-        chosen = _Pass(self.max_tokens, self._is_packed)
-        shares = self._fill(chosen, lane)
+        divisor = _SHORT_SHARE if is_long_turn and self._n_calm_passes < _CALM_PASSES else 1
+        chosen = PassBudget(self.max_tokens, self._is_packed)
+        shares = self._fill(chosen, lane, divisor)
+        if shares:
+            self._n_calm_passes = self._n_calm_passes + 1 if is_long_turn else 0
         if is_long_turn or not self._long:
             self._overtaken_tokens = 0.0
         else:
@@ -259,28 +246,29 @@ class Scheduler(Generic[Work]):
         lane.rotate(-1)  # what is left of the first comes after the others
         return shares
 
-    def _fill(self, chosen: _Pass, lane: deque[Request[Work]]) -> list[Share[Work]]:
+    def _fill(self, chosen: PassBudget, lane: deque[Request[Work]], divisor: int) -> list[Share[Work]]:
         """Take texts for a pass out of requests: as many as fit of the first, then of the others in their order."""
         shares: list[Share[Work]] = []
         for request in lane:
             if shares and (request.is_alone or shares[0].request.is_alone):
                 continue
-            limit = min(request.max_tokens or self.max_tokens, chosen.max_tokens)
+            limit = max(self._limit_of(request) // divisor, 1)
             if shares and limit < chosen.max_tokens:
                 continue  # it wants smaller passes than this one
-            chosen.max_tokens = limit
+            if not shares:
+                chosen.max_tokens = limit
             if positions := _take_fitting(request, chosen):
                 shares.append(Share(request, positions))
-            elif chosen.cost >= chosen.max_tokens:
+            if chosen.is_full:
                 break
         return shares
 
 
-def _take_fitting(request: Request[Work], chosen: _Pass) -> list[int]:
+def _take_fitting(request: Request[Work], chosen: PassBudget) -> list[int]:
     """Move texts from a request to a pass until none fits."""
     positions: list[int] = []
     while request.is_waiting:
-        position = request.pop(chosen.longest if chosen.rows else max(request.lengths))
+        position = request.pop(chosen.longest if chosen.rows else None)
         if not chosen.has_room(request.lengths[position]):
             request.put_back([position])
             break

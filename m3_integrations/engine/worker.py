@@ -108,7 +108,7 @@ class _Worker:
         except Exception as error:  # it goes to the callers
             self._recover(flight.shares, error)
             return
-        flight.shares[0].request.work.count_pass(flight.launched.batch)
+        flight.shares[0].request.work.count_pass(_batch_of(flight.shares))
         first = 0
         for share in flight.shares:
             _answer(share, output, first)

@@ -64,10 +64,14 @@ class Caller:
         gate: Counts the passes.
         tally: Where results are counted.
         seed: Of the random numbers.
+        tolerance: By how much a number may differ from the expected one.
     """
 
-    def __init__(self, encoder: M3Encoder, expected: M3Vectors, gate: Gate, tally: Tally, seed: int) -> None:
+    def __init__(
+        self, encoder: M3Encoder, expected: M3Vectors, gate: Gate, tally: Tally, *, seed: int, tolerance: float
+    ) -> None:
         self._encoder, self._expected, self._gate, self._tally = encoder, expected, gate, tally
+        self._tolerance = tolerance
         self._chance = random.Random(seed)
 
     def run(self, n_requests: int) -> None:
@@ -101,7 +105,7 @@ class Caller:
         except RuntimeError as error:
             return _killed(error)
         for row, i in enumerate(rows):
-            assert_same(vectors[row : row + 1], self._expected[i : i + 1].select(modes))
+            assert_same(vectors[row : row + 1], self._expected[i : i + 1].select(modes), self._tolerance)
         return "right vectors"
 
     def _ask_poison(self) -> str:
@@ -150,7 +154,7 @@ class Caller:
             return "cancelled"
         except RuntimeError as error:
             return _killed(error)
-        assert_same(vectors, self._expected[row : row + 1])
+        assert_same(vectors, self._expected[row : row + 1], self._tolerance)
         return "right vectors"
 
 
@@ -170,13 +174,17 @@ def _killed(error: RuntimeError) -> str:
     return "its worker was killed"
 
 
-def run_traffic(encoder: M3Encoder, *, n_threads: int, n_requests: int, seed: int) -> tuple[Tally, Faults, Gate]:
+def run_traffic(
+    encoder: M3Encoder, *, n_threads: int, n_requests: int, seed: int, tolerance: float = 1e-5
+) -> tuple[Tally, Faults, Gate]:
     """Send n_requests from each of n_threads, all at once, and check every answer; the encoder must have no cache."""
     expected = encoder.encode(TEXTS)
     (poison,) = encoder._live_engine().tokenizer([POISON], max_length=9)
     faults, tally = Faults(seed, int(poison.ids[1])), Tally()
     gate = Gate(encoder, faults, is_open=True)
-    callers = [Caller(encoder, expected, gate, tally, seed * 100_003 + i) for i in range(n_threads)]
+    callers = [
+        Caller(encoder, expected, gate, tally, seed=seed * 100_003 + i, tolerance=tolerance) for i in range(n_threads)
+    ]
     # As daemons: one that waits for ever must not keep the process from saying so.
     threads = [threading.Thread(target=caller.run, args=(n_requests,), daemon=True) for caller in callers]
     for thread in threads:
