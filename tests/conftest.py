@@ -14,6 +14,8 @@ from tests.golden.checkpoints import build_checkpoint
 def pytest_runtest_setup(item: pytest.Item) -> None:
     absent = {
         "gpu": None if torch.cuda.is_available() else "no CUDA device",
+        "slow": None if os.environ.get("M3_SLOW") else "set M3_SLOW=1 to run what takes minutes",
+        "server": None if os.environ.get("QDRANT_URL") else "set QDRANT_URL to a Qdrant server",
         "hub": None if os.environ.get("M3_HUB") else "set M3_HUB=1 to let tests download BAAI/bge-m3",
     }
     for mark, reason in absent.items():

@@ -12,7 +12,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
 def test_there_are_blocks_to_run() -> None:
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3
 
 
 def test_the_promise_runs_and_finds_the_right_document() -> None:
@@ -30,6 +30,12 @@ def test_the_encoders_block_runs() -> None:
     scores = names["scores"]
     assert isinstance(combined := getattr(scores, "combined", None), np.ndarray)
     assert combined[0] > combined[1]
+
+
+def test_the_stores_block_makes_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(BLOCKS[2], {})
+    assert (tmp_path / "my-index" / "m3-store.json").exists()
 
 
 @pytest.mark.parametrize("line", ["m3 demo", "pytest"])

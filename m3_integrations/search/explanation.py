@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from m3_integrations.scoring import score_vectors
 from m3_integrations.store import Record
+from m3_integrations.store.pooling import group_starts
 from m3_integrations.vectors import Encoder, M3Vectors
 
 
@@ -63,9 +65,17 @@ def explain_record(encoder: Encoder, query: str, record: Record) -> Explanation:
     if "multi_vector" in scores.modes:
         (words,), (others,) = encoder.tokenize([query], kind="query"), encoder.tokenize([record.text])
         similarities = vectors.multi_vector[0] @ record.vectors.multi_vector[0].T  # (query tokens, document tokens)
+        if record.is_pooled:
+            others = _pooled_tokens(others, similarities.shape[1])
         for word, row in zip(words, similarities, strict=True):
             explanation.multi_vector.append(TokenPair(word, others[int(row.argmax())], float(row.max())))
     return explanation
+
+
+def _pooled_tokens(tokens: list[str], n: int) -> list[str]:
+    """Give what each of n pooled vectors stands for: the tokens of its run."""
+    starts = [*group_starts(len(tokens), n).tolist(), len(tokens)]
+    return ["".join(tokens[a:b]) for a, b in pairwise(starts)]
 
 
 def _token_matches(query: M3Vectors, document: M3Vectors) -> list[TokenMatch]:

@@ -36,7 +36,8 @@ class SearchOptions:
 
     Attributes:
         k: How many results at most.
-        mode: Which modes rank the candidates. A mode with several drops those that the checkpoint has no head for.
+        mode: Which modes rank the candidates. "all" leaves out those that the checkpoint has no head for or
+            that the store does not keep: over a store without multi-vectors it is "dense+lexical".
         weights: How the modes count; also the name of a preset. Equal if None.
         filter: Only records that match, as `parse_filter` reads it.
         score_threshold: Only results whose final score is at least this.

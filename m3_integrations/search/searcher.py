@@ -94,7 +94,8 @@ class Searcher:
         chosen = [str(uuid.uuid4()) if id_ is None else id_ for id_ in given]
         self._bind()
         start = 0
-        for vectors in self.encoder.encode_batches(texts, show_progress=show_progress):
+        modes = tuple(mode for mode in self.encoder.modes if mode in self.store.kept_modes)
+        for vectors in self.encoder.encode_batches(texts, modes=modes, show_progress=show_progress):
             rows = range(start, start + len(vectors))
             self.store.upsert([Record(chosen[i], texts[i], metadata[i], vectors[i - start]) for i in rows])
             start += len(vectors)
@@ -126,8 +127,7 @@ class Searcher:
     def search_batch(self, queries: Sequence[str], options: SearchOptions | None = None) -> list[list[Hit]]:
         """Give each query's results; the queries are encoded together."""
         options = options or SearchOptions()
-        self._bind()
-        modes = self._modes(options)
+        modes = self._bound_modes(options)
         results: list[list[Hit]] = []
         for start in range(0, len(queries), _BATCH_SIZE):
             batch = queries[start : start + _BATCH_SIZE]
@@ -138,17 +138,23 @@ class Searcher:
     async def asearch(self, query: str, options: SearchOptions | None = None) -> list[Hit]:
         """Do what `search` does without blocking the event loop."""
         options = options or SearchOptions()
-        await asyncio.to_thread(self._bind)
-        modes = self._modes(options)
+        modes = await asyncio.to_thread(self._bound_modes, options)  # both may ask a server
         vectors = await self.encoder.aencode([query], kind="query", modes=_encoded(modes, self.encoder))
         return await asyncio.to_thread(self._find, query, vectors, modes, options)
 
-    def _modes(self, options: SearchOptions) -> tuple[Mode, ...]:
-        """Give the modes that rank, of those that both the checkpoint and the store have."""
-        present = [mode for mode in self.encoder.modes if mode in (self.store.modes or self.encoder.modes)]
+    def _bound_modes(self, options: SearchOptions) -> tuple[Mode, ...]:
+        """Give the modes that rank, of those that both the checkpoint and the store have, which are of one model."""
+        self._bind()
+        stored = self.store.modes or self.store.kept_modes
+        present = [mode for mode in self.encoder.modes if mode in stored]
         modes = tuple(mode for mode in MODES_OF[options.mode] if mode in present)
         if not modes or (options.mode != "all" and len(modes) < len(MODES_OF[options.mode])):
-            raise ValueError(f"mode={options.mode!r} cannot be searched: there are {', '.join(present)} vectors only")
+            hint = ""
+            if "multi_vector" in MODES_OF[options.mode] and "multi_vector" in self.encoder.modes:
+                hint = "; to have candidates encoded again and again for their multi-vectors, put M3Rerank after it"
+            raise ValueError(
+                f"mode={options.mode!r} cannot be searched: there are {', '.join(present)} vectors only{hint}"
+            )
         return modes
 
     def _find(self, query: str, vectors: M3Vectors, modes: tuple[Mode, ...], options: SearchOptions) -> list[Hit]:
@@ -156,12 +162,12 @@ class Searcher:
         legs = self._legs(modes, options)
         found = self.store.candidates(vectors, dict.fromkeys(legs, pool), filter_) if legs else {}
         bm25 = dict(self._bm25_leg(query, pool, filter_)) if options.bm25 != "off" else {}
-        ids = list(dict.fromkeys([id_ for hits in found.values() for id_ in hits.ids] + list(bm25)))
+        # In the order of the ids, so that equal scores rank the same whatever the store.
+        ids = sorted({id_ for hits in found.values() for id_ in hits.ids} | set(bm25))
         ids, scores = self.store.scores(vectors, ids, modes)
         weights = resolve_weights(options.weights)
         final = combine(scores, weights) if options.fusion == "weighted" else _fuse(ids, scores, bm25, weights, options)
-        by_id = np.array(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.int64)
-        best = by_id[top_rows(final[by_id], options.k)]
+        best = top_rows(final, options.k)
         if options.score_threshold is not None:
             best = best[final[best] >= options.score_threshold]
         records = {record.id: record for record in self.store.get([ids[i] for i in best])}

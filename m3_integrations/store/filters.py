@@ -67,8 +67,8 @@ _RANGES: Final[dict[str, Callable[[float, float], bool]]] = {
     "$lte": lambda a, b: a <= b,
 }
 _OPERATORS: Final = ("$eq", "$ne", "$in", "$nin", *_RANGES, "$exists", "$not")
-_MAX_INTEGER: Final = 2**53
-"""Larger integers cannot be told apart as the floating-point numbers that engines compare."""
+_MAX_NUMBER: Final = 2**53
+"""Integers beyond it cannot be told apart as the floating-point numbers that engines compare."""
 
 
 def parse_filter(filter: FilterLike) -> Filter | None:  # noqa: A002 - the word users know
@@ -139,7 +139,7 @@ def _scalar(where: str, value: Any) -> Scalar:
     if isinstance(value, bool | str):
         return value
     if isinstance(value, int | float):
-        if not math.isfinite(value) or (isinstance(value, int) and abs(value) > _MAX_INTEGER):
+        if not math.isfinite(value) or abs(value) > _MAX_NUMBER:
             raise ValueError(f"{where} cannot compare {value!r} exactly: numbers must be finite and within 2**53")
         return value
     if value is None:

@@ -16,7 +16,7 @@ from m3_integrations.scoring import raw_scores, top_rows
 from m3_integrations.store.filters import Filter, matches
 from m3_integrations.store.protocol import Hits, Record
 from m3_integrations.store.validation import check_query, check_records
-from m3_integrations.vectors import FloatArray, IntArray, LexicalWeights, M3Vectors, Mode
+from m3_integrations.vectors import MODES, FloatArray, IntArray, LexicalWeights, M3Vectors, Mode
 
 _Mask = NDArray[np.bool_]
 
@@ -58,6 +58,16 @@ class MemoryStore:
         return self._shape.modes if self._shape is not None else ()
 
     @property
+    def kept_modes(self) -> tuple[Mode, ...]:
+        """All modes."""
+        return MODES
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The model that the store is bound to; None before `bind`."""
+        return self._fingerprint
+
+    @property
     def version(self) -> int:
         """A number that changes with every change of the records."""
         return self._version
@@ -89,7 +99,7 @@ class MemoryStore:
         with self._usable():
             vectors = check_records(latest, self._shape)
             rows = np.arange(self._next_row, self._next_row + len(latest))
-            copies = [Record(r.id, r.text, copy.deepcopy(dict(r.metadata))) for r in latest]
+            copies = [Record(r.id, r.text, copy.deepcopy(dict(r.metadata)), None, r.is_pooled) for r in latest]
             self._forget([self._row_of[r.id] for r in latest if r.id in self._row_of])
             self._next_row += len(latest)
             if self._next_row > len(self._is_alive):
@@ -218,7 +228,7 @@ class MemoryStore:
         if with_vectors:
             segment = next(s for s in self._segments if s.rows[0] <= row <= s.rows[-1])
             vectors = segment.vectors[int(np.searchsorted(segment.rows, row))]
-        return Record(record.id, record.text, copy.deepcopy(record.metadata), vectors)
+        return Record(record.id, record.text, copy.deepcopy(record.metadata), vectors, record.is_pooled)
 
     def _best(self, query: M3Vectors, mode: Mode, n: int, eligible: _Mask) -> Hits:
         scores = np.concatenate([segment.leg(query, mode) for segment in self._segments])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
@@ -20,12 +20,15 @@ class Record:
         text: What was encoded.
         metadata: What filters look at.
         vectors: The vectors of this one text; None where they were not asked for.
+        is_pooled: Whether a store put means of neighbouring token vectors in the place of the text's own, because it
+            was opened so or because the text had more than it keeps.
     """
 
     id: str
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
     vectors: M3Vectors | None = None
+    is_pooled: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,6 +51,16 @@ class Store(Protocol):
     @property
     def modes(self) -> tuple[Mode, ...]:
         """The modes that the records have vectors of; empty before the first record."""
+        ...
+
+    @property
+    def kept_modes(self) -> tuple[Mode, ...]:
+        """The modes that are kept of what is added: vectors of another need not be computed for it."""
+        ...
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The model that the store is bound to; None before `bind`."""
         ...
 
     def bind(self, fingerprint: str) -> None:
@@ -77,6 +90,13 @@ class Store(Protocol):
 
     def get(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[Record]:
         """Give the records of these ids that are there, in the order of the ids; the caller's own copies."""
+        ...
+
+    def records(self) -> Iterator[Record]:
+        """Give all records without vectors, each once, in an order of the store's own.
+
+        One that is added or deleted meanwhile may be among them or not.
+        """
         ...
 
     def count(self, filter: Filter | None = None) -> int:  # noqa: A002

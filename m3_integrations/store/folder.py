@@ -1,0 +1,128 @@
+"""The folder of an embedded store: whose it is, who has it open, what it says of itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from filelock import FileLock, Timeout
+
+from m3_integrations.store.format import StoreFormat
+
+_FORMAT_FILE: Final = "m3-store.json"
+_LOCK_FILE: Final = "m3-store.lock"
+_ENGINE: Final = "engine"
+_UNFINISHED: Final = "engine.unfinished"
+
+
+class StoreFolder:
+    """A folder that one process has open.
+
+    It holds `m3-store.json` with the format, a lock file, and the engine's own folder.
+
+    Args:
+        path: Made if it is not there. An empty folder is taken; one with anything else in it is not.
+
+    Raises:
+        NotADirectoryError: If it is a file.
+        ValueError: If there is something else in it, or a later version of this package made it.
+        BlockingIOError: If it is open already, in this process or another.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).resolve()
+        if self.path.exists() and not self.path.is_dir():
+            raise NotADirectoryError(f"a store is a folder, but {self.path} is a file")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._refuse_foreign()
+        self._lock = FileLock(self.path / _LOCK_FILE, thread_local=False)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise BlockingIOError(
+                f"{self.path} is open already, in this process or another, and only one can have it: share the store "
+                "object between threads, and between processes use a Qdrant server, open_store('http://...')"
+            ) from error
+        try:
+            self._tidy()
+        except BaseException:
+            self.unlock()
+            raise
+
+    @property
+    def engine(self) -> Path:
+        """Where the engine's files are; there as soon as there are records."""
+        return self.path / _ENGINE
+
+    @property
+    def unfinished(self) -> Path:
+        """Where the engine's files are made, before they get their place."""
+        return self.path / _UNFINISHED
+
+    def read(self) -> StoreFormat | None:
+        """Give what the store says of itself; None if it is new.
+
+        Raises:
+            ValueError: If the file is damaged, or not this package's, or a later version's.
+        """
+        file = self.path / _FORMAT_FILE
+        if not file.exists():
+            return None
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged: {error}") from error
+        return StoreFormat.from_dict(str(self.path), found)
+
+    def write(self, format_: StoreFormat) -> None:
+        """Write down what the store says of itself: after a crash there is the old or the new, and nothing between."""
+        new = self.path / (_FORMAT_FILE + ".new")
+        with new.open("w", encoding="utf-8") as file:
+            json.dump(format_.to_dict(), file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(self.path / _FORMAT_FILE)
+        _sync(self.path)
+
+    def finish(self) -> None:
+        """Give the engine's files their place, at once or not at all."""
+        self.unfinished.rename(self.engine)
+        _sync(self.path)
+
+    def unlock(self) -> None:
+        """Let others open the folder."""
+        self._lock.release()
+
+    def _refuse_foreign(self) -> None:
+        """Look before the first file is written into the folder."""
+        ours = {_FORMAT_FILE, _FORMAT_FILE + ".new", _LOCK_FILE}
+        names = {entry.name for entry in self.path.iterdir()}
+        if _FORMAT_FILE not in names and (foreign := sorted(names - ours)):
+            raise ValueError(
+                f"{self.path} is no store of this package (it holds {foreign[0]!r}), and is left as it is: choose an "
+                "empty or a new folder"
+            )
+
+    def _tidy(self) -> None:
+        """Undo a creation that was interrupted: it never held a record."""
+        format_ = self.read()
+        if not self.unfinished.exists():
+            return
+        if format_ is not None and not self.engine.exists():
+            self.write(replace(format_, modes=(), dense_dim=0, token_dim=0))
+        shutil.rmtree(self.unfinished)
+
+
+def _sync(folder: Path) -> None:
+    """Make names in a folder durable, where folders can be opened (not on Windows)."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

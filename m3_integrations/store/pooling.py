@@ -1,0 +1,55 @@
+"""Token pooling: fewer token vectors for a text, each the mean of a run of neighbours."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from m3_integrations.vectors import FloatArray, IntArray, MultiVectorRows, offsets_of
+
+
+def pooled_lengths(lengths: IntArray, factor: IntArray, limit: int) -> IntArray:
+    """Give how many vectors texts keep: a part of their tokens, rounded up, and never more than the limit.
+
+    Args:
+        lengths: (n,) tokens of every text.
+        factor: (n,) how many tokens share a vector, at least 1.
+        limit: How many vectors a text may have.
+
+    Returns:
+        (n,) int64.
+    """
+    return np.asarray(np.minimum(-(-lengths // factor), limit), dtype=np.int64)
+
+
+def group_starts(n_tokens: int, n_groups: int) -> IntArray:
+    """Give the first token of every group when n tokens are cut into n groups of sizes that differ by one at most.
+
+    Returns:
+        (n_groups,) int64, rising from 0.
+    """
+    return np.arange(n_groups, dtype=np.int64) * n_tokens // max(n_groups, 1)
+
+
+def pool_tokens(rows: MultiVectorRows, lengths: IntArray) -> MultiVectorRows:
+    """Give every text this many vectors: the means of runs of neighbouring tokens, at unit length again.
+
+    Neighbours, not the most similar tokens as in Clavié, Chaffin and Adams (2024, "Reducing the footprint of
+    multi-vector retrieval with minimal performance impact via token pooling"), whose sequential pooling this is: it
+    needs no clustering of every text, and an explanation can say which tokens a vector stands for.
+
+    Args:
+        rows: The token vectors of n texts.
+        lengths: (n,) how many vectors each is to have; no more than its tokens, and 1 or more where it has any.
+    """
+    parts = [
+        rows[i] if len(rows[i]) == length else _means(rows[i], int(length)) for i, length in enumerate(lengths.tolist())
+    ]
+    return MultiVectorRows(offsets_of(lengths), np.concatenate([rows.flat[:0], *parts]))
+
+
+def _means(tokens: FloatArray, n: int) -> FloatArray:
+    sums = np.add.reduceat(tokens.astype(np.float64), group_starts(len(tokens), n), axis=0)
+    norms = np.linalg.norm(sums, axis=1, keepdims=True)
+    # Vectors that cancel each other out have no direction: 0 scores 0 with everything.
+    means = np.divide(sums, norms, out=np.zeros_like(sums), where=norms > 0)
+    return np.asarray(means, dtype=np.float32)

@@ -1,0 +1,214 @@
+"""Measure the store in a folder, and compare it with BGEM3Index and EnsembleRetriever in the same run.
+
+    python -m tests.benchmarks.bench_search --records 100000 --with-tokens 10000 --peers 5000 --storage 2000 \\
+        --xquad FOLDER
+
+Vectors are random ones of BGE-M3's shape, in topics (see search_workload.py); a query's vectors are known, so that
+the clock covers searching alone: candidates, exact scores, fusion and the texts of the best 10, through `Searcher`.
+Each part is left out with a size of 0. FOLDER is one language of XQuAD in BEIR's layout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from m3_integrations import M3Encoder, M3Vectors, Searcher, SearchOptions, Store, open_store
+from m3_integrations.search import SearchMode
+from m3_integrations.store.format import MultiVectorStorage
+from tests.benchmarks.measure import PeakMemory, describe_machine, describe_versions
+from tests.benchmarks.search_peers import bge_m3_index, ensemble, top_exact
+from tests.benchmarks.search_workload import Collection, KnownQueries, disk_bytes
+from tests.benchmarks.table_tiny import ndcg, read_collection
+
+N_QUERIES, K = 100, 10
+
+
+def percentiles(search: Callable[[int], object], n: int = N_QUERIES) -> tuple[float, float]:
+    """Give p50 and p95 in milliseconds, after a warm-up of ten queries."""
+    for i in range(min(10, n)):
+        search(i)
+    times = []
+    for i in range(n):
+        start = time.perf_counter()
+        search(i)
+        times.append(1000 * (time.perf_counter() - start))
+    p50, p95 = np.percentile(times, [50, 95])
+    return float(p50), float(p95)
+
+
+def fill(store: Store, collection: Collection) -> float:
+    """Give the seconds that adding took; making the vectors is not counted."""
+    seconds = 0.0
+    for batch in collection.records():
+        start = time.perf_counter()
+        store.upsert(batch)
+        seconds += time.perf_counter() - start
+    return seconds
+
+
+def time_modes(store: Store, queries: M3Vectors, modes: tuple[SearchMode, ...]) -> None:
+    searcher = Searcher(KnownQueries(queries), store)
+    for mode in modes:
+        for what, filter_ in (("", None), (" year >= 2020", {"year": {"$gte": 2020}})):
+            options = SearchOptions(k=K, mode=mode, filter=filter_)
+            p50, p95 = percentiles(lambda i, options=options: searcher.search(str(i), options))  # type: ignore[misc]
+            print(f"    {mode + what:<32} p50 {p50:8.2f} ms   p95 {p95:8.2f} ms")
+
+
+def measure_size(n: int, n_token_vectors: int, modes: tuple[SearchMode, ...]) -> None:
+    """Ingest, search, optimise, search again, open again."""
+    print(f"\n{n} records, {n_token_vectors or 'no'} token vectors each")
+    collection = Collection(n, n_token_vectors)
+    queries = collection.queries(N_QUERIES)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "store"
+        with PeakMemory("cpu") as memory, open_store(folder) as store:
+            seconds = fill(store, collection)
+            print(f"  added in {seconds:.1f} s, {n / seconds:.0f} records/s, {disk_bytes(folder) / 1e6:.0f} MB on disk")
+            time_modes(store, queries, modes)
+            start = time.perf_counter()
+            store.optimize()
+            print(f"  optimised in {time.perf_counter() - start:.1f} s, {disk_bytes(folder) / 1e6:.0f} MB on disk")
+            time_modes(store, queries, modes)
+        start = time.perf_counter()
+        with PeakMemory("cpu") as again, open_store(folder) as store:
+            opened = time.perf_counter() - start
+            time_modes(store, queries, modes[-1:])
+        print(f"  opened in {opened:.2f} s; peak memory {memory.peak_mb:.0f} MB, opened again {again.peak_mb:.0f} MB")
+
+
+def measure_peers(n: int) -> None:
+    """Time the three on the same vectors, and say how many of the exact best each finds."""
+    print(f"\n{n} documents of 40 token vectors, k={K}")
+    collection = Collection(n, 40)
+    queries = collection.queries(N_QUERIES)
+    records = [record for batch in collection.records() for record in batch]
+    documents = M3Vectors.concatenate([record.vectors for record in records if record.vectors is not None])
+    with tempfile.TemporaryDirectory() as place, open_store(Path(place) / "store") as store:
+        store.upsert(records)
+        store.optimize()
+        searcher = Searcher(KnownQueries(queries), store)
+        contenders: dict[str, tuple[Callable[[int], Any], int]] = {
+            "ours, all modes": (lambda i: [hit.id for hit in searcher.search(str(i), SearchOptions(k=K))], N_QUERIES),
+            "BGEM3Index": (bge_m3_index(documents, queries, K), 12),
+            "EnsembleRetriever": (ensemble(documents, queries, K), 20),
+        }
+        medians = {}
+        for name, (search, runs) in contenders.items():
+            medians[name], p95 = percentiles(search, runs)
+            found = np.mean([len(set(search(i)) & set(top_exact(documents, queries[i], K))) / K for i in range(10)])
+            print(f"    {name:<20} p50 {medians[name]:9.2f} ms   p95 {p95:9.2f} ms   of the exact best {found:.2f}")
+    for name in ("BGEM3Index", "EnsembleRetriever"):
+        print(f"    {name} over ours: {medians[name] / medians['ours, all modes']:.0f}")
+
+
+def measure_storage(n: int, xquad: Path | None) -> None:
+    """Print the table of storage choices."""
+    print(f"\nstorage of token vectors: {n} records with 40 of 1024 numbers; nDCG@10 of all modes on XQuAD with tiny")
+    print(f"    {'choice':<12}{'pooling':>8}{'bytes/record':>14}{'added s':>9}{'all p50 ms':>12}{'nDCG@10':>10}")
+    for choice in get_args(MultiVectorStorage):
+        for pooling in (1, 2, 3) if choice == "float16" else (1,):
+            with tempfile.TemporaryDirectory() as place:
+                collection = Collection(n, 40)
+                queries = collection.queries(N_QUERIES)
+                settings: dict[str, Any] = {"multi_vector": choice, "token_pooling": pooling}
+                with open_store(Path(place) / "store", **settings) as store:
+                    added = fill(store, collection)
+                    store.optimize()
+                    searcher = Searcher(KnownQueries(queries), store)
+                    p50, _ = percentiles(lambda i, searcher=searcher: searcher.search(str(i)))  # type: ignore[misc]
+                size = disk_bytes(Path(place) / "store" / "engine" / "segments") / n
+                quality = xquad_ndcg(Path(place) / "xquad", xquad, settings) if xquad else float("nan")
+            print(f"    {choice:<12}{pooling:>8}{size:>14.0f}{added:>9.1f}{p50:>12.2f}{quality:>10.4f}")
+
+
+def xquad_ndcg(folder: Path, xquad: Path, settings: dict[str, Any]) -> float:
+    """Give nDCG@10 of all modes at equal weights, over the 100 candidates of each leg."""
+    collection = read_collection(xquad)
+    with Searcher(M3Encoder.shared("tiny", device="cpu"), open_store(folder, **settings)) as searcher:
+        searcher.add(collection.texts, ids=[str(i) for i in range(len(collection.texts))])
+        scores = np.full(collection.gains.shape, -np.inf, np.float32)
+        for row, hits in enumerate(searcher.search_batch(collection.queries, SearchOptions(k=K))):
+            for hit in hits:
+                scores[row, int(hit.id)] = hit.score
+    return float(ndcg(scores, collection.gains).mean())
+
+
+async def measure_loop(n: int) -> None:
+    """Print for how long an event loop stands still while a thread adds records and the loop searches."""
+    collection = Collection(n, 40)
+    queries = collection.queries(N_QUERIES)
+    batches = list(collection.records(100))
+    gaps, is_done = [0.0], False
+
+    async def tick() -> None:
+        last = time.perf_counter()
+        while not is_done:
+            await asyncio.sleep(0.001)
+            now = time.perf_counter()
+            gaps.append(now - last)
+            last = now
+
+    with tempfile.TemporaryDirectory() as place, open_store(Path(place) / "store") as store:
+        searcher = Searcher(KnownQueries(queries), store)
+        await asyncio.to_thread(store.upsert, batches[0])
+        await searcher.asearch("0", SearchOptions(k=K))
+        ticking = asyncio.create_task(tick())
+
+        def add() -> None:
+            for batch in batches[1:]:
+                store.upsert(batch)
+
+        adding = asyncio.create_task(asyncio.to_thread(add))
+        waits: list[float] = []
+        while not adding.done():
+            start = time.perf_counter()
+            await searcher.asearch(str(len(waits) % N_QUERIES), SearchOptions(k=K))
+            waits.append(time.perf_counter() - start)
+        await adding
+        is_done = True
+        await ticking
+    print(f"\nan event loop while {n} records with 40 token vectors are added by a thread, {len(waits)} async searches")
+    p50, p99 = np.percentile(gaps, [50, 99])
+    print(
+        f"    between two turns of the loop: p50 {1e3 * p50:.1f} ms, p99 {1e3 * p99:.1f} ms, most {1e3 * max(gaps):.1f}"
+    )
+    print(f"    a search: p50 {1e3 * np.median(waits):.1f} ms, most {1e3 * max(waits):.1f} ms")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, size in (
+        ("records", 100_000),
+        ("with-tokens", 10_000),
+        ("peers", 5_000),
+        ("storage", 2_000),
+        ("loop", 1_000),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=size)
+    parser.add_argument("--xquad", type=Path)
+    asked = parser.parse_args()
+    print(describe_machine("cpu"))
+    print(describe_versions("m3-integrations", "qdrant-edge-py", "numpy"))
+    if asked.records:
+        measure_size(asked.records, 0, ("dense", "lexical", "dense+lexical"))
+    if asked.with_tokens:
+        measure_size(asked.with_tokens, 40, ("dense", "lexical", "dense+lexical", "all"))
+    if asked.peers:
+        measure_peers(asked.peers)
+    if asked.storage:
+        measure_storage(asked.storage, asked.xquad)
+    if asked.loop:
+        asyncio.run(measure_loop(asked.loop))
+
+
+if __name__ == "__main__":
+    main()

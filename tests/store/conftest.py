@@ -1,0 +1,73 @@
+"""The stores that are held to one behaviour."""
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+from qdrant_client import QdrantClient
+
+from m3_integrations import Store
+from m3_integrations.store.embedded import EmbeddedStore
+from m3_integrations.store.format import MultiVectorStorage
+from m3_integrations.store.memory import MemoryStore
+from m3_integrations.store.server import ServerStore
+
+STORES = ["memory", "folder", "local", pytest.param("server", marks=[pytest.mark.server, pytest.mark.enable_socket])]
+"""In memory, in a folder, over qdrant-client's local mode, and on a real server."""
+
+DURABLE = STORES[1:]
+
+OpenStore = Callable[..., Store]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        # qdrant-client's local mode says that it is exact and has no payload indexes: what a stand-in should be.
+        item.add_marker(pytest.mark.filterwarnings("ignore:Local mode performs exact"))
+        item.add_marker(pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local"))
+
+
+@pytest.fixture
+def random() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def open_kind(tmp_path: Path) -> Iterator[OpenStore]:
+    """A new store of a kind, with these settings; closed and gone after the test."""
+    with ExitStack() as stack:
+
+        def open_one(
+            kind: str, *, multi_vector: MultiVectorStorage | None = None, token_pooling: int | None = None
+        ) -> Store:
+            settings = {"multi_vector": multi_vector, "token_pooling": token_pooling}
+            if kind == "memory":
+                return stack.enter_context(MemoryStore())
+            if kind == "folder":
+                return stack.enter_context(EmbeddedStore(tmp_path / uuid.uuid4().hex, **settings))  # type: ignore[arg-type]
+            if kind == "local":
+                return stack.enter_context(ServerStore("local", client=QdrantClient(":memory:"), **settings))  # type: ignore[arg-type]
+            url, name = os.environ["QDRANT_URL"], f"test-{uuid.uuid4()}"
+            client = QdrantClient(url=url, api_key=os.environ.get("QDRANT_API_KEY"))
+            stack.callback(client.close)
+            stack.callback(client.delete_collection, name)
+            key = os.environ.get("QDRANT_API_KEY")
+            return stack.enter_context(ServerStore(url, api_key=key, collection=name, **settings))  # type: ignore[arg-type]
+
+        yield open_one
+
+
+@pytest.fixture(params=STORES)
+def store(request: pytest.FixtureRequest, open_kind: OpenStore) -> Store:
+    """A new store of every kind."""
+    return open_kind(request.param)
+
+
+@pytest.fixture(params=DURABLE)
+def durable(request: pytest.FixtureRequest, open_kind: OpenStore) -> Store:
+    """A new store of every kind but the one in memory."""
+    return open_kind(request.param)

@@ -1,0 +1,87 @@
+"""Copying one store into another."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from m3_integrations import Record, Store, open_store
+from m3_integrations.store import copy_store
+from tests.fakes import random_vectors
+from tests.store.conftest import OpenStore
+from tests.store.oracle import brute_force, records, vectors
+
+
+def fill(store: Store, random: np.random.Generator) -> dict[str, Record]:
+    store.bind("one")
+    added = records(random, [f"r{i}" for i in range(130)])
+    store.upsert(added)
+    return {record.id: record for record in added}
+
+
+@pytest.mark.parametrize(("source", "target"), [("folder", "local"), ("memory", "folder"), ("local", "memory")])
+def test_a_copy_answers_like_its_source(
+    source: str, target: str, open_kind: OpenStore, random: np.random.Generator
+) -> None:
+    a, b = open_kind(source), open_kind(target)
+    alive = fill(a, random)
+    assert copy_store(a, b) == 130
+    assert (b.count(), b.fingerprint) == (130, "one")
+    assert {r.id: (r.text, r.metadata) for r in b.records()} == {r.id: (r.text, r.metadata) for r in alive.values()}
+    query = vectors(random, 1)
+    expected = brute_force(alive, query, {})
+    ids, scores = b.scores(query, list(alive), ["dense", "lexical", "multi_vector"])
+    for mode, values in scores.items():
+        np.testing.assert_allclose(values, [expected[mode][id_] for id_ in ids], atol=1e-5)
+
+
+def test_an_interrupted_copy_goes_on(
+    tmp_path: Path, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_store() as source, open_store(tmp_path / "target") as target:
+        fill(source, random)
+        upsert, calls = target.upsert, list[int]()
+
+        def failing(added: Sequence[Record]) -> None:
+            calls.append(len(added))
+            if len(calls) == 2:
+                raise ConnectionError("gone")
+            upsert(added)
+
+        monkeypatch.setattr(target, "upsert", failing)
+        with pytest.raises(ConnectionError):
+            copy_store(source, target)
+        assert target.count() == 50
+        source.upsert([Record("r0", "changed", {}, random_vectors(random, 1))])
+        assert copy_store(source, target) == 81  # the rest, and what has changed
+        assert target.count() == 130
+        assert target.get(["r0"])[0].text == "changed"
+        assert copy_store(source, target) == 0
+
+
+def test_a_store_of_another_model_takes_no_copy(random: np.random.Generator) -> None:
+    with open_store() as source, open_store() as target:
+        fill(source, random)
+        target.bind("two")
+        with pytest.raises(ValueError, match="of the model two, not of one"):
+            copy_store(source, target)
+        assert target.count() == 0
+
+
+def test_what_the_source_has_not_kept_is_not_made_up(tmp_path: Path, random: np.random.Generator) -> None:
+    with open_store(tmp_path / "a", multi_vector="none") as source, open_store(tmp_path / "b") as target:
+        fill(source, random)
+        target.upsert(records(random, ["whole"]))
+        with pytest.raises(ValueError, match="the target has multi_vector vectors and the source none"):
+            copy_store(source, target)
+
+
+def test_pooled_records_stay_flagged_and_are_not_pooled_again(tmp_path: Path, random: np.random.Generator) -> None:
+    with open_store(tmp_path / "a", token_pooling=2) as source, open_store(tmp_path / "b", token_pooling=2) as target:
+        source.upsert([Record("a", "", {}, random_vectors(random, 1, tokens=8))])
+        copy_store(source, target)
+        (record,) = target.get(["a"], with_vectors=True)
+        assert record.is_pooled
+        assert record.vectors is not None
+        assert record.vectors.multi_vector[0].shape[0] == 4

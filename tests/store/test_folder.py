@@ -1,0 +1,276 @@
+"""What a store in a folder promises beyond the common: durability, and clear refusals."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from m3_integrations import Record, open_store
+from m3_integrations.store.embedded import EmbeddedStore
+from tests.fakes import TOKEN_DIM, random_vectors
+from tests.store.oracle import records
+
+
+def write_format(folder: Path, **changes: Any) -> None:
+    file = folder / "m3-store.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.fixture
+def filled(tmp_path: Path, random: np.random.Generator) -> Path:
+    """A closed store of three records, of the model "one"."""
+    with EmbeddedStore(tmp_path / "filled") as store:
+        store.bind("one")
+        store.upsert(records(random, ["a", "b", "c"]))
+    return tmp_path / "filled"
+
+
+def test_a_store_is_there_again_when_it_is_opened(filled: Path) -> None:
+    with open_store(filled) as store:
+        assert isinstance(store, EmbeddedStore)
+        assert (store.count(), store.fingerprint) == (3, "one")
+        assert store.modes == ("dense", "lexical", "multi_vector")
+        assert [record.text for record in store.get(["b", "a"])] == ["text of b", "text of a"]
+        with pytest.raises(ValueError, match="of the model one, not of two"):
+            store.bind("two")
+    with open_store(str(filled)) as store:
+        assert store.count() == 3
+
+
+def test_a_second_opener_is_told_of_the_server(filled: Path) -> None:
+    with open_store(filled) as store:
+        with pytest.raises(BlockingIOError, match=r"is open already.*use a Qdrant server"):
+            open_store(filled)
+        code = f"from m3_integrations import open_store; open_store({str(filled)!r})"
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert "BlockingIOError" in other.stderr
+        assert store.count() == 3
+    open_store(filled).close()
+
+
+def test_a_foreign_folder_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    foreign = tmp_path / "photos"
+    foreign.mkdir()
+    (foreign / "cat.jpg").write_bytes(b"cat")
+    with pytest.raises(ValueError, match=r"no store of this package \(it holds 'cat.jpg'\)"):
+        open_store(foreign)
+    assert [file.name for file in foreign.iterdir()] == ["cat.jpg"]
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        open_store(foreign / "cat.jpg")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "m3-store.json").write_text('{"format": "another program"}')
+    with pytest.raises(ValueError, match="no store of this package"):
+        open_store(other)
+    assert (other / "m3-store.json").read_text() == '{"format": "another program"}'
+
+
+def test_a_future_version_is_refused_and_left_as_it_is(filled: Path) -> None:
+    write_format(filled, version=2)
+    with pytest.raises(ValueError, match=r"format version 2.*upgrade m3-integrations"):
+        open_store(filled)
+    write_format(filled, version=1)
+    with open_store(filled) as store:
+        assert store.count() == 3
+
+
+def test_a_damaged_format_file_is_an_error(filled: Path) -> None:
+    (filled / "m3-store.json").write_text('{"format": ')
+    with pytest.raises(ValueError, match=r"m3-store\.json is damaged"):
+        open_store(filled)
+
+
+def test_a_lost_engine_folder_is_an_error(filled: Path) -> None:
+    shutil.move(filled / "engine", filled.parent / "away")
+    with pytest.raises(ValueError, match="has lost its folder 'engine'"):
+        open_store(filled)
+    shutil.move(filled.parent / "away", filled / "engine")
+    with open_store(filled) as store:
+        assert store.count() == 3
+
+
+def test_a_creation_that_was_interrupted_is_undone(filled: Path, random: np.random.Generator) -> None:
+    (filled / "engine").rename(filled / "engine.unfinished")  # as it is just before the engine gets its place
+    with open_store(filled) as store:
+        assert (store.modes, store.count()) == ((), 0)
+        store.upsert(records(random, ["d"]))
+        assert store.count() == 1
+
+
+def test_settings_are_decided_when_a_store_is_made(tmp_path: Path) -> None:
+    open_store(tmp_path / "s", multi_vector="turbo8", token_pooling=2).close()
+    with pytest.raises(ValueError, match=r"made with multi_vector='turbo8', not 'float16'.*copy_store"):
+        open_store(tmp_path / "s", multi_vector="float16")
+    with pytest.raises(ValueError, match="made with token_pooling=2, not 3"):
+        open_store(tmp_path / "s", token_pooling=3)
+    open_store(tmp_path / "s", multi_vector="turbo8").close()
+    for wrong in ({"multi_vector": "int8"}, {"token_pooling": 0}):
+        with pytest.raises(ValueError, match="must be"):
+            open_store(tmp_path / "new", **wrong)
+
+
+@pytest.mark.parametrize(
+    ("where", "settings", "error", "message"),
+    [
+        (None, {"api_key": "k"}, TypeError, "in memory has no api_key"),
+        ("./folder", {"api_key": "k", "on_disk": True}, TypeError, "in a folder has no api_key, on_disk"),
+        ("ftp://host", {}, ValueError, "begins with http"),
+        (7, {}, TypeError, "None, a folder or a URL, got 7"),
+    ],
+)
+def test_settings_of_another_kind_of_store_are_refused(
+    where: Any, settings: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        open_store(where, **settings)
+
+
+def test_metadata_that_json_cannot_hold_are_refused(tmp_path: Path, random: np.random.Generator) -> None:
+    vectors = random_vectors(random, 1)
+    with EmbeddedStore(tmp_path / "s") as store:
+        for metadata in ({"at": float("nan")}, {"ids": {1}}, {"pair": (1, 2)}, {"by": {1: "x"}}):
+            with pytest.raises(ValueError, match="metadata of record 'bad' must"):
+                store.upsert([Record("good", "", {}, vectors), Record("bad", "", metadata, vectors)])
+        with pytest.raises(ValueError, match="surrogates not allowed"):
+            store.upsert([Record("bad", "\ud800", {}, vectors)])
+        assert store.count() == 0
+
+
+def test_indexing_is_asked_for_once_when_it_is_due(
+    tmp_path: Path, random: np.random.Generator, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("m3_integrations.store.embedded._DUE_AT", 120)
+    with EmbeddedStore(tmp_path / "s") as store, caplog.at_level(logging.WARNING):
+        store.upsert(records(random, [f"r{i}" for i in range(120)]))
+        assert not caplog.messages
+        store.upsert(records(random, [f"s{i}" for i in range(120)]))
+        (message,) = caplog.messages
+        assert "hold about 170 records that are not indexed: call optimize()" in message.replace("holds", "hold")
+        store.optimize()
+        store.upsert(records(random, ["t"]))
+        assert len(caplog.messages) == 1
+
+
+def test_a_fork_of_the_opener_cannot_use_it(tmp_path: Path, random: np.random.Generator) -> None:
+    code = f"""
+import os, warnings
+import numpy as np
+from m3_integrations import open_store
+from tests.store.oracle import records
+warnings.simplefilter("ignore")
+store = open_store({str(tmp_path / "s")!r})
+store.upsert(records(np.random.default_rng(0), ["a"]))
+if (child := os.fork()) == 0:
+    try:
+        store.count()
+    except RuntimeError as error:
+        os._exit(7 if "before the process forked" in str(error) else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+assert store.count() == 1
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_long_texts_are_pooled_to_what_a_server_takes_and_flagged(
+    tmp_path: Path, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("m3_integrations.store.format._MAX_NUMBERS", 4 * TOKEN_DIM + 5)
+    long, short = random_vectors(random, 1, tokens=10), random_vectors(random, 1, tokens=4)
+    with EmbeddedStore(tmp_path / "s") as store:
+        store.upsert([Record("long", "", {}, long), Record("short", "", {}, short)])
+        one, two = store.get(["long", "short"], with_vectors=True)
+        assert (one.is_pooled, two.is_pooled) == (True, False)
+        assert one.vectors is not None
+        tokens = long.multi_vector[0]
+        means = [tokens[a:b].mean(axis=0) for a, b in ((0, 2), (2, 5), (5, 7), (7, 10))]
+        expected = np.stack([mean / np.linalg.norm(mean) for mean in means])
+        np.testing.assert_allclose(one.vectors.multi_vector[0], expected, atol=5e-4)
+
+
+def test_a_full_disk_is_seen_before_anything_is_written(
+    tmp_path: Path, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with EmbeddedStore(tmp_path / "s") as store:
+        store.upsert(records(random, ["a"]))
+        free = type("Usage", (), {"free": 100 << 20})()
+        with monkeypatch.context() as patch:
+            patch.setattr("m3_integrations.store.embedded.shutil.disk_usage", lambda _: free)
+            with pytest.raises(OSError, match="MB of free disk are needed, 100 MB are there"):
+                store.upsert(records(random, ["b"]))
+            with pytest.raises(OSError, match="MB of free disk are needed, 100 MB are there"):
+                store.optimize()
+        assert store.count() == 1
+        store.upsert(records(random, ["b"]))
+    with EmbeddedStore(tmp_path / "s") as store:
+        assert store.count() == 2
+
+
+def test_an_engine_that_cannot_write_says_so_and_loses_nothing(tmp_path: Path) -> None:
+    code = f"""
+import resource, sys
+import numpy as np
+from m3_integrations import open_store, Record
+from tests.fakes import random_vectors
+random = np.random.default_rng(0)
+store = open_store({str(tmp_path / "s")!r})
+store.upsert([Record("a", "kept", {{}}, random_vectors(random, 1))])
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+acknowledged = 0
+try:
+    for i in range(1000):
+        store.upsert([Record(f"r{{i}}", random.bytes(100_000).hex(), {{}}, random_vectors(random, 1))])
+        acknowledged += 1
+except OSError as error:
+    print(acknowledged, error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+    acknowledged, message = done.stdout.split(" ", 1)
+    assert "close the store and open it again" in message
+    assert int(acknowledged) > 3
+    with open_store(tmp_path / "s") as store:
+        store.upsert([Record("z", "later", {}, random_vectors(np.random.default_rng(1), 1))])
+        ids = ["a", *(f"r{i}" for i in range(int(acknowledged))), "z"]
+        assert [record.id for record in store.get(ids)] == ids
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_really_full_disk_loses_nothing(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", disk], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount: {mounted.stderr.decode().strip()}")
+    code = f"""
+import numpy as np
+from m3_integrations import open_store, Record
+from tests.fakes import random_vectors
+random = np.random.default_rng(0)
+store = open_store({str(disk / "s")!r})
+acknowledged = 0
+try:
+    for i in range(1000):  # what the engine's compression cannot shrink
+        store.upsert([Record(f"r{{i}}", random.bytes(500_000).hex() + str(i), {{}}, random_vectors(random, 1))])
+        acknowledged += 1
+except OSError as error:
+    print(acknowledged, error)
+"""
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr
+        acknowledged, message = done.stdout.split(" ", 1)
+        assert "MB of free disk are needed" in message
+        assert int(acknowledged) > 10
+        with open_store(disk / "s") as store:
+            ids = [f"r{i}" for i in range(int(acknowledged))]
+            assert [record.text[1_000_000:] for record in store.get(ids)] == [id_[1:] for id_ in ids]
+    finally:
+        subprocess.run(["umount", disk], check=True)

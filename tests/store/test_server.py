@@ -1,0 +1,124 @@
+"""A store on a Qdrant server.
+
+The conformance suite runs over qdrant-client's local mode, and over a real server where there is one:
+
+    docker run --rm -p 6333:6333 -p 6334:6334 qdrant/qdrant:v1.19.0
+    QDRANT_URL=http://localhost:6333 pytest tests/store -m server
+"""
+
+import os
+import pickle
+import uuid
+from typing import Any
+
+import numpy as np
+import pytest
+from qdrant_client import QdrantClient, models
+
+from m3_integrations import M3Encoder, open_store
+from m3_integrations.langchain import M3HybridRetriever
+from m3_integrations.llama_index import M3HybridRetriever as NodeRetriever
+from m3_integrations.store import server
+from m3_integrations.store.server import ServerStore
+from tests.store.oracle import records
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What clients were opened with; all of them see the one collection of a local mode."""
+    local, settings = QdrantClient(":memory:"), list[dict[str, Any]]()
+    monkeypatch.setattr(server, "QdrantClient", lambda **given: (settings.append(given), local)[1])  # type: ignore[func-returns-value]
+    return settings
+
+
+def test_a_url_opens_a_server_with_its_settings(asked: list[dict[str, Any]], random: np.random.Generator) -> None:
+    store = open_store("https://host.example:7000", api_key="k", prefer_grpc=False, timeout_s=5, collection="c")
+    assert isinstance(store, ServerStore)
+    wanted = {"url": "https://host.example:7000", "port": 7000, "api_key": "k", "prefer_grpc": False, "timeout": 5}
+    assert {name: asked[0][name] for name in wanted} == wanted
+    assert "api_key" not in repr(store)
+    open_store("http://host.example")
+    assert (asked[1]["port"], asked[1]["prefer_grpc"], asked[1]["api_key"]) == (6333, True, None)
+
+
+def test_a_collection_is_made_with_what_was_asked(monkeypatch: pytest.MonkeyPatch, random: np.random.Generator) -> None:
+    client, made = QdrantClient(":memory:"), dict[str, Any]()
+    create = client.create_collection
+    monkeypatch.setattr(client, "create_collection", lambda name, **given: (made.update(given), create(name, **given)))
+    store = ServerStore("x", client=client, shard_number=3, replication_factor=2, on_disk=True, multi_vector="turbo8")
+    store.upsert(records(random, ["a"]))
+    assert (made["shard_number"], made["replication_factor"]) == (3, 2)
+    dense, tokens = made["vectors_config"]["dense"], made["vectors_config"]["multi_vector"]
+    assert (dense.size, dense.distance, dense.on_disk) == (8, models.Distance.DOT, True)
+    assert (tokens.datatype, tokens.on_disk, tokens.hnsw_config.m) == (models.Datatype.TURBO8, True, 0)
+    assert made["sparse_vectors_config"]["lexical"].index.on_disk is True
+
+
+def test_another_process_finds_what_the_first_has_made(random: np.random.Generator) -> None:
+    client = QdrantClient(":memory:")
+    first, second = ServerStore("x", client=client), ServerStore("x", client=client)
+    first.bind("one")
+    second.bind("two")  # nothing is there yet
+    assert second.count() == 0
+    first.upsert(records(random, ["a"]))
+    third = ServerStore("x", client=client)
+    assert (third.count(), third.fingerprint, third.modes) == (1, "one", ("dense", "lexical", "multi_vector"))
+    with pytest.raises(ValueError, match="of the model one, not of two"):
+        third.bind("two")
+    with pytest.raises(ValueError, match="of the model one, not of two"):
+        second.upsert(records(random, ["b"]))
+    assert third.count() == 1
+
+
+def test_what_was_not_made_here_is_refused_and_left_as_it_is() -> None:
+    client = QdrantClient(":memory:")
+    client.create_collection("m3", vectors_config=models.VectorParams(size=4, distance=models.Distance.DOT))
+    with pytest.raises(ValueError, match="collection 'm3' is no store of this package"):
+        ServerStore("x", client=client)
+    assert client.get_collection("m3").config.metadata is None
+    client.create_collection("later", metadata={"format": "m3_integrations store", "version": 2}, vectors_config={})
+    with pytest.raises(ValueError, match="format version 2"):
+        ServerStore("x", client=client, collection="later")
+
+
+@pytest.mark.enable_socket
+def test_a_server_that_does_not_answer_is_an_error() -> None:
+    for prefer_grpc in (True, False):
+        with pytest.raises(ConnectionError, match="no Qdrant server answers at http://localhost:9"):
+            open_store("http://localhost:9", prefer_grpc=prefer_grpc, grpc_port=9, timeout_s=2)
+
+
+def test_retrievers_over_a_url_pickle(asked: list[dict[str, Any]]) -> None:
+    encoder = M3Encoder.shared("tiny", device="cpu")
+    retriever = M3HybridRetriever(encoder=encoder, store=open_store("http://host.example", api_key="k"), k=1)
+    retriever.add_texts(["Rotate the keys once a year.", "The museum is closed on Mondays."], ids=["keys", "museum"])
+    (found,) = pickle.loads(pickle.dumps(retriever)).invoke("how often are keys rotated?")
+    assert found.id == "keys"
+    nodes = NodeRetriever(encoder=encoder, store=retriever.store, similarity_top_k=1)
+    (node,) = pickle.loads(pickle.dumps(nodes)).retrieve("when is the museum closed?")
+    assert node.node.node_id == "museum"
+    assert [given["api_key"] for given in asked] == ["k"] * 3
+
+
+def test_retrievers_over_a_folder_refuse_to_pickle(tmp_path: Any) -> None:
+    with open_store(tmp_path / "s") as store:
+        for made in (M3HybridRetriever, NodeRetriever):
+            with pytest.raises(TypeError, match=r"use a server store, open_store\('http"):
+                pickle.dumps(made(encoder=M3Encoder.shared("tiny", device="cpu"), store=store))
+
+
+@pytest.mark.server
+@pytest.mark.enable_socket
+@pytest.mark.parametrize("prefer_grpc", [True, False])
+def test_a_real_server_answers_by_grpc_and_by_rest(prefer_grpc: bool, random: np.random.Generator) -> None:
+    name = f"test-{uuid.uuid4()}"
+    key = os.environ.get("QDRANT_API_KEY")
+    with open_store(os.environ["QDRANT_URL"], api_key=key, collection=name, prefer_grpc=prefer_grpc) as store:
+        store.bind("one")
+        store.upsert(records(random, [f"r{i}" for i in range(120)]))
+        store.optimize()
+        with pickle.loads(pickle.dumps(store)) as other:
+            assert (other.count(), other.fingerprint) == (120, "one")
+    client = QdrantClient(url=os.environ["QDRANT_URL"], api_key=key)
+    client.delete_collection(name)
+    client.close()
