@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from rank_bm25 import BM25Okapi
 
 from m3_integrations.scoring import top_rows
-from m3_integrations.vectors import FloatArray
+from m3_integrations.vectors import FloatArray, IntArray
 
 
 class Bm25Index:
@@ -26,14 +27,17 @@ class Bm25Index:
         if len(ids) != len(tokens):
             raise ValueError(f"{len(ids)} ids for {len(tokens)} texts")
         self._ids = list(ids)
-        # rank-bm25 divides by the number of tokens, so a collection without any has no index.
-        self._index = BM25Okapi(tokens) if any(tokens) else None
+        # rank-bm25 divides by the number of tokens, so a collection without any has no postings.
+        self._postings = _postings(BM25Okapi(tokens)) if any(tokens) else {}
 
     def scores(self, query: Sequence[str]) -> FloatArray:
         """Give the BM25 score of every text: (n,) float32, 0 where no token is shared."""
-        if self._index is None:
-            return np.zeros(len(self._ids), dtype=np.float32)
-        return np.asarray(self._index.get_scores(list(query)), dtype=np.float32)
+        total = np.zeros(len(self._ids))
+        for token in query:
+            if token in self._postings:
+                rows, parts = self._postings[token]
+                total[rows] += parts
+        return total.astype(np.float32)
 
     def top(self, query: Sequence[str], n: int, *, among: Collection[str] | None = None) -> list[tuple[str, float]]:
         """Give the n best texts that share a token with the query, best first; equal scores keep their order.
@@ -50,3 +54,21 @@ class Bm25Index:
             eligible = np.array([row for row in eligible if self._ids[row] in among], dtype=np.int64)
         best = eligible[top_rows(scores[eligible], n)]
         return [(self._ids[row], float(scores[row])) for row in best]
+
+
+def _postings(index: BM25Okapi) -> dict[str, tuple[IntArray, NDArray[np.float64]]]:
+    """Give, for every token, the texts that have it and what it adds to their scores.
+
+    rank-bm25's `get_scores` visits every text for every token of a query; this reads only those that have it, and gives
+    the same float64 numbers.
+    """
+    tokens = {token: i for i, token in enumerate(index.idf)}
+    lengths = [len(frequencies) for frequencies in index.doc_freqs]
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    token_of = np.array([tokens[token] for frequencies in index.doc_freqs for token in frequencies], dtype=np.int64)
+    counts = np.array([count for frequencies in index.doc_freqs for count in frequencies.values()], dtype=np.float64)
+    norms = index.k1 * (1 - index.b + index.b * np.array(index.doc_len) / index.avgdl)
+    parts = np.array(list(index.idf.values()))[token_of] * (counts * (index.k1 + 1) / (counts + norms[rows]))
+    order = np.argsort(token_of, kind="stable")
+    ends = np.cumsum(np.bincount(token_of, minlength=len(tokens)))[:-1]
+    return dict(zip(tokens, zip(np.split(rows[order], ends), np.split(parts[order], ends), strict=True), strict=True))

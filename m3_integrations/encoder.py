@@ -201,6 +201,11 @@ class M3Encoder:
         return self._limit("document", None)
 
     @property
+    def pooling(self) -> Pooling:
+        """How a text's tokens become its dense vector: "cls" or "mcls"."""
+        return self._settings.pooling
+
+    @property
     def vocabulary(self) -> Sequence[str]:
         """The token of every id."""
         return self._live_engine().tokenizer.vocabulary

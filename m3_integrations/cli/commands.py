@@ -59,6 +59,57 @@ def train(
         )
 
 
+@app.command(name="eval")
+def evaluate(  # noqa: PLR0917 - typer passes by name
+    data: Annotated[Path, typer.Argument(help="A folder in BEIR's layout, or a folder of such folders.")],
+    model: Annotated[list[str] | None, typer.Option(help="A checkpoint; may be repeated. tiny if none.")] = None,
+    out: Annotated[Path, typer.Option(help="For the report.")] = Path("m3-eval"),
+    work: Annotated[Path | None, typer.Option(help="For the vectors, which later runs reuse; in OUT if none.")] = None,
+    modes: Annotated[str, typer.Option(help="Comma-separated: dense,lexical,multi_vector,dense+lexical,all,"
+                     "search:all,bm25,bm25:words. All that the checkpoint can do if none.")] = "",
+    metrics: Annotated[str, typer.Option(help="Comma-separated, as ir-measures spells them.")] = "",
+    weights: Annotated[list[str] | None, typer.Option(help="PRESET or D,L,M for all hybrid modes, or "
+                       "MODE=PRESET or MODE=D,L,M for one; may be repeated.")] = None,
+    queries_from: Annotated[Path | None, typer.Option(help="Another BEIR folder whose queries are used, or a file of "
+                            "MKQA's questions with answers.")] = None,
+    split: Annotated[str | None, typer.Option(help="Which qrels; test if there are several.")] = None,
+    titles: Annotated[bool, typer.Option(help="Put titles before the texts, as BEIR does.")] = True,
+    baseline: Annotated[str, typer.Option(help="The mode that the others are compared with.")] = "dense",
+    rerank_depth: Annotated[int, typer.Option(help="How many of the best by dense multi_vector and all rerank.")] = 200,
+    pool_size: Annotated[int, typer.Option(help="Candidates of each leg of search:all.")] = 100,
+    encode_candidates: Annotated[bool, typer.Option(help="Keep no token vectors of the corpus; encode candidates "
+                                 "again.")] = False,
+    tune: Annotated[bool, typer.Option(help="Find weights on half of the queries, report on the other half.")] = False,
+    max_length: Annotated[int, typer.Option(min=3, help="The most tokens of a text.")] = 8192,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ... or auto.")] = "auto",
+) -> None:  # fmt: skip
+    """Measure what every mode, weighting and checkpoint is worth on your data."""
+    console = Console()
+    with _errors_in_one_line(console):
+        from m3_integrations.cli.evaluation import EvaluationRequest, run_evaluation  # noqa: PLC0415 - needs scipy
+
+        request = EvaluationRequest(
+            data=data,
+            models=model or ["tiny"],
+            out=out,
+            work=work,
+            modes=modes.split(",") if modes else [],
+            metrics=metrics.split(",") if metrics else [],
+            weights=weights or [],
+            queries_from=queries_from,
+            split=split,
+            titles=titles,
+            baseline=baseline,
+            rerank_depth=rerank_depth,
+            pool_size=pool_size,
+            encode_candidates=encode_candidates,
+            tune=tune,
+            max_length=max_length,
+            device=device,
+        )
+        run_evaluation(request, console)
+
+
 @contextmanager
 def _errors_in_one_line(console: Console) -> Iterator[None]:
     """End with status 1 and one line for what a user can cause; anything else keeps its traceback."""

@@ -1,0 +1,31 @@
+"""What each mode, each weighting and each checkpoint is worth on your data; see README.md beside this file."""
+
+try:
+    from m3_integrations.evaluation.data import Corpus, Dataset, find_folders, read_dataset
+    from m3_integrations.evaluation.evaluate import EvaluationResult, evaluate
+    from m3_integrations.evaluation.modes import COLUMNS, Column
+    from m3_integrations.evaluation.runs import Protocol
+    from m3_integrations.evaluation.statistics import Comparison, Estimate
+    from m3_integrations.evaluation.tuning import TunedWeights, tune_weights
+except ModuleNotFoundError as error:
+    if error.name not in {"ir_measures", "scipy", "regex"}:
+        raise
+    raise ModuleNotFoundError(
+        f"evaluation needs {error.name}: pip install 'm3-integrations[evaluation]'", name=error.name
+    ) from error
+
+__all__ = [
+    "COLUMNS",
+    "Column",
+    "Comparison",
+    "Corpus",
+    "Dataset",
+    "Estimate",
+    "EvaluationResult",
+    "Protocol",
+    "TunedWeights",
+    "evaluate",
+    "find_folders",
+    "read_dataset",
+    "tune_weights",
+]

@@ -1,0 +1,180 @@
+"""A corpus encoded once for all modes, in a folder, so that a run that was killed goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m3_integrations.evaluation.data import Corpus
+from m3_integrations.vectors import Encoder, IntArray, LexicalRows, M3Vectors, Mode, MultiVectorRows, offsets_of
+
+_UNFINISHED: Final = "unfinished"
+
+
+class EvaluatedEncoder(Encoder, Protocol):
+    """An encoder that also says what its vectors depend on; `M3Encoder` is one."""
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens of a document."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """Type of the network's weights."""
+        ...
+
+    @property
+    def pooling(self) -> str:
+        """How tokens become a dense vector."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Documents with their vectors.
+
+    Attributes:
+        rows: (n,) rising rows of the corpus.
+        vectors: The vectors of these documents.
+    """
+
+    rows: IntArray
+    vectors: M3Vectors
+
+
+class EncodedCorpus:
+    """The vectors of a corpus, read from a folder a block at a time.
+
+    Args:
+        folder: Where the blocks lie, one folder each.
+        modes: What was encoded.
+    """
+
+    def __init__(self, folder: Path, modes: Sequence[Mode]) -> None:
+        self.folder, self.modes = folder, tuple(modes)
+
+    def __len__(self) -> int:
+        """How many documents are encoded."""
+        spans = _spans(self.folder)
+        return spans[-1][1] if spans else 0
+
+    def blocks(self) -> Iterator[Block]:
+        """Give all documents, in the order of the corpus; token vectors stay in their file until they are used."""
+        for start, end in _spans(self.folder):
+            yield Block(np.arange(start, end), _load(self.folder / _span_name(start, end), self.modes))
+
+
+def encode_corpus(
+    encoder: EvaluatedEncoder, corpus: Corpus, work: Path, modes: Sequence[Mode], *, show_progress: bool = False
+) -> EncodedCorpus:
+    """Encode what of a corpus is not in the work folder yet.
+
+    Every block is durable before the next is begun: written beside, synced, then renamed. What was encoded by another
+    model, at another length, pooling or precision, or from other texts lies in another folder.
+
+    Args:
+        encoder: Encodes the texts as documents.
+        corpus: What to encode.
+        work: Keeps the vectors: 4 bytes a number, for every token as many numbers as a token vector has.
+        modes: Which vectors are needed.
+        show_progress: Whether to draw a progress bar.
+    """
+    key = {
+        "model": encoder.fingerprint,
+        "corpus": corpus.digest,
+        "max_length": encoder.max_length,
+        "pooling": encoder.pooling,
+        "dtype": encoder.dtype,
+        "modes": list(modes),
+    }
+    name = hashlib.blake2b(json.dumps(key).encode(), digest_size=8).hexdigest()
+    folder = work / f"{corpus.path.parent.resolve().name}-{name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "about.json").write_text(json.dumps({"encoder": encoder.model, **key}, indent=1) + "\n")
+    encoded = EncodedCorpus(folder, modes)
+    start = len(encoded)
+    if start == len(corpus):
+        return encoded
+    rest = corpus.texts(np.arange(start, len(corpus)))
+    for vectors in encoder.encode_batches(rest, modes=modes, show_progress=show_progress):
+        _save(folder, start, vectors)
+        start += len(vectors)
+    return encoded
+
+
+def _span_name(start: int, end: int) -> str:
+    return f"{start:012d}-{end:012d}"
+
+
+def _spans(folder: Path) -> list[tuple[int, int]]:
+    """Give the first row and the row after the last of every block, as far as they follow one another from 0."""
+    spans, reached = [], 0
+    for path in sorted(folder.glob("[0-9]*-[0-9]*")):
+        start, end = map(int, path.name.split("-"))
+        if start == reached:
+            spans.append((start, end))
+            reached = end
+    return spans
+
+
+def _save(folder: Path, start: int, vectors: M3Vectors) -> None:
+    unfinished = folder / _UNFINISHED
+    if unfinished.exists():
+        shutil.rmtree(unfinished)  # what a killed run left
+    unfinished.mkdir()
+    for name, array in _arrays(vectors).items():
+        with (unfinished / f"{name}.npy").open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+    _sync_folder(unfinished)
+    unfinished.rename(folder / _span_name(start, start + len(vectors)))
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    if not hasattr(os, "O_DIRECTORY"):  # Windows has no such call
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _arrays(vectors: M3Vectors) -> dict[str, NDArray[Any]]:
+    arrays: dict[str, NDArray[Any]] = {}
+    if "dense" in vectors.modes:
+        arrays["dense"] = vectors.dense
+    if "lexical" in vectors.modes:
+        rows = vectors.lexical
+        arrays |= {"lexical_lengths": rows.lengths, "lexical_indices": rows.indices, "lexical_values": rows.values}
+    if "multi_vector" in vectors.modes:
+        arrays |= {"token_lengths": vectors.multi_vector.lengths, "token_vectors": vectors.multi_vector.flat}
+    return arrays
+
+
+def _load(folder: Path, modes: Sequence[Mode]) -> M3Vectors:
+    def read(name: str, *, lazily: bool = False) -> NDArray[Any]:
+        array: NDArray[Any] = np.load(folder / f"{name}.npy", mmap_mode="r" if lazily else None, allow_pickle=False)
+        return array
+
+    return M3Vectors(
+        dense=read("dense") if "dense" in modes else None,
+        lexical=LexicalRows(offsets_of(read("lexical_lengths")), read("lexical_indices"), read("lexical_values"))
+        if "lexical" in modes
+        else None,
+        multi_vector=MultiVectorRows(offsets_of(read("token_lengths")), read("token_vectors", lazily=True))
+        if "multi_vector" in modes
+        else None,
+    )

@@ -1,0 +1,198 @@
+"""`evaluate`: what every column is worth on a dataset."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m3_integrations.evaluation.answers import answer_words, contains_answer, document_words
+from m3_integrations.evaluation.data import Dataset
+from m3_integrations.evaluation.encoding import EncodedCorpus, EvaluatedEncoder, encode_corpus
+from m3_integrations.evaluation.metrics import ANSWER_METRICS, DEFAULT_METRICS, cutoff_of, measure_queries, parse_metric
+from m3_integrations.evaluation.modes import (
+    DEPTH,
+    NEEDED,
+    Column,
+    check_columns,
+    check_weights,
+    possible_columns,
+)
+from m3_integrations.evaluation.ranking import Ranking
+from m3_integrations.evaluation.runs import Protocol, gather_evidence, rank_bm25, rank_column
+from m3_integrations.evaluation.statistics import Comparison, Estimate, compare_paired, estimate_mean
+from m3_integrations.vectors import MODES, Mode, ModeWeights
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EvaluationResult:
+    """What the columns are worth on one dataset.
+
+    Attributes:
+        dataset: What was evaluated on.
+        model: What the checkpoint is called.
+        fingerprint: Which checkpoint it is.
+        weights: The weights of every column that has some.
+        protocol: How candidates were chosen.
+        values: For each column and metric (queries,) float64, in the order of the dataset's queries.
+        rankings: For each column a ranking for every query.
+    """
+
+    dataset: Dataset
+    model: str
+    fingerprint: str
+    weights: Mapping[Column, ModeWeights]
+    protocol: Protocol
+    values: Mapping[Column, Mapping[str, NDArray[np.float64]]]
+    rankings: Mapping[Column, Sequence[Ranking]]
+    # Resampling takes a while, and tables, JSON and the plot ask for the same again.
+    _estimates: dict[tuple[Column, str], Estimate] = field(default_factory=dict, init=False, repr=False)
+    _comparisons: dict[tuple[Column, Column, str], Comparison] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """What was evaluated."""
+        return tuple(self.values)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """By which metrics."""
+        return tuple(next(iter(self.values.values())))
+
+    def estimate(self, column: Column, metric: str) -> Estimate:
+        """Give a metric's mean over queries with its 95 % interval (a bootstrap over queries)."""
+        if (column, metric) not in self._estimates:
+            self._estimates[column, metric] = estimate_mean(self.values[column][metric])
+        return self._estimates[column, metric]
+
+    def compare(self, column: Column, other: Column, metric: str) -> Comparison:
+        """Give by how much a column is better than another, with its interval and a paired test's p-value."""
+        key = column, other, metric
+        if key not in self._comparisons:
+            self._comparisons[key] = compare_paired(self.values[column][metric], self.values[other][metric])
+        return self._comparisons[key]
+
+
+def evaluate(
+    encoder: EvaluatedEncoder,
+    dataset: Dataset,
+    *,
+    modes: Sequence[str] | None = None,
+    metrics: Sequence[str] | None = None,
+    weights: Mapping[str, ModeWeights | str] | None = None,
+    protocol: Protocol | None = None,
+    work: str | os.PathLike[str] | None = None,
+    show_progress: bool = False,
+) -> EvaluationResult:
+    """Rank a dataset's corpus for its queries by every column, and measure the rankings.
+
+    The corpus is encoded once, whatever is asked. `Column` explains the columns.
+
+    Args:
+        encoder: The checkpoint.
+        dataset: What `read_dataset` gives.
+        modes: The columns, some of `COLUMNS`; by default all that the checkpoint can fill.
+        metrics: As ir-measures spells them; by default nDCG@10, Recall@100, MRR@10 and MAP, or Success@20 and
+            Success@100 where relevance is decided by answers, where only Success has a meaning.
+        weights: For `dense+lexical`, `all` and `search:all`, weights or the name of a preset; by default the paper's
+            for the first two and equal ones, the product's default, for the third.
+        protocol: How candidates are chosen; the paper's and the product's numbers by default.
+        work: Where vectors are kept, so that a killed run goes on and a second one encodes nothing; by default they
+            lie in a temporary folder that is deleted in the end.
+        show_progress: Whether to draw progress bars.
+
+    Raises:
+        TypeError: If modes or metrics is one string.
+        ValueError: For an unknown mode, metric or preset, a mode that the checkpoint has no head for, or a metric that
+            has no meaning for answers.
+    """
+    columns = possible_columns(encoder.modes) if modes is None else check_columns(modes, encoder.modes)
+    protocol, chosen = protocol or Protocol(), check_weights(weights)
+    metrics = _check_metrics(metrics, dataset)
+    rankings: dict[Column, Sequence[Ranking]] = {}
+    by_model = [column for column in columns if NEEDED[column]]
+    if by_model:
+        with encoded_corpus(encoder, dataset, by_model, protocol, work, show_progress=show_progress) as encoded:
+            evidence = gather_evidence(encoder, dataset, encoded, by_model, protocol, show_progress=show_progress)
+        rankings |= {column: rank_column(evidence, column, chosen.get(column)) for column in by_model}
+    rankings |= {column: rank_bm25(encoder, dataset, column) for column in columns if not NEEDED[column]}
+    return EvaluationResult(
+        dataset=dataset,
+        model=encoder.model,
+        fingerprint=encoder.fingerprint,
+        weights={column: chosen[column] for column in columns if column in chosen},
+        protocol=protocol,
+        values={column: measure_rankings(dataset, found, metrics) for column, found in rankings.items()},
+        rankings=rankings,
+    )
+
+
+@contextmanager
+def encoded_corpus(
+    encoder: EvaluatedEncoder,
+    dataset: Dataset,
+    columns: Sequence[Column],
+    protocol: Protocol,
+    work: str | os.PathLike[str] | None,
+    *,
+    show_progress: bool,
+) -> Iterator[EncodedCorpus]:
+    """Give the dataset's corpus, encoded as far as the columns need it."""
+    needed = {mode for column in columns for mode in NEEDED[column]}
+    modes: list[Mode] = [
+        mode for mode in MODES if mode in needed and not (mode == "multi_vector" and protocol.encode_candidates)
+    ]
+    if work is not None:
+        yield encode_corpus(encoder, dataset.corpus, Path(work), modes, show_progress=show_progress)
+        return
+    with tempfile.TemporaryDirectory(prefix="m3-evaluation-") as folder:
+        yield encode_corpus(encoder, dataset.corpus, Path(folder), modes, show_progress=show_progress)
+
+
+def measure_rankings(
+    dataset: Dataset, rankings: Sequence[Ranking], metrics: Sequence[str]
+) -> dict[str, NDArray[np.float64]]:
+    """Measure rankings of a dataset's queries: for each metric (queries,) float64, in the order of the queries."""
+    ids = dataset.corpus.ids
+    depth = max(cutoff_of(metric) or DEPTH for metric in metrics)
+    ranked = {
+        query: [ids[row] for row in ranking.rows[:depth].tolist()]
+        for query, ranking in zip(dataset.queries, rankings, strict=True)
+    }
+    if dataset.answers:
+        return measure_queries(ranked, _judge_by_answers(dataset, rankings, depth), metrics)
+    return measure_queries(ranked, {query: dataset.qrels[query] for query in dataset.queries}, metrics)
+
+
+def _judge_by_answers(dataset: Dataset, rankings: Sequence[Ranking], depth: int) -> dict[str, dict[str, int]]:
+    """Judge the documents that were found."""
+    found = np.unique(np.concatenate([ranking.rows[:depth] for ranking in rankings]))
+    words = dict(zip(found.tolist(), map(document_words, dataset.corpus.texts(found)), strict=True))
+    judged: dict[str, dict[str, int]] = {}
+    for query, ranking in zip(dataset.queries, rankings, strict=True):
+        answers = [answer_words(answer) for answer in dataset.answers[query]]
+        judged[query] = {
+            dataset.corpus.ids[row]: int(contains_answer(words[row], answers)) for row in ranking.rows[:depth].tolist()
+        }
+    return judged
+
+
+def _check_metrics(metrics: Sequence[str] | None, dataset: Dataset) -> Sequence[str]:
+    if isinstance(metrics, str):
+        raise TypeError(f"metrics must be a sequence such as ({metrics!r},), got the string {metrics!r}")
+    if metrics is None:
+        return ANSWER_METRICS if dataset.answers else DEFAULT_METRICS
+    if not metrics:
+        raise ValueError("metrics must be one or more, got none")
+    names = [parse_metric(metric).NAME for metric in metrics]
+    if dataset.answers and set(names) != {"Success"}:
+        raise ValueError(
+            f"where answers decide, only the documents found are judged, so only Success@k has a meaning, got {metrics}"
+        )
+    return metrics

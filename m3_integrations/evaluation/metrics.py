@@ -1,0 +1,68 @@
+"""Metrics of rankings, computed by ir-measures (that is, by trec_eval), for every query."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import ir_measures
+import numpy as np
+from numpy.typing import NDArray
+
+DEFAULT_METRICS: Final = ("nDCG@10", "Recall@100", "MRR@10", "MAP")
+ANSWER_METRICS: Final = ("Success@20", "Success@100")
+"""Where relevance is decided by answers. The share of queries that find one; MKQA's papers call it Recall@20."""
+
+_QUERIES_AT_A_TIME: Final = 500
+"""Bounds the memory of what ir-measures takes: dictionaries."""
+
+
+def measure_queries(
+    ranked: Mapping[str, Sequence[str]], qrels: Mapping[str, Mapping[str, int]], metrics: Sequence[str]
+) -> dict[str, NDArray[np.float64]]:
+    """Measure every query that has judgements.
+
+    Args:
+        ranked: For each query the ids of its documents, best first. They are taken in this order: trec_eval itself
+            would put equal scores in falling order of the ids.
+        qrels: For each query the gain of its judged documents. Only these queries are measured; one without any
+            result scores 0, and so does one without a relevant document, as in trec_eval.
+        metrics: As ir-measures spells them, such as "nDCG@10", "Recall@100", "MRR@10", "MAP" or "Success@20".
+
+    Returns:
+        For each metric (queries,) float64 in [0, 1], in the order of qrels.
+
+    Raises:
+        ValueError: For a metric that ir-measures does not know.
+    """
+    measures = {name: parse_metric(name) for name in metrics}
+    values = {name: np.zeros(len(qrels)) for name in metrics}
+    ids = list(qrels)
+    places = {id_: i for i, id_ in enumerate(ids)}
+    for start in range(0, len(ids), _QUERIES_AT_A_TIME):
+        chunk = ids[start : start + _QUERIES_AT_A_TIME]
+        run = {id_: {document: -float(i) for i, document in enumerate(ranked.get(id_, ()))} for id_ in chunk}
+        found = ir_measures.iter_calc(set(measures.values()), {id_: dict(qrels[id_]) for id_ in chunk}, run)
+        of_measure = {(result.measure, result.query_id): result.value for result in found}
+        for name, measure in measures.items():
+            for id_ in chunk:
+                values[name][places[id_]] = of_measure[measure, id_]
+    return values
+
+
+def parse_metric(name: str) -> ir_measures.measures.Measure:
+    """Give ir-measures' own object for a metric.
+
+    Raises:
+        ValueError: If it knows none of this name.
+    """
+    try:
+        return ir_measures.parse_measure(name)
+    except (NameError, ValueError, SyntaxError) as error:
+        known = ", ".join((*DEFAULT_METRICS, *ANSWER_METRICS))
+        raise ValueError(f"unknown metric {name!r}: use a name of ir-measures, such as {known}") from error
+
+
+def cutoff_of(name: str) -> int | None:
+    """Give how many of the best documents a metric looks at, None where it is all of them."""
+    return parse_metric(name).params.get("cutoff")

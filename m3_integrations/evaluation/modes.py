@@ -1,0 +1,87 @@
+"""What can be evaluated: the columns of the table, what each needs, and how its weights are given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, Literal, get_args
+
+from m3_integrations.search import resolve_weights
+from m3_integrations.vectors import MODES, Mode, ModeWeights
+
+Column = Literal["dense", "lexical", "multi_vector", "dense+lexical", "all", "search:all", "bm25", "bm25:words"]
+"""One way to rank a corpus.
+
+By the paper's protocol (v4, sections 4.1 to 4.3): `dense` and `lexical` rank the whole corpus; `dense+lexical` ranks
+the union of the 1,000 best of both, where a document that is missing from one scores 0 in it; `multi_vector` and `all`
+rerank the 200 best by dense. `bm25` is BM25 over the model's tokens, `bm25:words` over words in lower case.
+
+By the product's: `search:all` is what `Searcher` does with mode="all": the union of the best of both legs, every one of
+them scored exactly in all three modes.
+"""
+
+COLUMNS: Final[tuple[Column, ...]] = get_args(Column)
+
+NEEDED: Final[Mapping[Column, tuple[Mode, ...]]] = {
+    "dense": ("dense",),
+    "lexical": ("lexical",),
+    "multi_vector": ("dense", "multi_vector"),
+    "dense+lexical": ("dense", "lexical"),
+    "all": MODES,
+    "search:all": MODES,
+    "bm25": (),
+    "bm25:words": (),
+}
+"""The vectors that each column needs."""
+
+DEFAULT_WEIGHTS: Final[Mapping[Column, str]] = {"dense+lexical": "miracl", "all": "miracl", "search:all": "equal"}
+"""The weights of every column that has some: the paper's, and the product's default."""
+
+DEPTH: Final = 1000
+"""How many documents of a query the first stages, and a ranking, hold."""
+
+
+def check_columns(columns: Iterable[str], modes: Sequence[Mode]) -> tuple[Column, ...]:
+    """Give the columns in their usual order, each once.
+
+    Args:
+        columns: What is asked for.
+        modes: What the checkpoint has heads for.
+
+    Raises:
+        TypeError: If columns is one string.
+        ValueError: If there is none, one is unknown, or the checkpoint cannot give it.
+    """
+    if isinstance(columns, str):
+        raise TypeError(f"modes must be a sequence such as ({columns!r},), got the string {columns!r}")
+    wanted = set(columns)
+    if not wanted or wanted.difference(COLUMNS):
+        raise ValueError(f"modes must be one or more of {', '.join(COLUMNS)}, got {sorted(wanted)}")
+    for column in (column for column in COLUMNS if column in wanted):
+        if absent := set(NEEDED[column]).difference(modes):
+            raise ValueError(f"{column} needs {', '.join(sorted(absent))} vectors, and the checkpoint has no such head")
+    return tuple(column for column in COLUMNS if column in wanted)
+
+
+def possible_columns(modes: Sequence[Mode]) -> tuple[Column, ...]:
+    """Give the columns that a checkpoint with these heads can fill."""
+    return tuple(column for column in COLUMNS if set(NEEDED[column]) <= set(modes))
+
+
+def check_weights(weights: Mapping[str, ModeWeights | str] | None) -> dict[Column, ModeWeights]:
+    """Give the weights of every column that has some.
+
+    Args:
+        weights: For a column, weights or the name of a preset; `DEFAULT_WEIGHTS` for the others.
+
+    Raises:
+        TypeError: If weights are neither.
+        ValueError: For a column without weights, an unknown preset, or weights that lie on no mode of the column.
+    """
+    given = weights or {}
+    if unknown := sorted(set(given).difference(DEFAULT_WEIGHTS)):
+        raise ValueError(f"{', '.join(unknown)} cannot be weighted, only {', '.join(DEFAULT_WEIGHTS)}")
+    chosen: dict[Column, ModeWeights] = {}
+    for column, preset in DEFAULT_WEIGHTS.items():
+        chosen[column] = resolve_weights(given.get(column, preset))
+        chosen[column].normalized(NEEDED[column])
+    return chosen

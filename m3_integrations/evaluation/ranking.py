@@ -1,0 +1,228 @@
+"""Rankings of a corpus: the best documents by each first stage, and exact scores of chosen candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+from scipy import sparse
+
+from m3_integrations.evaluation.encoding import Block
+from m3_integrations.scoring import top_rows
+from m3_integrations.vectors import FloatArray, IntArray, LexicalRows, M3Vectors, Mode, MultiVectorRows
+
+_BLOCK_DOCUMENTS: Final = 16_384
+"""Documents that the first stages score at a time: 134 MB of dense vectors of BGE-M3's width in float64."""
+
+_QUERY_BLOCK: Final = 256
+"""Queries scored at a time: 34 MB of scores in float64."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """Documents in order for one query.
+
+    Attributes:
+        rows: (n,) rows of the corpus, best first.
+        scores: (n,) float32, never rising; equal scores are in the order of the corpus.
+    """
+
+    rows: IntArray
+    scores: FloatArray
+
+    @staticmethod
+    def of(rows: IntArray, scores: FloatArray, n: int) -> Ranking:
+        """Rank the n best of these documents, whose rows may be in any order."""
+        order = np.argsort(rows, kind="stable")
+        best = order[top_rows(scores[order], n)]
+        return Ranking(rows[best], scores[best])
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Chosen documents of one query with their exact scores.
+
+    Attributes:
+        rows: (n,) rising rows of the corpus.
+        scores: (n,) float32 for every mode.
+    """
+
+    rows: IntArray
+    scores: dict[Mode, FloatArray]
+
+    def take(self, rows: IntArray) -> Candidates:
+        """Keep only these rows, which must be among the candidates."""
+        places = np.searchsorted(self.rows, rows)
+        return Candidates(rows, {mode: scores[places] for mode, scores in self.scores.items()})
+
+
+class _Best:
+    """The n best documents of every query so far."""
+
+    def __init__(self, queries: int, n: int) -> None:
+        self._n = n
+        self._rows: list[IntArray] = [np.empty(0, dtype=np.int64) for _ in range(queries)]
+        self._scores: list[FloatArray] = [np.empty(0, dtype=np.float32) for _ in range(queries)]
+
+    def add(self, query: int, rows: IntArray, scores: FloatArray) -> None:
+        """Take further documents into account; rows rise and stand after all that came before."""
+        best = np.sort(top_rows(scores, self._n))
+        kept_rows = np.concatenate([self._rows[query], rows[best]])
+        kept_scores = np.concatenate([self._scores[query], scores[best]])
+        best = np.sort(top_rows(kept_scores, self._n))  # in the order of the corpus, so that ties keep it
+        self._rows[query], self._scores[query] = kept_rows[best], kept_scores[best]
+
+    def rankings(self) -> list[Ranking]:
+        return [Ranking.of(rows, scores, self._n) for rows, scores in zip(self._rows, self._scores, strict=True)]
+
+
+def first_stages(
+    queries: M3Vectors, blocks: Iterable[Block], modes: Sequence[Mode], n: int, *, advance: Callable[[int], object]
+) -> dict[Mode, list[Ranking]]:
+    """Rank all documents of a corpus by dense and by lexical scores.
+
+    Args:
+        queries: The vectors of the queries.
+        blocks: The whole corpus in its order.
+        modes: "dense", "lexical" or both.
+        n: How many documents of each query are kept at most. One that shares no token is no lexical hit.
+        advance: Called with the number of documents that are done.
+
+    Returns:
+        For each of the modes a ranking for every query.
+    """
+    best = {mode: _Best(len(queries), n) for mode in modes}
+    for block in _merged(blocks):
+        if "dense" in best:
+            _rank_dense(queries.dense, block, best["dense"])
+        if "lexical" in best:
+            _rank_lexical(queries.lexical, block, best["lexical"])
+        advance(len(block.rows))
+    return {mode: kept.rankings() for mode, kept in best.items()}
+
+
+def _rank_dense(queries: FloatArray, block: Block, best: _Best) -> None:
+    # In float64: in float32 a product's rounding depends on where in the matrix it stands, so that two documents with
+    # the same vector would get different scores, and no longer be in the order of the corpus.
+    documents = block.vectors.dense.T.astype(np.float64)  # (d, documents)
+    for start in range(0, len(queries), _QUERY_BLOCK):
+        scores = (queries[start : start + _QUERY_BLOCK].astype(np.float64) @ documents).astype(np.float32)
+        for i, row in enumerate(scores):
+            best.add(start + i, block.rows, row)
+
+
+def _rank_lexical(queries: LexicalRows, block: Block, best: _Best) -> None:
+    documents = block.vectors.lexical
+    width = _width(queries, documents)
+    by_token = _matrix(documents, width).T.tocsr()  # (tokens, documents)
+    weights = _matrix(queries, width)
+    for start in range(0, len(queries), _QUERY_BLOCK):
+        scores = (weights[start : start + _QUERY_BLOCK] @ by_token).tocsr()
+        for i in range(scores.shape[0]):
+            hits = slice(scores.indptr[i], scores.indptr[i + 1])
+            order = np.argsort(scores.indices[hits])
+            values = scores.data[hits][order].astype(np.float32)
+            found = np.flatnonzero(values > 0)
+            best.add(start + i, block.rows[scores.indices[hits][order][found]], values[found])
+
+
+def _width(*texts: LexicalRows) -> int:
+    """Give one more than the largest token id."""
+    return 1 + max((int(rows.indices.max()) for rows in texts if len(rows.indices)), default=0)
+
+
+def _matrix(rows: LexicalRows, width: int) -> sparse.csr_matrix:
+    """Give (texts, width) float64, in which sums are made as in `lexical_scores`."""
+    return sparse.csr_matrix((rows.values.astype(np.float64), rows.indices, rows.offsets), shape=(len(rows), width))
+
+
+def _merged(blocks: Iterable[Block]) -> Iterator[Block]:
+    """Put small blocks together without their token vectors: large products are faster than many small ones."""
+    parts: list[Block] = []
+    for block in blocks:
+        stages = [mode for mode in block.vectors.modes if mode != "multi_vector"]
+        parts.append(Block(block.rows, block.vectors.select(stages)))
+        if sum(len(part.rows) for part in parts) >= _BLOCK_DOCUMENTS:
+            yield _joined(parts)
+            parts = []
+    if parts:
+        yield _joined(parts)
+
+
+def _joined(parts: Sequence[Block]) -> Block:
+    return Block(np.concatenate([part.rows for part in parts]), M3Vectors.concatenate([part.vectors for part in parts]))
+
+
+def score_candidates(
+    queries: M3Vectors, rows: Sequence[IntArray], blocks: Iterable[Block], *, advance: Callable[[int], object]
+) -> list[Candidates]:
+    """Score chosen documents of every query exactly, in every mode that both have: the formulas of `scoring`.
+
+    Args:
+        queries: The vectors of n queries.
+        rows: For each of them the rising rows of its candidates.
+        blocks: All documents that are a candidate of some query, and maybe others, in the order of the corpus.
+        advance: Called with the number of documents that are done.
+    """
+    query_of = np.repeat(np.arange(len(rows)), [len(chosen) for chosen in rows])
+    row_of = np.concatenate([np.empty(0, dtype=np.int64), *rows])
+    by_row = np.argsort(row_of, kind="stable")
+    sorted_rows = row_of[by_row]
+    scores: dict[Mode, FloatArray] = {mode: np.zeros(len(row_of), dtype=np.float32) for mode in queries.modes}
+    for block in blocks:
+        first = np.searchsorted(sorted_rows, block.rows[0])
+        pairs = by_row[first : np.searchsorted(sorted_rows, block.rows[-1], side="right")]
+        if len(pairs):
+            local = np.searchsorted(block.rows, row_of[pairs])
+            for mode, values in _score_pairs(queries, block.vectors, query_of[pairs], local).items():
+                scores[mode][pairs] = values
+        advance(len(block.rows))
+    ends = np.cumsum([len(chosen) for chosen in rows])[:-1]
+    parts = {mode: np.split(values, ends) for mode, values in scores.items()}
+    return [Candidates(chosen, {mode: parts[mode][i] for mode in parts}) for i, chosen in enumerate(rows)]
+
+
+def _score_pairs(
+    queries: M3Vectors, documents: M3Vectors, query_rows: IntArray, document_rows: IntArray
+) -> dict[Mode, FloatArray]:
+    """Score pairs, whose document rows never fall."""
+    scores: dict[Mode, FloatArray] = {}
+    modes: list[Mode] = [mode for mode in queries.modes if mode in documents.modes]
+    if "dense" in modes:
+        products = np.einsum(
+            "ij,ij->i", queries.dense[query_rows], documents.dense[document_rows], dtype=np.float64, casting="safe"
+        )
+        scores["dense"] = products.astype(np.float32)
+    if "lexical" in modes:
+        width = _width(queries.lexical, documents.lexical)
+        products = _matrix(queries.lexical.take(query_rows), width).multiply(
+            _matrix(documents.lexical.take(document_rows), width)
+        )
+        scores["lexical"] = np.asarray(products.sum(axis=1), dtype=np.float32).ravel()
+    if "multi_vector" in modes:
+        scores["multi_vector"] = _max_sim_pairs(queries.multi_vector, documents.multi_vector, query_rows, document_rows)
+    return scores
+
+
+def _max_sim_pairs(
+    queries: MultiVectorRows, documents: MultiVectorRows, query_rows: IntArray, document_rows: IntArray
+) -> FloatArray:
+    """Give `max_sim` of pairs: one product for each document, with the tokens of all its queries.
+
+    `max_sim` itself makes a product for each query. Candidates of one query lie far apart in a corpus, so that those
+    are small; a document's queries can be put together, and its token vectors are read once.
+    """
+    scores = np.zeros(len(query_rows), dtype=np.float32)
+    starts = np.flatnonzero(np.diff(document_rows, prepend=-1))
+    for start, end in pairwise([*starts.tolist(), len(document_rows)]):
+        tokens = queries.take(query_rows[start:end])
+        document = documents[int(document_rows[start])]
+        filled = np.flatnonzero(tokens.lengths)
+        if len(document) and len(filled):
+            best = (document @ tokens.flat.T).max(axis=0)  # (query tokens,)
+            sums = np.add.reduceat(best, tokens.offsets[:-1][filled], dtype=np.float64)
+            scores[start + filled] = sums / tokens.lengths[filled]
+    return scores

@@ -1,0 +1,173 @@
+"""`tune_weights`: weights found on half of the queries, and what they are worth on the other half."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m3_integrations.evaluation.data import Dataset
+from m3_integrations.evaluation.encoding import EvaluatedEncoder
+from m3_integrations.evaluation.evaluate import encoded_corpus
+from m3_integrations.evaluation.metrics import cutoff_of, measure_queries
+from m3_integrations.evaluation.modes import DEPTH, Column, check_columns
+from m3_integrations.evaluation.ranking import Candidates
+from m3_integrations.evaluation.runs import Protocol, gather_evidence
+from m3_integrations.evaluation.statistics import Comparison, Estimate, compare_paired, estimate_mean
+from m3_integrations.vectors import MODES, PRESETS, IntArray, ModeWeights
+
+_COLUMN: Final[Column] = "search:all"
+TUNED: Final = "tuned"
+
+
+@dataclass(frozen=True, eq=False)
+class Half:
+    """Some queries with all that is known about them, and nothing about any other.
+
+    Attributes:
+        queries: Their ids.
+        candidates: For each of them the candidates with exact scores in all three modes.
+        qrels: For each of them the gain of its judged documents.
+        ids: The id of every row of the corpus.
+    """
+
+    queries: Sequence[str]
+    candidates: Sequence[Candidates]
+    qrels: Mapping[str, Mapping[str, int]]
+    ids: Sequence[str]
+
+    def measure(self, weightings: Sequence[ModeWeights], metric: str) -> NDArray[np.float64]:
+        """Give the metric of every query under each of these weights: (weightings, queries) float64."""
+        depth = cutoff_of(metric) or DEPTH
+        values = np.zeros((len(weightings), len(self.queries)))
+        for column, (query, candidates) in enumerate(zip(self.queries, self.candidates, strict=True)):
+            # Many weightings rank a query alike, and each different ranking is measured once.
+            ranked, ranking_of = np.unique(_best(candidates, weightings, depth), axis=0, return_inverse=True)
+            runs = {f"{query} {i}": [self.ids[row] for row in rows] for i, rows in enumerate(ranked.tolist())}
+            measured = measure_queries(runs, dict.fromkeys(runs, self.qrels[query]), [metric])[metric]
+            values[:, column] = measured[ranking_of.ravel()]
+        return values
+
+
+def _best(candidates: Candidates, weightings: Sequence[ModeWeights], depth: int) -> IntArray:
+    """Give (weightings, depth) rows of the corpus, best first: what `combine` and a stable sort give."""
+    shares = [weights.normalized(MODES) for weights in weightings]
+    total = np.zeros((len(weightings), len(candidates.rows)))
+    for mode in MODES:
+        total += np.array([share[mode] for share in shares])[:, None] * candidates.scores[mode].astype(np.float64)
+    order = np.argsort(-total.astype(np.float32), axis=1, kind="stable")  # rows rise, so ties are in corpus order
+    return candidates.rows[order[:, :depth]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TunedWeights:
+    """Weights, and what they are worth on queries that they were not found on.
+
+    Attributes:
+        weights: The best of the grid on the first half.
+        metric: By what.
+        found_on: The ids of the queries of the first half.
+        reported_on: Those of the other half.
+        values: On the other half, for "tuned" and for every preset (queries,) float64.
+    """
+
+    weights: ModeWeights
+    metric: str
+    found_on: Sequence[str]
+    reported_on: Sequence[str]
+    values: Mapping[str, NDArray[np.float64]]
+
+    def estimate(self, name: str = TUNED) -> Estimate:
+        """Give the mean on the other half, of "tuned" or a preset, with its 95 % interval."""
+        return estimate_mean(self.values[name])
+
+    def compare(self, preset: str) -> Comparison:
+        """Give by how much the tuned weights are better than a preset on the other half."""
+        return compare_paired(self.values[TUNED], self.values[preset])
+
+
+def tune_weights(
+    encoder: EvaluatedEncoder,
+    dataset: Dataset,
+    *,
+    metric: str = "nDCG@10",
+    steps: int = 20,
+    seed: int = 0,
+    protocol: Protocol | None = None,
+    work: str | os.PathLike[str] | None = None,
+    show_progress: bool = False,
+) -> TunedWeights:
+    """Find the weights of `search:all` on a random half of the queries, and report them on the other half.
+
+    Every weighting of the grid ranks the same candidates, those that both legs find, by the same exact scores. Queries
+    with the same text are in the same half. Where weightings are equally good, the one nearest to equal weights counts.
+
+    Args:
+        encoder: The checkpoint.
+        dataset: What `read_dataset` gives, with qrels.
+        metric: What is made as large as possible, as ir-measures spells it.
+        steps: The grid is all weights that are multiples of 1 / steps and sum to 1.
+        seed: Of the halves.
+        protocol: How candidates are chosen.
+        work: Where vectors are kept, as in `evaluate`.
+        show_progress: Whether to draw progress bars.
+
+    Raises:
+        ValueError: If the checkpoint lacks a head, relevance is decided by answers, there are fewer than two different
+            queries, steps is less than 1, or the metric is unknown.
+    """
+    check_columns([_COLUMN], encoder.modes)
+    if dataset.answers:
+        raise ValueError("weights are tuned on judged documents, and this dataset has answers in their place")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    cutoff_of(metric)  # before the corpus is encoded
+    first, second = split_queries(dataset.queries, seed=seed)
+    protocol = protocol or Protocol()
+    with encoded_corpus(encoder, dataset, [_COLUMN], protocol, work, show_progress=show_progress) as encoded:
+        evidence = gather_evidence(encoder, dataset, encoded, [_COLUMN], protocol, show_progress=show_progress)
+    candidates = dict(zip(dataset.queries, evidence.pooled, strict=True))
+    seen, unseen = (
+        Half(half, [candidates[id_] for id_ in half], {id_: dataset.qrels[id_] for id_ in half}, dataset.corpus.ids)
+        for half in (first, second)
+    )
+    weights = find_weights(seen, metric, steps=steps)
+    reported = {TUNED: weights, **PRESETS}
+    values = dict(zip(reported, unseen.measure(list(reported.values()), metric), strict=True))
+    return TunedWeights(weights=weights, metric=metric, found_on=first, reported_on=second, values=values)
+
+
+def split_queries(queries: Mapping[str, str], *, seed: int) -> tuple[list[str], list[str]]:
+    """Give the ids of two random halves, in which no text is in both.
+
+    Raises:
+        ValueError: If there are fewer than two different texts.
+    """
+    texts = sorted(set(queries.values()))
+    if len(texts) < 2:
+        raise ValueError(f"two halves need two different queries at least, got {len(texts)}")
+    order = np.random.default_rng(seed).permutation(len(texts))
+    first = {texts[i] for i in order[: len(texts) // 2]}
+    return [id_ for id_, text in queries.items() if text in first], [
+        id_ for id_, text in queries.items() if text not in first
+    ]
+
+
+def find_weights(half: Half, metric: str, *, steps: int) -> ModeWeights:
+    """Give the weights of the grid with the highest mean."""
+    grid = weight_grid(steps)
+    means = half.measure(grid, metric).mean(axis=1)
+    return grid[int(np.argmax(means))]  # the first of equals
+
+
+def weight_grid(steps: int) -> list[ModeWeights]:
+    """Give all weights that are multiples of 1 / steps and sum to 1, those nearest to equal ones first."""
+    cuts = [(a, b) for a in range(steps + 1) for b in range(a, steps + 1)]
+    points = [tuple((high - low) / steps for low, high in pairwise((0, a, b, steps))) for a, b in cuts]
+    points.sort(key=lambda point: (sum((part - 1 / len(MODES)) ** 2 for part in point), point))
+    return [ModeWeights(*point) for point in points]

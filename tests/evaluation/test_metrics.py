@@ -1,0 +1,126 @@
+"""Metrics equal a second implementation's; intervals and tests are what they say."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import product
+
+import numpy as np
+import pytest
+
+from m3_integrations.evaluation.metrics import cutoff_of, measure_queries
+from m3_integrations.evaluation.statistics import compare_paired, estimate_mean
+
+METRICS = ("nDCG@10", "Recall@100", "MRR@10", "MAP", "Success@20")
+
+
+def second_implementation(ranked: Sequence[str], gains: Mapping[str, int]) -> dict[str, float]:
+    """The textbook's formulas, straight from the order of the documents."""
+    got = [gains.get(document, 0) for document in ranked]
+    relevant = sum(gain > 0 for gain in gains.values())
+    ideal = sum(g / math.log2(i + 2) for i, g in enumerate(sorted(gains.values(), reverse=True)[:10]))
+    first = next((i + 1 for i, gain in enumerate(got) if gain > 0), None)
+    hits = [i for i, gain in enumerate(got) if gain > 0]
+    return {
+        "nDCG@10": sum(g / math.log2(i + 2) for i, g in enumerate(got[:10])) / ideal if ideal else 0.0,
+        "Recall@100": sum(gain > 0 for gain in got[:100]) / relevant if relevant else 0.0,
+        "MRR@10": 1 / first if first and first <= 10 else 0.0,
+        "MAP": sum((n + 1) / (i + 1) for n, i in enumerate(hits)) / relevant if relevant else 0.0,
+        "Success@20": float(any(gain > 0 for gain in got[:20])),
+    }
+
+
+def test_metrics_equal_a_second_implementation_with_graded_judgements() -> None:
+    random = np.random.default_rng(0)
+    documents = [f"d{i}" for i in range(150)]
+    qrels = {
+        f"q{i}": {d: int(random.integers(0, 4)) for d in random.choice(documents, random.integers(1, 30), False)}
+        for i in range(40)
+    }
+    ranked = {query: [str(d) for d in random.permutation(documents)[: random.integers(0, 150)]] for query in qrels}
+    ranked["q3"] = []  # an empty result
+    del ranked["q5"]  # and none at all
+    qrels["q7"] = {"d1": 0, "d2": 0}  # judged, and nothing is relevant
+    ranked["not judged"] = documents
+    measured = measure_queries(ranked, qrels, METRICS)
+    for i, (query, gains) in enumerate(qrels.items()):
+        expected = second_implementation(ranked.get(query, []), gains)
+        for metric in METRICS:
+            assert measured[metric][i] == pytest.approx(expected[metric], abs=1e-9), (query, metric)
+    assert measured["nDCG@10"].shape == (40,)
+    assert 0.02 < measured["nDCG@10"].mean() < 0.5  # the cases are not all trivial
+
+
+def test_documents_are_taken_in_the_order_given_whatever_their_ids() -> None:
+    # trec_eval alone would put equal scores in falling order of the ids: b before a.
+    first, last = (
+        measure_queries({"q": ["a", "b"]}, {"q": {"a": 1}}, ["MRR@10"]),
+        measure_queries({"q": ["b", "a"]}, {"q": {"a": 1}}, ["MRR@10"]),
+    )
+    assert (first["MRR@10"].tolist(), last["MRR@10"].tolist()) == ([1.0], [0.5])
+
+
+def test_more_queries_than_are_measured_at_a_time_keep_their_order() -> None:
+    qrels = {f"q{i}": {"a": 1} for i in range(1203)}
+    ranked = {f"q{i}": [f"x{j}" for j in range(i % 7)] + ["a"] for i in range(1203)}
+    assert measure_queries(ranked, qrels, ["MRR@10"])["MRR@10"].tolist() == [1 / (i % 7 + 1) for i in range(1203)]
+
+
+@pytest.mark.parametrize("name", ["nope", "nDCG@x", "", "nDCG@"])
+def test_an_unknown_metric_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="unknown metric"):
+        measure_queries({}, {"q": {"a": 1}}, [name])
+
+
+def test_a_metric_says_how_deep_it_looks() -> None:
+    assert [cutoff_of(name) for name in ("nDCG@10", "Recall@100", "MAP")] == [10, 100, None]
+
+
+def test_the_interval_is_that_of_the_mean() -> None:
+    values = np.random.default_rng(1).normal(0.5, 0.2, 400)
+    estimate = estimate_mean(values)
+    error = values.std(ddof=1) / 20  # the normal approximation, which 400 values warrant
+    assert estimate.mean == pytest.approx(values.mean())
+    assert estimate.low == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)
+    assert estimate.high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
+    assert estimate_mean(values) == estimate
+
+
+def test_intervals_cover_the_true_mean_about_as_often_as_they_say() -> None:
+    random = np.random.default_rng(2)
+    estimates = [estimate_mean(random.exponential(1.0, 60), seed=i) for i in range(60)]
+    covered = sum(e.low <= 1.0 <= e.high for e in estimates)
+    assert 50 <= covered <= 60  # 95 % of 60 are 57; a skewed distribution costs a little
+
+
+def test_few_and_equal_values_have_an_interval_too() -> None:
+    for values in ([0.5], [0.5, 0.5, 0.5]):
+        estimate = estimate_mean(np.array(values))
+        assert (estimate.mean, estimate.low, estimate.high) == (0.5, 0.5, 0.5)
+    with pytest.raises(ValueError, match="at least one query"):
+        estimate_mean(np.array([]))
+
+
+def test_the_paired_test_equals_counting_all_exchanges() -> None:
+    better, worse = np.array([0.9, 0.8, 0.35, 0.6, 0.7, 0.5]), np.array([0.5, 0.6, 0.4, 0.3, 0.2, 0.1])
+    differences = better - worse
+    means = [abs(np.mean(differences * signs)) for signs in product((1, -1), repeat=6)]
+    expected = np.mean(np.array(means) >= abs(differences.mean()) - 1e-12)
+    comparison = compare_paired(better, worse)
+    assert comparison.p_value == pytest.approx(expected)
+    assert comparison.difference.mean == pytest.approx(differences.mean())
+    assert compare_paired(worse, better).p_value == pytest.approx(expected)
+
+
+def test_the_paired_test_uses_the_pairs() -> None:
+    random = np.random.default_rng(3)
+    hard = random.random(200)  # queries differ far more than the two rankings do
+    assert compare_paired(hard + 0.01 + random.normal(0, 0.02, 200), hard).p_value < 0.001
+    assert compare_paired(random.permutation(hard) + 0.01, hard).p_value > 0.05
+
+
+def test_equal_and_single_queries_differ_by_chance_at_most() -> None:
+    values = np.array([0.1, 0.7, 0.3])
+    assert compare_paired(values, values).p_value == 1.0
+    assert compare_paired(np.array([0.9]), np.array([0.1])).p_value == 1.0
+    with pytest.raises(ValueError, match="same queries, got 3 and 2"):
+        compare_paired(values, values[:2])
