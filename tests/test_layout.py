@@ -26,6 +26,7 @@ ROOMS = (
     "bm25",
     "store",
     "search",
+    "indexing",
     "langchain",
     "langchain_qdrant",
     "langchain_milvus",

@@ -110,6 +110,72 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
         run_evaluation(request, console)
 
 
+_Model = Annotated[str, typer.Option(help="A checkpoint folder, or a repository such as BAAI/bge-m3.")]
+_Device = Annotated[str, typer.Option(help="cpu, cuda, ... or auto.")]
+_Collection = Annotated[str | None, typer.Option(help="The collection, on a server; its key is in QDRANT_API_KEY.")]
+
+
+@app.command()
+def index(
+    paths: Annotated[
+        list[Path], typer.Argument(help="Text, Markdown and JSONL files, and folders of them.", show_default=False)
+    ],
+    *,
+    store: Annotated[str, typer.Option(help="A folder, made if it is not there, or the URL of a Qdrant server.")],
+    model: _Model = "tiny",
+    size: Annotated[int, typer.Option(help="The most tokens of a part.")] = 256,
+    overlap: Annotated[int, typer.Option(help="The most tokens that a part repeats of the one before it.")] = 32,
+    multi_vector: Annotated[
+        str | None, typer.Option(help="How a new store keeps token vectors: float16, turbo8, turbo4 or none.")
+    ] = None,
+    collection: _Collection = None,
+    optimize: Annotated[bool, typer.Option("--optimize", help="At the end do what makes searching fast.")] = False,
+    device: _Device = "auto",
+) -> None:
+    """Bring a store up to date with files: what did not change is not encoded again, what went is deleted."""
+    errors = Console(stderr=True)
+    with _errors_in_one_line(errors):
+        from m3_integrations.cli.index import run_index  # noqa: PLC0415 - loads torch
+        from m3_integrations.indexing import Splitting  # noqa: PLC0415
+
+        is_whole = run_index(
+            paths, store, model=model, device=device, splitting=Splitting(size, overlap), multi_vector=multi_vector,
+            collection=collection, optimize=optimize, console=Console(), errors=errors,
+        )  # fmt: skip
+    if not is_whole:
+        raise typer.Exit(1)
+
+
+@app.command()
+def search(
+    store: Annotated[str, typer.Argument(help="A folder, or the URL of a Qdrant server.")],
+    question: Annotated[str, typer.Argument(help="What to look for.")],
+    *,
+    model: _Model = "tiny",
+    k: Annotated[int, typer.Option(min=1, help="How many results at most.")] = 4,
+    mode: Annotated[str, typer.Option(help="dense, lexical, dense+lexical, multi_vector or all.")] = "all",
+    weights: Annotated[
+        str | None, typer.Option(help="How the modes count: three numbers such as 1,0.3,1, or a preset such as miracl.")
+    ] = None,
+    filter: Annotated[  # noqa: A002 - the option's name
+        str | None, typer.Option(help='JSON on metadata, such as \'{"year": {"$gte": 2024}}\'.')
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say which tokens matched.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    collection: _Collection = None,
+    device: _Device = "auto",
+) -> None:
+    """Ask a store that m3 index, or a retriever, has filled."""
+    with _errors_in_one_line(Console(stderr=True)):
+        from m3_integrations.cli.search import parse_options, run_search  # noqa: PLC0415 - loads torch
+
+        options = parse_options(k=k, mode=mode, weights=weights, filter_text=filter)
+        run_search(
+            store, question, options, model=model, device=device, collection=collection, explain=explain,
+            as_json=as_json, console=Console(),
+        )  # fmt: skip
+
+
 @contextmanager
 def _errors_in_one_line(console: Console) -> Iterator[None]:
     """End with status 1 and one line for what a user can cause; anything else keeps its traceback."""

@@ -22,10 +22,10 @@ from rich.table import Table
 
 from m3_integrations import llama_index as for_llama_index
 from m3_integrations.cli.collection import Passage, read_collection
+from m3_integrations.cli.explanation import print_explanation
 from m3_integrations.encoder import M3Encoder
 from m3_integrations.engine import EncoderStats
 from m3_integrations.langchain import M3HybridRetriever
-from m3_integrations.search import Explanation
 from m3_integrations.store import open_store
 
 QUESTIONS: Final = (
@@ -107,7 +107,8 @@ def run_demo(
         documents = retriever.invoke(question)
         console.print(_score_table(documents))
         if documents:
-            _print_explanation(retriever.explain(question, str(documents[0].id)), str(documents[0].id), console)
+            console.print(f"Why [bold]{escape(str(documents[0].id))}[/bold]:")
+            print_explanation(retriever.explain(question, str(documents[0].id)), console)
         console.print("[bold]LangChain[/bold]  ", escape(_ask_langchain(retriever, chat_model, question)))
         console.print("[bold]LlamaIndex[/bold] ", escape(_ask_llama_index(retriever, chat_model, question)))
         console.print(_cost(before, encoder.stats), style="dim")
@@ -177,15 +178,6 @@ def _score_table(documents: Sequence[Document]) -> Table:
         values = [document.metadata["relevance_score"], *(scores.get(m) for m in ("dense", "lexical", "multi_vector"))]
         table.add_row(*("" if v is None else f"{v:.3f}" for v in values), escape(str(document.id)))
     return table
-
-
-def _print_explanation(explanation: Explanation, id_: str, console: Console) -> None:
-    console.print(f"Why [bold]{escape(id_)}[/bold]:")
-    shared = ", ".join(f"{m.token.strip('▁') or m.token} {m.score:.3f}" for m in explanation.lexical[:6])
-    console.print(f"  shared tokens: {escape(shared) or 'none'}")
-    pairs = sorted(explanation.multi_vector, key=lambda pair: -pair.similarity)[:6]
-    found = ", ".join(f"{p.query_token.strip('▁')}→{p.document_token.strip('▁')} {p.similarity:.2f}" for p in pairs)
-    console.print(f"  query tokens and what they found: {escape(found) or 'nothing'}")
 
 
 def _cost(before: EncoderStats, after: EncoderStats) -> str:

@@ -21,12 +21,13 @@ from typing import Any, get_args
 import numpy as np
 
 from m3_integrations import M3Encoder, M3Vectors, Searcher, SearchOptions, Store, open_store
+from m3_integrations.evaluation import read_dataset
+from m3_integrations.evaluation.metrics import measure_queries
 from m3_integrations.search import SearchMode
 from m3_integrations.store.format import MultiVectorStorage
 from tests.benchmarks.measure import PeakMemory, describe_machine, describe_versions
 from tests.benchmarks.search_peers import bge_m3_index, ensemble, top_exact
 from tests.benchmarks.search_workload import Collection, KnownQueries, disk_bytes
-from tests.benchmarks.table_tiny import ndcg, read_collection
 
 N_QUERIES, K = 100, 10
 
@@ -132,14 +133,12 @@ def measure_storage(n: int, xquad: Path | None) -> None:
 
 def xquad_ndcg(folder: Path, xquad: Path, settings: dict[str, Any]) -> float:
     """Give nDCG@10 of all modes at equal weights, over the 100 candidates of each leg."""
-    collection = read_collection(xquad)
+    dataset = read_dataset(xquad, titles=False)  # titles are English in every language
     with Searcher(M3Encoder.shared("tiny", device="cpu"), open_store(folder, **settings)) as searcher:
-        searcher.add(collection.texts, ids=[str(i) for i in range(len(collection.texts))])
-        scores = np.full(collection.gains.shape, -np.inf, np.float32)
-        for row, hits in enumerate(searcher.search_batch(collection.queries, SearchOptions(k=K))):
-            for hit in hits:
-                scores[row, int(hit.id)] = hit.score
-    return float(ndcg(scores, collection.gains).mean())
+        searcher.add(list(dataset.corpus.texts()), ids=list(dataset.corpus.ids))
+        found = searcher.search_batch(list(dataset.queries.values()), SearchOptions(k=K))
+    ranked = {query: [hit.id for hit in hits] for query, hits in zip(dataset.queries, found, strict=True)}
+    return float(measure_queries(ranked, dataset.qrels, [f"nDCG@{K}"])[f"nDCG@{K}"].mean())
 
 
 async def measure_loop(n: int) -> None:

@@ -1,0 +1,94 @@
+"""Which files there are to index, and which are passed over and why."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from m3_integrations.indexing.reading import KINDS
+
+_HIDDEN: Final = "."
+
+
+@dataclass(slots=True)
+class FoundFiles:
+    """What is under the paths that were asked for.
+
+    Attributes:
+        roots: The paths, absolute; also one that is not there.
+        files: The files to read, absolute, sorted, each once.
+        skipped: What was passed over, by the reason, in sorted order.
+        failures: Folders that could not be listed, with a line that says why.
+    """
+
+    roots: list[Path] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    skipped: dict[str, list[Path]] = field(default_factory=dict)
+    failures: dict[Path, str] = field(default_factory=dict)
+
+    def skip(self, path: Path, reason: str) -> None:
+        """Note a path that is passed over."""
+        self.skipped.setdefault(reason, []).append(path)
+
+
+def find_files(paths: Iterable[str | os.PathLike[str]], *, exclude: Iterable[Path] = ()) -> FoundFiles:
+    """Find the files to index: those named, and those of a known kind below the folders named.
+
+    Hidden files and folders below a folder are passed over, as are links to folders, so that no loop is followed; a
+    link to a file is read as a file of its own name.
+
+    Args:
+        paths: Files and folders. One that is not there is among the roots and gives no file.
+        exclude: Folders that are never entered, such as the store's own.
+
+    Raises:
+        ValueError: If no path is given, or a file that is named is of an unknown kind.
+    """
+    found = FoundFiles()
+    left_out = {path.resolve() for path in exclude}
+    for path in paths:
+        named = Path(path).expanduser()
+        # A file keeps the name that it was called by, even one that is a link; a folder is the folder itself.
+        root = named.resolve() if named.is_dir() or not named.name else named.parent.resolve() / named.name
+        found.roots.append(root)
+        if root.is_dir():
+            found.files.extend(_below(root, left_out, found))
+        elif root.exists():
+            if kind_of(root) is None:
+                raise ValueError(f"{path}: only {', '.join(KINDS)} files can be indexed; give a folder or such a file")
+            found.files.append(root)
+    if not found.roots:
+        raise ValueError("give at least one file or folder to index")
+    found.files = sorted(set(found.files))
+    return found
+
+
+def kind_of(path: Path) -> str | None:
+    """Give the ending that says how a file is read; None for one that is not known."""
+    suffix = path.suffix.lower()
+    return suffix if suffix in KINDS else None
+
+
+def _below(root: Path, left_out: set[Path], found: FoundFiles) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
+        found.failures[Path(error.filename)] = f"{error.filename}: {error.strerror or error}"
+
+    for name, folders, files in os.walk(root, onerror=fail):
+        folder = Path(name)
+        for child in sorted(folders):
+            if (folder / child).is_symlink() and not child.startswith(_HIDDEN):
+                found.skip(folder / child, "links to folders")
+        folders[:] = [f for f in sorted(folders) if not f.startswith(_HIDDEN) and folder / f not in left_out]
+        for child in sorted(files):
+            path = folder / child
+            if child.startswith(_HIDDEN):
+                continue
+            if kind_of(path) is None:
+                found.skip(path, f"{path.suffix.lower()} files" if path.suffix else "files without an ending")
+            elif not path.is_file():
+                found.skip(path, "links to nothing, and other files without content")
+            else:
+                yield path

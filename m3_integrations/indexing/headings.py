@@ -1,0 +1,93 @@
+"""Where the headings of a Markdown text are, and which of them hold where."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+_FRONT_MATTER: Final = re.compile(r"\A---[ \t]*\n.*?^(?:---|\.\.\.)[ \t]*$", re.DOTALL | re.MULTILINE)
+_LINE_CONTENT: Final = re.compile(r"[^\n]")
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """A heading of a Markdown text.
+
+    Attributes:
+        title: Its text without markup.
+        level: 1 to 6.
+        start: Where its line begins, in characters.
+        end: Where its last line ends.
+    """
+
+    title: str
+    level: int
+    start: int
+    end: int
+
+
+def read_headings(text: str) -> list[Heading]:
+    """Give the headings of a CommonMark text in their order; those inside quotes and lists are none of its own.
+
+    Args:
+        text: Lines end with a line feed alone. A block of metadata between lines of "---" at its start is passed over.
+    """
+    # The metadata would be read as an underlined heading, so it is blanked, every character in its place.
+    readable = _FRONT_MATTER.sub(lambda match: _LINE_CONTENT.sub(" ", match.group()), text)
+    lines = [0]
+    for line in readable.split("\n"):
+        lines.append(lines[-1] + len(line) + 1)
+    headings: list[Heading] = []
+    tokens = MarkdownIt("commonmark").parse(readable)
+    for opening, inline in pairwise(tokens):
+        if opening.type == "heading_open" and opening.level == 0 and opening.map is not None:
+            first, after = opening.map
+            end = min(lines[after], len(text))
+            headings.append(Heading(_plain(inline.children or []), int(opening.tag[1]), lines[first], end))
+    return headings
+
+
+def _plain(children: Sequence[Token]) -> str:
+    return "".join(" " if child.type == "softbreak" else child.content for child in children).strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A stretch of a Markdown text from one heading to the next.
+
+    Attributes:
+        start: Where it begins, in characters.
+        end: Where it ends.
+        heading_length: How many of its characters are headings: none before the first one, several where nothing
+            stands between them.
+        trail: The titles that it stands under, the outermost first, its own last.
+    """
+
+    start: int
+    end: int
+    heading_length: int
+    trail: tuple[str, ...]
+
+
+def read_sections(text: str) -> list[Section]:
+    """Cut a CommonMark text before its headings; a heading with nothing below it goes with the one that follows."""
+    sections: list[Section] = []
+    open_headings: list[Heading] = []
+    start = heading_end = 0
+    for heading in read_headings(text):
+        if text[heading_end : heading.start].strip():
+            sections.append(Section(start, heading.start, heading_end - start, _titles(open_headings)))
+            start = heading.start
+        heading_end = heading.end
+        open_headings = [outer for outer in open_headings if outer.level < heading.level] + [heading]
+    return [*sections, Section(start, len(text), heading_end - start, _titles(open_headings))]
+
+
+def _titles(headings: Sequence[Heading]) -> tuple[str, ...]:
+    return tuple(heading.title for heading in headings if heading.title)

@@ -1,0 +1,196 @@
+"""Files into a store: what did not change is not encoded again, and what went is deleted."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, NoReturn
+
+from tqdm.auto import tqdm
+
+from m3_integrations.indexing.files import FoundFiles, find_files
+from m3_integrations.indexing.parts import FilePart, StoredFile, content_digest, make_parts, read_stored
+from m3_integrations.indexing.splitting import Splitter, Splitting
+from m3_integrations.store import Record, Store
+from m3_integrations.vectors import Encoder
+
+_BATCH_SIZE: Final = 128
+"""Parts encoded and stored at a time: what a run that is killed has done in vain at most."""
+
+
+@dataclass(slots=True)
+class IndexReport:
+    """What a run did.
+
+    Attributes:
+        added: Files that were not in the store.
+        changed: Files whose content or splitting is another than the store had, or that a killed run left half done.
+        unchanged: Files of which nothing was encoded.
+        deleted: Files that are no longer under the paths, whose records were deleted.
+        empty: Files without any text; they have no record.
+        skipped: What was passed over, by the reason.
+        failures: What could not be read, with a line that says where and why; what the store has of it stays.
+        parts_encoded: Records written.
+        parts_kept: Records of changed or unfinished files that were right already.
+        parts_deleted: Records deleted.
+    """
+
+    added: list[Path] = field(default_factory=list)
+    changed: list[Path] = field(default_factory=list)
+    unchanged: list[Path] = field(default_factory=list)
+    deleted: list[Path] = field(default_factory=list)
+    empty: list[Path] = field(default_factory=list)
+    skipped: dict[str, list[Path]] = field(default_factory=dict)
+    failures: dict[Path, str] = field(default_factory=dict)
+    parts_encoded: int = 0
+    parts_kept: int = 0
+    parts_deleted: int = 0
+
+
+def index_files(
+    paths: Iterable[str | os.PathLike[str]],
+    encoder: Encoder,
+    store: Store,
+    *,
+    splitting: Splitting | None = None,
+    exclude: Iterable[Path] = (),
+    show_progress: bool = False,
+) -> IndexReport:
+    """Bring a store up to date with files: encode what is new or changed, delete what went, leave the rest alone.
+
+    A run that was killed is taken up where it was by the next. Only records that this function made, of files under
+    these paths, are ever replaced or deleted. A file that cannot be read keeps the records it has, and the others are
+    indexed.
+
+    Args:
+        paths: Files and folders; see `find_files`.
+        encoder: Encodes the parts, and its tokens say how long they are.
+        store: Bound to the encoder's model.
+        splitting: How texts are cut; the default sizes if None.
+        exclude: Folders that are never entered.
+        show_progress: Whether to draw a progress bar, over the bytes of the files that are read.
+
+    Raises:
+        FileNotFoundError: If a path is not there and the store has nothing of it either.
+        ValueError: If there is no path, a file that is named is of an unknown kind, the store holds another model's
+            vectors, or the encoder cannot read parts of that size.
+    """
+    splitting = splitting or Splitting()
+    splitter = Splitter(encoder, splitting)
+    found = find_files(paths, exclude=exclude)
+    stored = read_stored(store.records())
+    _check_roots(found.roots, stored)
+    store.bind(encoder.fingerprint)
+    report = IndexReport(skipped=found.skipped, failures=found.failures)
+    sizes = {path: _changed_size(path, stored.get(path), splitting, report) for path in found.files}
+    changed = {path: size for path, size in sizes.items() if size is not None}
+    is_shown = show_progress and bool(changed)
+    with tqdm(total=sum(changed.values()), unit="B", unit_scale=True, desc="indexing", disable=not is_shown) as bar:
+        writer = _Writer(encoder, store, report, bar)
+        for path, size in changed.items():
+            _index_file(path, size, stored.get(path), splitter, writer)
+        writer.flush()
+    for path in _gone(found, stored):
+        report.deleted.append(path)
+        writer.delete(stored[path].parts)
+    return report
+
+
+class _Writer:
+    """Encodes parts and stores them, some at a time, and keeps count."""
+
+    def __init__(self, encoder: Encoder, store: Store, report: IndexReport, bar: tqdm[NoReturn]) -> None:
+        self.report = report
+        self._encoder, self._store, self._bar = encoder, store, bar
+        self._modes = [mode for mode in encoder.modes if mode in store.kept_modes]
+        self._batch: list[tuple[FilePart, float]] = []
+
+    def write(self, parts: Sequence[FilePart], size_bytes: int) -> None:
+        """Have parts of a file written; the progress bar moves by its size as they are."""
+        for part in parts:
+            self._batch.append((part, size_bytes / len(parts)))
+            if len(self._batch) == _BATCH_SIZE:
+                self.flush()
+        if not parts:
+            self._bar.update(size_bytes)
+
+    def flush(self) -> None:
+        """Write what waits."""
+        if not self._batch:
+            return
+        vectors = self._encoder.encode([part.text for part, _ in self._batch], modes=self._modes)
+        self._store.upsert(
+            [Record(part.id, part.text, part.metadata, vectors[i]) for i, (part, _) in enumerate(self._batch)]
+        )
+        self.report.parts_encoded += len(self._batch)
+        self._bar.update(sum(size for _, size in self._batch))
+        self._batch = []
+
+    def delete(self, ids: Iterable[str]) -> None:
+        """Delete records."""
+        self.report.parts_deleted += self._store.delete(list(ids))
+
+
+def _check_roots(roots: Iterable[Path], stored: Mapping[Path, StoredFile]) -> None:
+    for root in roots:
+        if not root.exists() and not any(path.is_relative_to(root) for path in stored):
+            raise FileNotFoundError(f"no file or folder {root}, and nothing of it in the store")
+
+
+def _changed_size(path: Path, stored: StoredFile | None, splitting: Splitting, report: IndexReport) -> int | None:
+    """Give a file's size in bytes if it must be read; None if it is as stored, or, which is noted, cannot be read."""
+    try:
+        os.fspath(path).encode()
+        with path.open("rb") as file:
+            digest = content_digest(path, hashlib.file_digest(file, "sha256").hexdigest(), splitting)
+            size = file.tell()
+    except (OSError, UnicodeEncodeError) as error:
+        report.failures[path] = _reason(path, error)
+        return None
+    if stored is not None and stored.done_content == digest:
+        report.unchanged.append(path)
+        return None
+    return size
+
+
+def _index_file(path: Path, size: int, stored: StoredFile | None, splitter: Splitter, writer: _Writer) -> None:
+    """Write what the store has not, or has otherwise, of a file, and delete what is no longer in it."""
+    report = writer.report
+    try:
+        content = path.read_bytes()
+        digest = content_digest(path, hashlib.sha256(content).hexdigest(), splitter.splitting)
+        parts = make_parts(path, content, digest, splitter)
+    except (OSError, ValueError) as error:
+        report.failures[path] = _reason(path, error)
+        writer.write([], size)
+        return
+    known = stored or StoredFile()
+    if parts:
+        (report.added if stored is None else report.changed).append(path)
+    else:
+        report.empty.append(path)
+    fresh = [part for part in parts if known.parts.get(part.id) != part.digest]
+    report.parts_kept += len(parts) - len(fresh)
+    writer.delete(known.parts.keys() - {part.id for part in parts})
+    writer.write(fresh, size)
+
+
+def _gone(found: FoundFiles, stored: Mapping[Path, StoredFile]) -> list[Path]:
+    """Give the files of the store that are under the roots no more; what could not be looked at counts as there."""
+    present = set(found.files)
+    return [
+        path
+        for path in stored
+        if path not in present
+        and any(path.is_relative_to(root) for root in found.roots)
+        and not any(path.is_relative_to(failed) for failed in found.failures)
+    ]
+
+
+def _reason(path: Path, error: OSError | ValueError) -> str:
+    if isinstance(error, UnicodeEncodeError):
+        return f"{str(path)!a}: the name is not valid Unicode: rename the file"
+    return f"{path}: {error.strerror or error}" if isinstance(error, OSError) else str(error)

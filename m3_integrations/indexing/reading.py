@@ -1,0 +1,134 @@
+"""What is in a file: one text of a text or Markdown file, one for each line of a JSONL file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+KINDS: Final = (".txt", ".md", ".markdown", ".jsonl")
+"""Endings of the files that can be read."""
+
+RESERVED_PREFIX: Final = "m3_"
+"""Keys of metadata that begin so are the index's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One text of a file.
+
+    Attributes:
+        key: Tells it from the file's other entries; empty where the file is one entry.
+        text: Lines end with a line feed alone.
+        metadata: What the file says of it.
+    """
+
+    key: str
+    text: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+def is_markdown(path: Path) -> bool:
+    """Say whether a file is read as Markdown."""
+    return path.suffix.lower() in {".md", ".markdown"}
+
+
+def read_entries(path: Path, content: bytes) -> list[Entry]:
+    r"""Give the texts of a file.
+
+    Text is UTF-8, with or without a byte order mark; \r\n and \r end lines as \n does. A line of JSONL is an object
+    with a string `text`; `_id` or `id`, `title` and an object `metadata` are optional, all further keys count as
+    metadata. A title is put before its text, on a line of its own. Blank lines are passed over.
+
+    Args:
+        path: Its ending says what it is.
+        content: The file's bytes.
+
+    Raises:
+        ValueError: Naming file and line, if it is not UTF-8 text, or a line of JSONL is not as it must be.
+    """
+    text = _decoded(path, content)
+    if path.suffix.lower() != ".jsonl":
+        return [Entry("", text)]
+    entries: list[Entry] = []
+    line_of: dict[str, int] = {}
+    # Not splitlines(): JSON's strings may hold other line separators as they are.
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        entry = _parsed(f"{path}:{number}", line, number)
+        if entry.key in line_of:
+            _refuse(f"{path}:{number}", f"has the _id {entry.key!r}, as line {line_of[entry.key]} has")
+        line_of[entry.key] = number
+        entries.append(entry)
+    return entries
+
+
+def _decoded(path: Path, content: bytes) -> str:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}:{line}: not UTF-8 text (byte 0x{content[error.start]:02x}): convert the file, or leave it out"
+        ) from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        _refuse(f"{path}:{line}", "holds a null character, so it is no text: leave the file out")
+    return _unix_lines(text)
+
+
+def _parsed(where: str, line: str, number: int) -> Entry:
+    try:
+        found = json.loads(line, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: no JSON that can be read: {error}") from error
+    if not isinstance(found, dict):
+        _refuse(where, f"must be an object with a text, got {line[:60]!r}")
+    for key, kind, name in (("text", str, "a string"), ("title", str, "a string"), ("metadata", dict, "an object")):
+        if found.get(key) is None and key != "text":
+            found.pop(key, None)
+        elif not isinstance(found.get(key), kind):
+            _refuse(where, f"{key!r} must be {name}, got {found.get(key)!r}")
+    title = found.get("title", "").strip()
+    try:
+        json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:  # half a surrogate pair, or a number beyond the largest float
+        raise ValueError(f"{where}: holds what cannot be stored: {error}") from error
+    text = f"{title}\n{found['text']}" if title else found["text"]
+    return Entry(_key(where, found, number), _unix_lines(text), _metadata(where, found))
+
+
+def _key(where: str, found: Mapping[str, Any], number: int) -> str:
+    """Give the record's own id, or its line."""
+    given = found.get("_id") if found.get("_id") is not None else found.get("id")
+    if given is None:
+        return f"line {number}"
+    if isinstance(given, bool) or not isinstance(given, str | int) or given == "":
+        _refuse(where, f"'_id' must be a string or an integer, got {given!r}")
+    return str(given)
+
+
+def _metadata(where: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    given = found.get("metadata", {})
+    beside = {key: value for key, value in found.items() if key not in {"text", "metadata"} and value is not None}
+    if twice := sorted(given.keys() & beside.keys()):
+        _refuse(where, f"{twice[0]!r} stands both in 'metadata' and beside it")
+    metadata = {**beside, **given}
+    if reserved := [key for key in metadata if key.startswith(RESERVED_PREFIX)]:
+        _refuse(where, f"{reserved[0]!r} begins with {RESERVED_PREFIX!r}, which the index keeps for itself: rename it")
+    return metadata
+
+
+def _unix_lines(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _refuse(where: str, why: str) -> NoReturn:
+    raise ValueError(f"{where}: {why}")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")

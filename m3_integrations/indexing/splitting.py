@@ -1,0 +1,149 @@
+"""Texts cut into parts by the model's own tokens: at headings first, then paragraphs, lines, sentences and words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from semantic_text_splitter import MarkdownSplitter, TextSplitter
+
+from m3_integrations.indexing.headings import Section, read_sections
+from m3_integrations.vectors import Encoder
+
+_SPECIAL_TOKENS: Final = 2
+"""[CLS] and [SEP], which every part has beside its text."""
+
+_LONGEST_LINE: Final = 20_000
+"""Characters. The splitter's time grows with the square of an unbroken word: 300,000 characters took it 55 s."""
+
+
+@dataclass(frozen=True, slots=True)
+class Splitting:
+    """How texts are cut.
+
+    Attributes:
+        size: The most tokens of a part, [CLS] and [SEP] included.
+        overlap: The most tokens that a part repeats of the one before it; never across a heading.
+
+    Raises:
+        TypeError: If one is no integer.
+        ValueError: If size is under 16, or overlap is negative or over half of size.
+    """
+
+    size: int = 256
+    overlap: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("size", "overlap"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be an integer, got {value!r}")
+        if self.size < 16:
+            raise ValueError(f"size must be at least 16 tokens, got {self.size}")
+        if not 0 <= self.overlap <= self.size // 2:
+            raise ValueError(f"overlap must be 0 to {self.size // 2}, half of size, got {self.overlap}")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of a text.
+
+    Attributes:
+        text: The piece, to the letter, without white space around it.
+        start: Where it begins in the whole, in characters.
+        headings: The headings that it stands under, the outermost first; empty for plain text.
+    """
+
+    text: str
+    start: int
+    headings: tuple[str, ...] = ()
+
+
+class Splitter:
+    """Cuts texts into parts that the model reads whole.
+
+    Args:
+        encoder: Whose tokens are counted.
+        splitting: How long parts are.
+
+    Raises:
+        ValueError: If the encoder cuts texts before they are that long.
+    """
+
+    def __init__(self, encoder: Encoder, splitting: Splitting) -> None:
+        self._encoder = encoder
+        self.splitting = splitting
+        self._capacity = splitting.size - _SPECIAL_TOKENS
+        # A text over the encoder's limit is counted as just as long as the limit, so parts must stay under it.
+        if (longest := self._count(" a" * splitting.size)) <= self._capacity:
+            raise ValueError(
+                f"parts of {splitting.size} tokens are too long: this encoder ({encoder.model}) cuts texts after "
+                f"{longest + _SPECIAL_TOKENS}, so size can be {longest + _SPECIAL_TOKENS - 1} at most"
+            )
+
+    def split(self, text: str, *, is_markdown: bool = False) -> list[Part]:
+        """Give the parts of a text in their order; none for a blank one.
+
+        Markdown is cut at every heading. What is too long after that is cut so that every part is as long as it can
+        be without breaking a larger unit than it must. A heading that the rest of its section would have left alone,
+        or a piece of an eighth of a part's tokens at most, goes before the next piece where both fit.
+
+        Args:
+            text: Lines end with a line feed alone.
+            is_markdown: Whether headings, code blocks, lists and so on are units.
+        """
+        sections = read_sections(text) if is_markdown else [Section(0, len(text), 0, ())]
+        kind = MarkdownSplitter if is_markdown else TextSplitter
+        return [
+            Part(piece, section.start + start, section.trail)
+            for section in sections
+            for start, piece in self._pieces(text[section.start : section.end], section.heading_length, kind)
+        ]
+
+    def _pieces(
+        self, text: str, heading_length: int, kind: type[MarkdownSplitter | TextSplitter]
+    ) -> list[tuple[int, str]]:
+        """Cut one section."""
+        if self._fits(text):
+            return [(len(text) - len(text.lstrip()), text.strip())] if text.strip() else []
+        n = self._count(text[:heading_length])
+        # Kept free for the heading; one that fills more than a quarter of a part may stay alone.
+        reserved = n if n <= self._capacity // 4 else 0
+        splitter = kind.from_callback(self._count, self._capacity - reserved, overlap=self.splitting.overlap)
+        joined: list[tuple[int, str]] = []
+        for start, piece in (
+            (a + i, piece) for a, b in _blocks(text) for i, piece in splitter.chunk_indices(text[a:b])
+        ):
+            if joined:
+                before, short = joined[-1]
+                is_short = before + len(short) <= heading_length or self._count(short) <= self._capacity // 8
+                both = text[before : start + len(piece)]
+                if is_short and self._fits(both):
+                    joined[-1] = before, both
+                    continue
+            joined.append((start, piece))
+        return joined
+
+    def _count(self, text: str) -> int:
+        """Give the tokens of a text, special ones left out; of a text that the encoder cuts, what it leaves."""
+        return len(self._encoder.tokenize([text])[0]) - 1  # [SEP]
+
+    def _fits(self, text: str) -> bool:
+        return self._count(text) <= self._capacity
+
+
+def _blocks(text: str) -> Iterator[tuple[int, int]]:
+    """Give the whole text as one span, or several if lines are so long that they must be cut beforehand."""
+    start = position = 0
+    while position < len(text):
+        end = text.find("\n", position) + 1 or len(text)
+        if end - position <= _LONGEST_LINE:
+            position = end
+            continue
+        space = text.rfind(" ", position + _LONGEST_LINE // 2, position + _LONGEST_LINE)
+        position = space + 1 if space >= 0 else position + _LONGEST_LINE
+        yield start, position
+        start = position
+    if start < len(text):
+        yield start, len(text)

@@ -1,0 +1,243 @@
+"""`m3 index` and `m3 search` as they are called, over stores in folders."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from m3_integrations import M3Encoder, Searcher, SearchOptions, open_store
+from m3_integrations.cli import app
+
+M3 = Path(sys.executable).parent / "m3"
+
+KEYS = "# Vault\n\n## Keys\n\nRotate the keys of the vault once a year.\n"
+MUSEUM = {"_id": "m1", "text": "The museum is closed on Mondays.", "year": 2021}
+OPERA = {"_id": "o1", "text": "The opera begins at eight in the evening.", "year": 2024}
+
+
+def process(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    """Run the command as a user does, in a process of its own."""
+    done = subprocess.run([M3, *arguments], cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
+    assert "Traceback" not in done.stdout + done.stderr
+    return done
+
+
+def call(*arguments: str | Path) -> Result:
+    """Run the command in this process, which has the checkpoint loaded."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def found_by(result: Result) -> dict[str, Any]:
+    assert result.exit_code == 0, result.stderr
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+@pytest.fixture
+def idx(docs: Path) -> Path:
+    """A store over two files, seen from the folder above."""
+    (docs / "guide.md").write_text(KEYS)
+    (docs / "events.jsonl").write_text(f"{json.dumps(MUSEUM)}\n{json.dumps(OPERA)}\n")
+    folder = docs.parent / "idx"
+    assert call("index", docs, "--store", folder, "--device", "cpu").exit_code == 0
+    return folder
+
+
+def test_files_are_indexed_changed_deleted_and_found_by_processes(docs: Path) -> None:
+    (docs / "guide.md").write_text(KEYS)
+    (docs / "events.jsonl").write_text(f"{json.dumps(MUSEUM)}\n{json.dumps(OPERA)}\n")
+    (docs / "logo.png").write_bytes(b"\x89PNG")
+    top = docs.parent
+    done = process("index", "docs/", "--store", "./idx", cwd=top)
+    assert (done.returncode, done.stdout.splitlines()) == (0, [
+        "files: 2 added, 0 changed, 0 unchanged, 0 deleted",
+        "parts: 3 encoded, 0 kept, 0 deleted",
+        "passed over: 1 .png files",
+        "./idx holds 3 records",
+    ])  # fmt: skip
+    assert "indexing:" in done.stderr
+    (docs / "events.jsonl").write_text(f"{json.dumps(MUSEUM | {'text': 'The museum is closed on Fridays.'})}\n")
+    (docs / "guide.md").unlink()
+    done = process("index", "docs", "--store", "idx", cwd=top)
+    assert done.stdout.splitlines()[:2] == [
+        "files: 0 added, 1 changed, 0 unchanged, 1 deleted",
+        "parts: 1 encoded, 0 kept, 2 deleted",
+    ]
+    done = process("search", "./idx", "when is the museum closed?", "--json", cwd=top)
+    (hit,) = json.loads(done.stdout)["hits"]
+    assert (hit["id"], hit["text"]) == (f"{docs}/events.jsonl#m1#0", "The museum is closed on Fridays.")
+    done = process("search", "idx", "rotate the keys", "--mode", "lexical", "--filter", '{"year": 1999}', cwd=top)
+    assert (done.returncode, done.stdout) == (0, "nothing found\n")
+
+
+def test_a_killed_process_is_taken_up_by_the_next(docs: Path) -> None:
+    lines = [json.dumps({"_id": str(i), "text": f"Record {i} of the list."}) for i in range(1500)]
+    (docs / "list.jsonl").write_text("\n".join(lines))
+    store = docs.parent / "idx"
+    arguments = [str(M3), "index", str(docs), "--store", str(store)]
+    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, bufsize=0) as killed:
+        assert killed.stderr is not None
+        said = b""
+        while b"k/" not in said.rpartition(b"indexing:")[2]:  # a batch of 128 was stored
+            said += killed.stderr.read(1)
+        killed.kill()
+    with open_store(store) as opened:
+        n = opened.count()
+    assert 128 <= n < 1500
+    result = call("index", docs, "--store", store, "--device", "cpu")
+    assert result.stdout.splitlines()[:2] == [
+        "files: 0 added, 1 changed, 0 unchanged, 0 deleted",
+        f"parts: {1500 - n:,} encoded, {n:,} kept, 0 deleted",
+    ]
+    with open_store(store) as opened:
+        wanted = {f"{docs}/list.jsonl#{i}#0": f"Record {i} of the list." for i in range(1500)}
+        assert {record.id: record.text for record in opened.records()} == wanted
+    again = call("index", docs, "--store", store, "--device", "cpu")
+    assert again.stdout.startswith("files: 0 added, 0 changed, 1 unchanged")
+
+
+def test_json_has_the_hits_of_the_searcher(idx: Path) -> None:
+    question = "when do they rotate keys or open the museum?"
+    options = ["--k", 2, "--filter", '{"year": {"$exists": false}}', "--weights", "1,0.3,0", "--explain"]
+    found = found_by(call("search", idx, question, "--json", "--device", "cpu", *map(str, options)))
+    with Searcher(M3Encoder.shared("tiny", device="cpu"), open_store(idx)) as searcher:
+        chosen = SearchOptions(k=2, filter={"year": {"$exists": False}}, weights="miracl")
+        (hit,) = searcher.search(question, chosen)
+        reason = searcher.explain(question, hit.id)
+    (shown,) = found["hits"]
+    assert (found["question"], found["mode"], found["k"]) == (question, "all", 2)
+    assert (shown["id"], shown["text"], shown["metadata"]) == (hit.id, KEYS.strip(), hit.metadata)
+    assert shown["metadata"]["headings"] == ["Vault", "Keys"]
+    assert shown["scores"] == pytest.approx(hit.scores)
+    dense_and_lexical = (hit.scores["dense"] + 0.3 * hit.scores["lexical"]) / 1.3
+    assert shown["score"] == pytest.approx(dense_and_lexical, abs=1e-6)
+    assert shown["explanation"]["scores"] == pytest.approx(reason.scores)
+    assert [match["token"] for match in shown["explanation"]["lexical"]] == [match.token for match in reason.lexical]
+    assert shown["explanation"]["lexical"][0]["score"] == pytest.approx(reason.lexical[0].score)
+    pairs = [(pair["query_token"], pair["document_token"]) for pair in shown["explanation"]["multi_vector"]]
+    assert pairs == [(pair.query_token, pair.document_token) for pair in reason.multi_vector]
+
+
+def test_every_mode_ranks_by_its_own_scores(idx: Path) -> None:
+    for mode, names in (
+        ("dense", {"dense"}),
+        ("lexical", {"lexical"}),
+        ("dense+lexical", {"dense", "lexical"}),
+        ("all", {"dense", "lexical", "multi_vector"}),
+    ):
+        hits = found_by(call("search", idx, "the evening at the opera", "--mode", mode, "--json"))["hits"]
+        assert hits[0]["metadata"]["_id"] == "o1"
+        for hit in hits:
+            assert hit["scores"].keys() == names
+            assert hit["score"] == pytest.approx(sum(hit["scores"].values()) / len(names), abs=1e-6)
+
+
+def test_results_are_shown_with_scores_place_and_reason(idx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(idx.parent)
+    result = call("search", "idx", "how to rotate keys", "--k", "1", "--explain", "--device", "cpu")
+    with Searcher(M3Encoder.shared("tiny", device="cpu"), open_store(idx)) as searcher:
+        (hit,) = searcher.search("how to rotate keys", SearchOptions(k=1))
+    first, scores, text, shared, pairs, *_ = result.stdout.splitlines()
+    assert first == f"1.  {hit.score:.3f}  docs/guide.md#0 > Vault > Keys"
+    assert scores.split() == ["dense", f"{hit.scores['dense']:.3f}", "lexical", f"{hit.scores['lexical']:.3f}",
+                              "multi-vector", f"{hit.scores['multi_vector']:.3f}"]  # fmt: skip
+    assert text == "  # Vault ## Keys Rotate the keys of the vault once a year."
+    assert shared.startswith("  shared tokens: ")
+    assert "key" in shared
+    assert pairs.startswith("  query tokens and what they found: ")
+
+
+def test_files_that_cannot_be_read_are_named_and_the_status_says_so(docs: Path, idx: Path) -> None:
+    (docs / "bad.jsonl").write_text('{"text": "a"}\n{"text": }\n')
+    (docs / "good.txt").write_text("The library opens at nine.")
+    result = call("index", docs, "--store", idx, "--device", "cpu")
+    assert result.exit_code == 1
+    assert result.stdout.startswith("files: 1 added, 0 changed, 2 unchanged, 0 deleted")
+    (line,) = [line for line in result.stderr.splitlines() if "not indexed" in line]
+    assert line.startswith(f"not indexed: {docs}/bad.jsonl:2: no JSON that can be read")
+
+
+def test_the_store_itself_is_not_indexed(docs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (docs / "a.txt").write_text("one")
+    monkeypatch.chdir(docs)
+    assert call("index", ".", "--store", "idx", "--optimize").stdout.startswith("files: 1 added")
+    (docs / "idx" / "stray.txt").write_text("two")
+    assert call("index", ".", "--store", "./idx").stdout.startswith("files: 0 added, 0 changed, 1 unchanged")
+
+
+def test_a_store_without_token_vectors_is_made_and_searched(docs: Path) -> None:
+    (docs / "a.txt").write_text("The museum is closed on Mondays.")
+    store = docs.parent / "idx"
+    assert call("index", docs, "--store", store, "--multi-vector", "none").exit_code == 0
+    (hit,) = found_by(call("search", store, "closed museum", "--json"))["hits"]
+    assert hit["scores"].keys() == {"dense", "lexical"}
+
+
+def test_parts_are_as_long_as_asked_for(docs: Path) -> None:
+    (docs / "a.txt").write_text("a b c d e f g h i j k l m n o p q r s t u v w x y z")
+    store = docs.parent / "idx"
+    call("index", docs, "--store", store, "--size", "16", "--overlap", "4")
+    with open_store(store) as opened:
+        texts = sorted(record.text for record in opened.records())
+    assert texts == ["a b c d e f g h i j k l m n", "k l m n o p q r s t u v w x", "u v w x y z"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search", "IDX", " "], "the question is blank"),
+        (["search", "EMPTY", "museum"], "no store at EMPTY: make one with m3 index"),
+        (["search", "DOCS", "museum"], "is no store of this package"),
+        (["search", "IDX", "museum", "--filter", "{year: 1}"], "--filter must be JSON such as"),
+        (["search", "IDX", "museum", "--filter", "[1]"], "--filter must be a JSON object"),
+        (["search", "IDX", "museum", "--filter", '{"year": {"$near": 1}}'], "unknown $near on 'year'"),
+        (["search", "IDX", "museum", "--weights", "1,2"], "--weights must be three numbers"),
+        (["search", "IDX", "museum", "--weights", "0,0,0"], "mode weights must be finite"),
+        (["search", "IDX", "museum", "--weights", "best"], "unknown weights 'best'"),
+        (["search", "IDX", "museum", "--mode", "sparse"], "mode must be one of dense, lexical"),
+        (["search", "IDX", "museum", "--model", "OTHER"], "this store holds vectors of the model"),
+        (["search", "IDX", "museum", "--collection", "c"], "--collection is for a server"),
+        (
+            ["index", "DOCS", "--store", "IDX", "--model", "OTHER", "--size", "99"],
+            "this store holds vectors of the model",
+        ),
+        (["index", "DOCS", "--store", "IDX", "--size", "5"], "size must be at least 16 tokens, got 5"),
+        (["index", "DOCS", "--store", "IDX", "--size", "2000"], "so size can be 1023 at most"),
+        (["index", "DOCS", "--store", "IDX", "--multi-vector", "none"], "was made with multi_vector='float16'"),
+        (["index", "DOCS/nowhere", "--store", "NEW"], "no file or folder DOCS/nowhere"),
+        (["index", "DOCS/nowhere", "--store", "IDX"], "no file or folder DOCS/nowhere, and nothing of it in the store"),
+        (["index", "DOCS/x.pdf", "--store", "IDX"], "only .txt, .md, .markdown, .jsonl files can be indexed"),
+        (["index", "DOCS", "--store", "DOCS"], "is no store of this package"),
+        (["index", "DOCS", "--store", "ftp://nowhere"], "a server's URL begins with http"),
+    ],
+)
+def test_what_a_user_can_get_wrong_is_one_line_and_changes_nothing(
+    idx: Path, docs: Path, small: Path, arguments: list[str], message: str
+) -> None:
+    (docs / "x.pdf").write_bytes(b"%PDF")
+    empty = docs.parent / "empty"
+    empty.mkdir()
+    places = {"IDX": idx, "DOCS": docs, "EMPTY": empty, "NEW": docs.parent / "new", "OTHER": small}
+    for name, path in places.items():
+        arguments = [argument.replace(name, str(path)) for argument in arguments]
+        message = message.replace(name, str(path))
+    result = call(*arguments, "--device", "cpu")
+    *before, line = result.stderr.splitlines()
+    assert result.exit_code == 1
+    assert (line.startswith("error: "), message in line, result.stdout) == (True, True, ""), result.output
+    assert not [other for other in before if "oading weights" not in other and other.strip()]
+    assert list(empty.iterdir()) == []
+    assert not places["NEW"].exists()
+    with open_store(idx) as store:
+        assert store.count() == 3
+
+
+def test_a_store_that_another_has_open_is_one_line(idx: Path) -> None:
+    with open_store(idx):
+        result = call("search", idx, "museum")
+    assert result.exit_code == 1
+    assert "is open already, in this process or another" in result.stderr.splitlines()[-1]
