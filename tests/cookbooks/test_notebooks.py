@@ -18,7 +18,7 @@ def named(path: Path) -> str:
 
 
 def test_all_are_there() -> None:
-    assert [path.name[:2] for path in notebooks()] == [f"{number}_" for number in (1, 2, 3, 4)]
+    assert [path.name[:2] for path in notebooks()] == [f"{number}_" for number in range(1, 9)]
 
 
 @pytest.mark.parametrize("path", notebooks(), ids=named)
