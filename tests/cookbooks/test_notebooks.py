@@ -1,0 +1,75 @@
+"""The cookbooks run, and what they show is what they were committed with."""
+
+import copy
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.cookbooks.notebooks import NOT_EXECUTED, code_cells, differences, execute, notebooks, read, shown
+
+# A folder of somebody's machine in an output would be true for that machine alone.
+_PATHS = re.compile(r"/(?:home|root|tmp|usr|work|Users|opt|var)/|[A-Z]:\\\\")
+
+
+def named(path: Path) -> str:
+    return path.stem
+
+
+def test_all_are_there() -> None:
+    assert [path.name[:2] for path in notebooks()] == [f"{number}_" for number in range(1, 9)]
+
+
+@pytest.mark.parametrize("path", notebooks(), ids=named)
+def test_a_cookbook_was_committed_as_it_ran(path: Path) -> None:
+    notebook = read(path)
+    cells = code_cells(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    for cell in notebook.cells:
+        if NOT_EXECUTED in cell.metadata.get("tags", []):
+            assert cell.outputs == []
+    for cell in cells:
+        for part in shown(cell):
+            assert not part.startswith(("error:", "stderr:")), f"{cell.id}: {part}"
+            assert not _PATHS.search(part), f"{cell.id}: {part}"
+            assert "Traceback" not in part
+            assert "Warning" not in part
+    assert len(path.read_bytes()) < 400_000
+
+
+@pytest.mark.parametrize("path", notebooks(), ids=named)
+def test_a_cookbook_says_what_one_gets_and_what_to_change_for_the_real_model(path: Path) -> None:
+    texts = [cell.source for cell in read(path).cells]
+    assert "**At the end you have**" in texts[0]
+    headings = [line for text in texts for line in text.splitlines() if line.startswith("## ")]
+    assert headings[-1] == "## For the real model"
+    assert any("BAAI/bge-m3" in text for text in texts)
+
+
+@pytest.mark.parametrize("path", notebooks(), ids=named)
+def test_a_cookbook_runs_and_shows_what_it_was_committed_with(path: Path) -> None:
+    committed = read(path)
+    fresh = copy.deepcopy(committed)
+    for cell in code_cells(fresh):
+        cell.outputs, cell.execution_count = [], None
+    execute(fresh)
+    assert differences(committed, fresh) == []
+
+
+def test_all_cookbooks_together_are_small() -> None:
+    assert sum(len(path.read_bytes()) for path in notebooks()) < 2_000_000
+
+
+def test_other_words_and_other_numbers_are_noticed() -> None:
+    notebook = read(notebooks()[0])
+    assert differences(notebook, copy.deepcopy(notebook)) == []
+    for old, new, is_noticed in (("0.59", "0.60", False), ("0.59", "0.69", True), ("vault/keys/2", "vault/x/2", True)):
+        changed = json.loads(json.dumps(notebook).replace(old, new))
+        assert bool(differences(notebook, type(notebook)(_as_nodes(changed)))) is is_noticed
+
+
+def _as_nodes(notebook: dict[str, object]) -> object:
+    from nbformat import from_dict
+
+    return from_dict(notebook)  # type: ignore[no-untyped-call]
