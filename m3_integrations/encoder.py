@@ -333,6 +333,7 @@ class M3Encoder:
                     self._warn_of(truncated, len(vectors), limit)
                     has_warned = True
                 yield vectors
+                check_not_forked()  # what was begun is never finished there
 
     def _request(
         self,

@@ -90,8 +90,12 @@ class Call:
             self.cancel()
 
     def cancel(self) -> None:
-        """Take what has not been encoded out of the queue."""
-        self._future.cancel()
+        """Take what has not been encoded out of the queue.
+
+        It also forgets the future: an error in it holds this call by its traceback, and the two would keep each other.
+        """
+        future, self._future = self._future, Future()
+        future.cancel()
 
     def network(self, worker: int) -> M3Network:
         """The network on this worker's device."""

@@ -162,6 +162,8 @@ class Scheduler(Generic[Work]):
                 if shares := self._choose():
                     self._changed.notify()  # another worker looks for more
                     return shares
+                if self._short or self._long:
+                    continue  # a caller left just now, others may be there
                 if self._is_closed or not wait:
                     return []
                 self._changed.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -83,11 +84,13 @@ class _Worker:
     def _step(self) -> bool:
         """Start the next pass, and hand out the results of the one before; false at the end."""
         begun = len(self._flights)
-        if shares := self._scheduler.take(wait=not begun):
+        shares = self._scheduler.take(wait=not begun)
+        goes_on = bool(shares or begun)
+        if shares:
             self._launch(shares)
         if self._flights and (begun or not self._is_pipelined):
             self._finish()
-        return bool(shares or begun)
+        return goes_on
 
     def _launch(self, shares: list[Share[Answers]]) -> None:
         self._unanswered.append(shares)
@@ -96,6 +99,7 @@ class _Worker:
             network = shares[0].request.work.network(self._number)
             self._flights.append(_Flight(shares, network.launch(_batch_of(shares), multi_vector=asked)))
         except Exception as error:  # it goes to the callers
+            traceback.clear_frames(error.__traceback__)  # the failed pass's tensors; a caller may keep the error
             while self._flights:
                 self._finish()  # the pass before, whose memory may be what was missing
             self._recover(shares, error)
@@ -106,6 +110,7 @@ class _Worker:
         try:
             output = flight.launched.wait()
         except Exception as error:  # it goes to the callers
+            traceback.clear_frames(error.__traceback__)
             self._recover(flight.shares, error)
             return
         flight.shares[0].request.work.count_pass(_batch_of(flight.shares))
@@ -127,6 +132,9 @@ class _Worker:
         else:
             shares[0].request.fail(error)
         self._unanswered.remove(shares)
+        # Frames behind the error's traceback hold this list. With the request in it, which holds the error, all of them
+        # and the network would stay until the garbage collector comes by, which knows nothing of a GPU's memory.
+        shares.clear()
 
 
 def _batch_of(shares: Sequence[Share[Answers]]) -> list[Tokens]:
@@ -149,8 +157,11 @@ def _answer(share: Share[Answers], output: BatchOutput, first: int) -> None:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    # On a CPU torch raises a plain RuntimeError for it.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # A plain RuntimeError from the CPU, from Apple's GPU, from CUDA for pinned memory and kernels, and from cuBLAS.
+    signs = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 def _free_memory() -> None:

@@ -1,5 +1,8 @@
 """A stream of texts: the device works on the next batch while the caller uses the last one."""
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -74,3 +77,32 @@ def test_an_error_of_a_pass_ends_the_stream_with_nothing_left_in_the_queue(alone
         list(parts)
     gate.fault = lambda _: None
     assert len(alone.encode(["it"])) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+def test_a_stream_that_was_begun_before_a_fork_raises_and_never_hangs(small: Path) -> None:
+    code = f"""
+import os, signal
+from m3_integrations import M3Encoder, encoder as module
+from tests.engine.gate import Gate
+module._WINDOW_TEXTS = 2
+encoder = M3Encoder.load({str(small)!r}, device="cpu", cache_size_bytes=0)
+gate = Gate(encoder, is_open=True)
+parts = encoder.encode_batches(["the", "key", "to", "a"])
+gate.fault = lambda _: gate._is_open.clear()  # the second batch stands at the gate
+next(parts)
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    try:
+        next(parts)
+    except RuntimeError as error:
+        os._exit(7 if "fork" in str(error) else 8)
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+gate.open()
+print(status)
+"""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert result.stdout.split()[-1] == "7", result.stderr

@@ -115,6 +115,28 @@ def test_out_of_memory_makes_passes_smaller_and_everybody_is_answered(
     assert len(warnings) == 1
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes",
+        "MPS backend out of memory (MPS allocated: 18.0 GB, other allocations: 1 GB, max allowed: 18.1 GB)",
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_out_of_memory_is_known_under_its_other_names(alone: M3Encoder, message: str) -> None:
+    texts = ["bread " * 20] * 8
+    expected = alone.encode(texts[:1])
+
+    def fault(batch: Sequence[Tokens]) -> None:
+        if len(batch) > 2:
+            raise RuntimeError(message)
+
+    Gate(alone, fault, is_open=True)
+    vectors = alone.encode([f"{text}{i}" for i, text in enumerate(texts)] + texts[:1])
+    assert_same(vectors[-1:], expected)
+
+
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError("no room")])
 def test_a_text_too_large_for_the_memory_fails_its_caller_alone(alone: M3Encoder, error: Exception) -> None:
     expected = alone.encode(["water"])

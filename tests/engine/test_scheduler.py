@@ -196,6 +196,26 @@ def test_a_cancelled_request_takes_no_place() -> None:
         long.future.result(0)
 
 
+@pytest.mark.parametrize("wait", [False, True])
+def test_a_caller_who_leaves_while_a_pass_is_chosen_does_not_hide_the_others(
+    wait: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, taken = scheduler(100), list[list[Share[str]]]()
+    added(queue, "long", [50] * 6)
+    short = added(queue, "short", [10])
+    look = queue._drop_ended
+
+    def look_too_early() -> None:
+        look()
+        short.future.cancel()
+
+    monkeypatch.setattr(queue, "_drop_ended", look_too_early)
+    worker = threading.Thread(target=lambda: taken.append(queue.take(wait=wait)), daemon=True)
+    worker.start()
+    worker.join(10)
+    assert [names(shares) for shares in taken] == [[("long", [0, 1])]]
+
+
 def test_a_request_ends_once() -> None:
     request = Request([1, 1], "a")
     request.fail(ValueError("first"))
