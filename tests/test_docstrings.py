@@ -72,11 +72,12 @@ async def test_an_example_runs(where: str, blocks: list[str], monkeypatch: pytes
     monkeypatch.setattr(Settings, "_embed_model", None)
     if where.startswith("langchain_milvus"):
         pytest.importorskip("langchain_milvus", reason="langchain-milvus clashes with LlamaIndex's Milvus package")
-    names = names_at_hand(where.split("/")[0])
+    names = names_at_hand(where.partition("/")[0])
     for block in blocks:
+        offline = block
         for real, stand_in in STAND_INS.items():
-            block = block.replace(real, stand_in)
-        code = compile(block, where, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            offline = offline.replace(real, stand_in)
+        code = compile(offline, where, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
         outcome = eval(code, names)
         if asyncio.iscoroutine(outcome):
             await outcome
