@@ -307,7 +307,10 @@ def save_checkpoint(
 
     Raises:
         FileExistsError: If the folder holds a checkpoint already.
+        ValueError: If the backbone's weights are rounded to 8 bits: what was lost would be missing for good.
     """
+    if any(buffer.dtype == torch.int8 for buffer in backbone.buffers()):
+        raise ValueError("a network in int8 cannot be saved: load it with dtype='float32' to save it")
     target = Path(folder)
     if (target / "config.json").exists():
         raise FileExistsError(f"{target} holds a checkpoint already: choose an empty folder")

@@ -109,7 +109,7 @@ def test_bad_settings_are_refused(small: Path, encoder: M3Encoder) -> None:
         ({"device": "toaster"}, "device 'toaster' cannot be used here"),
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
         ({"device": "meta"}, "device 'meta' cannot be used here"),
-        ({"dtype": "int4"}, "dtype must be 'auto' or one of float32, float16, bfloat16, got 'int4'"),
+        ({"dtype": "int4"}, "dtype must be 'auto' or one of float32, float16, bfloat16, int8, got 'int4'"),
     ]
     for bad, message in bad_settings:
         with pytest.raises(ValueError, match=message):

@@ -74,7 +74,7 @@ def index_files(
         show_progress: Whether to draw a progress bar, over the bytes of the files that are read.
 
     Raises:
-        FileNotFoundError: If a path is not there and the store has nothing of it either.
+        FileNotFoundError: If a path is not there, unless it is that of a file which the store has and is to lose.
         ValueError: If there is no path, a file that is named is of an unknown kind, the store holds another model's
             vectors, or the encoder cannot read parts of that size.
     """
@@ -136,8 +136,14 @@ class _Writer:
 
 def _check_roots(roots: Iterable[Path], stored: Mapping[Path, StoredFile]) -> None:
     for root in roots:
-        if not root.exists() and not any(path.is_relative_to(root) for path in stored):
-            raise FileNotFoundError(f"no file or folder {root}, and nothing of it in the store")
+        if root.exists() or root in stored:
+            continue
+        if n := sum(path.is_relative_to(root) for path in stored):
+            raise FileNotFoundError(
+                f"the folder {root} is not there, and {n} files of it are in the store: is its disk mounted? If it is "
+                f"gone for good, index {root.parent}, and they are deleted"
+            )
+        raise FileNotFoundError(f"no file or folder {root}, and nothing of it in the store")
 
 
 def _changed_size(path: Path, stored: StoredFile | None, splitting: Splitting, report: IndexReport) -> int | None:

@@ -6,7 +6,14 @@ from typing import Final
 
 import torch
 
-DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+from m3_integrations.model.int8 import has_int8_kernel
+
+DTYPES: Final = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int8": torch.int8,
+}
 
 
 def find_device(name: str) -> torch.device:
@@ -43,10 +50,12 @@ def find_dtype(name: str, device: torch.device) -> torch.dtype:
     """Give the dtype of this name, or with "auto" float16 on CUDA and float32 elsewhere.
 
     Raises:
-        ValueError: For a name other than those in `DTYPES`.
+        ValueError: For a name other than those in `DTYPES`, or for "int8" anywhere but on a CPU made for it.
     """
     if name == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
     if name not in DTYPES:
         raise ValueError(f"dtype must be 'auto' or one of {', '.join(DTYPES)}, got {name!r}")
+    if name == "int8" and not (device.type == "cpu" and has_int8_kernel()):
+        raise ValueError(f"dtype 'int8' needs a CPU with AVX-512 VNNI, got {device}: use dtype='auto'")
     return DTYPES[name]

@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import nn
 
 from m3_integrations.checkpoint import Heads, load_backbone, load_heads
+from m3_integrations.model.int8 import use_int8
 from m3_integrations.model.launched import LaunchedBatch
 from m3_integrations.model.lexical import largest_weights
 from m3_integrations.model.packing import (
@@ -73,7 +74,7 @@ class M3Network(nn.Module):
         Args:
             folder: The checkpoint.
             device: Where the network computes.
-            dtype: What it computes in.
+            dtype: What it computes in; with int8 the backbone's linear layers, and all else in float32.
             pad_id: As in the class.
             ignored_ids: As in the class.
             is_packed: None packs batches where torch has a kernel for them and the architecture's positions are known.
@@ -81,8 +82,11 @@ class M3Network(nn.Module):
         Raises:
             ValueError: If anything is missing, damaged or mis-shaped, or batches cannot be packed and shall be.
         """
-        backbone: Any = load_backbone(folder, dtype).to(device)
-        heads = load_heads(folder, backbone.config.hidden_size, dtype)
+        stored = torch.float32 if dtype == torch.int8 else dtype
+        backbone: Any = load_backbone(folder, stored).to(device)
+        if dtype == torch.int8:
+            use_int8(backbone)
+        heads = load_heads(folder, backbone.config.hidden_size, stored)
         if is_packed is None:
             is_packed = has_known_positions(backbone) and has_varlen_kernel(backbone)
         network = cls(backbone, heads, pad_id=pad_id, ignored_ids=ignored_ids, is_packed=is_packed)

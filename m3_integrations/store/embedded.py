@@ -18,7 +18,7 @@ from m3_integrations.store.filters import Filter
 from m3_integrations.store.folder import StoreFolder
 from m3_integrations.store.format import MultiVectorStorage, StoreFormat, choose_format
 from m3_integrations.store.points import Point
-from m3_integrations.store.qdrant_filters import Bound, index_path, translate
+from m3_integrations.store.qdrant_filters import Bound, index_paths, translate
 from m3_integrations.store.qdrant_vectors import as_named, read_vectors
 from m3_integrations.vectors import M3Vectors
 
@@ -45,6 +45,9 @@ class EmbeddedStore(CollectionStore):
 
     What an `upsert` or a delete returned from survives the end of the process and of the machine. Dense vectors and
     lexical weights are kept as float32, token vectors as told. Searching looks at every record until `optimize`.
+
+    The engine holds the interpreter while it works, also while it waits for the disk at the end of each batch: where
+    the disk is slow or busy, other threads and event loops of the process stand still for so long.
 
     Args:
         folder: Made if it is not there.
@@ -218,8 +221,7 @@ class _EdgeEngine:
 
     def _index_keys(self, points: Iterable[Point]) -> None:
         """Index the numbers under every key that is new; strings and booleans share one index that is there."""
-        keys = {index_path(name) for point in points for name in point.payload["numbers"]}
-        for key in sorted(keys - self._indexed_keys):
+        for key in (path for path in index_paths(points) if path not in self._indexed_keys):
             self._update(
                 edge.UpdateOperation.create_field_index(key, edge.IntegerIndexParams(lookup=False, range=True))
             )

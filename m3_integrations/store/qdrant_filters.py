@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, Literal, Protocol
 
 from m3_integrations.store.filters import AllOf, AnyOf, Condition, Filter, Not
-from m3_integrations.store.points import number_halves, number_key, term
+from m3_integrations.store.points import Point, number_halves, number_key, term
 
 Bound = Literal["gt", "gte", "lt", "lte"]
 
@@ -39,6 +39,11 @@ def number_path(key: str) -> str:
 def index_path(key: str) -> str:
     """Give the path that an index on a key's numbers is on."""
     return f"{number_path(key)}[].high"
+
+
+def index_paths(points: Iterable[Point]) -> list[str]:
+    """Give the paths of all numbers that these points have, for engines to index."""
+    return sorted({f"numbers.{name}[].high" for point in points for name in point.payload["numbers"]})
 
 
 def translate(words: FilterWords, filter_: Filter) -> Any:

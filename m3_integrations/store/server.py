@@ -24,7 +24,7 @@ from m3_integrations.store.engine import Ask
 from m3_integrations.store.filters import Filter
 from m3_integrations.store.format import MultiVectorStorage, StoreFormat, choose_format
 from m3_integrations.store.points import Point
-from m3_integrations.store.qdrant_filters import Bound, index_path, translate
+from m3_integrations.store.qdrant_filters import Bound, index_paths, translate
 from m3_integrations.store.qdrant_vectors import as_named, read_vectors
 from m3_integrations.vectors import M3Vectors
 
@@ -178,7 +178,7 @@ class _ServerEngine:
             self._format = format_
 
     def upsert(self, points: Sequence[Point]) -> None:
-        for key in sorted({index_path(name) for point in points for name in point.payload["numbers"]}):
+        for key in index_paths(points):
             if key not in self._indexed_keys:
                 self._index(
                     key, models.IntegerIndexParams(type=models.IntegerIndexType.INTEGER, lookup=False, range=True)

@@ -155,6 +155,18 @@ def test_files_that_went_are_deleted_and_those_of_other_roots_are_not(docs: Path
         run(store, docs, docs / "never.txt")
 
 
+def test_a_folder_that_is_not_there_loses_nothing_unless_the_one_above_is_indexed(docs: Path, store: Store) -> None:
+    (docs / "disk").mkdir()
+    (docs / "disk" / "a.txt").write_text("one")
+    run(store, docs / "disk")
+    (docs / "disk").rename(docs.parent / "unmounted")
+    with pytest.raises(FileNotFoundError, match=r"1 files of it are in the store: is its disk mounted\?"):
+        run(store, docs / "disk")
+    assert list(texts_of(store)) == [f"{docs}/disk/a.txt#0"]
+    assert run(store, docs)[0].deleted == [docs / "disk" / "a.txt"]
+    assert list(texts_of(store)) == []
+
+
 def test_records_that_were_not_made_from_files_are_never_touched(docs: Path, store: Store) -> None:
     (docs / "a.txt").write_text("one")
     run(store, docs)

@@ -33,6 +33,22 @@ def test_a_launch_asks_nothing_of_the_device(
     assert tensors["lexical_weights"].shape == (sum(map(len, texts)),)
 
 
+def test_no_mask_is_asked_whether_it_masks_anything(
+    load: Load, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformers asks that of a mask it is to widen itself, but not where tensors have no values."""
+
+    def refuse(_: torch.Tensor) -> bool:
+        raise AssertionError("the value of a tensor is asked for")
+
+    network, texts = load(is_packed=False), tokenizer(TEXTS, max_length=60)
+    expected = encode(load(is_packed=True), texts)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "__bool__", refuse)
+        launched = network.launch(texts, multi_vector=[True] * len(texts))
+    assert_same(launched.wait(), expected)
+
+
 def test_fake_tensors_notice_a_step_that_waits(
     load: Load, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from m3_integrations import Record, open_store
 from m3_integrations.store.embedded import EmbeddedStore
+from m3_integrations.store.qdrant_filters import index_path
 from tests.fakes import TOKEN_DIM, random_vectors
 from tests.store.oracle import records
 
@@ -135,12 +136,22 @@ def test_settings_of_another_kind_of_store_are_refused(
 def test_metadata_that_json_cannot_hold_are_refused(tmp_path: Path, random: np.random.Generator) -> None:
     vectors = random_vectors(random, 1)
     with EmbeddedStore(tmp_path / "s") as store:
-        for metadata in ({"at": float("nan")}, {"ids": {1}}, {"pair": (1, 2)}, {"by": {1: "x"}}):
+        for metadata in ({"at": float("nan")}, {"at": float("inf")}, {"ids": {1}}, {"pair": (1, 2)}, {"by": {1: "x"}}):
             with pytest.raises(ValueError, match="metadata of record 'bad' must"):
                 store.upsert([Record("good", "", {}, vectors), Record("bad", "", metadata, vectors)])
         with pytest.raises(ValueError, match="surrogates not allowed"):
             store.upsert([Record("bad", "\ud800", {}, vectors)])
         assert store.count() == 0
+
+
+def test_what_filters_look_at_is_indexed(tmp_path: Path, random: np.random.Generator) -> None:
+    metadata = {"year": 2024, "a.b": [1.5], "name": "x"}
+    with EmbeddedStore(tmp_path / "s") as store:
+        store.upsert([Record("a", "", metadata, random_vectors(random, 1))])
+        shard = store._engine._shard  # type: ignore[attr-defined]
+        schema = shard.info().payload_schema
+        assert set(schema) == {"terms", index_path("year"), index_path("a.b")}
+        assert [schema[key].points for key in sorted(schema)] == [1, 1, 1]
 
 
 def test_indexing_is_asked_for_once_when_it_is_due(
@@ -152,10 +163,12 @@ def test_indexing_is_asked_for_once_when_it_is_due(
         assert not caplog.messages
         store.upsert(records(random, [f"s{i}" for i in range(120)]))
         (message,) = caplog.messages
-        assert "hold about 170 records that are not indexed: call optimize()" in message.replace("holds", "hold")
+        assert "holds about 170 records that are not indexed: call optimize()" in message
         store.optimize()
         store.upsert(records(random, ["t"]))
         assert len(caplog.messages) == 1
+        store.upsert(records(random, [f"u{i}" for i in range(150)]))
+        assert len(caplog.messages) == 2
 
 
 def test_a_fork_of_the_opener_cannot_use_it(tmp_path: Path, random: np.random.Generator) -> None:
