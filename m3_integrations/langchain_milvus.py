@@ -35,6 +35,11 @@ class M3SparseEmbeddings(BaseSparseEmbedding):
         pip install 'm3-integrations[langchain-milvus]'
         ```
 
+    Key init args:
+        model: A checkpoint folder, or a repository of the hub such as "BAAI/bge-m3"; the process loads it once.
+        encoder: In the place of `model`: an encoder that is there already.
+        model_kwargs: Further arguments of `M3Encoder.shared`, such as device; only with `model`.
+
     Instantiate:
         ```python
         from langchain_milvus import Milvus
@@ -49,10 +54,21 @@ class M3SparseEmbeddings(BaseSparseEmbedding):
         )
         ```
 
-    Args:
-        model: A checkpoint folder, or a repository of the hub such as "BAAI/bge-m3"; the process loads it once.
-        encoder: In the place of model: an encoder that is there already.
-        model_kwargs: Further arguments of `M3Encoder.shared`, such as device; only with model.
+    Embed single text:
+        ```python
+        sparse = M3SparseEmbeddings(model="BAAI/bge-m3")
+        sparse.embed_query("how do I rotate the keys?")  # {token id: weight}
+        ```
+
+    Embed multiple text:
+        ```python
+        weights = sparse.embed_documents(["Keys are rotated monthly.", "The vault is sealed at night."])
+        ```
+
+    Async:
+        ```python
+        weights = await sparse.aembed_query("how do I rotate the keys?")
+        ```
 
     Raises:
         ValueError: Unless there is one of model and encoder.

@@ -32,6 +32,11 @@ class M3SparseEmbeddings(SparseEmbeddings):
         pip install 'm3-integrations[langchain-qdrant]'
         ```
 
+    Key init args:
+        model: A checkpoint folder, or a repository of the hub such as "BAAI/bge-m3"; the process loads it once.
+        encoder: In the place of `model`: an encoder that is there already.
+        model_kwargs: Further arguments of `M3Encoder.shared`, such as device; only with `model`.
+
     Instantiate:
         ```python
         from langchain_qdrant import QdrantVectorStore, RetrievalMode
@@ -47,10 +52,21 @@ class M3SparseEmbeddings(SparseEmbeddings):
         )
         ```
 
-    Args:
-        model: A checkpoint folder, or a repository of the hub such as "BAAI/bge-m3"; the process loads it once.
-        encoder: In the place of model: an encoder that is there already.
-        model_kwargs: Further arguments of `M3Encoder.shared`, such as device; only with model.
+    Embed single text:
+        ```python
+        sparse = M3SparseEmbeddings(model="BAAI/bge-m3")
+        sparse.embed_query("how do I rotate the keys?").indices
+        ```
+
+    Embed multiple text:
+        ```python
+        weights = sparse.embed_documents(["Keys are rotated monthly.", "The vault is sealed at night."])
+        ```
+
+    Async:
+        ```python
+        weights = await sparse.aembed_query("how do I rotate the keys?")
+        ```
 
     Raises:
         ValueError: Unless there is one of model and encoder.

@@ -1,6 +1,9 @@
 """What the README shows works as it stands."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +44,27 @@ def test_the_stores_block_makes_a_folder(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("line", ["m3 demo", "pytest"])
 def test_one_line_each_sets_up_and_runs(line: str) -> None:
     assert len(re.findall(rf"^python3 -m venv \.venv && .* && {line}$", README, re.MULTILINE)) == 1
+
+
+def test_every_cookbook_is_listed_and_every_link_leads_somewhere() -> None:
+    folder = Path(__file__).parent.parent
+    links = re.findall(r"\]\((?!https?://|#)([^)]+)\)", README)
+    assert [link for link in links if not (folder / link).exists()] == []
+    assert {f"cookbooks/{path.name}" for path in folder.glob("cookbooks/*.ipynb")} <= set(links)
+
+
+def test_the_command_lines_index_and_search(tmp_path: Path) -> None:
+    """The block that begins with `m3 index`, in a folder that has what it names."""
+    (block,) = re.findall(r"^```bash\n(m3 index .*?)^```$", README, re.MULTILINE | re.DOTALL)
+    (tmp_path / "m3_integrations").symlink_to(Path(__file__).parent.parent / "m3_integrations")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    result = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Debian" in result.stdout

@@ -106,12 +106,14 @@ class _Writer:
         self.report = report
         self._encoder, self._store, self._bar = encoder, store, bar
         self._modes = [mode for mode in encoder.modes if mode in store.kept_modes]
-        self._batch: list[tuple[FilePart, float]] = []
+        self._batch: list[tuple[FilePart, int]] = []
 
     def write(self, parts: Sequence[FilePart], size_bytes: int) -> None:
         """Have parts of a file written; the progress bar moves by its size as they are."""
-        for part in parts:
-            self._batch.append((part, size_bytes / len(parts)))
+        for i, part in enumerate(parts):
+            # Whole bytes, so that they add up to the file's size: tqdm warns of a bar that goes past its end.
+            share = size_bytes * (i + 1) // len(parts) - size_bytes * i // len(parts)
+            self._batch.append((part, share))
             if len(self._batch) == _BATCH_SIZE:
                 self.flush()
         if not parts:

@@ -57,8 +57,13 @@ def execute(notebook: Any) -> None:
             record_timing=False,
             coalesce_streams=True,
         )
-        # Without the bar that transformers draws when it loads weights.
-        environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1"}
+        environment = {
+            **os.environ,
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # transformers draws one when it loads weights
+            "HF_HUB_OFFLINE": "1",
+            # Sums are rounded alike, and torch's threads do not wait for each other, which is slow on a busy machine.
+            "OMP_NUM_THREADS": "1",
+        }
         client.execute(env=environment, cwd=folder)
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

@@ -319,3 +319,12 @@ def test_the_progress_bar_counts_the_bytes_of_changed_files(
     assert "1.23k/1.23k" in capsys.readouterr().err
     index_files([docs], FakeEncoder(), store, show_progress=True)
     assert capsys.readouterr().err == ""
+
+
+def test_the_progress_bar_ends_where_the_files_end(
+    store: Store, docs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Shares of a size that are no whole bytes would add up to a little more, of which tqdm warns.
+    (docs / "a.txt").write_text(words(*range(11)))
+    index_files([docs], FakeEncoder(), store, splitting=Splitting(16, 0), show_progress=True)
+    assert "100%" in capsys.readouterr().err
