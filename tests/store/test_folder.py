@@ -143,6 +143,10 @@ def test_metadata_that_json_cannot_hold_are_refused(tmp_path: Path, random: np.r
                 store.upsert([Record("good", "", {}, vectors), Record("bad", "", metadata, vectors)])
         with pytest.raises(ValueError, match="surrogates not allowed"):
             store.upsert([Record("bad", "\ud800", {}, vectors)])
+        good = [Record(str(i), "", {}, vectors) for i in range(60)]  # more than one batch
+        for broken in ({"by": "\ud800"}, {"\ud800": 1}, {"by": ["\ud800" * 300]}):
+            with pytest.raises(ValueError, match="surrogates not allowed"):
+                store.upsert([*good, Record("bad", "", broken, vectors)])
         assert store.count() == 0
 
 
