@@ -61,10 +61,12 @@ class CollectionStore:
             ValueError: If the store was bound to another model.
         """
         with self._usable(), self._creating:
-            format_ = self._format()
-            bound = format_.bound_to(fingerprint)
-            if bound != format_:
-                self._engine.bind(bound)
+            if self._format().fingerprint == fingerprint:
+                return
+            self._chosen.bound_to(fingerprint)
+            # Another process may have bound it since it was opened here.
+            bound = (self._engine.read_format() or self._chosen).bound_to(fingerprint)
+            self._engine.bind(bound)
             self._chosen = bound
 
     def upsert(self, records: Sequence[Record]) -> None:
@@ -260,7 +262,10 @@ class CollectionStore:
                 f"token_pooling={found.token_pooling}: open it again"
             )
         if found.fingerprint is None or self._chosen.fingerprint is None:
+            is_ours = found.fingerprint is None and self._chosen.fingerprint is not None
             found = replace(found, fingerprint=found.fingerprint or self._chosen.fingerprint)
+            if is_ours:  # bound here before there was a place to write it down
+                self._engine.bind(found)
         else:
             found.bound_to(self._chosen.fingerprint)
         self._chosen = found
