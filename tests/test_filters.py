@@ -94,6 +94,10 @@ def test_a_dot_in_a_key_has_no_meaning() -> None:
         ({3: 4}, TypeError, "keys must be strings"),
         ("year = 2024", TypeError, "must be a mapping"),
         ([{"a": 1}], TypeError, "must be a mapping"),
+        ({"a": 10**400}, ValueError, r"within 2\*\*53"),
+        ({"a": float("nan")}, ValueError, r"within 2\*\*53"),
+        ({"a": "\ud800"}, ValueError, "must be valid Unicode"),
+        ({"\ud800": 1}, ValueError, "must be valid Unicode"),
     ],
 )
 def test_what_cannot_be_honoured_exactly_is_refused(filter_: Any, error: type[Exception], message: str) -> None:

@@ -15,6 +15,7 @@ from m3_integrations.cli.explanation import print_explanation
 from m3_integrations.cli.place import is_new, open_place
 from m3_integrations.encoder import M3Encoder
 from m3_integrations.search import Explanation, Hit, Searcher, SearchMode, SearchOptions
+from m3_integrations.store import parse_filter
 from m3_integrations.vectors import ModeWeights
 
 _SHOWN_LENGTH: Final = 300
@@ -93,6 +94,10 @@ def _filter(text: str | None) -> dict[str, Any] | None:
         raise ValueError(f"--filter must be JSON such as {_FILTER_EXAMPLE}, got {text!r}") from error
     if not isinstance(found, dict):
         raise ValueError(f"--filter must be a JSON object such as {_FILTER_EXAMPLE}, got {text!r}")  # noqa: TRY004
+    try:
+        parse_filter(found)
+    except TypeError as error:  # where a filter stands in a filter
+        raise ValueError(f"--filter: {error}") from error
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,7 +89,15 @@ def _below(root: Path, left_out: set[Path], found: FoundFiles) -> Iterator[Path]
                 continue
             if kind_of(path) is None:
                 found.skip(path, f"{path.suffix.lower()} files" if path.suffix else "files without an ending")
-            elif not path.is_file():
-                found.skip(path, "links to nothing, and other files without content")
-            else:
+                continue
+            try:
+                is_file = stat.S_ISREG(path.stat().st_mode)
+            except FileNotFoundError:
+                is_file = False
+            except OSError as error:  # is_file() says no to it from Python 3.13 on, and what is stored would be deleted
+                found.failures[path] = f"{path}: {error.strerror or error}"
+                continue
+            if is_file:
                 yield path
+            else:
+                found.skip(path, "links to nothing, and other files without content")

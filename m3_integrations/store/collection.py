@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import Final, Self
@@ -60,11 +60,13 @@ class CollectionStore:
         Raises:
             ValueError: If the store was bound to another model.
         """
-        with self._creating:
-            format_ = self._format()
-            bound = format_.bound_to(fingerprint)
-            if bound != format_:
-                self._engine.bind(bound)
+        with self._usable(), self._creating:
+            if self._format().fingerprint == fingerprint:
+                return
+            self._chosen.bound_to(fingerprint)
+            # Another process may have bound it since it was opened here.
+            bound = (self._engine.read_format() or self._chosen).bound_to(fingerprint)
+            self._engine.bind(bound)
             self._chosen = bound
 
     def upsert(self, records: Sequence[Record]) -> None:
@@ -82,14 +84,14 @@ class CollectionStore:
         latest = list({record.id: record for record in records}.values())
         if not latest:
             return
-        kept = [replace(record, vectors=self._kept(record)) for record in latest]
-        vectors = check_records(kept, self._format().shape)
-        points = self._points(kept, self._format().shaped_like(vectors), vectors)
-        with self._creating:
+        with self._usable():
             format_ = self._format()
-            if not format_.modes:
-                self._adopt(self._engine.create(format_.shaped_like(vectors)))
-                check_records(kept, self._chosen.shape)  # another process may have been first, with other sizes
+        kept = [replace(record, vectors=self._kept(record)) for record in latest]
+        vectors = check_records(kept, format_.shape)
+        points = self._points(kept, format_.shaped_like(vectors), vectors)
+        if not format_.modes:
+            self._create(vectors)
+            check_records(kept, self._chosen.shape)  # another thread or process may have been first, with other sizes
         is_main = threading.current_thread() is threading.main_thread()
         for batch in batches(points, _BATCH_BYTES if is_main else _SMALL_BATCH_BYTES):
             with self._usable():
@@ -211,9 +213,11 @@ class CollectionStore:
                 self._engine.flush()
 
     def close(self) -> None:
-        """Let go of the engine; using the store then raises."""
+        """Let go of the engine; using the store then raises. In a fork of the opener it does nothing."""
+        if self._pid != os.getpid():  # a thread that the fork has not got may have held the lock
+            return
         with self._engine.lock():
-            if not self._is_closed and self._pid == os.getpid():
+            if not self._is_closed:
                 self._engine.close()
             self._is_closed = True
 
@@ -225,14 +229,24 @@ class CollectionStore:
     ) -> None:
         self.close()
 
-    def _usable(self) -> AbstractContextManager[object]:
-        if self._is_closed:
-            raise RuntimeError("this store was closed")
+    @contextmanager
+    def _usable(self) -> Iterator[None]:
+        """Hold the engine's lock; the process is looked at before it, as it may have been held at the fork."""
         if self._pid != os.getpid():
             raise RuntimeError(
                 "this store was opened before the process forked: open it in the child, or use the 'spawn' start method"
             )
-        return self._engine.lock()
+        with self._engine.lock():
+            if self._is_closed:
+                raise RuntimeError("this store was closed")
+            yield
+
+    def _create(self, vectors: M3Vectors) -> None:
+        """Make room for records with vectors like these, unless somebody else has made it."""
+        with self._usable(), self._creating:
+            format_ = self._format()
+            if not format_.modes:
+                self._adopt(self._engine.create(format_.shaped_like(vectors)))
 
     def _format(self) -> StoreFormat:
         """Give the format; while there are no records, see whether somebody else has added some."""
@@ -248,7 +262,10 @@ class CollectionStore:
                 f"token_pooling={found.token_pooling}: open it again"
             )
         if found.fingerprint is None or self._chosen.fingerprint is None:
+            is_ours = found.fingerprint is None and self._chosen.fingerprint is not None
             found = replace(found, fingerprint=found.fingerprint or self._chosen.fingerprint)
+            if is_ours:  # bound here before there was a place to write it down
+                self._engine.bind(found)
         else:
             found.bound_to(self._chosen.fingerprint)
         self._chosen = found

@@ -26,13 +26,15 @@ def copy_store(source: Store, target: Store) -> int:
         How many records were copied by this call.
 
     Raises:
-        ValueError: If the target holds another model's vectors, or keeps a mode that the source has not kept.
+        ValueError: If the target holds another model's vectors, or only one of them says of which model they are, or
+            the target keeps a mode that the source has not kept.
     """
     if source.modes and target.modes and (lost := set(target.modes) - set(source.modes)):
         raise ValueError(
             f"the target has {', '.join(sorted(lost))} vectors and the source none: open the target with "
             "multi_vector='none', or encode the texts again"
         )
+    _check_model(source, target)
     if source.fingerprint is not None:
         target.bind(source.fingerprint)
     copied = 0
@@ -43,6 +45,16 @@ def copy_store(source: Store, target: Store) -> int:
         copied += len(missing)
     target.flush()
     return copied
+
+
+def _check_model(source: Store, target: Store) -> None:
+    """Refuse to mix vectors of a model with vectors of nobody knows which; `bind` refuses those of two models."""
+    for one, other, name in ((source, target, "source"), (target, source, "target")):
+        if one.modes and one.fingerprint is None and other.fingerprint is not None:
+            raise ValueError(
+                f"the {name} holds vectors and does not say of which model, the other store is for the model "
+                f"{other.fingerprint}: if they are of that model, bind the {name} to it first"
+            )
 
 
 def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:

@@ -114,14 +114,17 @@ class _EdgeEngine:
         return self._format
 
     def create(self, format_: StoreFormat) -> StoreFormat:
+        self._check_disk(0)
+        self._folder.discard_unfinished()
         self._folder.unfinished.mkdir()
         shard = edge.EdgeShard.create(str(self._folder.unfinished), _config(format_))
         shard.update(edge.UpdateOperation.create_field_index("terms", edge.KeywordIndexParams()))
         shard.flush()
         shard.close()
-        self.bind(format_)
+        self._folder.write(format_)
         self._folder.finish()
         self._load()
+        self._format = format_  # last: what failed before it can be tried again
         return format_
 
     def bind(self, format_: StoreFormat) -> None:

@@ -11,7 +11,6 @@ The language is MongoDB's: `{"product": "vault", "year": {"$gte": 2024}}` asks f
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -94,6 +93,7 @@ def parse_filter(filter: FilterLike) -> Filter | None:  # noqa: A002 - the word 
 def _parse_entry(key: object, value: Any) -> list[Filter]:
     if not isinstance(key, str):
         raise TypeError(f"a filter's keys must be strings, got {key!r}")
+    _check_unicode("a filter's key", key)
     if key in {"$and", "$or"}:
         if not isinstance(value, Sequence) or isinstance(value, str) or not value:
             raise ValueError(f"{key} needs a list of one or more filters, got {value!r}")
@@ -136,15 +136,24 @@ def _parse_condition(key: str, operator: str, value: Any) -> Filter:
 
 
 def _scalar(where: str, value: Any) -> Scalar:
+    if isinstance(value, str):
+        _check_unicode(where, value)
     if isinstance(value, bool | str):
         return value
     if isinstance(value, int | float):
-        if not math.isfinite(value) or abs(value) > _MAX_NUMBER:
+        if not abs(value) <= _MAX_NUMBER:  # also of what is not a number
             raise ValueError(f"{where} cannot compare {value!r} exactly: numbers must be finite and within 2**53")
         return value
     if value is None:
         raise ValueError(f"{where} cannot compare None: ask for a missing key with {{'$exists': False}}")
     raise ValueError(f"{where} needs a string, a number or a boolean, got {value!r}")
+
+
+def _check_unicode(where: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where} must be valid Unicode, got {text!a}") from error
 
 
 def matches(filter: Filter | None, metadata: Mapping[str, Any]) -> bool:  # noqa: A002

@@ -93,6 +93,11 @@ class StoreFolder:
         self.unfinished.rename(self.engine)
         _sync(self.path)
 
+    def discard_unfinished(self) -> None:
+        """Delete what a creation that failed has left: it never held a record."""
+        if self.unfinished.exists():
+            shutil.rmtree(self.unfinished)
+
     def unlock(self) -> None:
         """Let others open the folder."""
         self._lock.release()
@@ -114,7 +119,7 @@ class StoreFolder:
             return
         if format_ is not None and not self.engine.exists():
             self.write(replace(format_, modes=(), dense_dim=0, token_dim=0))
-        shutil.rmtree(self.unfinished)
+        self.discard_unfinished()
 
 
 def _sync(folder: Path) -> None:

@@ -73,13 +73,14 @@ def as_payload(record: Record) -> dict[str, Any]:
             f"metadata of record {record.id!r} must come back from JSON as they are: use lists and string keys, "
             f"got {metadata!r}"
         )
-    for text in (record.id, record.text):
+    terms = list(dict.fromkeys(term for key, value in metadata.items() for term in _terms(key, value)))
+    for text in (record.id, record.text, *terms):
         text.encode()  # UnicodeEncodeError is a ValueError; an engine's own error would come in the middle of a batch
     payload = {
         "id": record.id,
         "text": record.text,
         "metadata": written,
-        "terms": list(dict.fromkeys(term for key, value in metadata.items() for term in _terms(key, value))),
+        "terms": terms,
         "numbers": {
             number_key(key): [dict(zip(("high", "low"), number_halves(number), strict=True)) for number in numbers]
             for key, value in metadata.items()

@@ -195,6 +195,8 @@ def test_parts_are_as_long_as_asked_for(docs: Path) -> None:
         (["search", "IDX", "museum", "--filter", "{year: 1}"], "--filter must be JSON such as"),
         (["search", "IDX", "museum", "--filter", "[1]"], "--filter must be a JSON object"),
         (["search", "IDX", "museum", "--filter", '{"year": {"$near": 1}}'], "unknown $near on 'year'"),
+        (["search", "IDX", "museum", "--filter", '{"$not": 5}'], "--filter: a filter must be a mapping"),
+        (["search", "IDX", "museum", "--filter", f'{{"year": 1{"0" * 400}}}'], "numbers must be finite and within"),
         (["search", "IDX", "museum", "--weights", "1,2"], "--weights must be three numbers"),
         (["search", "IDX", "museum", "--weights", "0,0,0"], "mode weights must be finite"),
         (["search", "IDX", "museum", "--weights", "best"], "unknown weights 'best'"),

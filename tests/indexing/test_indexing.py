@@ -253,6 +253,24 @@ def test_files_below_a_folder_that_cannot_be_listed_are_kept(
     assert (report.deleted, store.count()) == ([], 1)
 
 
+def test_a_file_that_cannot_be_looked_at_is_named_and_keeps_what_is_stored(
+    docs: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (docs / "a.txt").write_text("one")
+    run(store, docs)
+    look = Path.stat
+
+    def refuse(path: Path, **settings: Any) -> os.stat_result:
+        if path.name == "a.txt":
+            raise PermissionError(13, "Permission denied", str(path))
+        return look(path, **settings)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    report, _ = run(store, docs)
+    assert report.failures == {docs / "a.txt": f"{docs}/a.txt: Permission denied"}
+    assert (report.deleted, store.count()) == ([], 1)
+
+
 def test_a_file_that_goes_while_it_is_looked_at_is_named_and_keeps_what_is_stored(
     docs: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

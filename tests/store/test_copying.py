@@ -69,6 +69,22 @@ def test_a_store_of_another_model_takes_no_copy(random: np.random.Generator) -> 
         assert target.count() == 0
 
 
+@pytest.mark.parametrize(("unbound", "bound"), [("source", "target"), ("target", "source")])
+def test_vectors_of_an_unknown_model_are_not_mixed_with_others(
+    unbound: str, bound: str, random: np.random.Generator
+) -> None:
+    with open_store() as source, open_store() as target:
+        stores = {"source": source, "target": target}
+        stores[unbound].upsert(records(random, ["a"]))
+        stores[bound].bind("one")
+        stores[bound].upsert(records(random, ["a", "b"]))
+        with pytest.raises(ValueError, match=f"the {unbound} holds vectors and does not say of which model"):
+            copy_store(source, target)
+        stores[unbound].bind("one")
+        copy_store(source, target)
+        assert target.count() == 2
+
+
 def test_what_the_source_has_not_kept_is_not_made_up(tmp_path: Path, random: np.random.Generator) -> None:
     with open_store(tmp_path / "a", multi_vector="none") as source, open_store(tmp_path / "b") as target:
         fill(source, random)

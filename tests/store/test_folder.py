@@ -1,5 +1,6 @@
 """What a store in a folder promises beyond the common: durability, and clear refusals."""
 
+import errno
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import pytest
 
 from m3_integrations import Record, open_store
 from m3_integrations.store.embedded import EmbeddedStore
+from m3_integrations.store.folder import StoreFolder
 from m3_integrations.store.qdrant_filters import index_path
 from tests.fakes import TOKEN_DIM, random_vectors
 from tests.store.oracle import records
@@ -141,6 +143,10 @@ def test_metadata_that_json_cannot_hold_are_refused(tmp_path: Path, random: np.r
                 store.upsert([Record("good", "", {}, vectors), Record("bad", "", metadata, vectors)])
         with pytest.raises(ValueError, match="surrogates not allowed"):
             store.upsert([Record("bad", "\ud800", {}, vectors)])
+        good = [Record(str(i), "", {}, vectors) for i in range(60)]  # more than one batch
+        for broken in ({"by": "\ud800"}, {"\ud800": 1}, {"by": ["\ud800" * 300]}):
+            with pytest.raises(ValueError, match="surrogates not allowed"):
+                store.upsert([*good, Record("bad", "", broken, vectors)])
         assert store.count() == 0
 
 
@@ -189,6 +195,82 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 assert store.count() == 1
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_fork_of_the_opener_cannot_make_the_first_record_or_hang(tmp_path: Path) -> None:
+    code = f"""
+import os, signal, threading, warnings
+import numpy as np
+from m3_integrations import open_store
+from tests.store.oracle import records
+warnings.simplefilter("ignore")
+store = open_store({str(tmp_path / "s")!r})
+ours, theirs = records(np.random.default_rng(0), ["a", "b"])
+is_held, is_over = threading.Event(), threading.Event()
+
+def hold():
+    with store._engine.lock():
+        is_held.set()
+        is_over.wait()
+
+threading.Thread(target=hold).start()
+is_held.wait()
+if (child := os.fork()) == 0:
+    signal.alarm(20)
+    refused = 0
+    for use in (lambda: store.upsert([theirs]), lambda: store.bind("other"), store.count):
+        try:
+            use()
+        except RuntimeError as error:
+            refused += "before the process forked" in str(error)
+    store.close()
+    os._exit(refused)
+is_over.set()
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+store.upsert([ours])
+assert (store.count(), store.fingerprint) == (1, None)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_closed_store_leaves_its_folder_to_others(tmp_path: Path, random: np.random.Generator) -> None:
+    closed = EmbeddedStore(tmp_path / "s")
+    closed.close()
+    before = (tmp_path / "s" / "m3-store.json").read_bytes()
+    with pytest.raises(RuntimeError, match="was closed"):
+        closed.upsert(records(random, ["a"]))
+    with pytest.raises(RuntimeError, match="was closed"):
+        closed.bind("other")
+    assert not (tmp_path / "s" / "engine").exists()
+    assert (tmp_path / "s" / "m3-store.json").read_bytes() == before
+
+
+def test_a_creation_that_failed_is_tried_again(
+    tmp_path: Path, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: StoreFolder) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with EmbeddedStore(tmp_path / "s") as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(StoreFolder, "finish", fail)
+            with pytest.raises(OSError, match="No space left"):
+                store.upsert(records(random, ["a"]))
+        assert (store.modes, store.count()) == ((), 0)
+        store.upsert(records(random, ["b"]))
+        assert store.count() == 1
+
+
+def test_a_full_disk_is_seen_before_the_first_record(
+    tmp_path: Path, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = type("Usage", (), {"free": 100 << 20})()
+    monkeypatch.setattr("m3_integrations.store.embedded.shutil.disk_usage", lambda _: free)
+    with EmbeddedStore(tmp_path / "s") as store:
+        with pytest.raises(OSError, match="MB of free disk are needed, 100 MB are there"):
+            store.upsert(records(random, ["a"]))
+        assert (store.modes, store.count()) == ((), 0)
+        assert not (tmp_path / "s" / "engine").exists()
 
 
 def test_long_texts_are_pooled_to_what_a_server_takes_and_flagged(

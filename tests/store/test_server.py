@@ -70,6 +70,25 @@ def test_another_process_finds_what_the_first_has_made(random: np.random.Generat
     assert third.count() == 1
 
 
+def test_a_model_is_written_down_whoever_makes_the_collection(random: np.random.Generator) -> None:
+    client = QdrantClient(":memory:")
+    first, second = ServerStore("x", client=client), ServerStore("x", client=client)
+    first.bind("one")  # there is no collection yet to write it into
+    second.upsert(records(random, ["a"]))
+    first.upsert(records(random, ["b"]))
+    assert ServerStore("x", client=client).fingerprint == "one"
+
+
+def test_of_two_processes_that_bind_the_first_decides(random: np.random.Generator) -> None:
+    client = QdrantClient(":memory:")
+    ServerStore("x", client=client).upsert(records(random, ["a"]))
+    first, second = ServerStore("x", client=client), ServerStore("x", client=client)
+    first.bind("one")
+    with pytest.raises(ValueError, match="of the model one, not of two"):
+        second.bind("two")
+    assert ServerStore("x", client=client).fingerprint == "one"
+
+
 def test_what_was_not_made_here_is_refused_and_left_as_it_is() -> None:
     client = QdrantClient(":memory:")
     client.create_collection("m3", vectors_config=models.VectorParams(size=4, distance=models.Distance.DOT))

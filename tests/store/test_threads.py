@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from m3_integrations import M3Vectors, Searcher, SearchOptions, Store, open_store, scoring
+from m3_integrations import M3Vectors, Record, Searcher, SearchOptions, Store, open_store, scoring
+from m3_integrations.store.collection import CollectionStore
+from m3_integrations.store.embedded import EmbeddedStore
 from m3_integrations.store.memory import MemoryStore
 from m3_integrations.store.points import Point
 from m3_integrations.vectors import Kind, MultiVectorRows
@@ -57,6 +59,44 @@ def read_and_write(store: Store, seconds: float) -> int:
     with ThreadPoolExecutor(9) as pool:
         futures = [pool.submit(write), *(pool.submit(read, worker) for worker in range(8))]
     return sum(future.result() for future in futures)
+
+
+def test_readers_of_a_new_store_see_nothing_or_its_first_records(store: Store, random: np.random.Generator) -> None:
+    is_done = threading.Event()
+    first = records(random, ["a", "b"])
+
+    def read() -> set[int]:
+        counts = {store.count()}
+        while not is_done.is_set():
+            counts.add(store.count())
+        return counts
+
+    with ThreadPoolExecutor(1) as pool:
+        counts = pool.submit(read)
+        try:
+            store.upsert(first)
+        finally:
+            is_done.set()
+        assert counts.result() <= {0, 2}
+    assert store.count() == 2
+
+
+def test_of_two_first_records_of_other_sizes_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both_checked = threading.Barrier(2)
+    create = CollectionStore._create
+
+    def create_late(store: CollectionStore, vectors: M3Vectors) -> None:
+        both_checked.wait(timeout=60)
+        create(store, vectors)
+
+    monkeypatch.setattr(CollectionStore, "_create", create_late)
+    sizes = [Record(str(d), "", {}, M3Vectors(dense=np.eye(1, d, dtype=np.float32))) for d in (4, 6)]
+    with EmbeddedStore(tmp_path / "s") as store, ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(store.upsert, [record]) for record in sizes]
+        (error,) = [error for future in futures if (error := future.exception()) is not None]
+        assert isinstance(error, ValueError)
+        assert "dense vectors of length" in str(error)
+        assert store.count() == 1
 
 
 @pytest.mark.parametrize("kind", ["memory", "folder", pytest.param("server", marks=pytest.mark.server)])
