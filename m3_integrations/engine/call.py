@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,7 +52,7 @@ class Call:
         engine: Whose network, cache and queue are used.
         texts: Strings, instruction included.
         options: What is asked of them.
-        on_batch: Called after every forward pass with the number of this call's texts in it, by the worker's thread.
+        on_batch: Called by `wait` after every forward pass, with the number of this call's texts in it.
 
     Raises:
         UnicodeEncodeError: If a text is not valid Unicode.
@@ -61,6 +63,7 @@ class Call:
     ) -> None:
         self._engine, self._options, self._on_batch = engine, options, on_batch
         self._future: Future[None] = Future()
+        self._done_texts: SimpleQueue[int | None] = SimpleQueue()  # None comes last
         self._keys = [cache_key(text, options.max_length, options.pooling) for text in texts]
         unique = dict(zip(self._keys, texts, strict=True))
         self._known = engine.cache.get(unique, options.computed_modes) if options.cache_size_bytes else {}
@@ -80,11 +83,17 @@ class Call:
             self._future = request.future
         else:
             self._future.set_result(None)
+        self._future.add_done_callback(partial(_put_none, self._done_texts))
         return self._future
 
     def wait(self) -> None:
-        """Return when all has been encoded, or raise the error; a caller who is interrupted leaves the queue."""
+        """Return when all has been encoded, or raise the error; a caller who is interrupted leaves the queue.
+
+        Progress is told here, in the caller's thread: a terminal that blocks must not hold up anybody else.
+        """
         try:
+            while (n := self._done_texts.get()) is not None:
+                self._on_batch(n)
             self._future.result()
         finally:
             self.cancel()
@@ -104,7 +113,7 @@ class Call:
     def receive(self, positions: Sequence[int], output: BatchOutput, first: int) -> None:
         """Take over the results of these texts, which are rows first and following of a batch's output."""
         self._collector.add(positions, output, first)
-        self._on_batch(len(positions))
+        self._done_texts.put(len(positions))
 
     def count_pass(self, batch: Sequence[Tokens]) -> None:
         """Count a pass that was run."""
@@ -131,6 +140,10 @@ class Call:
         row = {key: i for i, key in enumerate((*self._known, *self._missing))}
         rows = np.array([row[key] for key in self._keys], dtype=np.int64)
         return (M3Vectors.concatenate([*stored.values(), fresh]) if stored else fresh).take(rows)
+
+
+def _put_none(queue: SimpleQueue[int | None], _: Future[None]) -> None:
+    queue.put(None)
 
 
 class _Collector:

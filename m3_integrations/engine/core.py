@@ -143,11 +143,11 @@ class Engine:
                 following, problem = None, None
                 try:
                     following = self._next_call(upcoming, on_batch)  # while the device works
+                    if following is not None:
+                        following.start()
                 except Exception as error:  # raised below, in its turn
                     problem = error
                 current.wait()
-                if following is not None:
-                    following.start()
                 yield current.finish()
                 if problem is not None:
                     raise problem

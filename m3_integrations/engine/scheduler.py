@@ -20,6 +20,8 @@ _logger = logging.getLogger(__name__)
 _SHORT_SHARE = 4
 """A request of at most a quarter of a pass is a short one, which overtakes the long ones. While short ones come, passes
 of long ones are a quarter as large, so that nobody short waits for a whole one."""
+_PASSES_TO_RECOVER = 256
+"""After so many passes without a failure, what a lack of memory halved is doubled: others may have given it back."""
 _CALM_PASSES = 16
 """After so many passes of long ones in a row they are whole again."""
 _MOST_SHORT_PASSES = 16
@@ -124,8 +126,10 @@ class Scheduler(Generic[Work]):
         n_workers: int,
         start_worker: Callable[[Scheduler[Work], int], object],
     ) -> None:
-        self.max_tokens = max_tokens
+        self.max_tokens = self._usual_max_tokens = max_tokens
         self._ceiling: int | None = None
+        self._was_halved = False
+        self._n_good_passes = 0
         self._is_packed = is_packed
         self._n_workers = n_workers
         self._start_worker = start_worker
@@ -186,12 +190,27 @@ class Scheduler(Generic[Work]):
             self._changed.notify()
 
     def halve(self, max_tokens: int) -> None:
-        """Make every pass from now on at most half as large as one of so many tokens; the first time, log it."""
+        """Make passes at most half as large as one of so many tokens; the first time, log it.
+
+        After some hundred passes without a failure they may be larger again.
+        """
         with self._changed:
-            level = logging.INFO if self._ceiling else logging.WARNING
+            level = logging.INFO if self._was_halved else logging.WARNING
+            self._was_halved, self._n_good_passes = True, 0
             self._ceiling = max(min(self._ceiling or max_tokens, max_tokens) // 2, 1)
-            self.max_tokens = min(self.max_tokens, self._ceiling)
-        _logger.log(level, "out of memory: a forward pass holds at most %d tokens from now on", self._ceiling)
+            self.max_tokens = min(self._usual_max_tokens, self._ceiling)
+        _logger.log(level, "out of memory: a forward pass holds at most %d tokens for now", self._ceiling)
+
+    def count_good_pass(self) -> None:
+        """Note a pass that did not fail."""
+        with self._changed:
+            if self._ceiling is None:
+                return
+            self._n_good_passes += 1
+            if self._n_good_passes == _PASSES_TO_RECOVER:
+                self._n_good_passes, ceiling = 0, 2 * self._ceiling
+                self._ceiling = ceiling if ceiling < self._usual_max_tokens else None
+                self.max_tokens = min(self._usual_max_tokens, ceiling)
 
     def leave(self, worker: int, error: BaseException | None) -> None:
         """Note that a worker has ended; if it was the last one, everybody who waits gets an error."""

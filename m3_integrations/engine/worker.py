@@ -113,6 +113,7 @@ class _Worker:
             traceback.clear_frames(error.__traceback__)
             self._recover(flight.shares, error)
             return
+        self._scheduler.count_good_pass()
         flight.shares[0].request.work.count_pass(_batch_of(flight.shares))
         first = 0
         for share in flight.shares:

@@ -179,8 +179,26 @@ def test_out_of_memory_halves_every_later_pass_and_says_so_once(caplog: pytest.L
     queue.put_back(shares, alone=False)
     assert [names(queue.take()) for _ in range(5)] == [[("long", [i])] for i in range(5)]
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
-        "out of memory: a forward pass holds at most 50 tokens from now on"
+        "out of memory: a forward pass holds at most 50 tokens for now"
     ]
+
+
+def test_passes_grow_again_when_none_has_failed_for_long(caplog: pytest.LogCaptureFixture) -> None:
+    queue = scheduler(100)
+    queue.halve(60)
+    sizes = []
+    for _ in range(256 * 2 + 1):
+        sizes.append(queue.max_tokens)
+        queue.count_good_pass()
+    assert sizes == [*[30] * 256, *[60] * 256, 100]
+    queue.halve(100)
+    assert queue.max_tokens == 50
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
+    for _ in range(255):
+        queue.count_good_pass()
+    queue.halve(40)  # which begins the count anew
+    queue.count_good_pass()
+    assert queue.max_tokens == 20
 
 
 def test_a_cancelled_request_takes_no_place() -> None:
