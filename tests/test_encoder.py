@@ -391,14 +391,16 @@ def test_half_precision_is_near_full_precision(small: Path, encoder: M3Encoder, 
         assert_same_weights(a.to_dict(), b.to_dict(), 2 * tolerance)
 
 
-def test_values_that_are_not_finite_are_an_error(small: Path) -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["backbone.encoder.layer.2.output.LayerNorm.bias", "lexical_head.bias", "multi_vector_head.bias"],
+)
+def test_values_that_are_not_finite_are_an_error(small: Path, name: str) -> None:
     import torch
 
     encoder = M3Encoder.load(small, device="cpu")
-    backbone = encoder._live_engine().network.backbone
-    parameter = dict(backbone.named_parameters())["encoder.layer.2.output.LayerNorm.bias"]
     with torch.no_grad():
-        parameter[0] = torch.inf
+        encoder._live_engine().network.get_parameter(name)[0] = torch.inf
     with pytest.raises(FloatingPointError, match="dtype='float32'"):
         encoder.encode(["a"])
 
