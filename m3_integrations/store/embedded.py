@@ -208,10 +208,11 @@ class _EdgeEngine:
         self._shard = edge.EdgeShard.load(str(self._folder.engine))
         self._indexed_keys = set(self._shard.info().payload_schema)
 
-    def _update(self, operation: edge.UpdateOperation) -> None:
+    def _update(self, *operations: edge.UpdateOperation) -> None:
         shard = self._opened()
         try:
-            shard.update(operation)
+            for operation in operations:
+                shard.update(operation)
             shard.flush()
         except Exception as error:
             if type(error) is not Exception:
@@ -224,11 +225,11 @@ class _EdgeEngine:
 
     def _index_keys(self, points: Iterable[Point]) -> None:
         """Index the numbers under every key that is new; strings and booleans share one index that is there."""
-        for key in (path for path in index_paths(points) if path not in self._indexed_keys):
-            self._update(
-                edge.UpdateOperation.create_field_index(key, edge.IntegerIndexParams(lookup=False, range=True))
-            )
-            self._indexed_keys.add(key)
+        new = [path for path in index_paths(points) if path not in self._indexed_keys]
+        if new:
+            index = edge.IntegerIndexParams(lookup=False, range=True)
+            self._update(*(edge.UpdateOperation.create_field_index(key, index) for key in new))
+            self._indexed_keys.update(new)
 
     def _check_disk(self, size_bytes: int) -> None:
         free = shutil.disk_usage(self._folder.path).free
