@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 try:
-    from grpc import RpcError
     from qdrant_client import QdrantClient, models
-    from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
+
+    from m3_integrations.store.server_errors import ask_server
 except ModuleNotFoundError as error:
     if error.name not in {"qdrant_client", "grpc"}:
         raise
@@ -27,6 +27,8 @@ from m3_integrations.store.points import Point
 from m3_integrations.store.qdrant_filters import Bound, index_paths, translate
 from m3_integrations.store.qdrant_vectors import as_named, read_vectors
 from m3_integrations.vectors import M3Vectors
+
+_Answer = TypeVar("_Answer")
 
 _PAGE: Final = 256
 """Records read at a time when all are."""
@@ -62,7 +64,9 @@ class ServerStore(CollectionStore):
         client: In the place of what the URL says: a client that is there already; such a store cannot be pickled.
 
     Raises:
-        ConnectionError: If the server cannot be reached.
+        ConnectionError: If the server cannot be reached; later calls too.
+        PermissionError: If it does not accept the key; later calls too.
+        OSError: If it answers with another error; later calls too.
         ValueError: If the collection is none of this package's, or was made by a later version or with other
             settings.
     """
@@ -107,12 +111,12 @@ class ServerStore(CollectionStore):
             check_compatibility=False,  # it would ask the server, and warn, before anything was asked of it
         )
         placement = {"shard_number": shard_number, "replication_factor": replication_factor}
-        engine = _ServerEngine(client, collection, placement=placement, on_disk=on_disk)
+        engine = _ServerEngine(client, url, collection, placement=placement, on_disk=on_disk)
         try:
             found = engine.read_format()
-        except (ResponseHandlingException, RpcError) as error:
+        except OSError:
             client.close()
-            raise ConnectionError(f"no Qdrant server answers at {url}: {error}") from error
+            raise
         super().__init__(engine, choose_format(engine.where, found, multi_vector, token_pooling))
 
     def __repr__(self) -> str:
@@ -131,8 +135,11 @@ def _reopen(url: str, settings: Mapping[str, Any]) -> ServerStore:
 class _ServerEngine:
     """A collection of a server. The client is safe to use from many threads."""
 
-    def __init__(self, client: QdrantClient, name: str, *, placement: Mapping[str, Any], on_disk: bool) -> None:
+    def __init__(
+        self, client: QdrantClient, url: str, name: str, *, placement: Mapping[str, Any], on_disk: bool
+    ) -> None:
         self._client = client
+        self._url = url
         self._name = name
         self._placement = placement
         self._on_disk = on_disk
@@ -140,51 +147,55 @@ class _ServerEngine:
         self._indexed_keys: set[str] = set()
         self.where = f"collection {name!r}"
 
+    def _ask(self, call: Callable[..., _Answer], *args: Any, **kwargs: Any) -> _Answer:
+        return ask_server(self._url, call, self._name, *args, **kwargs)
+
     def lock(self) -> contextlib.AbstractContextManager[object]:
         return contextlib.nullcontext()
 
     def read_format(self) -> StoreFormat | None:
-        if not self._client.collection_exists(self._name):
+        if not self._ask(self._client.collection_exists):
             return None
-        info = self._client.get_collection(self._name)
+        info = self._ask(self._client.get_collection)
         self._indexed_keys = set(info.payload_schema)
         self._format = StoreFormat.from_dict(self.where, info.config.metadata)
         return self._format
 
     def create(self, format_: StoreFormat) -> StoreFormat:
         try:
-            self._client.create_collection(
-                self._name,
+            self._ask(
+                self._client.create_collection,
                 vectors_config=_dense_config(format_, self._on_disk),
                 sparse_vectors_config=_sparse_config(format_, self._on_disk),
                 metadata=format_.to_dict(),
                 on_disk_payload=True,
                 **self._placement,
             )
-        except (UnexpectedResponse, RpcError, ValueError) as error:
+        except (OSError, ValueError) as error:
             there = self.read_format()  # by another process, a moment ago
             if there is None:
                 raise
             if not there.modes:
                 raise ValueError(f"{self.where} has no vectors") from error
             return there
-        self._index("terms", models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD))
         self._format = format_
         return format_
 
     def bind(self, format_: StoreFormat) -> None:
         if self._format is not None:
-            self._client.update_collection(self._name, metadata=format_.to_dict())
+            self._ask(self._client.update_collection, metadata=format_.to_dict())
             self._format = format_
 
     def upsert(self, points: Sequence[Point]) -> None:
+        if "terms" not in self._indexed_keys:  # also where whoever made the collection did not get as far
+            self._index("terms", models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD))
         for key in index_paths(points):
             if key not in self._indexed_keys:
                 self._index(
                     key, models.IntegerIndexParams(type=models.IntegerIndexType.INTEGER, lookup=False, range=True)
                 )
-        self._client.upsert(
-            self._name,
+        self._ask(
+            self._client.upsert,
             [
                 models.PointStruct(id=point.id, vector=_named(point.vectors), payload=dict(point.payload))
                 for point in points
@@ -194,13 +205,13 @@ class _ServerEngine:
         )
 
     def delete(self, ids: Sequence[str]) -> None:
-        self._client.delete(self._name, models.PointIdsList(points=list(ids)), wait=True)
+        self._ask(self._client.delete, models.PointIdsList(points=list(ids)), wait=True)
 
     def delete_where(self, filter_: Filter) -> None:
-        self._client.delete(self._name, models.FilterSelector(filter=translate(_WORDS, filter_)), wait=True)
+        self._ask(self._client.delete, models.FilterSelector(filter=translate(_WORDS, filter_)), wait=True)
 
     def retrieve(self, ids: Sequence[str], *, with_payload: bool, with_vectors: bool) -> dict[str, Point]:
-        found = self._client.retrieve(self._name, list(ids), with_payload=with_payload, with_vectors=with_vectors)
+        found = self._ask(self._client.retrieve, list(ids), with_payload=with_payload, with_vectors=with_vectors)
         format_ = self._format or StoreFormat()
         return {
             str(record.id): Point(
@@ -212,17 +223,17 @@ class _ServerEngine:
         }
 
     def scroll(self, after: Any) -> tuple[list[Point], Any]:
-        found, after = self._client.scroll(self._name, limit=_PAGE, offset=after, with_payload=True)
+        found, after = self._ask(self._client.scroll, limit=_PAGE, offset=after, with_payload=True)
         return [Point(str(record.id), record.payload or {}) for record in found], after
 
     def count(self, filter_: Filter | None) -> int:
         where = None if filter_ is None else translate(_WORDS, filter_)
-        return self._client.count(self._name, count_filter=where, exact=True).count
+        return self._ask(self._client.count, count_filter=where, exact=True).count
 
     def search(self, asks: Sequence[Ask]) -> list[list[tuple[str, float]]]:
         if not asks:
             return []
-        answers = self._client.query_batch_points(self._name, [_request(ask) for ask in asks])
+        answers = self._ask(self._client.query_batch_points, [_request(ask) for ask in asks])
         return [
             [((hit.payload or {})["id"] if ask.ids is None else str(hit.id), hit.score) for hit in answer.points]
             for ask, answer in zip(asks, answers, strict=True)
@@ -230,7 +241,7 @@ class _ServerEngine:
 
     def optimize(self) -> None:
         """Wait until the server, which indexes by itself, has nothing left to do."""
-        while self._client.get_collection(self._name).status != models.CollectionStatus.GREEN:
+        while self._ask(self._client.get_collection).status != models.CollectionStatus.GREEN:
             time.sleep(_POLL_S)
 
     def flush(self) -> None:
@@ -240,7 +251,7 @@ class _ServerEngine:
         self._client.close()
 
     def _index(self, key: str, schema: Any) -> None:
-        self._client.create_payload_index(self._name, key, field_schema=schema, wait=True)
+        self._ask(self._client.create_payload_index, key, field_schema=schema, wait=True)
         self._indexed_keys.add(key)
 
 

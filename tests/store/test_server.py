@@ -8,12 +8,17 @@ The conformance suite runs over qdrant-client's local mode, and over a real serv
 
 import os
 import pickle
+import re
 import uuid
+from collections.abc import Callable
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
+from grpc import RpcError, StatusCode
 from qdrant_client import QdrantClient, models
+from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from m3_integrations import M3Encoder, open_store
 from m3_integrations.langchain import M3HybridRetriever
@@ -105,6 +110,77 @@ def test_a_server_that_does_not_answer_is_an_error() -> None:
     for prefer_grpc in (True, False):
         with pytest.raises(ConnectionError, match="no Qdrant server answers at http://localhost:9"):
             open_store("http://localhost:9", prefer_grpc=prefer_grpc, grpc_port=9, timeout_s=2)
+
+
+class GrpcError(RpcError):  # type: ignore[misc]
+    def __init__(self, code: StatusCode) -> None:
+        self._code = code
+
+    def code(self) -> StatusCode:
+        return self._code
+
+    def details(self) -> str:
+        return "said over grpc"
+
+
+def answered(status: int) -> UnexpectedResponse:
+    return UnexpectedResponse(status, "reason", b"said over http", httpx.Headers())
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (answered(401), PermissionError, "at x does not accept the API key: said over http"),
+        (GrpcError(StatusCode.UNAUTHENTICATED), PermissionError, "at x does not accept the API key: said over grpc"),
+        (GrpcError(StatusCode.UNAVAILABLE), ConnectionError, "no Qdrant server answers at x: said over grpc"),
+        (ResponseHandlingException(OSError("refused")), ConnectionError, "no Qdrant server answers at x: refused"),
+        (answered(507), OSError, "at x answered 507: said over http"),
+        (GrpcError(StatusCode.RESOURCE_EXHAUSTED), OSError, "answered StatusCode.RESOURCE_EXHAUSTED: said over grpc"),
+    ],
+)
+def test_a_servers_errors_are_built_in_ones_whenever_they_come(
+    error: Exception, kind: type[OSError], message: str, monkeypatch: pytest.MonkeyPatch, random: np.random.Generator
+) -> None:
+    client = QdrantClient(":memory:")
+    store = ServerStore("x", client=client)
+    store.upsert(records(random, ["a"]))
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    uses: dict[str, Callable[[], object]] = {
+        "upsert": lambda: store.upsert(records(random, ["b"])),
+        "count": store.count,
+        "scroll": lambda: list(store.records()),
+    }
+    for method, use in uses.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(client, method, fail)
+            with pytest.raises(OSError, match=re.escape(message)) as caught:
+                use()
+            assert type(caught.value) is kind
+    assert store.count() == 1
+    monkeypatch.setattr(client, "collection_exists", fail)
+    with pytest.raises(kind, match=re.escape(message)):
+        ServerStore("x", client=client)
+
+
+def test_an_index_that_was_not_made_with_the_collection_is_made_later(
+    monkeypatch: pytest.MonkeyPatch, random: np.random.Generator
+) -> None:
+    client, made = QdrantClient(":memory:"), list[str]()
+    store = ServerStore("x", client=client)
+
+    def fail(*_: object, **__: object) -> None:
+        raise answered(500)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "create_payload_index", fail)
+        with pytest.raises(OSError, match="answered 500"):
+            store.upsert(records(random, ["a"]))
+    monkeypatch.setattr(client, "create_payload_index", lambda _, key, **__: made.append(key))
+    store.upsert(records(random, ["a"]))
+    assert "terms" in made
 
 
 def test_retrievers_over_a_url_pickle(asked: list[dict[str, Any]]) -> None:
