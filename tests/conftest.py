@@ -41,3 +41,8 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def encoder(small: Path) -> Iterator[M3Encoder]:
     with M3Encoder.load(small, device="cpu") as handle:
         yield handle
+
+
+@pytest.fixture
+def uncached(small: Path) -> M3Encoder:
+    return M3Encoder.shared(small, device="cpu", cache_size_bytes=0)

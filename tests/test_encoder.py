@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from m3_integrations import Encoder, M3Encoder, M3Vectors, ModeWeights, scoring
-from tests.golden.texts import PAIRS, TEXTS
+from m3_integrations import Encoder, M3Encoder, M3Vectors, scoring
+from tests.golden.texts import TEXTS
 
 LONG = "word " * 500
 
@@ -29,11 +29,6 @@ def assert_same_weights(one: dict[int, float], other: dict[int, float], toleranc
     """Equal, but a weight within the tolerance of the ReLU's zero may be there or not."""
     for token in one.keys() | other.keys():
         assert abs(one.get(token, 0) - other.get(token, 0)) <= tolerance * max(1, abs(one.get(token, 0))), token
-
-
-@pytest.fixture
-def uncached(small: Path) -> M3Encoder:
-    return M3Encoder.shared(small, device="cpu", cache_size_bytes=0)
 
 
 @pytest.mark.filterwarnings("ignore:.*longer than")
@@ -250,128 +245,6 @@ def test_a_progress_bar_is_drawn_on_request_only(encoder: M3Encoder, capsys: pyt
     assert "1text" in capsys.readouterr().err
 
 
-def test_a_text_asked_for_twice_is_encoded_once(encoder: M3Encoder) -> None:
-    first = encoder.encode(["one", "two", "one"])
-    assert encoder.stats.encoded_texts == 2
-    again = encoder.encode(["two", "three", "one"])
-    assert encoder.stats.encoded_texts == 3
-    assert encoder.stats.cache_hits == 2
-    np.testing.assert_array_equal(first.dense[0], first.dense[2])
-    np.testing.assert_array_equal(again.dense[[2, 0]], first.dense[:2])
-    np.testing.assert_array_equal(again.multi_vector[2], first.multi_vector[0])
-    assert again.lexical[2].to_dict() == first.lexical[0].to_dict()
-
-
-def test_dense_and_lexical_asked_for_separately_cost_one_pass(encoder: M3Encoder) -> None:
-    encoder.encode(["a document"], modes=("dense",))
-    encoder.encode(["a document"], modes=("lexical",))
-    assert encoder.stats.forward_passes == 1
-    encoder.encode(["a document"])  # token vectors of a document were not computed yet
-    assert encoder.stats.forward_passes == 2
-
-
-def test_many_or_long_queries_get_no_more_modes_than_they_ask_for(encoder: M3Encoder) -> None:
-    queries = [f"query number {i} with some more words" for i in range(200)]
-    encoder.encode(queries, kind="query", modes=("dense",))
-    passes = encoder.stats.forward_passes
-    encoder.encode(queries[-1:], kind="query")  # the token vectors were not computed above
-    assert encoder.stats.forward_passes == passes + 1
-
-
-def test_pooling_is_part_of_what_the_cache_knows_a_text_by(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("m3_integrations.tokenizer.MCLS_INTERVAL", 5)
-    text = "one two three four five six seven eight nine ten"
-    one, other = (M3Encoder.shared(wide, device="cpu", pooling=pooling) for pooling in ("cls", "mcls"))
-    assert not np.allclose(one.encode([text]).dense, other.encode([text]).dense)
-
-
-def test_a_query_embedded_sparse_embedded_and_reranked_costs_one_pass(small: Path, encoder: M3Encoder) -> None:
-    encoder.encode(["a query"], kind="query", modes=("dense",))
-    encoder.encode(["a query"], kind="query", modes=("lexical",))
-    encoder.encode(["a query"], kind="query")
-    assert encoder.stats.forward_passes == 1
-
-
-def test_results_are_the_callers_own(encoder: M3Encoder) -> None:
-    first = encoder.encode(["mine"])
-    expected = first.dense.copy()
-    first.dense[:] = 0
-    first.multi_vector.flat[:] = 0
-    np.testing.assert_array_equal(encoder.encode(["mine"]).dense, expected)
-
-
-def test_the_cache_stays_within_its_bound_and_drops_the_least_recently_used(small: Path) -> None:
-    encoder = M3Encoder.load(small, device="cpu", cache_size_bytes=40_000)
-    cache = encoder._live_engine().cache
-    texts = [f"text number {i}" for i in range(200)]
-    for text in texts:
-        encoder.encode([text])
-        encoder.encode(["kept, since it is asked for again and again"])
-        assert cache.size_bytes <= 40_000
-    assert 5 < len(cache) < 40
-    assert encoder.stats.cache_hits == 199
-    encoder.encode([texts[-1]])
-    assert encoder.stats.cache_hits == 200
-    encoder.encode([texts[0]])
-    assert encoder.stats.cache_hits == 200
-
-
-def test_a_long_run_leaves_half_of_the_cache_to_others(small: Path) -> None:
-    encoder = M3Encoder.load(small, device="cpu", cache_size_bytes=200_000)
-    encoder.encode(["what somebody asks"])
-    encoder.encode([f"one of very many records {i}" for i in range(400)])
-    passes = encoder.stats.forward_passes
-    encoder.encode(["what somebody asks"])
-    encoder.encode(["one of very many records 399"])
-    assert encoder.stats.forward_passes == passes
-
-
-def test_of_two_handles_the_larger_cache_counts(small: Path) -> None:
-    large = M3Encoder.load(small, device="cpu", cache_size_bytes=10**6)
-    cache = large._live_engine().cache
-    cache.allow(10)
-    large.encode([f"text {i}" for i in range(20)])
-    assert len(cache) == 20
-
-
-def test_a_cache_of_size_zero_keeps_nothing(small: Path) -> None:
-    encoder = M3Encoder.load(small, device="cpu", cache_size_bytes=0)
-    encoder.encode(["a", "b", "a"])
-    assert len(encoder._live_engine().cache) == 0
-    assert encoder.stats.encoded_texts == 2
-
-
-def test_settings_that_change_a_vector_are_never_answered_from_the_cache(small: Path) -> None:
-    text = "five words make a text"
-    with M3Encoder.load(small, device="cpu") as encoder, pytest.warns(UserWarning, match="longer"):
-        whole, part = encoder.encode([text]), encoder.encode([text], max_length=4)
-    assert not np.allclose(whole.dense, part.dense)
-
-
-def test_scores_of_pairs_equal_scores_of_encoded_vectors(uncached: M3Encoder) -> None:
-    pairs = [(TEXTS[a][:80], TEXTS[b][:80]) for a, b in PAIRS]
-    weights = ModeWeights(1, 0.3, 1)
-    scores = uncached.score_pairs(pairs, weights=weights)
-    for i, (query, text) in enumerate(pairs):
-        one = scoring.score_vectors(uncached.encode([query]), uncached.encode([text]), weights)
-        for mode in ("dense", "lexical", "multi_vector", "combined"):
-            value = float(getattr(one, mode)[0])
-            assert getattr(scores, mode)[i] == pytest.approx(value, abs=1e-5 * max(1, abs(value))), (i, mode)
-
-
-@pytest.mark.parametrize("window", [1, 2, 5, 1000])
-def test_scoring_in_windows_gives_every_pair_its_score(
-    uncached: M3Encoder, window: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    random = np.random.default_rng(window)
-    pairs = [(f"query {a}", f"a document about {b}") for a, b in random.integers(0, 6, (40, 2))]
-    expected = uncached.score_pairs(pairs)
-    monkeypatch.setattr("m3_integrations.encoder._WINDOW_TEXTS", window)
-    scores = uncached.score_pairs(pairs)
-    for mode in ("dense", "lexical", "multi_vector", "combined"):
-        np.testing.assert_allclose(getattr(scores, mode), getattr(expected, mode), atol=1e-5)
-
-
 def test_what_is_returned_is_float32(encoder: M3Encoder) -> None:
     vectors, scores = encoder.encode(["a b", "c"]), encoder.score("a", ["b", "c"])
     arrays = [vectors.dense, vectors.lexical.values, vectors.multi_vector.flat]
@@ -403,33 +276,6 @@ def test_values_that_are_not_finite_are_an_error(small: Path, name: str) -> None
         encoder._live_engine().network.get_parameter(name)[0] = torch.inf
     with pytest.raises(FloatingPointError, match="dtype='float32'"):
         encoder.encode(["a"])
-
-
-def test_a_cut_query_is_counted_and_its_limit_named(small: Path) -> None:
-    encoder = M3Encoder.shared(small, device="cpu", query_max_length=5, cache_size_bytes=0)
-    with pytest.warns(UserWarning, match="1 of 3 texts were longer than 5 or 128 tokens"):
-        encoder.score(LONG, ["a", "b"])
-    with pytest.warns(UserWarning, match="2 of 2 texts were longer"):
-        encoder.encode([LONG, LONG])
-
-
-def test_scoring_encodes_each_text_once(uncached: M3Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = uncached.stats.encoded_texts
-    uncached.score("query", ["a", "b", "a", "c"])
-    assert uncached.stats.encoded_texts - before == 4
-    uncached.score_pairs([("q1", "a"), ("q2", "a"), ("q1", "b")])
-    assert uncached.stats.encoded_texts - before == 8
-    monkeypatch.setattr("m3_integrations.encoder._WINDOW_TEXTS", 3)
-    pairs = [(f"query {i}", f"document {j}") for i in range(10) for j in range(7)]
-    uncached.score_pairs(pairs)
-    assert uncached.stats.encoded_texts - before == 8 + 17
-
-
-def test_weights_without_a_mode_to_lie_on_are_refused_before_encoding(encoder: M3Encoder) -> None:
-    before = encoder.stats.forward_passes
-    with pytest.raises(ValueError, match="not all 0"):
-        encoder.score("q", ["a"], weights=ModeWeights(0, 0, 0))
-    assert encoder.stats.forward_passes == before
 
 
 async def test_aencode_gives_what_encode_gives(uncached: M3Encoder) -> None:

@@ -14,6 +14,9 @@ from m3_integrations.engine.core import _start_worker
 from m3_integrations.model import LaunchedBatch
 from m3_integrations.tokenizer import Tokens
 
+WORDS = ("stone", "bridge", "water", "key", "the", "letter", "it", "seven")
+"""The golden tokenizer has one token for the second, the fourth, the fifth and the seventh of these."""
+
 
 def never(_: Sequence[Tokens]) -> None:
     """Let every pass succeed."""

@@ -2,12 +2,9 @@
 
 import asyncio
 import logging
-import os
 import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,17 +14,8 @@ import torch
 
 from m3_integrations import M3Encoder
 from m3_integrations.tokenizer import Tokens
-from tests.engine.gate import Gate, pipelined
+from tests.engine.gate import WORDS, Gate
 from tests.test_encoder import assert_same
-
-WORDS = ("stone", "bridge", "water", "key", "the", "letter", "it", "seven")
-
-
-@pytest.fixture(params=[False, True], ids=["in turn", "pipelined"])
-def alone(small: Path, request: pytest.FixtureRequest) -> Iterator[M3Encoder]:
-    """An encoder with a network of its own, and no cache."""
-    with M3Encoder.load(small, device="cpu", cache_size_bytes=0) as encoder:
-        yield pipelined(encoder) if request.param else encoder
 
 
 def contains(encoder: M3Encoder, word: str) -> int:
@@ -241,59 +229,6 @@ def test_an_interrupted_caller_leaves_nothing_in_the_queue(alone: M3Encoder) -> 
     assert sum(len(batch) for batch in gate.batches) == 2
 
 
-def test_closing_a_handle_lets_its_calls_finish(alone: M3Encoder) -> None:
-    expected = [alone.encode([word]) for word in WORDS]
-    gate = Gate(alone)
-    with ThreadPoolExecutor(len(WORDS)) as pool:
-        answers = [pool.submit(alone.encode, [WORDS[0]])]
-        gate.wait_for(waiting=0)
-        answers += [pool.submit(alone.encode, [word]) for word in WORDS[1:]]
-        gate.wait_for(waiting=len(WORDS) - 1)
-        alone.close()
-        with pytest.raises(RuntimeError, match="was closed"):
-            alone.encode(["late"])
-        gate.open()
-        for answer, vectors in zip(answers, expected, strict=True):
-            assert_same(answer.result(60), vectors)
-
-
-def test_shutting_down_answers_everybody(alone: M3Encoder) -> None:
-    gate = Gate(alone)
-    with ThreadPoolExecutor(len(WORDS)) as pool:
-        answers = [pool.submit(alone.encode, ["first"])]
-        gate.wait_for(waiting=0)
-        answers += [pool.submit(alone.encode, [word]) for word in WORDS[1:]]
-        gate.wait_for(waiting=len(WORDS) - 1)
-        threading.Timer(0.05, gate.open).start()
-        gate.engine.shut_down()
-    errors = [answer.exception() for answer in answers]
-    assert errors.count(None) == 1, "the one whose pass was running"
-    assert sum("shut down" in str(error) for error in errors) == len(WORDS) - 1
-    with pytest.raises(RuntimeError, match="shut down"):
-        alone.encode(["late"])
-
-
-def test_a_process_that_ends_under_load_ends_cleanly(small: Path) -> None:
-    code = f"""
-import threading, time
-from m3_integrations import M3Encoder
-encoder = M3Encoder.load({str(small)!r}, device="cpu", cache_size_bytes=0)
-def work(text):
-    while True:
-        encoder.encode([text * 50] * 20)
-for i in range(8):
-    threading.Thread(target=work, args=(f"text {{i}} ",), daemon=True).start()
-while encoder.stats.forward_passes < 20:
-    time.sleep(0.01)
-print("over")
-"""
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False, timeout=120
-    )
-    assert (result.returncode, result.stdout) == (0, "over\n"), result.stderr
-    assert "Fatal" not in result.stderr
-
-
 def test_two_devices_work_off_one_queue(small: Path) -> None:
     texts = [f"{word} {i} " * 9 for i, word in enumerate(WORDS * 40)]
     expected = M3Encoder.shared(small, device="cpu", cache_size_bytes=0).encode(texts)
@@ -316,27 +251,6 @@ def test_an_unknown_device_among_several_is_refused(small: Path) -> None:
 def test_a_gpu_and_a_cpu_share_no_queue(small: Path) -> None:
     with pytest.raises(ValueError, match="of one kind, got 'cuda,cpu'"):
         M3Encoder.load(small, device="cuda,cpu")
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
-@pytest.mark.filterwarnings("ignore:.*fork")
-def test_a_forked_child_that_ends_does_not_wait_for_threads_it_has_not(small: Path) -> None:
-    code = f"""
-import os, sys
-from m3_integrations import M3Encoder
-encoder = M3Encoder.load({str(small)!r}, device="cpu")
-encoder.encode(["a"])
-queue = encoder._live_engine().scheduler
-with queue._changed:
-    child = os.fork()
-if child == 0:
-    sys.exit(7)
-print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert result.stdout.split()[-1] == "7", result.stderr
 
 
 def test_dense_vectors_of_shared_passes_do_not_mix(alone: M3Encoder) -> None:
