@@ -1,4 +1,4 @@
-"""The network on its device: from token ids to vectors in one forward pass, and MaxSim over many candidates."""
+"""The network on its device: from token ids to vectors in one forward pass."""
 
 from m3_integrations.model.devices import DTYPES, find_devices, find_dtype
 from m3_integrations.model.launched import BatchOutput, LaunchedBatch
