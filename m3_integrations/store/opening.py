@@ -49,6 +49,8 @@ def open_store(
         BlockingIOError: If a folder is open already, in this process or another.
         NotADirectoryError: If a folder is a file.
         ConnectionError: If the server cannot be reached.
+        PermissionError: If it does not accept the key.
+        OSError: If it answers with another error.
     """
     kept = {"multi_vector": multi_vector, "token_pooling": token_pooling}
     served = {
