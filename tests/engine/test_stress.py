@@ -23,7 +23,7 @@ def test_a_thousand_threads_under_faults_each_get_their_vectors_or_their_own_err
     assert sum(tally.outcomes.values()) == n_threads * n_requests
     assert set(tally.outcomes) >= {"right vectors", "its own error", "its worker was killed", "cancelled"}
     assert min(faults.n_raised[fault] for fault in ("out of memory", "killed")) > 0
-    assert tally.outcomes["right vectors"] > 0.25 * n_threads * n_requests  # 0.38 to 0.5 were seen
+    assert tally.outcomes["right vectors"] > 0.1 * n_threads * n_requests  # 0.38 to 0.5 were seen
     # One text is one turn, and there are never more than a thousand before it; long ones get at most every other pass.
     assert tally.most_passes_waited <= 2 * n_threads
     assert len(gate.batches) < 0.8 * sum(map(len, gate.batches)), "passes are shared"

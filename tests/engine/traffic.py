@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 import random
 import threading
 from collections import Counter
@@ -23,7 +24,7 @@ TEXTS = [f"{word} {i} " * (1 + i % 7) for i, word in enumerate(("stone", "water"
 
 
 class Faults:
-    """Raises out of passes at random; poisonous texts fail every pass that they are in.
+    """Raises out of passes at random, and surely once in a while; poisonous texts fail every pass that they are in.
 
     Args:
         seed: Of the random numbers.
@@ -32,17 +33,22 @@ class Faults:
 
     def __init__(self, seed: int, poison: int) -> None:
         self._chance, self._poison = random.Random(seed), poison
+        self._n_large_passes, self._n_passes = itertools.count(), itertools.count(1)
         self.n_raised: Counter[str] = Counter()
 
     def __call__(self, batch: Sequence[Tokens]) -> None:
         if any(self._poison in tokens.ids for tokens in batch):
             raise ValueError("poison")
-        if sum(map(len, batch)) > 300 and self._chance.random() < 0.05:
+        # After a lack of memory passes are small, so that few large ones may come: the first must not slip by.
+        if sum(map(len, batch)) > 300 and (self._happens(0.05) or next(self._n_large_passes) == 0):
             self.n_raised["out of memory"] += 1
             raise torch.OutOfMemoryError("injected: out of memory")
-        if self._chance.random() < 0.01:
+        if self._happens(0.01) or next(self._n_passes) % 200 == 0:
             self.n_raised["killed"] += 1
             raise SystemExit("injected: killed")
+
+    def _happens(self, probability: float) -> bool:
+        return self._chance.random() < probability
 
 
 @dataclass
