@@ -164,7 +164,7 @@ class Searcher:
         bm25 = dict(self._bm25_leg(query, pool, filter_)) if options.bm25 != "off" else {}
         # In the order of the ids, so that equal scores rank the same whatever the store.
         ids = sorted({id_ for hits in found.values() for id_ in hits.ids} | set(bm25))
-        ids, scores = self.store.scores(vectors, ids, modes)
+        ids, scores = self.store.scores(vectors, ids, modes, found)
         weights = resolve_weights(options.weights)
         final = combine(scores, weights) if options.fusion == "weighted" else _fuse(ids, scores, bm25, weights, options)
         best = top_rows(final, options.k)

@@ -170,32 +170,48 @@ class CollectionStore:
         return nothing | {ask.mode: _hits(ask.mode, found) for ask, found in zip(asks, answers, strict=True)}
 
     def scores(
-        self, query: M3Vectors, ids: Sequence[str], modes: Sequence[Mode]
+        self, query: M3Vectors, ids: Sequence[str], modes: Sequence[Mode], known: Mapping[Mode, Hits] | None = None
     ) -> tuple[list[str], dict[Mode, FloatArray]]:
         """Give the exact raw scores of chosen records: those ids that are there, in order, and (n,) float32 a mode.
 
         They are exact for the vectors as they are stored: see the storage of token vectors.
 
+        Args:
+            query: The vectors of one text.
+            ids: Of records; those that are not there are passed over.
+            modes: What is compared.
+            known: What `candidates` has just given for this query: taken over instead of asking the engine again.
+
         Raises:
             ValueError: For a query that does not fit the records.
         """
-        names = {id_: point_id(id_) for id_ in ids}
-        points = list(names.values())
-        by_point: dict[Mode, dict[str, float]] = {mode: {} for mode in modes}
-        there: set[str] = set()
+        taken = {mode: dict(zip(hits.ids, hits.scores.tolist(), strict=True)) for mode, hits in (known or {}).items()}
+        by_id: dict[Mode, dict[str, float]] = {mode: dict(taken.get(mode, {})) for mode in modes}
+        asked = {mode: {point_id(id_): id_ for id_ in ids if id_ not in by_id[mode]} for mode in modes}
         with self._usable():
-            if (shape := self._format().shape) is not None and points:
-                check_query(query, shape, modes)
-                asks = [Ask(mode, query, len(points), ids=points) for mode in modes if _can_ask(query, mode)]
-                for ask, found in zip(asks, self._engine.search(asks), strict=True):
-                    by_point[ask.mode] = dict(found)
-                if "dense" in by_point:  # every record has a dense vector, so the search has met all that are there
-                    there = set(by_point["dense"])
-                else:
-                    there = set(self._engine.retrieve(points, with_payload=False, with_vectors=False))
-        present = [id_ for id_ in ids if names[id_] in there]
+            if (shape := self._format().shape) is None:
+                return [], {mode: np.empty(0, np.float32) for mode in modes}
+            check_query(query, shape, modes)
+            asks = [
+                Ask(mode, query, len(names), ids=list(names))
+                for mode, names in asked.items()
+                if names and _can_ask(query, mode)
+            ]
+            for ask, found in zip(asks, self._engine.search(asks), strict=True):
+                by_id[ask.mode] |= {asked[ask.mode][point]: score for point, score in found}
+            if "dense" in by_id:  # every record has a dense vector, so the search has met all that are there
+                there = set(by_id["dense"])
+            else:
+                there = {id_ for hits in taken.values() for id_ in hits}
+                names = {point_id(id_): id_ for id_ in ids if id_ not in there}
+                if names:
+                    there |= {
+                        names[point]
+                        for point in self._engine.retrieve(list(names), with_payload=False, with_vectors=False)
+                    }
+        present = [id_ for id_ in ids if id_ in there]
         # A point that a search does not give shares no token with the query, or has no token vectors: it scores 0.
-        columns = {m: np.array([by_point[m].get(names[i], 0.0) for i in present], np.float32) for m in modes}
+        columns = {m: np.array([by_id[m].get(id_, 0.0) for id_ in present], np.float32) for m in modes}
         if "multi_vector" in columns:
             columns["multi_vector"] /= max(len(query.multi_vector[0]), 1)  # the engine's sum becomes BGE-M3's mean
         return present, columns

@@ -168,9 +168,19 @@ class MemoryStore:
             return {mode: self._best(query, mode, n, eligible) for mode, n in limits.items()}
 
     def scores(
-        self, query: M3Vectors, ids: Sequence[str], modes: Sequence[Mode]
+        self,
+        query: M3Vectors,
+        ids: Sequence[str],
+        modes: Sequence[Mode],
+        known: Mapping[Mode, Hits] | None = None,  # noqa: ARG002
     ) -> tuple[list[str], dict[Mode, FloatArray]]:
         """Give the exact raw scores of chosen records: those ids that are there, in order, and (n,) float32 a mode.
+
+        Args:
+            query: The vectors of one text.
+            ids: Of records; those that are not there are passed over.
+            modes: What is compared.
+            known: Not used: scoring again costs little here.
 
         Raises:
             ValueError: For a query that does not fit the records.

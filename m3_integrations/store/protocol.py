@@ -116,9 +116,16 @@ class Store(Protocol):
         ...
 
     def scores(
-        self, query: M3Vectors, ids: Sequence[str], modes: Sequence[Mode]
+        self, query: M3Vectors, ids: Sequence[str], modes: Sequence[Mode], known: Mapping[Mode, Hits] | None = None
     ) -> tuple[list[str], dict[Mode, FloatArray]]:
-        """Give the exact raw scores of chosen records: those ids that are there, in order, and (n,) float32 a mode."""
+        """Give the exact raw scores of chosen records: those ids that are there, in order, and (n,) float32 a mode.
+
+        Args:
+            query: The vectors of one text.
+            ids: Of records; those that are not there are passed over.
+            modes: What is compared.
+            known: What `candidates` has just given for this query: a store may take it over instead of asking again.
+        """
         ...
 
     def optimize(self) -> None:

@@ -1,6 +1,7 @@
 """What every store does alike."""
 
 import pickle
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 
 from m3_integrations import M3Vectors, Record, Store
 from m3_integrations.store import parse_filter
-from m3_integrations.vectors import MODES, LexicalRows, MultiVectorRows, offsets_of
+from m3_integrations.store.protocol import Hits
+from m3_integrations.vectors import MODES, LexicalRows, Mode, MultiVectorRows, offsets_of
 from tests.fakes import random_vectors
 from tests.store.oracle import brute_force, records, vectors
 from tests.test_filters import random_filter
@@ -93,6 +95,20 @@ def test_legs_and_scores_equal_brute_force_under_random_changes_and_filters(
         every = brute_force(alive, query, {})
         for mode, values in scores.items():
             np.testing.assert_allclose(values, [every[mode][id_] for id_ in found_ids], atol=1e-5)
+        assert_known_scores_change_nothing(store, query, hits, asked)
+
+
+def assert_known_scores_change_nothing(
+    store: Store, query: M3Vectors, hits: dict[Mode, Hits], others: Sequence[str]
+) -> None:
+    ids = list(dict.fromkeys([*hits["dense"].ids, *others, *hits["lexical"].ids]))
+    subsets: list[list[Mode]] = [["dense"], ["lexical"], ["multi_vector"], ["lexical", "multi_vector"], list(MODES)]
+    for modes in subsets:
+        anew, wanted = store.scores(query, ids, modes)
+        taken_over, found = store.scores(query, ids, modes, hits)
+        assert taken_over == anew
+        for mode in modes:
+            np.testing.assert_allclose(found[mode], wanted[mode], rtol=1e-6, atol=1e-7)
 
 
 def wide_vectors(random: np.random.Generator, n: int, tokens: int, dim: int = 1024) -> M3Vectors:
