@@ -42,10 +42,10 @@ def test_a_stream_that_is_dropped_encodes_no_more_than_it_had_begun(alone: M3Enc
     gate = Gate(alone, is_open=True)
     parts = alone.encode_batches(["the", "key", "to", "a", "bridge", "in"])
     next(parts)
-    wait_until(lambda: len(gate.batches) == 2)
+    wait_until(lambda: sum(map(len, gate.batches)) == 4)  # in two passes, or in one if the worker came late
     parts.close()  # type: ignore[attr-defined]
     alone.encode(["it"])
-    assert [len(batch) for batch in gate.batches] == [2, 2, 1]
+    assert sum(map(len, gate.batches)) == 5
 
 
 def test_an_error_of_the_source_comes_after_the_batches_before_it(alone: M3Encoder) -> None:
