@@ -13,14 +13,14 @@ from typing import Any, Final, NoReturn
 import qdrant_edge as edge
 
 from m3_integrations.store.collection import CollectionStore
+from m3_integrations.store.edge_types import as_config, as_filter, as_request, as_vectors
 from m3_integrations.store.engine import Ask
 from m3_integrations.store.filters import Filter
 from m3_integrations.store.folder import StoreFolder
 from m3_integrations.store.format import MultiVectorStorage, StoreFormat, choose_format
 from m3_integrations.store.points import Point
-from m3_integrations.store.qdrant_filters import Bound, index_paths, translate
-from m3_integrations.store.qdrant_vectors import as_named, read_vectors
-from m3_integrations.vectors import M3Vectors
+from m3_integrations.store.qdrant_filters import index_paths
+from m3_integrations.store.qdrant_vectors import read_vectors
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,11 +33,8 @@ _RESERVE_BYTES: Final = 128 << 20
 _PAGE: Final = 256
 """Records read at a time when all are."""
 
-_DATATYPES: Final = {
-    "float16": edge.VectorStorageDatatype.Float16,
-    "turbo8": edge.VectorStorageDatatype.Turbo8,
-    "turbo4": edge.VectorStorageDatatype.Turbo4,  # type: ignore[attr-defined]  # absent from the stubs only
-}
+_MAX_REMEMBERED: Final = 1 << 16
+"""Records whose ids are remembered, at some 300 bytes each; more are read again."""
 
 
 class EmbeddedStore(CollectionStore):
@@ -100,6 +97,7 @@ class _EdgeEngine:
         self._lock = threading.RLock()
         self._shard: edge.EdgeShard | None = None
         self._indexed_keys: set[str] = set()
+        self._record_ids: dict[edge.PointId, str] = {}
         self._n_unindexed = 0
         self._has_said_due = False
         if folder.engine.exists():
@@ -117,7 +115,7 @@ class _EdgeEngine:
         self._check_disk(0)
         self._folder.discard_unfinished()
         self._folder.unfinished.mkdir()
-        shard = edge.EdgeShard.create(str(self._folder.unfinished), _config(format_))
+        shard = edge.EdgeShard.create(str(self._folder.unfinished), as_config(format_))
         shard.update(edge.UpdateOperation.create_field_index("terms", edge.KeywordIndexParams()))
         shard.flush()
         shard.close()
@@ -136,7 +134,11 @@ class _EdgeEngine:
         self._index_keys(points)
         self._update(
             edge.UpdateOperation.upsert_points(
-                [edge.Point(point.id, _named(point.vectors), dict(point.payload)) for point in points if point.vectors]
+                [
+                    edge.Point(point.id, as_vectors(point.vectors), dict(point.payload))
+                    for point in points
+                    if point.vectors
+                ]
             )
         )
         self._n_unindexed += len(points)
@@ -152,7 +154,7 @@ class _EdgeEngine:
         self._update(edge.UpdateOperation.delete_points(list(ids)))
 
     def delete_where(self, filter_: Filter) -> None:
-        self._update(edge.UpdateOperation.delete_points_by_filter(translate(_WORDS, filter_)))
+        self._update(edge.UpdateOperation.delete_points_by_filter(as_filter(filter_)))
 
     def retrieve(self, ids: Sequence[str], *, with_payload: bool, with_vectors: bool) -> dict[str, Point]:
         found = self._opened().retrieve(list(ids), with_payload, with_vectors)
@@ -170,17 +172,29 @@ class _EdgeEngine:
         return [Point(str(record.id), record.payload or {}) for record in found], after
 
     def count(self, filter_: Filter | None) -> int:
-        where = None if filter_ is None else translate(_WORDS, filter_)
+        where = None if filter_ is None else as_filter(filter_)
         return self._opened().count(edge.CountRequest(exact=True, filter=where))
 
     def search(self, asks: Sequence[Ask]) -> list[list[tuple[str, float]]]:
         if not asks:
             return []
-        answers = self._opened().query_batch(edge.QueryBatchRequest([_request(ask) for ask in asks]))
+        answers = self._opened().query_batch(edge.QueryBatchRequest([as_request(ask) for ask in asks]))
+        found = [[(hit.id, hit.score) for hit in answer] for answer in answers]  # each look at an id makes a new UUID
+        self._remember([point for ask, hits in zip(asks, found, strict=True) if ask.ids is None for point, _ in hits])
         return [
-            [((hit.payload or {})["id"] if ask.ids is None else str(hit.id), hit.score) for hit in answer]
-            for ask, answer in zip(asks, answers, strict=True)
+            [(self._record_ids[point] if ask.ids is None else str(point), score) for point, score in hits]
+            for ask, hits in zip(asks, found, strict=True)
         ]
+
+    def _remember(self, points: Sequence[edge.PointId]) -> None:
+        """See to it that the points' record ids are known; they never change, and reading them is slow."""
+        unknown = [point for point in points if point not in self._record_ids]
+        if len(self._record_ids) + len(unknown) > _MAX_REMEMBERED:
+            self._record_ids.clear()
+            unknown = list(points)
+        if unknown:
+            read = self._opened().retrieve(unknown, edge.PayloadSelector.Include(["id"]), False)
+            self._record_ids |= {record.id: (record.payload or {})["id"] for record in read}
 
     def optimize(self) -> None:
         shard = self._opened()
@@ -240,62 +254,3 @@ class _EdgeEngine:
                 f"{needed >> 20} MB of free disk are needed, {free >> 20} MB are there: nothing was written",
                 str(self._folder.path),
             )
-
-
-class _EdgeWords:
-    """The parts of a filter as Qdrant Edge spells them."""
-
-    def join(self, must: Sequence[Any] = (), should: Sequence[Any] = (), must_not: Sequence[Any] = ()) -> edge.Filter:
-        return edge.Filter(must=list(must) or None, should=list(should) or None, must_not=list(must_not) or None)
-
-    def any_term(self, terms: list[str]) -> edge.FieldCondition:
-        return edge.FieldCondition("terms", match=edge.MatchAny(terms))
-
-    def bound(self, key: str, bound: Bound, value: int) -> edge.FieldCondition:
-        return edge.FieldCondition(key, range=edge.RangeFloat(**{bound: float(value)}))
-
-    def nested(self, key: str, filter_: edge.Filter) -> edge.NestedCondition:
-        return edge.NestedCondition(key, filter_)
-
-
-_WORDS: Final = _EdgeWords()
-
-
-def _request(ask: Ask) -> edge.QueryRequest:
-    return edge.QueryRequest(
-        limit=ask.limit,
-        query=edge.Query.Nearest(_named(ask.query.select([ask.mode]))[ask.mode], using=ask.mode),
-        filter=_where(ask),
-        with_payload=edge.PayloadSelector.Include(["id"]) if ask.ids is None else False,
-        params=edge.SearchParams(hnsw_ef=max(128, ask.limit), exact=ask.ids is not None),
-    )
-
-
-def _where(ask: Ask) -> edge.Filter | None:
-    if ask.ids is not None:
-        return edge.Filter(must=[edge.HasIdCondition(set(ask.ids))])
-    return None if ask.filter is None else translate(_WORDS, ask.filter)
-
-
-def _named(vectors: M3Vectors) -> dict[str, Any]:
-    named = as_named(vectors)
-    if "lexical" in named:
-        named["lexical"] = edge.SparseVector(*named["lexical"])
-    return named
-
-
-def _config(format_: StoreFormat) -> edge.EdgeConfig:
-    dense: dict[str, edge.EdgeVectorParams] = {}
-    if "dense" in format_.modes:
-        dense["dense"] = edge.EdgeVectorParams(format_.dense_dim, edge.Distance.Dot)
-    if "multi_vector" in format_.modes:
-        dense["multi_vector"] = edge.EdgeVectorParams(
-            format_.token_dim,
-            edge.Distance.Dot,
-            multivector_config=edge.MultiVectorConfig(edge.MultiVectorComparator.MaxSim),
-            datatype=_DATATYPES[format_.multi_vector],
-            # No graph: token vectors score candidates, they do not find them.
-            hnsw_config=edge.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10_000),
-        )
-    sparse = {"lexical": edge.EdgeSparseVectorParams()} if "lexical" in format_.modes else None
-    return edge.EdgeConfig(vectors=dense or None, sparse_vectors=sparse)

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from m3_integrations.store import embedded
 from m3_integrations.store.embedded import EmbeddedStore
 from m3_integrations.store.engine import Ask
 from m3_integrations.store.points import point_id
-from m3_integrations.vectors import MODES
+from m3_integrations.vectors import MODES, Mode
 from tests.store.oracle import records, vectors
 
 
@@ -68,3 +69,16 @@ def test_a_record_deleted_since_it_was_found_is_passed_over_where_it_is_asked_fo
     store.delete([gone])
     ids, _ = store.scores(query, hits["lexical"].ids, ["dense", "lexical"], hits)
     assert ids == others
+
+
+def test_ids_are_read_again_where_too_many_are_remembered(
+    store: EmbeddedStore, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: dict[Mode, int] = {"dense": 10, "lexical": 5}
+    queries = [vectors(random, 1) for _ in range(20)]
+    expected = [store.candidates(query, limits) for query in queries]
+    monkeypatch.setattr(embedded, "_MAX_REMEMBERED", 12)  # fewer than one search may give
+    for query, wanted in zip(queries, expected, strict=True):
+        found = store.candidates(query, limits)
+        assert [found[mode].ids for mode in limits] == [wanted[mode].ids for mode in limits]
+        assert len(store._engine._record_ids) <= 15  # type: ignore[attr-defined]
