@@ -6,8 +6,9 @@ import errno
 import logging
 import os
 import shutil
+import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
 import qdrant_edge as edge
@@ -16,7 +17,7 @@ from m3_integrations.store.collection import CollectionStore
 from m3_integrations.store.edge_types import as_config, as_filter, as_request, as_vectors
 from m3_integrations.store.engine import Ask
 from m3_integrations.store.filters import Filter
-from m3_integrations.store.folder import StoreFolder
+from m3_integrations.store.folder import StoreFolder, sync_tree
 from m3_integrations.store.format import MultiVectorStorage, StoreFormat, choose_format
 from m3_integrations.store.points import Point
 from m3_integrations.store.qdrant_filters import index_paths
@@ -33,6 +34,12 @@ _RESERVE_BYTES: Final = 128 << 20
 _PAGE: Final = 256
 """Records read at a time when all are."""
 
+_IS_LOG_ENOUGH: Final = sys.platform == "linux"
+"""Where a file's sync is known to cover what was written through a memory map, as the engine writes its log."""
+
+_MAX_LOGGED_BYTES: Final = 16 << 20
+"""So much may be in the log alone: it is done again when the store is opened after a crash, within half a second."""
+
 _MAX_REMEMBERED: Final = 1 << 16
 """Records whose ids are remembered, at some 300 bytes each; more are read again."""
 
@@ -40,11 +47,12 @@ _MAX_REMEMBERED: Final = 1 << 16
 class EmbeddedStore(CollectionStore):
     """A store in a folder, durable, for one process at a time.
 
-    What an `upsert` or a delete returned from survives the end of the process and of the machine. Dense vectors and
-    lexical weights are kept as float32, token vectors as told. Searching looks at every record until `optimize`.
+    What an `upsert` or a delete returned from survives the end of the process and of the machine: it is in the engine's
+    log, and the log is on the disk. Dense vectors and lexical weights are kept as float32, token vectors as told.
+    Searching looks at every record until `optimize`.
 
-    The engine holds the interpreter while it works, also while it waits for the disk at the end of each batch: where
-    the disk is slow or busy, other threads and event loops of the process stand still for so long.
+    The engine holds the interpreter while it works, some milliseconds for a batch or a search. On Linux other threads
+    and event loops run on while the log waits for the disk; elsewhere, and at every 16 MB, the engine itself waits.
 
     Args:
         folder: Made if it is not there.
@@ -100,6 +108,8 @@ class _EdgeEngine:
         self._record_ids: dict[edge.PointId, str] = {}
         self._n_unindexed = 0
         self._has_said_due = False
+        self._n_logged_bytes = _MAX_LOGGED_BYTES  # what a crash left in the log: the first change writes it out
+        self._broken_by: OSError | None = None
         if folder.engine.exists():
             self._load()
         elif format_.modes:
@@ -130,17 +140,15 @@ class _EdgeEngine:
         self._format = format_
 
     def upsert(self, points: Sequence[Point]) -> None:
-        self._check_disk(sum(point.nbytes for point in points))
-        self._index_keys(points)
-        self._update(
-            edge.UpdateOperation.upsert_points(
-                [
-                    edge.Point(point.id, as_vectors(point.vectors), dict(point.payload))
-                    for point in points
-                    if point.vectors
-                ]
-            )
+        size_bytes = sum(point.nbytes for point in points)
+        self._check_disk(size_bytes)
+        adding = edge.UpdateOperation.upsert_points(
+            [edge.Point(point.id, as_vectors(point.vectors), dict(point.payload)) for point in points if point.vectors]
         )
+        # Numbers are indexed under every key that has any; strings and booleans share one index that is there.
+        keys = [path for path in index_paths(points) if path not in self._indexed_keys]
+        self._update(*map(_index, keys), adding, size_bytes=size_bytes)
+        self._indexed_keys.update(keys)
         self._n_unindexed += len(points)
         if self._n_unindexed > _DUE_AT and not self._has_said_due:
             self._has_said_due = True
@@ -200,11 +208,15 @@ class _EdgeEngine:
         shard = self._opened()
         self._check_disk(2 * sum(file.stat().st_blocks * 512 for file in self._folder.engine.rglob("*")))
         shard.optimize()
-        shard.flush()
+        self.flush()
         self._n_unindexed, self._has_said_due = 0, False
 
     def flush(self) -> None:
+        if _IS_LOG_ENOUGH:
+            sync_tree(self._folder.log)  # first of all: what it says is done again, also where it was done by half
+            sync_tree(self._folder.engine)  # which leaves less to wait for in the call that holds the interpreter
         self._opened().flush()
+        self._n_logged_bytes = 0
 
     def close(self) -> None:
         if self._shard is not None:
@@ -222,28 +234,39 @@ class _EdgeEngine:
         self._shard = edge.EdgeShard.load(str(self._folder.engine))
         self._indexed_keys = set(self._shard.info().payload_schema)
 
-    def _update(self, *operations: edge.UpdateOperation) -> None:
+    def _update(self, *operations: edge.UpdateOperation, size_bytes: int = 0) -> None:
         shard = self._opened()
+        if self._broken_by is not None:
+            raise self._unwritable(self._broken_by)
         try:
             for operation in operations:
                 shard.update(operation)
-            shard.flush()
         except Exception as error:
             if type(error) is not Exception:
                 raise
-            # The engine raises the base class itself, whatever went wrong.
-            raise OSError(
-                f"the engine could not write to {self._folder.path}: {error}. What was acknowledged before is safe; "
-                "this change may be there in part. Remove the cause, close the store and open it again"
-            ) from error
+            raise self._unwritable(error) from error  # the engine raises the base class itself, whatever went wrong
+        try:
+            self._make_durable(size_bytes)
+        except OSError as error:
+            self._broken_by = error  # a system forgets what it failed to sync: the next sync would succeed without it
+            raise self._unwritable(error) from error
 
-    def _index_keys(self, points: Iterable[Point]) -> None:
-        """Index the numbers under every key that is new; strings and booleans share one index that is there."""
-        new = [path for path in index_paths(points) if path not in self._indexed_keys]
-        if new:
-            index = edge.IntegerIndexParams(lookup=False, range=True)
-            self._update(*(edge.UpdateOperation.create_field_index(key, index) for key in new))
-            self._indexed_keys.update(new)
+    def _make_durable(self, size_bytes: int) -> None:
+        """Sync the log, which holds all changes, and not the many files that they change: those now and then."""
+        self._n_logged_bytes += size_bytes + 1000
+        if _IS_LOG_ENOUGH and self._n_logged_bytes < _MAX_LOGGED_BYTES:
+            sync_tree(self._folder.log)
+            return
+        try:
+            self.flush()
+        except Exception as error:
+            raise OSError(str(error)) from error
+
+    def _unwritable(self, error: Exception) -> OSError:
+        return OSError(
+            f"the engine could not write to {self._folder.path}: {error}. What was acknowledged before is safe; this "
+            "change may be there in part. Remove the cause, close the store and open it again"
+        )
 
     def _check_disk(self, size_bytes: int) -> None:
         free = shutil.disk_usage(self._folder.path).free
@@ -254,3 +277,7 @@ class _EdgeEngine:
                 f"{needed >> 20} MB of free disk are needed, {free >> 20} MB are there: nothing was written",
                 str(self._folder.path),
             )
+
+
+def _index(key: str) -> edge.UpdateOperation:
+    return edge.UpdateOperation.create_field_index(key, edge.IntegerIndexParams(lookup=False, range=True))

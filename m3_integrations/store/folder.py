@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -57,6 +58,11 @@ class StoreFolder:
     def engine(self) -> Path:
         """Where the engine's files are; there as soon as there are records."""
         return self.path / _ENGINE
+
+    @property
+    def log(self) -> Path:
+        """Where the engine writes every change down first, to do it again after a crash."""
+        return self.engine / "wal"
 
     @property
     def unfinished(self) -> Path:
@@ -122,11 +128,23 @@ class StoreFolder:
         self.discard_unfinished()
 
 
-def _sync(folder: Path) -> None:
-    """Make names in a folder durable, where folders can be opened (not on Windows)."""
+def sync_tree(folder: Path) -> None:
+    """Make a folder's files durable, with all below it; other threads run meanwhile.
+
+    On Linux this covers what was written through memory maps, too.
+    """
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):  # the engine may have deleted it meanwhile
+                _sync(Path(parent, name))
+        _sync(Path(parent))
+
+
+def _sync(path: Path) -> None:
+    """Make a file, or the names in a folder, durable where folders can be opened (not on Windows)."""
     if os.name == "nt":
         return
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -1,8 +1,9 @@
 """Kill a store at a random moment and look at what is left: `python -m tests.store.crash --rounds 20`.
 
 A child process adds, replaces, deletes and optimises, and says what it is about to do and when that was acknowledged.
-It is killed (SIGKILL), the store is opened again, and every acknowledged record must be there and right. The operation
-in flight may have happened, or not, or in part: that is what not being acknowledged means.
+It is killed (SIGKILL), with `--power` its disk loses power first, the store is opened again, and every acknowledged
+record must be there and right. The operation in flight may have happened, or not, or in part: that is what not being
+acknowledged means.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from m3_integrations import Record, open_store
+from m3_integrations.store import embedded, parse_filter
 from m3_integrations.vectors import MODES
 from tests.fakes import random_vectors
+from tests.store.power import Disk
 
 KEYS = 400
 
@@ -34,6 +37,7 @@ def make(key: int, version: int) -> Record:
 def work(folder: str, seed: int) -> None:
     """Change a store until killed; one line before and one after each change."""
     chance, version = random.Random(seed), seed * 1_000_000
+    embedded._MAX_LOGGED_BYTES = chance.choice([0, 100_000, 16 << 20])  # type: ignore[misc]
     with open_store(folder) as store:
         while True:
             version += 1
@@ -81,6 +85,9 @@ class Expected:
                 self.versions[key] = {version}
                 if record is not None:
                     _check_record(record, make(key, record.metadata["version"]))
+            for least in range(0, KEYS, 40):
+                wanted = {id_ for id_, record in found.items() if record.metadata["key"] >= least}
+                assert store.count(parse_filter({"key": {"$gte": least}})) == len(wanted)
             if found:
                 _check_search(store, found)
             return len(found)
@@ -109,19 +116,32 @@ def _check_search(store: object, found: dict[str, Record]) -> None:
     np.testing.assert_allclose(scores["dense"], wanted, atol=1e-5)
 
 
-def kill_rounds(folder: str, rounds: int, seed: int) -> list[tuple[int, int]]:
-    """Kill and compare so many times; gives acknowledged changes and records of every round."""
+def kill_rounds(folder: str, rounds: int, seed: int, disk: Disk | None = None) -> list[tuple[int, int]]:
+    """Kill and compare so many times; gives acknowledged changes and records of every round.
+
+    Args:
+        folder: Of the store.
+        rounds: How many times.
+        seed: Of the changes and the moments.
+        disk: Where the folder is, to cut its power before each kill.
+    """
     expected, chance, outcomes = Expected(), random.Random(seed), []
+    said = subprocess.DEVNULL if disk else None  # the lost disk is no news
     for i in range(rounds):
         command = [sys.executable, "-m", "tests.store.crash", "--work", folder, "--seed", str(seed + i)]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True)
         assert child.stdout is not None
         lines = [child.stdout.readline().strip() for _ in range(3)]  # it is at work
         time.sleep(chance.uniform(0, 2))
+        if disk:
+            disk.cut_power()
         child.kill()
         lines += child.stdout.read().splitlines()
         child.wait()
         child.stdout.close()
+        if disk:
+            disk.unmount()
+            disk.mount()
         outcomes.append((expected.follow(lines), expected.check(folder)))
     return outcomes
 
@@ -130,10 +150,17 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--power", action="store_true", help="cut the power of the disk, too; as root")
     parser.add_argument("--work", help="the child's part: a folder")
     asked = parser.parse_args()
     if asked.work:
         work(asked.work, asked.seed)
     with tempfile.TemporaryDirectory() as place:
-        for done, there in kill_rounds(str(Path(place) / "store"), asked.rounds, asked.seed):
-            print(f"{done} changes acknowledged, {there} records, all right")
+        disk = Disk(Path(place)) if asked.power else None
+        try:
+            folder = (disk.mount_point if disk else Path(place)) / "store"
+            for done, there in kill_rounds(str(folder), asked.rounds, asked.seed, disk):
+                print(f"{done} changes acknowledged, {there} records, all right")
+        finally:
+            if disk:
+                disk.unmount()

@@ -1,5 +1,10 @@
-"""What survives a kill, and a torn log."""
+"""What survives a kill, a power cut, and a torn log."""
 
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +13,7 @@ import pytest
 from m3_integrations import open_store
 from tests.store.crash import kill_rounds
 from tests.store.oracle import records
+from tests.store.power import Disk
 
 
 def test_what_was_acknowledged_survives_three_kills(tmp_path: Path) -> None:
@@ -17,6 +23,27 @@ def test_what_was_acknowledged_survives_three_kills(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_was_acknowledged_survives_twenty_kills(tmp_path: Path) -> None:
     assert sum(done for done, _ in kill_rounds(str(tmp_path / "store"), 20, seed=100)) >= 20
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    try:
+        disk = Disk(tmp_path)
+    except OSError as error:
+        pytest.skip(f"no disk can be mounted here: {error}")
+    yield disk
+    disk.unmount()
+
+
+def test_what_was_acknowledged_survives_three_power_cuts(disk: Disk) -> None:
+    outcomes = kill_rounds(str(disk.mount_point / "store"), 3, seed=1, disk=disk)
+    assert sum(done for done, _ in outcomes) >= 3
+
+
+@pytest.mark.slow
+def test_what_was_acknowledged_survives_forty_power_cuts(disk: Disk) -> None:
+    outcomes = kill_rounds(str(disk.mount_point / "store"), 40, seed=2000, disk=disk)
+    assert sum(done for done, _ in outcomes) >= 40
 
 
 def open_log(folder: Path) -> tuple[Path, int]:
@@ -46,3 +73,56 @@ def test_a_torn_tail_of_the_log_opens_to_the_last_whole_record(
         store.upsert(records(random, ["later"]))
     with open_store(tmp_path / "s") as store:
         assert store.count() == 13
+
+
+_ENDS_WITHOUT_CLOSING = """
+import os, sys
+import numpy as np
+from m3_integrations import open_store
+from m3_integrations.store import embedded
+from tests.store.oracle import records
+random = np.random.default_rng(0)
+store = open_store(sys.argv[1])
+store.upsert(records(random, ["first"]))  # written out, as the first change after opening always is
+for i in range(12):
+    store.upsert(records(random, [f"r{i}"]))
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every change is written out at once")
+def test_a_torn_log_of_what_was_not_written_out_opens_to_the_last_whole_record(tmp_path: Path) -> None:
+    """Killed, and on top of that the disk has lost the end of a file that it had synced."""
+    folder = tmp_path / "s"
+    subprocess.run([sys.executable, "-c", _ENDS_WITHOUT_CLOSING, str(folder)], check=True, env=os.environ)
+    file, used = open_log(folder)
+    with file.open("r+b") as log:
+        log.truncate(used - 7)
+    with open_store(folder) as store:
+        there = {record.id for record in store.records()}
+        assert there - {"r11"} == {"first", *(f"r{i}" for i in range(11))}
+        store.upsert(records(np.random.default_rng(1), ["later"]))
+    with open_store(folder) as store:
+        assert store.count() == len(there) + 1
+
+
+def test_after_a_failed_sync_nothing_more_is_acknowledged_until_it_is_opened_again(
+    tmp_path: Path, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "the disk is failing")
+
+    with open_store(tmp_path / "s") as store:
+        store.upsert(records(random, ["a"]))
+        with monkeypatch.context() as patch:
+            patch.setattr("m3_integrations.store.folder.os.fsync", fail)
+            with pytest.raises(OSError, match=r"disk is failing.*close the store and open it again"):
+                store.upsert(records(random, ["b"]))
+        with pytest.raises(OSError, match="close the store and open it again"):
+            store.upsert(records(random, ["c"]))
+        with pytest.raises(OSError, match="close the store and open it again"):
+            store.delete(["a"])
+        assert store.get(["a"])
+    with open_store(tmp_path / "s") as store:
+        store.upsert(records(random, ["d"]))
+        assert {"a", "d"} <= {record.id for record in store.records()} <= {"a", "b", "d"}
