@@ -255,7 +255,11 @@ class _EdgeEngine:
         """Sync the log, which holds all changes, and not the many files that they change: those now and then."""
         self._n_logged_bytes += size_bytes + 1000
         if _IS_LOG_ENOUGH and self._n_logged_bytes < _MAX_LOGGED_BYTES:
-            sync_tree(self._folder.log)
+            self._lock.release()  # which the caller holds: others may search, and change things, while the disk works
+            try:
+                sync_tree(self._folder.log)
+            finally:
+                self._lock.acquire()
             return
         try:
             self.flush()
