@@ -187,18 +187,18 @@ class CollectionStore:
         """
         taken = {mode: dict(zip(hits.ids, hits.scores.tolist(), strict=True)) for mode, hits in (known or {}).items()}
         by_id: dict[Mode, dict[str, float]] = {mode: dict(taken.get(mode, {})) for mode in modes}
-        asked = {mode: {point_id(id_): id_ for id_ in ids if id_ not in by_id[mode]} for mode in modes}
+        missing = {mode: [id_ for id_ in dict.fromkeys(ids) if id_ not in by_id[mode]] for mode in modes}
         with self._usable():
             if (shape := self._format().shape) is None:
                 return [], {mode: np.empty(0, np.float32) for mode in modes}
             check_query(query, shape, modes)
             asks = [
-                Ask(mode, query, len(names), ids=list(names))
-                for mode, names in asked.items()
-                if names and _can_ask(query, mode)
+                Ask(mode, query, len(others), ids=others)
+                for mode, others in missing.items()
+                if others and _can_ask(query, mode)
             ]
             for ask, found in zip(asks, self._engine.search(asks), strict=True):
-                by_id[ask.mode] |= {asked[ask.mode][point]: score for point, score in found}
+                by_id[ask.mode] |= dict(found)
             if "dense" in by_id:  # every record has a dense vector, so the search has met all that are there
                 there = set(by_id["dense"])
             else:

@@ -40,21 +40,24 @@ class _EdgeWords:
 _WORDS: Final = _EdgeWords()
 
 
-def as_request(ask: Ask) -> edge.QueryRequest:
-    """Give one search, which gives the points' ids and scores alone."""
+def as_request(ask: Ask, among: set[edge.PointId] | None) -> edge.QueryRequest:
+    """Give one search, which gives the points' ids and scores alone.
+
+    Args:
+        ask: What is searched.
+        among: The points of the ask's ids; None where it has none.
+    """
+    if among is not None:
+        where: edge.Filter | None = edge.Filter(must=[edge.HasIdCondition(among)])
+    else:
+        where = None if ask.filter is None else as_filter(ask.filter)
     return edge.QueryRequest(
         limit=ask.limit,
         query=edge.Query.Nearest(as_vectors(ask.query.select([ask.mode]))[ask.mode], using=ask.mode),
-        filter=_where(ask),
+        filter=where,
         with_payload=False,
-        params=edge.SearchParams(hnsw_ef=max(128, ask.limit), exact=ask.ids is not None),
+        params=edge.SearchParams(hnsw_ef=max(128, ask.limit), exact=among is not None),
     )
-
-
-def _where(ask: Ask) -> edge.Filter | None:
-    if ask.ids is not None:
-        return edge.Filter(must=[edge.HasIdCondition(set(ask.ids))])
-    return None if ask.filter is None else as_filter(ask.filter)
 
 
 def as_filter(filter_: Filter) -> edge.Filter:

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import threading
+import uuid
 from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
@@ -19,7 +20,7 @@ from m3_integrations.store.engine import Ask
 from m3_integrations.store.filters import Filter
 from m3_integrations.store.folder import StoreFolder, sync_tree
 from m3_integrations.store.format import MultiVectorStorage, StoreFormat, choose_format
-from m3_integrations.store.points import Point
+from m3_integrations.store.points import Point, point_id
 from m3_integrations.store.qdrant_filters import index_paths
 from m3_integrations.store.qdrant_vectors import read_vectors
 
@@ -41,7 +42,7 @@ _MAX_LOGGED_BYTES: Final = 16 << 20
 """So much may be in the log alone: it is done again when the store is opened after a crash, within half a second."""
 
 _MAX_REMEMBERED: Final = 1 << 16
-"""Records whose ids are remembered, at some 300 bytes each; more are read again."""
+"""Records whose ids are remembered, at some 400 bytes each; with more all are forgotten."""
 
 
 class EmbeddedStore(CollectionStore):
@@ -105,7 +106,8 @@ class _EdgeEngine:
         self._lock = threading.RLock()
         self._shard: edge.EdgeShard | None = None
         self._indexed_keys: set[str] = set()
-        self._record_ids: dict[edge.PointId, str] = {}
+        self._names: dict[edge.PointId, str] = {}  # the records' ids, and the other way round
+        self._points: dict[str, edge.PointId] = {}
         self._n_unindexed = 0
         self._has_said_due = False
         self._n_logged_bytes = _MAX_LOGGED_BYTES  # what a crash left in the log: the first change writes it out
@@ -186,23 +188,29 @@ class _EdgeEngine:
     def search(self, asks: Sequence[Ask]) -> list[list[tuple[str, float]]]:
         if not asks:
             return []
-        answers = self._opened().query_batch(edge.QueryBatchRequest([as_request(ask) for ask in asks]))
+        if len(self._names) > _MAX_REMEMBERED:
+            self._names.clear()
+            self._points.clear()
+        among = [None if ask.ids is None else set(map(self._point, ask.ids)) for ask in asks]
+        answers = self._opened().query_batch(edge.QueryBatchRequest(list(map(as_request, asks, among))))
         found = [[(hit.id, hit.score) for hit in answer] for answer in answers]  # each look at an id makes a new UUID
-        self._remember([point for ask, hits in zip(asks, found, strict=True) if ask.ids is None for point, _ in hits])
-        return [
-            [(self._record_ids[point] if ask.ids is None else str(point), score) for point, score in hits]
-            for ask, hits in zip(asks, found, strict=True)
-        ]
+        self._read_names([point for hits in found for point, _ in hits if point not in self._names])
+        return [[(self._names[point], score) for point, score in hits] for hits in found]
 
-    def _remember(self, points: Sequence[edge.PointId]) -> None:
-        """See to it that the points' record ids are known; they never change, and reading them is slow."""
-        unknown = [point for point in points if point not in self._record_ids]
-        if len(self._record_ids) + len(unknown) > _MAX_REMEMBERED:
-            self._record_ids.clear()
-            unknown = list(points)
-        if unknown:
-            read = self._opened().retrieve(unknown, edge.PayloadSelector.Include(["id"]), False)
-            self._record_ids |= {record.id: (record.payload or {})["id"] for record in read}
+    def _point(self, id_: str) -> edge.PointId:
+        point = self._points.get(id_)
+        if point is None:
+            self._remember(id_, point := uuid.UUID(point_id(id_)))
+        return point
+
+    def _read_names(self, points: list[edge.PointId]) -> None:
+        """Learn whose points these are: that takes as long as finding them, and never changes."""
+        if points:
+            for record in self._opened().retrieve(points, edge.PayloadSelector.Include(["id"]), False):
+                self._remember((record.payload or {})["id"], record.id)
+
+    def _remember(self, id_: str, point: edge.PointId) -> None:
+        self._names[point], self._points[id_] = id_, point
 
     def optimize(self) -> None:
         shard = self._opened()

@@ -22,7 +22,7 @@ class Ask:
         query: The vectors of one text.
         limit: How many points at most.
         filter: Only points that match.
-        ids: Only these points, every one of them scored exactly; all if None.
+        ids: Only the points of these records, every one of them scored exactly; all if None.
     """
 
     mode: Mode
@@ -33,7 +33,10 @@ class Ask:
 
 
 class Engine(Protocol):
-    """What a Qdrant engine does with points; the points' ids are UUIDs. An update is durable when it returns."""
+    """What a Qdrant engine does with points, whose ids are UUIDs, as `point_id` makes them of the records'.
+
+    An update is durable when it returns.
+    """
 
     def lock(self) -> AbstractContextManager[object]:
         """Give what keeps other threads out of the engine, where it needs that."""
@@ -76,10 +79,7 @@ class Engine(Protocol):
         ...
 
     def search(self, asks: Sequence[Ask]) -> list[list[tuple[str, float]]]:
-        """Give what every search found, with raw scores; a multi-vector's is the sum over the query's tokens.
-
-        Named by the points' ids where the search asks for these, else by the records'.
-        """
+        """Give what every search found: records' ids and raw scores; a multi-vector's is the sum over query tokens."""
         ...
 
     def optimize(self) -> None:

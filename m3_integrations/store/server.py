@@ -23,7 +23,7 @@ from m3_integrations.store.collection import CollectionStore
 from m3_integrations.store.engine import Ask
 from m3_integrations.store.filters import Filter
 from m3_integrations.store.format import MultiVectorStorage, StoreFormat, choose_format
-from m3_integrations.store.points import Point
+from m3_integrations.store.points import Point, point_id
 from m3_integrations.store.qdrant_filters import Bound, index_paths, translate
 from m3_integrations.store.qdrant_vectors import as_named, read_vectors
 from m3_integrations.vectors import M3Vectors
@@ -235,8 +235,8 @@ class _ServerEngine:
             return []
         answers = self._ask(self._client.query_batch_points, [_request(ask) for ask in asks])
         return [
-            [((hit.payload or {})["id"] if ask.ids is None else str(hit.id), hit.score) for hit in answer.points]
-            for ask, answer in zip(asks, answers, strict=True)
+            [(names[str(hit.id)] if names else (hit.payload or {})["id"], hit.score) for hit in answer.points]
+            for names, answer in zip(map(_names, asks), answers, strict=True)
         ]
 
     def optimize(self) -> None:
@@ -285,9 +285,14 @@ def _request(ask: Ask) -> models.QueryRequest:
     )
 
 
+def _names(ask: Ask) -> dict[str, str]:
+    """Give the records' ids by those of their points, where an ask has ids."""
+    return {point_id(id_): id_ for id_ in ask.ids or ()}
+
+
 def _where(ask: Ask) -> models.Filter | None:
     if ask.ids is not None:
-        return models.Filter(must=[models.HasIdCondition(has_id=list(ask.ids))])
+        return models.Filter(must=[models.HasIdCondition(has_id=list(_names(ask)))])
     return None if ask.filter is None else translate(_WORDS, ask.filter)
 
 

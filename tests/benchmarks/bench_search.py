@@ -89,8 +89,9 @@ def measure_size(n: int, n_token_vectors: int, modes: tuple[SearchMode, ...]) ->
             searcher = Searcher(KnownQueries(queries), store)
             for i in range(N_QUERIES):
                 searcher.search(str(i), SearchOptions(k=K, mode=modes[-1]))
-        peaks = f"adding {memory.peak_mb:.0f} MB, optimising {optimising.peak_mb:.0f}, opened and searched {again.peak_mb:.0f}"
-        print(f"  opened again in {opened:.2f} s; peak memory: {peaks}")
+        print(f"  opened again in {opened:.2f} s")
+        peaks = {"adding": memory, "optimising": optimising, "opening and searching": again}
+        print("  peak memory: " + ", ".join(f"{what} {peak.peak_mb:.0f} MB" for what, peak in peaks.items()))
 
 
 def measure_peers(n: int) -> None:

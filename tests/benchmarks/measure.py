@@ -103,7 +103,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
             self._baseline = torch.cuda.memory_allocated()
             return self
-        _trim_heap()
+        trim_heap()
         self._baseline = self._highest = _anonymous_bytes()
         self._done = threading.Event()
         self._sampler = threading.Thread(target=self._sample)
@@ -134,7 +134,7 @@ def _anonymous_bytes() -> int:
     return (resident - from_files) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _trim_heap() -> None:
+def trim_heap() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
     if trim is not None:
         trim(0)
