@@ -138,7 +138,8 @@ def choose_format(
     """
     if multi_vector is not None and multi_vector not in get_args(MultiVectorStorage):
         raise ValueError(f"multi_vector must be one of {', '.join(get_args(MultiVectorStorage))}, got {multi_vector!r}")
-    if token_pooling is not None and (isinstance(token_pooling, bool) or token_pooling < 1):
+    is_count = isinstance(token_pooling, int) and not isinstance(token_pooling, bool) and token_pooling >= 1
+    if token_pooling is not None and not is_count:
         raise ValueError(f"token_pooling must be 1 or more tokens a vector, got {token_pooling!r}")
     if found is None:
         return StoreFormat(multi_vector=multi_vector or "float16", token_pooling=token_pooling or 1)

@@ -114,7 +114,7 @@ def test_settings_are_decided_when_a_store_is_made(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="made with token_pooling=2, not 3"):
         open_store(tmp_path / "s", token_pooling=3)
     open_store(tmp_path / "s", multi_vector="turbo8").close()
-    for wrong in ({"multi_vector": "int8"}, {"token_pooling": 0}):
+    for wrong in ({"multi_vector": "int8"}, {"token_pooling": 0}, {"token_pooling": 1.5}, {"token_pooling": True}):
         with pytest.raises(ValueError, match="must be"):
             open_store(tmp_path / "new", **wrong)
 
