@@ -1,5 +1,6 @@
 import asyncio
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from rank_bm25 import BM25Okapi
 
-from m3_integrations import M3Encoder, ModeWeights, Searcher, SearchOptions, Store, open_store
+from m3_integrations import M3Encoder, ModeWeights, Record, Searcher, SearchOptions, Store, open_store
 from m3_integrations.search import rerank
 from m3_integrations.search.options import MODES_OF
 from m3_integrations.store import Hits, matches, parse_filter
@@ -251,6 +252,26 @@ def test_a_record_deleted_during_a_search_is_passed_over(filled: Searcher) -> No
     searcher = Searcher(FakeEncoder(), racing)
     searcher.add(["a b", "c d", "e f"], ids=["1", "2", "3"])
     assert len(searcher.search("a b", SearchOptions(k=3))) == 2
+
+
+def test_the_next_best_take_the_places_of_records_deleted_after_they_were_scored() -> None:
+    class Racing(MemoryStore):
+        """Loses its best records between the scores and the texts."""
+
+        def get(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[Record]:
+            self.delete(gone)
+            return super().get(ids, with_vectors=with_vectors)
+
+    gone: list[str] = []
+    racing = Racing()
+    searcher = Searcher(FakeEncoder(), racing)
+    searcher.add([f"a b {i}" for i in range(20)], ids=[f"{i:02}" for i in range(20)])
+    best = [hit.id for hit in searcher.search("a b", SearchOptions(k=12))]
+    gone += [best[0], *best[2:7]]
+    found = [hit.id for hit in searcher.search("a b", SearchOptions(k=6))]
+    assert found == [best[1], *best[7:12]]
+    gone += best
+    assert len(searcher.search("a b", SearchOptions(k=12))) == 8
 
 
 def test_a_store_of_another_model_is_refused(filled: Searcher) -> None:

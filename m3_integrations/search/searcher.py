@@ -167,18 +167,18 @@ class Searcher:
         ids, scores = self.store.scores(vectors, ids, modes, found)
         weights = resolve_weights(options.weights)
         final = combine(scores, weights) if options.fusion == "weighted" else _fuse(ids, scores, bm25, weights, options)
-        best = top_rows(final, options.k)
+        ranked = top_rows(final, len(final))
         if options.score_threshold is not None:
-            best = best[final[best] >= options.score_threshold]
-        records = {record.id: record for record in self.store.get([ids[i] for i in best])}
-        hits = []
-        for i in best.tolist():
-            if ids[i] not in records:  # deleted meanwhile by somebody else
-                continue
-            record = records[ids[i]]
-            each: dict[str, float] = {mode: float(values[i]) for mode, values in scores.items()}
-            each |= {"bm25": bm25[record.id]} if record.id in bm25 else {}
-            hits.append(Hit(record.id, record.text, dict(record.metadata), float(final[i]), each))
+            ranked = ranked[final[ranked] >= options.score_threshold]
+        hits: list[Hit] = []
+        while len(ranked) and len(hits) < options.k:  # again where some were deleted meanwhile by somebody else
+            best, ranked = np.split(ranked, [options.k - len(hits)])
+            records = {record.id: record for record in self.store.get([ids[i] for i in best])}
+            for i in best.tolist():
+                if (record := records.get(ids[i])) is not None:
+                    each: dict[str, float] = {mode: float(values[i]) for mode, values in scores.items()}
+                    each |= {"bm25": bm25[record.id]} if record.id in bm25 else {}
+                    hits.append(Hit(record.id, record.text, dict(record.metadata), float(final[i]), each))
         return hits
 
     def _legs(self, modes: tuple[Mode, ...], options: SearchOptions) -> list[Mode]:

@@ -180,7 +180,8 @@ class CollectionStore:
             query: The vectors of one text.
             ids: Of records; those that are not there are passed over.
             modes: What is compared.
-            known: What `candidates` has just given for this query: taken over instead of asking the engine again.
+            known: What `candidates` has just given for this query: taken over instead of asking the engine again, also
+                where a record was deleted since.
 
         Raises:
             ValueError: For a query that does not fit the records.
@@ -234,8 +235,8 @@ class CollectionStore:
             return
         with self._engine.lock():
             if not self._is_closed:
+                self._is_closed = True
                 self._engine.close()
-            self._is_closed = True
 
     def __enter__(self) -> Self:
         return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 import qdrant_edge as edge
@@ -40,7 +40,7 @@ class _EdgeWords:
 _WORDS: Final = _EdgeWords()
 
 
-def as_request(ask: Ask, among: set[edge.PointId] | None) -> edge.QueryRequest:
+def as_request(ask: Ask, among: Collection[edge.PointId] | None) -> edge.QueryRequest:
     """Give one search, which gives the points' ids and scores alone.
 
     Args:
@@ -48,7 +48,7 @@ def as_request(ask: Ask, among: set[edge.PointId] | None) -> edge.QueryRequest:
         among: The points of the ask's ids; None where it has none.
     """
     if among is not None:
-        where: edge.Filter | None = edge.Filter(must=[edge.HasIdCondition(among)])
+        where: edge.Filter | None = edge.Filter(must=[edge.HasIdCondition(set(among))])
     else:
         where = None if ask.filter is None else as_filter(ask.filter)
     return edge.QueryRequest(

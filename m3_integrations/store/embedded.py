@@ -18,7 +18,7 @@ from m3_integrations.store.collection import CollectionStore
 from m3_integrations.store.edge_types import as_config, as_filter, as_request, as_vectors
 from m3_integrations.store.engine import Ask
 from m3_integrations.store.filters import Filter
-from m3_integrations.store.folder import StoreFolder, sync_tree
+from m3_integrations.store.folder import StoreFolder, sync_log, sync_tree
 from m3_integrations.store.format import MultiVectorStorage, StoreFormat, choose_format
 from m3_integrations.store.points import Point, point_id
 from m3_integrations.store.qdrant_filters import index_paths
@@ -39,10 +39,13 @@ _IS_LOG_ENOUGH: Final = sys.platform == "linux"
 """Where a file's sync is known to cover what was written through a memory map, as the engine writes its log."""
 
 _MAX_LOGGED_BYTES: Final = 16 << 20
-"""So much may be in the log alone: it is done again when the store is opened after a crash, within half a second."""
+"""So much may be in the log alone: it is done again when the store is opened after a crash, mostly in half a second."""
 
 _MAX_REMEMBERED: Final = 1 << 16
 """Records whose ids are remembered, at some 400 bytes each; with more all are forgotten."""
+
+_NO_HANDLES: Final = (errno.EMFILE, errno.ENFILE)
+"""Too many open files: nothing was tried, and so nothing is lost."""
 
 
 class EmbeddedStore(CollectionStore):
@@ -111,8 +114,10 @@ class _EdgeEngine:
         self._n_unindexed = 0
         self._has_said_due = False
         self._n_logged_bytes = _MAX_LOGGED_BYTES  # what a crash left in the log: the first change writes it out
-        self._broken_by: OSError | None = None
+        self._broken_by: Exception | None = None
+        self._is_log_enough = _IS_LOG_ENOUGH
         if folder.engine.exists():
+            self._is_log_enough = _IS_LOG_ENOUGH and folder.renew_log()
             self._load()
         elif format_.modes:
             raise ValueError(f"{folder.path} has lost its folder {folder.engine.name!r} with the records: restore it")
@@ -191,26 +196,24 @@ class _EdgeEngine:
         if len(self._names) > _MAX_REMEMBERED:
             self._names.clear()
             self._points.clear()
-        among = [None if ask.ids is None else set(map(self._point, ask.ids)) for ask in asks]
+        among = [None if ask.ids is None else {self._point(id_): id_ for id_ in ask.ids} for ask in asks]
         answers = self._opened().query_batch(edge.QueryBatchRequest(list(map(as_request, asks, among))))
         found = [[(hit.id, hit.score) for hit in answer] for answer in answers]  # each look at an id makes a new UUID
-        self._read_names([point for hits in found for point, _ in hits if point not in self._names])
-        return [[(self._names[point], score) for point, score in hits] for hits in found]
+        self._read_names([p for names, hits in zip(among, found, strict=True) if names is None for p, _ in hits])
+        return [
+            [((self._names if names is None else names)[point], score) for point, score in hits]
+            for names, hits in zip(among, found, strict=True)
+        ]
 
     def _point(self, id_: str) -> edge.PointId:
-        point = self._points.get(id_)
-        if point is None:
-            self._remember(id_, point := uuid.UUID(point_id(id_)))
-        return point
+        return self._points.get(id_) or uuid.UUID(point_id(id_))
 
-    def _read_names(self, points: list[edge.PointId]) -> None:
+    def _read_names(self, points: Sequence[edge.PointId]) -> None:
         """Learn whose points these are: that takes as long as finding them, and never changes."""
-        if points:
-            for record in self._opened().retrieve(points, edge.PayloadSelector.Include(["id"]), False):
-                self._remember((record.payload or {})["id"], record.id)
-
-    def _remember(self, id_: str, point: edge.PointId) -> None:
-        self._names[point], self._points[id_] = id_, point
+        if unknown := [point for point in points if point not in self._names]:
+            for record in self._opened().retrieve(unknown, edge.PayloadSelector.Include(["id"]), False):
+                name = (record.payload or {})["id"]
+                self._names[record.id], self._points[name] = name, record.id
 
     def optimize(self) -> None:
         shard = self._opened()
@@ -220,18 +223,28 @@ class _EdgeEngine:
         self._n_unindexed, self._has_said_due = 0, False
 
     def flush(self) -> None:
-        if _IS_LOG_ENOUGH:
-            sync_tree(self._folder.log)  # first of all: what it says is done again, also where it was done by half
-            sync_tree(self._folder.engine)  # which leaves less to wait for in the call that holds the interpreter
-        self._opened().flush()
+        shard = self._opened()
+        try:
+            if _IS_LOG_ENOUGH:
+                sync_log(self._folder.log)  # first of all: what it says is done again, also where it was done by half
+                sync_tree(self._folder.engine)  # which leaves less to wait for in the call that holds the interpreter
+            shard.flush()
+        except Exception as error:
+            raise self._failed(error) from error
         self._n_logged_bytes = 0
 
     def close(self) -> None:
-        if self._shard is not None:
-            self._shard.flush()
-            self._shard.close()
-            self._shard = None
-        self._folder.unlock()
+        shard, self._shard = self._shard, None
+        try:
+            if shard is not None:
+                try:
+                    shard.flush()
+                finally:
+                    shard.close()
+        except Exception as error:
+            raise self._failed(error) from error
+        finally:
+            self._folder.unlock()
 
     def _opened(self) -> edge.EdgeShard:
         if self._shard is None:
@@ -253,26 +266,20 @@ class _EdgeEngine:
             if type(error) is not Exception:
                 raise
             raise self._unwritable(error) from error  # the engine raises the base class itself, whatever went wrong
-        try:
-            self._make_durable(size_bytes)
-        except OSError as error:
-            self._broken_by = error  # a system forgets what it failed to sync: the next sync would succeed without it
-            raise self._unwritable(error) from error
-
-    def _make_durable(self, size_bytes: int) -> None:
-        """Sync the log, which holds all changes, and not the many files that they change: those now and then."""
         self._n_logged_bytes += size_bytes + 1000
-        if _IS_LOG_ENOUGH and self._n_logged_bytes < _MAX_LOGGED_BYTES:
-            self._lock.release()  # which the caller holds: others may search, and change things, while the disk works
-            try:
-                sync_tree(self._folder.log)
-            finally:
-                self._lock.acquire()
+        if not self._is_log_enough or self._n_logged_bytes >= _MAX_LOGGED_BYTES:
+            self.flush()
             return
         try:
-            self.flush()
-        except Exception as error:
-            raise OSError(str(error)) from error
+            sync_log(self._folder.log)  # and not the many files that the changes in it change: those now and then
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> OSError:
+        """Note that a sync failed: the system forgets what it could not write, and the next sync would succeed."""
+        if getattr(error, "errno", None) not in _NO_HANDLES:
+            self._broken_by = error
+        return self._unwritable(error)
 
     def _unwritable(self, error: Exception) -> OSError:
         return OSError(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from filelock import FileLock, Timeout
 
@@ -18,6 +19,9 @@ _FORMAT_FILE: Final = "m3-store.json"
 _LOCK_FILE: Final = "m3-store.lock"
 _ENGINE: Final = "engine"
 _UNFINISHED: Final = "engine.unfinished"
+_NEW_LOG: Final = "m3-store.log.new"
+_WRITTEN_LOG: Final = "open-"
+"""How the names of the files begin that the engine writes its log to; full ones are renamed."""
 
 
 class StoreFolder:
@@ -104,13 +108,37 @@ class StoreFolder:
         if self.unfinished.exists():
             shutil.rmtree(self.unfinished)
 
+    def renew_log(self) -> bool:
+        """Give the log that goes on being written new files; says whether that could be done.
+
+        Where a sync had failed, the system shows what the disk has not got, and what is written behind such a hole is
+        not found after a power cut.
+        """
+        new = self.path / _NEW_LOG
+        try:
+            for log in self.log.glob(_WRITTEN_LOG + "*"):
+                written = log.read_bytes()
+                if not written:
+                    continue
+                with new.open("wb") as file:
+                    os.posix_fallocate(file.fileno(), 0, len(written))  # as the engine does: mapped memory needs it
+                    file.write(written.rstrip(b"\0"))
+                    file.flush()
+                    os.fsync(file.fileno())
+                new.replace(log)
+            _sync(self.log)
+        except OSError:
+            new.unlink(missing_ok=True)
+            return False
+        return True
+
     def unlock(self) -> None:
         """Let others open the folder."""
         self._lock.release()
 
     def _refuse_foreign(self) -> None:
         """Look before the first file is written into the folder."""
-        ours = {_FORMAT_FILE, _FORMAT_FILE + ".new", _LOCK_FILE}
+        ours = {_FORMAT_FILE, _FORMAT_FILE + ".new", _LOCK_FILE, _NEW_LOG}
         names = {entry.name for entry in self.path.iterdir()}
         if _FORMAT_FILE not in names and (foreign := sorted(names - ours)):
             raise ValueError(
@@ -128,12 +156,33 @@ class StoreFolder:
         self.discard_unfinished()
 
 
-def sync_tree(folder: Path) -> None:
-    """Make a folder's files durable, with all below it; other threads run meanwhile.
+def sync_log(folder: Path) -> None:
+    """Make an engine's log durable; other threads run meanwhile.
 
     On Linux this covers what was written through memory maps, too.
+
+    Raises:
+        OSError: If the disk fails, or there is no log.
     """
-    for parent, _, names in os.walk(folder):
+    names = [file.name for file in folder.iterdir()]
+    if not any(name.startswith(_WRITTEN_LOG) for name in names):
+        raise FileNotFoundError(errno.ENOENT, "the engine's log is not where it should be", str(folder))
+    for name in names:
+        try:
+            _sync(folder / name)
+        except FileNotFoundError:
+            if name.startswith(_WRITTEN_LOG):
+                raise
+    _sync(folder)
+
+
+def sync_tree(folder: Path) -> None:
+    """Make a folder's files durable, with all below it, as far as they are there; other threads run meanwhile."""
+
+    def fail(error: OSError) -> NoReturn:
+        raise error
+
+    for parent, _, names in os.walk(folder, onerror=fail):
         for name in names:
             with suppress(FileNotFoundError):  # the engine may have deleted it meanwhile
                 _sync(Path(parent, name))

@@ -1,6 +1,6 @@
 """A search does not ask an engine twice for the same score."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,10 @@ from tests.store.oracle import records, vectors
 
 
 @pytest.fixture
-def store(tmp_path: Path, random: np.random.Generator) -> EmbeddedStore:
-    store = EmbeddedStore(tmp_path / "store")
-    store.upsert(records(random, [f"r{i}" for i in range(40)]))
-    return store
+def store(tmp_path: Path, random: np.random.Generator) -> Iterator[EmbeddedStore]:
+    with EmbeddedStore(tmp_path / "store") as store:
+        store.upsert(records(random, [f"r{i}" for i in range(40)]))
+        yield store
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -16,7 +15,6 @@ import pytest
 from m3_integrations import M3Vectors, Record, Searcher, SearchOptions, Store, open_store, scoring
 from m3_integrations.store.collection import CollectionStore
 from m3_integrations.store.embedded import EmbeddedStore
-from m3_integrations.store.folder import sync_tree
 from m3_integrations.store.memory import MemoryStore
 from m3_integrations.store.points import Point
 from m3_integrations.vectors import Kind, MultiVectorRows
@@ -182,29 +180,3 @@ def test_the_same_program_gives_the_same_ids_in_the_same_order_on_all_stores(ope
     assert isinstance(open_kind("memory"), MemoryStore)
     for kind in kinds[1:]:
         assert outcomes[kind] == outcomes["memory"], kind
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the engine waits for the disk itself")
-def test_a_search_does_not_wait_for_the_disk_of_a_writer(
-    tmp_path: Path, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    is_syncing, is_synced = threading.Event(), threading.Event()
-
-    def slow(folder: Path) -> None:
-        is_syncing.set()
-        assert is_synced.wait(60)
-        sync_tree(folder)
-
-    with open_store(tmp_path / "s") as store:
-        store.upsert(records(random, ["a"]))
-        monkeypatch.setattr("m3_integrations.store.embedded.sync_tree", slow)
-        writer = threading.Thread(target=store.upsert, args=(records(random, ["b"]),))
-        writer.start()
-        assert is_syncing.wait(60)
-        try:
-            assert set(store.candidates(vectors(random, 1), {"dense": 9})["dense"].ids) == {"a", "b"}
-            assert writer.is_alive(), "it is not acknowledged before it is on the disk"
-        finally:
-            is_synced.set()
-            writer.join()
-        assert store.delete(["a"]) == 1
