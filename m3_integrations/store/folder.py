@@ -9,7 +9,7 @@ import shutil
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
 from filelock import FileLock, Timeout
 
@@ -177,16 +177,16 @@ def sync_log(folder: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Make a folder's files durable, with all below it, as far as they are there; other threads run meanwhile."""
+    """Make a folder's files durable, with all below it that the engine does not delete meanwhile; other threads run."""
 
-    def fail(error: OSError) -> NoReturn:
-        raise error
+    def fail(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
 
     for parent, _, names in os.walk(folder, onerror=fail):
-        for name in names:
-            with suppress(FileNotFoundError):  # the engine may have deleted it meanwhile
-                _sync(Path(parent, name))
-        _sync(Path(parent))
+        for path in (*names, ""):
+            with suppress(FileNotFoundError):
+                _sync(Path(parent, path))
 
 
 def _sync(path: Path) -> None:

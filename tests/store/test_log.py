@@ -5,6 +5,7 @@ import os
 import resource
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -192,5 +193,37 @@ def test_a_log_that_is_elsewhere_is_an_error(tmp_path: Path) -> None:
         folder.sync_log(tmp_path)
     with pytest.raises(FileNotFoundError):
         folder.sync_log(tmp_path / "absent")
-    with pytest.raises(FileNotFoundError):
-        folder.sync_tree(tmp_path / "absent")
+
+
+def test_what_the_engine_deletes_meanwhile_is_passed_over_and_what_cannot_be_listed_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    seen: list[Path] = []
+
+    def vanishing(path: Path) -> None:
+        seen.append(path)
+        if path.parent == tmp_path / "a":
+            raise FileNotFoundError(path)
+
+    monkeypatch.setattr(folder, "_sync", vanishing)
+    folder.sync_tree(tmp_path)
+    assert {path.name for path in seen} == {tmp_path.name, "a", "b", "c", "file"}
+    assert len(seen) == 7
+    scandir, n_listed = os.scandir, 0
+
+    def listed(path: str) -> Any:
+        nonlocal n_listed
+        n_listed += 1
+        if n_listed > 1:
+            raise OSError(code, "cannot be listed", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", listed)
+    code = errno.ENOENT
+    folder.sync_tree(tmp_path)
+    code, n_listed = errno.EIO, 0
+    with pytest.raises(OSError, match="cannot be listed"):
+        folder.sync_tree(tmp_path)
