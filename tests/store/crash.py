@@ -42,12 +42,16 @@ def work(folder: str, seed: int) -> None:
         while True:
             version += 1
             keys = sorted(chance.sample(range(KEYS), chance.randint(1, 120)))
-            kind = chance.choices(["upsert", "delete", "optimize"], [8, 3, 1])[0]
+            kind = chance.choices(["upsert", "delete", "delete_where", "optimize"], [8, 2, 1, 1])[0]
             print(kind, version, *keys, flush=True)
             if kind == "upsert":
                 store.upsert([make(key, version) for key in keys])
             elif kind == "delete":
                 store.delete([f"r{key}" for key in keys])
+            elif kind == "delete_where":
+                where = parse_filter({"key": {"$in": keys}})
+                assert where is not None
+                store.delete_where(where)
             else:
                 store.optimize()
             print("ok", flush=True)
@@ -64,7 +68,7 @@ class Expected:
         done = 0
         for i, line in enumerate(lines):
             kind, *numbers = line.split()
-            if kind not in {"upsert", "delete"}:
+            if kind not in {"upsert", "delete", "delete_where"}:
                 continue
             is_done = i + 1 < len(lines) and lines[i + 1] == "ok"
             done += is_done
