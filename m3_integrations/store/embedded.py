@@ -229,7 +229,7 @@ class _EdgeEngine:
                 sync_log(self._folder.log)  # first of all: what it says is done again, also where it was done by half
                 sync_tree(self._folder.engine)  # which leaves less to wait for in the call that holds the interpreter
             shard.flush()
-        except Exception as error:
+        except Exception as error:  # the engine raises the base class itself
             raise self._failed(error) from error
         self._n_logged_bytes = 0
 
@@ -241,7 +241,7 @@ class _EdgeEngine:
                     shard.flush()
                 finally:
                     shard.close()
-        except Exception as error:
+        except Exception as error:  # as above
             raise self._failed(error) from error
         finally:
             self._folder.unlock()
