@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,13 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the e
 
 
 @pytest.fixture
-def store(tmp_path: Path, random: np.random.Generator) -> EmbeddedStore:
+def store(tmp_path: Path, random: np.random.Generator) -> Iterator[EmbeddedStore]:
     """One that has been opened again and has written out its first change."""
     with EmbeddedStore(tmp_path / "s") as store:
         store.upsert(records(random, ["a", "b"]))
-    store = EmbeddedStore(tmp_path / "s")
-    store.upsert(records(random, ["c"]))
-    return store
+    with EmbeddedStore(tmp_path / "s") as store:
+        store.upsert(records(random, ["c"]))
+        yield store
 
 
 @pytest.fixture
