@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
@@ -44,94 +43,57 @@ BGE-M3), since reranking comes next. By count of operations it is 0.4 % of the p
 class M3Encoder:
     """A handle on a network: its own length limits, pooling, instruction and cache size, on weights it may share.
 
-    Make one with `load` or `shared`. All methods may be called from any number of threads and tasks at once: their
-    texts share forward passes, short requests go before long ones, and an error is its caller's alone. A handle can be
-    pickled: the settings travel, and the other side shares its own process's network. It does not survive a fork: a
-    call in the child raises RuntimeError.
+    All methods may be called from any number of threads and tasks at once: their texts share forward passes, short
+    requests go before long ones, and an error is its caller's alone. A handle can be pickled: the settings travel, and
+    the other side shares its own process's network. It does not survive a fork: a call in the child raises.
+
+    Args:
+        model: A checkpoint folder, a repository of the Hugging Face hub such as "BAAI/bge-m3", or "tiny", the
+            checkpoint in this package.
+        shared: Whether the handle shares the process's one network for this checkpoint, device and dtype. Handles
+            that differ in anything else still share it. False loads a network for this handle alone.
+        device: Any device name of torch, or "auto": CUDA, Apple's GPU or the CPU, the first that is there. Several
+            names with commas between them ("cuda:0,cuda:1") put a copy on each, and all work off one queue.
+        dtype: "float32", "float16", "bfloat16", or "auto": float16 on CUDA, else float32. "int8" is for CPUs with
+            AVX-512 VNNI: linear layers in 8 bits, more than twice as fast and a little less exact.
+        revision: Branch, tag or commit on the hub.
+        max_length: The most tokens of a text, special tokens included; never more than the checkpoint's positions.
+        query_instruction: Put before every query. BGE-M3 needs none, BGE v1.5 does.
+        query_max_length: The same limit for queries; `max_length` if None.
+        pooling: "cls", or "mcls" for long documents: the mean of a [CLS] every 256 tokens (paper, appendix B.2).
+        max_tokens_per_batch: Tokens of one forward pass, padding included; by default what suits the device.
+        cache_size_bytes: Memory for vectors of recent texts, shared by the network's handles; 0 for none.
+
+    Raises:
+        FileNotFoundError: If there is no such folder or repository.
+        ValueError: If a setting is out of range, the device is not there, or the checkpoint is incomplete or damaged.
+        TypeError: If the checkpoint's tokenizer is a slow one.
+        RuntimeError: In a process forked off one that has loaded a network.
     """
 
-    def __init__(self, settings: EncoderSettings, *, is_shared: bool) -> None:
-        self._settings = settings
-        self._is_shared = is_shared
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        shared: bool = True,
+        device: str = "auto",
+        dtype: str = "auto",
+        revision: str | None = None,
+        max_length: int = DEFAULT_MAX_LENGTH,
+        query_instruction: str = "",
+        query_max_length: int | None = None,
+        pooling: Pooling = "cls",
+        max_tokens_per_batch: int | None = None,
+        cache_size_bytes: int = DEFAULT_CACHE_SIZE_BYTES,
+    ) -> None:
+        self._settings = EncoderSettings(
+            model=_name(model), device=device, dtype=dtype, revision=revision, max_length=max_length,
+            query_instruction=query_instruction, query_max_length=query_max_length, pooling=pooling,
+            max_tokens_per_batch=max_tokens_per_batch, cache_size_bytes=cache_size_bytes,
+        )  # fmt: skip
+        self._is_shared = shared
         self._is_closed = False
-        self._engine: Engine | None = None  # opened on first use, so that unpickling cannot fail
-
-    @classmethod
-    def load(
-        cls,
-        model: str | os.PathLike[str],
-        *,
-        device: str = "auto",
-        dtype: str = "auto",
-        revision: str | None = None,
-        max_length: int = DEFAULT_MAX_LENGTH,
-        query_instruction: str = "",
-        query_max_length: int | None = None,
-        pooling: Pooling = "cls",
-        max_tokens_per_batch: int | None = None,
-        cache_size_bytes: int = DEFAULT_CACHE_SIZE_BYTES,
-    ) -> Self:
-        """Load a network of its own.
-
-        Args:
-            model: A checkpoint folder, or a repository of the Hugging Face hub such as "BAAI/bge-m3".
-            device: Any device name of torch, or "auto": CUDA, Apple's GPU or the CPU, the first that is there. Several
-                names with commas between them ("cuda:0,cuda:1") put a copy on each, and all work off one queue.
-            dtype: "float32", "float16", "bfloat16", or "auto": float16 on CUDA, else float32. "int8" is for CPUs with
-                AVX-512 VNNI: linear layers in 8 bits, more than twice as fast and a little less exact.
-            revision: Branch, tag or commit on the hub.
-            max_length: The most tokens of a text, special tokens included; never more than the checkpoint's positions.
-            query_instruction: Put before every query. BGE-M3 needs none, BGE v1.5 does.
-            query_max_length: The same limit for queries; `max_length` if None.
-            pooling: "cls", or "mcls" for long documents: the mean of a [CLS] every 256 tokens (paper, appendix B.2).
-            max_tokens_per_batch: Tokens of one forward pass, padding included; by default what suits the device.
-            cache_size_bytes: Memory for vectors of recent texts, shared by the network's handles; 0 for none.
-
-        Raises:
-            FileNotFoundError: If there is no such folder or repository.
-            ValueError: If a setting is out of range, the device is not there, or the checkpoint is incomplete or
-                damaged.
-            TypeError: If the checkpoint's tokenizer is a slow one.
-            RuntimeError: In a process forked off one that has loaded a network.
-        """
-        settings = EncoderSettings(
-            model=_name(model), device=device, dtype=dtype, revision=revision, max_length=max_length,
-            query_instruction=query_instruction, query_max_length=query_max_length, pooling=pooling,
-            max_tokens_per_batch=max_tokens_per_batch, cache_size_bytes=cache_size_bytes,
-        )  # fmt: skip
-        return cls._opened(settings, is_shared=False)
-
-    @classmethod
-    def shared(
-        cls,
-        model: str | os.PathLike[str],
-        *,
-        device: str = "auto",
-        dtype: str = "auto",
-        revision: str | None = None,
-        max_length: int = DEFAULT_MAX_LENGTH,
-        query_instruction: str = "",
-        query_max_length: int | None = None,
-        pooling: Pooling = "cls",
-        max_tokens_per_batch: int | None = None,
-        cache_size_bytes: int = DEFAULT_CACHE_SIZE_BYTES,
-    ) -> Self:
-        """Give a handle on the process's one network for this checkpoint, device and dtype, loading it if need be.
-
-        Arguments and errors are those of `load`. Handles that differ in anything else still share the network.
-        """
-        settings = EncoderSettings(
-            model=_name(model), device=device, dtype=dtype, revision=revision, max_length=max_length,
-            query_instruction=query_instruction, query_max_length=query_max_length, pooling=pooling,
-            max_tokens_per_batch=max_tokens_per_batch, cache_size_bytes=cache_size_bytes,
-        )  # fmt: skip
-        return cls._opened(settings, is_shared=True)
-
-    @classmethod
-    def _opened(cls, settings: EncoderSettings, *, is_shared: bool) -> Self:
-        handle = cls(settings, is_shared=is_shared)
-        handle._live_engine()
-        return handle
+        self._engine: Engine | None = _open(self._settings, is_shared=shared)
 
     def close(self) -> None:
         """Release this handle; the network goes with its last one. A closed handle raises on use."""
@@ -145,13 +107,13 @@ class M3Encoder:
     ) -> None:
         self.close()
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __getstate__(self) -> dict[str, Any]:
         self._live_engine()
-        return _restore, (type(self), dataclasses.asdict(self._settings))
+        return self.__dict__ | {"_engine": None, "_is_shared": True}  # opened on first use: unpickling cannot fail
 
     def __copy__(self) -> Self:
-        twin = type(self)(self._settings, is_shared=self._is_shared)
-        twin._engine = self._live_engine()  # the same network, even one that was loaded alone
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__, _engine=self._live_engine())  # the same network, also one loaded alone
         return twin
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -165,7 +127,7 @@ class M3Encoder:
 
     def _live_engine(self) -> Engine:
         if self._is_closed:
-            raise RuntimeError(f"this encoder ({self.model}) was closed: open another with M3Encoder.shared")
+            raise RuntimeError(f"this encoder ({self.model}) was closed: open another with M3Encoder(...)")
         check_not_forked()
         if self._engine is None:
             self._engine = _open(self._settings, is_shared=self._is_shared)
@@ -466,10 +428,6 @@ def _open(settings: EncoderSettings, *, is_shared: bool) -> Engine:
     engine = open_engine(folder, devices, dtype, shared=is_shared)
     engine.cache.allow(settings.cache_size_bytes)
     return engine
-
-
-def _restore(cls: type[M3Encoder], settings: dict[str, Any]) -> M3Encoder:
-    return cls(EncoderSettings(**settings), is_shared=True)
 
 
 @contextmanager

@@ -35,7 +35,7 @@ class M3SparseEmbeddings(SparseEmbeddings):
     Key init args:
         model: A checkpoint folder, or a repository of the hub such as "BAAI/bge-m3"; the process loads it once.
         encoder: In the place of `model`: an encoder that is there already.
-        model_kwargs: Further arguments of `M3Encoder.shared`, such as device; only with `model`.
+        model_kwargs: Further arguments of `M3Encoder`, such as device; only with `model`.
 
     Instantiate:
         ```python

@@ -14,7 +14,7 @@ DEFAULT_CACHE_SIZE_BYTES: Final = 64 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderSettings:
-    """The arguments of `M3Encoder.load`, which explains them; all that a pickled handle carries.
+    """The arguments of `M3Encoder`, which explains them; all that a pickled handle carries.
 
     Raises:
         ValueError: If one is out of range.

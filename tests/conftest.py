@@ -39,10 +39,10 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def encoder(small: Path) -> Iterator[M3Encoder]:
-    with M3Encoder.load(small, device="cpu") as handle:
+    with M3Encoder(small, shared=False, device="cpu") as handle:
         yield handle
 
 
 @pytest.fixture
 def uncached(small: Path) -> M3Encoder:
-    return M3Encoder.shared(small, device="cpu", cache_size_bytes=0)
+    return M3Encoder(small, device="cpu", cache_size_bytes=0)

@@ -25,7 +25,7 @@ def copy(small: Path, tmp_path: Path) -> Path:
 
 
 def load(folder: Path) -> M3Encoder:
-    return M3Encoder.load(folder, device="cpu")
+    return M3Encoder(folder, shared=False, device="cpu")
 
 
 class Planted:
@@ -291,12 +291,12 @@ def test_a_saved_checkpoint_gives_the_same_vectors(small: Path, tmp_path: Path) 
 @pytest.mark.parametrize("model", ["./nothing-here", "~/nothing-here", "/nothing/here", Path("nothing-here")])
 def test_a_folder_that_is_not_there_is_never_asked_of_the_hub(model: str | Path) -> None:
     with pytest.raises(FileNotFoundError, match="no checkpoint folder"):
-        M3Encoder.load(model)
+        M3Encoder(model, shared=False)
 
 
 def test_a_revision_of_a_folder_is_refused(small: Path) -> None:
     with pytest.raises(ValueError, match="belongs to a repository of the hub"):
-        M3Encoder.load(small, revision="main")
+        M3Encoder(small, shared=False, revision="main")
 
 
 def test_loading_and_encoding_give_no_warning(small: Path) -> None:

@@ -48,7 +48,7 @@ def examples() -> Iterator[tuple[str, list[str]]]:
 def names_at_hand(framework: str) -> dict[str, Any]:
     """What an example takes for granted: the user's documents, retriever, client and language model."""
     texts = ["Keys are rotated monthly.", "The vault is sealed at night.", "The museum is closed on Mondays."]
-    names: dict[str, Any] = {"encoder": M3Encoder.shared("tiny"), "client": QdrantClient(":memory:")}
+    names: dict[str, Any] = {"encoder": M3Encoder("tiny"), "client": QdrantClient(":memory:")}
     if framework == "llama_index":
         documents = [NodeDocument(text=text) for text in texts]
         retriever: BaseRetriever = M3HybridRetriever.from_documents(documents, model="tiny")

@@ -36,13 +36,13 @@ def test_a_texts_vectors_do_not_depend_on_its_batch(small: Path, uncached: M3Enc
     alone = M3Vectors.concatenate([uncached.encode([text]) for text in TEXTS])
     random = np.random.default_rng(0)
     for budget in (1, 200, 1024, 10**6):
-        encoder = M3Encoder.shared(small, device="cpu", cache_size_bytes=0, max_tokens_per_batch=budget)
+        encoder = M3Encoder(small, device="cpu", cache_size_bytes=0, max_tokens_per_batch=budget)
         order = random.permutation(len(TEXTS))
         assert_same(encoder.encode([TEXTS[i] for i in order]), alone.take(order))
 
 
 def test_encoding_nothing_gives_empty_results_of_the_right_shape(encoder: M3Encoder, wide: Path) -> None:
-    for handle, width in ((encoder, 64), (M3Encoder.load(wide, device="cpu"), 32)):
+    for handle, width in ((encoder, 64), (M3Encoder(wide, shared=False, device="cpu"), 32)):
         vectors = handle.encode([])
         assert len(vectors) == 0
         assert vectors.dense.shape == (0, handle.dim)
@@ -108,7 +108,7 @@ def test_bad_settings_are_refused(small: Path, encoder: M3Encoder) -> None:
     ]
     for bad, message in bad_settings:
         with pytest.raises(ValueError, match=message):
-            M3Encoder.shared(small, **({"device": "cpu"} | bad))
+            M3Encoder(small, **({"device": "cpu"} | bad))
     bad_calls: list[tuple[dict[str, Any], str]] = [
         ({"kind": "passage"}, "kind must be one of document, query, got 'passage'"),
         ({"modes": ("sparse",)}, "modes must be one or more of dense, lexical, multi_vector"),
@@ -147,12 +147,12 @@ def test_long_texts_are_cut_counted_and_warned_of_once_per_call(encoder: M3Encod
 
 
 def test_the_limit_is_never_more_than_the_checkpoints_positions(small: Path) -> None:
-    assert M3Encoder.shared(small, device="cpu").max_length == 128
-    assert M3Encoder.shared(small, device="cpu", max_length=50).max_length == 50
+    assert M3Encoder(small, device="cpu").max_length == 128
+    assert M3Encoder(small, device="cpu", max_length=50).max_length == 50
 
 
 def test_query_instruction_and_length_apply_to_queries_alone(small: Path, encoder: M3Encoder) -> None:
-    handle = M3Encoder.shared(small, device="cpu", query_instruction="find: ", query_max_length=16)
+    handle = M3Encoder(small, device="cpu", query_instruction="find: ", query_max_length=16)
     assert_same(handle.encode(["keys"], kind="document"), encoder.encode(["keys"]))
     assert_same(handle.encode(["keys"], kind="query"), encoder.encode(["find: keys"], max_length=16))
     with pytest.warns(UserWarning, match="longer than 16 tokens"):
@@ -170,7 +170,7 @@ def test_mcls_averages_the_cls_states_of_a_long_text(small: Path, wide: Path) ->
 
     from m3_integrations import tokenizer
 
-    handle = M3Encoder.load(wide, device="cpu", pooling="mcls")
+    handle = M3Encoder(wide, shared=False, device="cpu", pooling="mcls")
     engine = handle._live_engine()
     before, tokenizer.MCLS_INTERVAL = tokenizer.MCLS_INTERVAL, 10  # type: ignore[misc]
     try:
@@ -187,7 +187,7 @@ def test_mcls_averages_the_cls_states_of_a_long_text(small: Path, wide: Path) ->
     mean = hidden[cls].mean(dim=0)
     np.testing.assert_allclose(vectors.dense[0], (mean / mean.norm()).numpy(), atol=1e-5)
     assert len(vectors.multi_vector[0]) == len(plain) + 1
-    assert_same(vectors[1], M3Encoder.shared(wide, device="cpu").encode(["short"]))
+    assert_same(vectors[1], M3Encoder(wide, device="cpu").encode(["short"]))
 
 
 def test_lexical_weights_name_their_tokens(encoder: M3Encoder) -> None:
@@ -256,7 +256,7 @@ def test_what_is_returned_is_float32(encoder: M3Encoder) -> None:
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 6e-3), ("bfloat16", 6e-2)])
 def test_half_precision_is_near_full_precision(small: Path, encoder: M3Encoder, dtype: str, tolerance: float) -> None:
     """Measured on these random weights: 0.0025 in float16 and 0.024 in bfloat16, lexical 0.0063 and 0.046."""
-    half = M3Encoder.shared(small, device="cpu", dtype=dtype)
+    half = M3Encoder(small, device="cpu", dtype=dtype)
     full, rounded = encoder.encode(TEXTS), half.encode(TEXTS)
     np.testing.assert_allclose(rounded.dense, full.dense, atol=tolerance)
     np.testing.assert_allclose(rounded.multi_vector.flat, full.multi_vector.flat, atol=tolerance)
@@ -271,7 +271,7 @@ def test_half_precision_is_near_full_precision(small: Path, encoder: M3Encoder, 
 def test_values_that_are_not_finite_are_an_error(small: Path, name: str) -> None:
     import torch
 
-    encoder = M3Encoder.load(small, device="cpu")
+    encoder = M3Encoder(small, shared=False, device="cpu")
     with torch.no_grad():
         encoder._live_engine().network.get_parameter(name)[0] = torch.inf
     with pytest.raises(FloatingPointError, match="dtype='float32'"):
@@ -289,7 +289,7 @@ async def test_aencode_gives_what_encode_gives(uncached: M3Encoder) -> None:
 async def test_aencode_works_in_a_thread_of_its_own_while_the_loop_goes_on(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoder = M3Encoder.load(small, device="cpu")
+    encoder = M3Encoder(small, shared=False, device="cpu")
     network = encoder._live_engine().network
     gate, seen, real = threading.Event(), list[str](), network.launch
 

@@ -39,7 +39,7 @@ def test_many_or_long_queries_get_no_more_modes_than_they_ask_for(encoder: M3Enc
 def test_pooling_is_part_of_what_the_cache_knows_a_text_by(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("m3_integrations.tokenizer.MCLS_INTERVAL", 5)
     text = "one two three four five six seven eight nine ten"
-    one, other = (M3Encoder.shared(wide, device="cpu", pooling=pooling) for pooling in ("cls", "mcls"))
+    one, other = (M3Encoder(wide, device="cpu", pooling=pooling) for pooling in ("cls", "mcls"))
     assert not np.allclose(one.encode([text]).dense, other.encode([text]).dense)
 
 
@@ -59,7 +59,7 @@ def test_results_are_the_callers_own(encoder: M3Encoder) -> None:
 
 
 def test_the_cache_stays_within_its_bound_and_drops_the_least_recently_used(small: Path) -> None:
-    encoder = M3Encoder.load(small, device="cpu", cache_size_bytes=40_000)
+    encoder = M3Encoder(small, shared=False, device="cpu", cache_size_bytes=40_000)
     cache = encoder._live_engine().cache
     texts = [f"text number {i}" for i in range(200)]
     for text in texts:
@@ -75,7 +75,7 @@ def test_the_cache_stays_within_its_bound_and_drops_the_least_recently_used(smal
 
 
 def test_a_long_run_leaves_half_of_the_cache_to_others(small: Path) -> None:
-    encoder = M3Encoder.load(small, device="cpu", cache_size_bytes=200_000)
+    encoder = M3Encoder(small, shared=False, device="cpu", cache_size_bytes=200_000)
     encoder.encode(["what somebody asks"])
     encoder.encode([f"one of very many records {i}" for i in range(400)])
     passes = encoder.stats.forward_passes
@@ -85,7 +85,7 @@ def test_a_long_run_leaves_half_of_the_cache_to_others(small: Path) -> None:
 
 
 def test_of_two_handles_the_larger_cache_counts(small: Path) -> None:
-    large = M3Encoder.load(small, device="cpu", cache_size_bytes=10**6)
+    large = M3Encoder(small, shared=False, device="cpu", cache_size_bytes=10**6)
     cache = large._live_engine().cache
     cache.allow(10)
     large.encode([f"text {i}" for i in range(20)])
@@ -93,7 +93,7 @@ def test_of_two_handles_the_larger_cache_counts(small: Path) -> None:
 
 
 def test_a_cache_of_size_zero_keeps_nothing(small: Path) -> None:
-    encoder = M3Encoder.load(small, device="cpu", cache_size_bytes=0)
+    encoder = M3Encoder(small, shared=False, device="cpu", cache_size_bytes=0)
     encoder.encode(["a", "b", "a"])
     assert len(encoder._live_engine().cache) == 0
     assert encoder.stats.encoded_texts == 2
@@ -101,6 +101,6 @@ def test_a_cache_of_size_zero_keeps_nothing(small: Path) -> None:
 
 def test_settings_that_change_a_vector_are_never_answered_from_the_cache(small: Path) -> None:
     text = "five words make a text"
-    with M3Encoder.load(small, device="cpu") as encoder, pytest.warns(UserWarning, match="longer"):
+    with M3Encoder(small, shared=False, device="cpu") as encoder, pytest.warns(UserWarning, match="longer"):
         whole, part = encoder.encode([text]), encoder.encode([text], max_length=4)
     assert not np.allclose(whole.dense, part.dense)

@@ -35,7 +35,7 @@ def test_scoring_in_windows_gives_every_pair_its_score(
 
 
 def test_a_cut_query_is_counted_and_its_limit_named(small: Path) -> None:
-    encoder = M3Encoder.shared(small, device="cpu", query_max_length=5, cache_size_bytes=0)
+    encoder = M3Encoder(small, device="cpu", query_max_length=5, cache_size_bytes=0)
     with pytest.warns(UserWarning, match="1 of 3 texts were longer than 5 or 128 tokens"):
         encoder.score(LONG, ["a", "b"])
     with pytest.warns(UserWarning, match="2 of 2 texts were longer"):

@@ -19,7 +19,7 @@ Golden = tuple[M3Encoder, "np.lib.npyio.NpzFile"]
 @pytest.fixture(scope="module", params=list(SHAPES))
 def golden(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Golden:
     folder = build_checkpoint(tmp_path_factory.mktemp("golden") / request.param, request.param)
-    return M3Encoder.load(folder, device="cpu"), np.load(GOLDEN / f"golden_{request.param}.npz")
+    return M3Encoder(folder, shared=False, device="cpu"), np.load(GOLDEN / f"golden_{request.param}.npz")
 
 
 def assert_close(actual: object, expected: object) -> None:
@@ -75,7 +75,7 @@ def test_padding_does_not_change_max_sim_as_it_does_in_flagembedding(golden: Gol
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float16", 1e-2)])
 def test_cuda_gives_the_cpus_numbers(golden: Golden, vectors: M3Vectors, dtype: str, tolerance: float) -> None:
     """The tolerances are expectations: no machine with a GPU has run this yet."""
-    on_device = M3Encoder.load(golden[0].model, device="cuda", dtype=dtype).encode(TEXTS)
+    on_device = M3Encoder(golden[0].model, shared=False, device="cuda", dtype=dtype).encode(TEXTS)
     np.testing.assert_allclose(on_device.dense, vectors.dense, atol=tolerance)
     np.testing.assert_array_equal(on_device.multi_vector.offsets, vectors.multi_vector.offsets)
     np.testing.assert_allclose(on_device.multi_vector.flat, vectors.multi_vector.flat, atol=tolerance)

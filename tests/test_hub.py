@@ -101,7 +101,7 @@ def run(code: str, home: Path, endpoint: str, **environment: str) -> subprocess.
     )  # fmt: skip
 
 
-ENCODE = "print(M3Encoder.load('lab/m3', device='cpu').encode(['a text']).dense.tolist())"
+ENCODE = "print(M3Encoder('lab/m3', shared=False, device='cpu').encode(['a text']).dense.tolist())"
 
 
 @pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
@@ -117,7 +117,7 @@ def test_only_needed_files_are_downloaded_once_and_then_offline_works(
     online = run(ENCODE, tmp_path / "home", hub.url)
     assert online.returncode == 0, online.stderr
     np.testing.assert_allclose(
-        json.loads(online.stdout), M3Encoder.shared(small, device="cpu").encode(["a text"]).dense, atol=1e-6
+        json.loads(online.stdout), M3Encoder(small, device="cpu").encode(["a text"]).dense, atol=1e-6
     )
     offered = {str(path.relative_to(hub.folder)) for path in hub.folder.rglob("*") if path.is_file()}
     assert set(hub.fetched) == offered - set(UNNEEDED)
@@ -133,7 +133,7 @@ def test_an_unknown_repository_revision_or_an_empty_cache_offline_is_a_clear_err
 ) -> None:
     code = """
 try:
-    M3Encoder.load({!r}, revision={!r})
+    M3Encoder({!r}, shared=False, revision={!r})
 except FileNotFoundError as error:
     print(error)
 """
@@ -160,7 +160,7 @@ def test_the_real_checkpoint_gives_the_scores_of_its_model_card() -> None:
         "BM25 is a bag-of-words retrieval function that ranks a set of documents based on the query terms "  # noqa: ISC004
         "appearing in each document",
     )
-    scores = M3Encoder.load("BAAI/bge-m3").score_pairs([(q, d) for q in queries for d in documents])
+    scores = M3Encoder("BAAI/bge-m3", shared=False).score_pairs([(q, d) for q in queries for d in documents])
     np.testing.assert_allclose(scores.dense, [0.6259765625, 0.347412109375, 0.349853515625, 0.67822265625], atol=2e-3)
     np.testing.assert_allclose(scores.lexical, [0.195556640625, 0.00879669, 0.0, 0.1802978515625], atol=2e-3)
     np.testing.assert_allclose(scores.multi_vector, [0.7796499729, 0.4621465802, 0.4523794651, 0.7898575068], atol=2e-3)

@@ -14,7 +14,7 @@ def resident_mb() -> float:
 
 
 def test_encode_batches_over_50_000_texts_holds_memory_flat(small: Path) -> None:
-    encoder = M3Encoder.load(small, device="cpu", cache_size_bytes=2_000_000)
+    encoder = M3Encoder(small, shared=False, device="cpu", cache_size_bytes=2_000_000)
     taken = 0
 
     def stream() -> Iterator[str]:

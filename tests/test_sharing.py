@@ -34,16 +34,16 @@ def network(encoder: M3Encoder) -> object:
 
 
 def test_handles_with_different_settings_hold_one_network(small: Path, wide: Path) -> None:
-    one = M3Encoder.shared(small, device="cpu")
+    one = M3Encoder(small, device="cpu")
     others = [
-        M3Encoder.shared(str(small), device="cpu", max_length=20, cache_size_bytes=0),
-        M3Encoder.shared(small / ".." / "small", device="cpu:0", dtype="float32", pooling="mcls"),
-        M3Encoder.shared(small, query_instruction="find: ", max_tokens_per_batch=7, device="cpu"),
+        M3Encoder(str(small), device="cpu", max_length=20, cache_size_bytes=0),
+        M3Encoder(small / ".." / "small", device="cpu:0", dtype="float32", pooling="mcls"),
+        M3Encoder(small, query_instruction="find: ", max_tokens_per_batch=7, device="cpu"),
     ]
     assert all(network(other) is network(one) for other in others)
-    assert network(M3Encoder.shared(wide, device="cpu")) is not network(one)
-    assert network(M3Encoder.shared(small, device="cpu", dtype="bfloat16")) is not network(one)
-    assert network(M3Encoder.load(small, device="cpu")) is not network(one)
+    assert network(M3Encoder(wide, device="cpu")) is not network(one)
+    assert network(M3Encoder(small, device="cpu", dtype="bfloat16")) is not network(one)
+    assert network(M3Encoder(small, shared=False, device="cpu")) is not network(one)
 
 
 def test_a_second_handle_costs_no_memory(tmp_path: Path) -> None:
@@ -62,10 +62,10 @@ XLMRobertaModel(config, add_pooling_layer=False).save_pretrained(folder)
 def resident():
     gc.collect()
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-handles = [M3Encoder.shared(folder, device="cpu")]
+handles = [M3Encoder(folder, device="cpu")]
 handles[0].encode(["warm up"])
 before = resident()
-handles += [M3Encoder.shared(folder, device="cpu", max_length=10 + i) for i in range(20)]
+handles += [M3Encoder(folder, device="cpu", max_length=10 + i) for i in range(20)]
 [handle.encode(["warm up"]) for handle in handles]
 print(resident() - before)
 """
@@ -75,7 +75,7 @@ print(resident() - before)
 
 def test_the_network_goes_with_its_last_handle(small: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(small, tmp_path / "own"))
-    one, two = M3Encoder.shared(folder, device="cpu"), M3Encoder.shared(folder, device="cpu")
+    one, two = M3Encoder(folder, device="cpu"), M3Encoder(folder, device="cpu")
     alive = weakref.ref(network(one))
     one.close()
     gc.collect()
@@ -90,16 +90,16 @@ def test_the_network_goes_with_its_last_handle(small: Path, tmp_path: Path) -> N
 
 def test_a_checkpoint_rewritten_in_place_is_loaded_anew(small: Path, wide: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(small, tmp_path / "retrained"))
-    old = M3Encoder.shared(folder, device="cpu")
+    old = M3Encoder(folder, device="cpu")
     shutil.copytree(wide, folder, dirs_exist_ok=True)
-    assert M3Encoder.shared(folder, device="cpu").dim == 96
+    assert M3Encoder(folder, device="cpu").dim == 96
     assert old.dim == 64
 
 
 def test_threads_that_ask_at_once_get_one_network(small: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(small, tmp_path / "raced"))
     with ThreadPoolExecutor(8) as pool:
-        handles = list(pool.map(lambda _: M3Encoder.shared(folder, device="cpu"), range(8)))
+        handles = list(pool.map(lambda _: M3Encoder(folder, device="cpu"), range(8)))
     assert len({id(network(handle)) for handle in handles}) == 1
 
 
@@ -107,8 +107,8 @@ def test_threads_that_ask_at_once_get_one_network(small: Path, tmp_path: Path) -
 def test_networks_of_different_dtypes_load_at_once_without_harm(small: Path, wide: Path) -> None:
     for _ in range(8):
         with ThreadPoolExecutor(2) as pool:
-            one = pool.submit(M3Encoder.load, small, device="cpu", dtype="float32")
-            two = pool.submit(M3Encoder.load, wide, device="cpu", dtype="bfloat16")
+            one = pool.submit(M3Encoder, small, shared=False, device="cpu", dtype="float32")
+            two = pool.submit(M3Encoder, wide, shared=False, device="cpu", dtype="bfloat16")
         assert torch.get_default_dtype() == torch.float32
         for future, dtype in ((one, torch.float32), (two, torch.bfloat16)):
             encoder = future.result()
@@ -118,14 +118,14 @@ def test_networks_of_different_dtypes_load_at_once_without_harm(small: Path, wid
 
 def test_files_beside_the_checkpoint_do_not_load_a_second_network(small: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(small, tmp_path / "own"))
-    one = M3Encoder.shared(folder, device="cpu")
+    one = M3Encoder(folder, device="cpu")
     (folder / "README.md").write_text("notes")
     (folder / "trainer.log").write_text("log")
-    assert network(M3Encoder.shared(folder, device="cpu")) is network(one)
+    assert network(M3Encoder(folder, device="cpu")) is network(one)
 
 
 def test_one_forward_pass_runs_at_a_time(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = M3Encoder.load(small, device="cpu", cache_size_bytes=0)
+    encoder = M3Encoder(small, shared=False, device="cpu", cache_size_bytes=0)
     inside, most, real = 0, 0, encoder._live_engine().network.launch
 
     def counted(*arguments: Any, **settings: Any) -> Any:
@@ -146,7 +146,7 @@ def test_one_forward_pass_runs_at_a_time(small: Path, monkeypatch: pytest.Monkey
 
 
 def test_use_after_close_raises(small: Path) -> None:
-    encoder = M3Encoder.shared(small, device="cpu")
+    encoder = M3Encoder(small, device="cpu")
     encoder.close()
     encoder.close()
     for use in (
@@ -164,7 +164,7 @@ def test_use_after_close_raises(small: Path) -> None:
 
 
 def test_a_pickle_carries_the_settings_and_shares_on_the_other_side(small: Path) -> None:
-    encoder = M3Encoder.shared(small, device="cpu", max_length=9, query_instruction="find: ", pooling="mcls")
+    encoder = M3Encoder(small, device="cpu", max_length=9, query_instruction="find: ", pooling="mcls")
     data = pickle.dumps(encoder)
     assert len(data) < 2000
     again = pickle.loads(data)
@@ -178,7 +178,7 @@ def _encode_there(encoder: M3Encoder) -> np.ndarray[Any, Any]:
 
 
 def test_a_spawned_process_shares_anew_from_a_pickle(small: Path) -> None:
-    encoder = M3Encoder.shared(small, device="cpu")
+    encoder = M3Encoder(small, device="cpu")
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         there = pool.apply_async(_encode_there, (encoder,)).get(timeout=120)
     np.testing.assert_allclose(there, encoder.encode(["over there"]).dense, atol=1e-6)
@@ -187,16 +187,16 @@ def test_a_spawned_process_shares_anew_from_a_pickle(small: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
 @pytest.mark.filterwarnings("ignore:.*fork")
 def test_a_fork_raises_at_once_and_never_hangs(small: Path) -> None:
-    encoder = M3Encoder.shared(small, device="cpu")
+    encoder = M3Encoder(small, device="cpu")
     encoder.encode(["before"])
     carried = pickle.dumps(encoder)
-    closed = M3Encoder.load(small, device="cpu")
+    closed = M3Encoder(small, shared=False, device="cpu")
     closed.close()
     locks = (encoder._live_engine().scheduler._changed, opening._loading_lock, tqdm.get_lock())  # type: ignore[no-untyped-call]
     uses = (
         lambda: encoder.encode(["in the child"]),
-        lambda: M3Encoder.shared(small, device="cpu"),
-        lambda: M3Encoder.load(small, device="cpu"),
+        lambda: M3Encoder(small, device="cpu"),
+        lambda: M3Encoder(small, shared=False, device="cpu"),
         lambda: pickle.loads(carried).encode(["unpickled in the child"]),
     )
     for use in uses:
@@ -229,7 +229,7 @@ def test_a_fork_before_the_first_load_is_no_obstacle(small: Path) -> None:
 import multiprocessing
 from m3_integrations import M3Encoder
 def work(_):
-    return M3Encoder.shared({str(small)!r}, device="cpu").encode(["in the worker"]).dense.shape
+    return M3Encoder({str(small)!r}, device="cpu").encode(["in the worker"]).dense.shape
 if __name__ == "__main__":
     with multiprocessing.get_context("fork").Pool(1) as pool:
         print(pool.apply_async(work, (0,)).get(timeout=120))
@@ -252,8 +252,7 @@ MODES: tuple[tuple[Mode, ...], ...] = (
 def test_requests_from_32_threads_with_different_settings_all_get_their_own_vectors(small: Path) -> None:
     limits = (5, 16, 40, 128)
     handles = [
-        M3Encoder.shared(small, device="cpu", query_instruction="find: ", cache_size_bytes=size)
-        for size in (0, 100_000)
+        M3Encoder(small, device="cpu", query_instruction="find: ", cache_size_bytes=size) for size in (0, 100_000)
     ]
     reference = {
         (kind, limit): handles[0].encode(TEXTS, kind=kind, max_length=limit) for kind in KINDS for limit in limits

@@ -85,9 +85,9 @@ def run_demo(
 
     Args:
         questions: What to ask; `QUESTIONS` if None.
-        model: As `M3Encoder.shared` takes it.
+        model: As `M3Encoder` takes it.
         llm: A chat model as LangChain's `init_chat_model` takes it; without one the best passage is quoted.
-        device: As `M3Encoder.shared` takes it.
+        device: As `M3Encoder` takes it.
         k: Passages to find for each question.
         console: Where to print.
 
@@ -97,7 +97,7 @@ def run_demo(
     """
     chat_model = _chat_model(llm)
     start = time.perf_counter()
-    encoder = M3Encoder.shared(model, device=device)
+    encoder = M3Encoder(model, device=device)
     console.print(f"Loaded [bold]{escape(model)}[/bold] on {encoder.device} in {time.perf_counter() - start:.1f} s.")
     retriever = M3HybridRetriever(encoder=encoder, store=open_store(), k=k, show_progress=True)
     _index(retriever, read_collection(), encoder, console)

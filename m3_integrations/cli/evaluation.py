@@ -67,7 +67,7 @@ def run_evaluation(request: EvaluationRequest, console: Console) -> list[Evaluat
     work = request.work or request.out / "vectors"
     results, tuned = [], []
     for model in request.models:
-        with M3Encoder.load(model, device=request.device, max_length=request.max_length) as encoder:
+        with M3Encoder(model, shared=False, device=request.device, max_length=request.max_length) as encoder:
             for dataset in datasets:
                 console.print(f"[bold]{escape(model)}[/bold] on [bold]{escape(dataset.name)}[/bold]", highlight=False)
                 results.append(

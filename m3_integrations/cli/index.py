@@ -31,8 +31,8 @@ def run_index(
     Args:
         paths: Files and folders.
         where: The store: a folder, made if it is not there, or a URL.
-        model: As `M3Encoder.shared` takes it.
-        device: As `M3Encoder.shared` takes it.
+        model: As `M3Encoder` takes it.
+        device: As `M3Encoder` takes it.
         splitting: How texts are cut.
         multi_vector: How a new store keeps token vectors.
         collection: The collection on a server.
@@ -50,7 +50,7 @@ def run_index(
     # Before a mistyped path has made a store, and before seconds go into loading a model.
     if is_new(where) and (absent := [path for path in paths if not path.expanduser().exists()]):
         raise FileNotFoundError(f"no file or folder {absent[0]}")
-    encoder = M3Encoder.shared(model, device=device)
+    encoder = M3Encoder(model, device=device)
     folder = folder_of(where)
     with open_place(where, collection=collection, multi_vector=multi_vector) as store:
         exclude = [folder] if folder is not None else []

@@ -43,7 +43,7 @@ def run_search(
         question: What to look for.
         options: How.
         model: The one that the store was filled with.
-        device: As `M3Encoder.shared` takes it.
+        device: As `M3Encoder` takes it.
         collection: The collection on a server.
         explain: Whether to say why each one matched.
         as_json: Whether to print one JSON document and nothing else.
@@ -57,7 +57,7 @@ def run_search(
         raise ValueError("the question is blank: say what to look for")
     if is_new(where):
         raise FileNotFoundError(f"no store at {where}: make one with m3 index PATH --store {where}")
-    encoder = M3Encoder.shared(model, device=device)
+    encoder = M3Encoder(model, device=device)
     with Searcher(encoder, open_place(where, collection=collection)) as searcher:
         hits = searcher.search(question, options)
         reasons = [searcher.explain(question, hit.id) for hit in hits] if explain else []

@@ -150,7 +150,7 @@ class Scheduler(Generic[Work]):
         """
         with self._changed:
             if self._is_closed:
-                raise RuntimeError("this encoder's network was shut down: open another with M3Encoder.shared")
+                raise RuntimeError("this encoder's network was shut down: open another with M3Encoder(...)")
             for number in set(range(self._n_workers)) - self._workers:
                 self._start_worker(self, number)
                 self._workers.add(number)

@@ -21,7 +21,7 @@ class M3Embeddings(EncoderFields, Embeddings):
     Key init args:
         model: A checkpoint folder, or a repository of the hub.
         encoder: In the place of `model`: an encoder that is there already.
-        model_kwargs: Further arguments of `M3Encoder.shared`; only with `model`.
+        model_kwargs: Further arguments of `M3Encoder`; only with `model`.
         show_progress: Whether `embed_documents` draws a progress bar.
 
     Instantiate:

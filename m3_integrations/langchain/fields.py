@@ -42,7 +42,7 @@ class EncoderFields(BaseModel):
     """In the place of `model`: an encoder that is there already."""
 
     model_kwargs: dict[str, Any] = Field(default_factory=dict, repr=False)
-    """Further arguments of `M3Encoder.shared`, such as device or max_length; only with `model`."""
+    """Further arguments of `M3Encoder`, such as device or max_length; only with `model`."""
 
     @model_validator(mode="after")
     def _open_encoder(self) -> Self:

@@ -29,7 +29,7 @@ class M3Rerank(WeightsFields, BaseDocumentCompressor):
     Key init args:
         model: A checkpoint folder, or a repository of the hub.
         encoder: In the place of `model`: an encoder that is there already.
-        model_kwargs: Further arguments of `M3Encoder.shared`; only with `model`.
+        model_kwargs: Further arguments of `M3Encoder`; only with `model`.
         top_n: How many documents to keep; None for all.
         score_threshold: Only documents whose combined score is at least this.
         weights: How the modes count; equal if None.
@@ -130,7 +130,7 @@ class M3CrossEncoder(WeightsFields, BaseCrossEncoder):
     Key init args:
         model: A checkpoint folder, or a repository of the hub.
         encoder: In the place of `model`: an encoder that is there already.
-        model_kwargs: Further arguments of `M3Encoder.shared`; only with `model`.
+        model_kwargs: Further arguments of `M3Encoder`; only with `model`.
         weights: How the modes count; equal if None.
 
     Instantiate:

@@ -37,7 +37,7 @@ class M3HybridRetriever(WeightsFields, BaseRetriever):
     Key init args:
         model: A checkpoint folder, or a repository of the hub.
         encoder: In the place of `model`: an encoder that is there already.
-        model_kwargs: Further arguments of `M3Encoder.shared`; only with `model`.
+        model_kwargs: Further arguments of `M3Encoder`; only with `model`.
         store: Where the documents are; a new one in memory if None.
         k: How many documents to return at most.
         mode: Which modes rank: "all", "dense+lexical", "dense", "lexical" or "multi_vector".

@@ -43,7 +43,7 @@ class EncoderFields(BaseModel):
     """In the place of `model`: an encoder that is there already."""
 
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of `M3Encoder.shared`, such as device or max_length; only with `model`."""
+    """Further arguments of `M3Encoder`, such as device or max_length; only with `model`."""
 
     def model_post_init(self, context: Any, /) -> None:
         """Open the encoder: after all fields, so that a misspelt argument is refused before a network is loaded."""

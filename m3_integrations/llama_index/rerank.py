@@ -35,7 +35,7 @@ class M3Rerank(EncoderFields, BaseNodePostprocessor):
     Args:
         model: A checkpoint folder, or a repository of the hub.
         encoder: In the place of `model`: an encoder that is there already.
-        model_kwargs: Further arguments of `M3Encoder.shared`; only with `model`.
+        model_kwargs: Further arguments of `M3Encoder`; only with `model`.
         top_n: How many nodes to keep, 1 or more.
         weights: How the modes count: `ModeWeights`, the name of a preset such as "miracl", or None for equal weights.
         score_threshold: Only nodes whose combined score is at least this.

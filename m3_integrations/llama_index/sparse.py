@@ -29,7 +29,7 @@ class M3SparseEmbedding(NamedEncoderFields, BaseSparseEmbedding):
     Args:
         model_name: A checkpoint folder, or a repository of the hub; `model` says the same.
         encoder: In the place of `model_name`: an encoder that is there already.
-        model_kwargs: Further arguments of `M3Encoder.shared`; only with `model_name`.
+        model_kwargs: Further arguments of `M3Encoder`; only with `model_name`.
         embed_batch_size: Texts handed to the encoder at a time, 1 to 2048.
         num_workers: How many batches the asynchronous methods have under way.
 

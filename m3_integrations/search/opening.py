@@ -23,10 +23,10 @@ def open_encoder(
         model: A checkpoint folder or a repository of the hub. Beside an encoder it may only repeat the encoder's own
             name, so that an adapter can be built again from its fields.
         encoder: Any encoder.
-        model_kwargs: Further arguments of `M3Encoder.shared`, for a model only.
+        model_kwargs: Further arguments of `M3Encoder`, for a model only.
 
     Raises:
-        TypeError: If encoder is no encoder, or `M3Encoder.shared` does not know one of model_kwargs.
+        TypeError: If encoder is no encoder, or `M3Encoder` does not know one of model_kwargs.
         ValueError: If neither is given, or an encoder together with another model or with model_kwargs.
         FileNotFoundError: If there is no such model.
     """
@@ -35,7 +35,7 @@ def open_encoder(
             raise ValueError("give model= (a folder or a repository such as 'BAAI/bge-m3') or encoder=")
         from m3_integrations.encoder import M3Encoder  # noqa: PLC0415 - loads torch, which an encoder= may not need
 
-        return M3Encoder.shared(model, **(model_kwargs or {}))
+        return M3Encoder(model, **(model_kwargs or {}))
     # Not isinstance with the protocol: it would read every property, and a fingerprint takes seconds.
     if absent := [name for name in _METHODS if not callable(getattr(encoder, name, None))]:
         raise TypeError(f"encoder must be an encoder such as M3Encoder, got {encoder!r}, which has no {absent[0]}()")

@@ -28,7 +28,7 @@ def run_training(config_path: str | os.PathLike[str], *, show_progress: bool = T
         show_progress: Whether to show a bar.
 
     Returns:
-        The folder of the trained checkpoint, which `M3Encoder.load` and FlagEmbedding read. Beside it lies loss.png.
+        The folder of the trained checkpoint, which `M3Encoder` and FlagEmbedding read. Beside it lies loss.png.
 
     Raises:
         FileNotFoundError: If the file, the data or the checkpoint is not there.

@@ -79,7 +79,7 @@ class Bench:
 
     def load_ours(self, *, cache_size_bytes: int) -> M3Encoder:
         """A handle on our one network, with a cache of this size; 0 is none."""
-        return M3Encoder.shared(
+        return M3Encoder(
             str(self.folder),
             device=self.device,
             dtype=self.dtype,

@@ -118,9 +118,7 @@ class Bench:
         self.args = args
         source = TextSource(folder, seed=SEED)
         self.flag = FlagEmbedding(folder, device=args.device, dtype=args.dtype)
-        self.ours = M3Encoder.load(
-            folder, device=args.device, dtype=args.dtype, max_length=MAX_LENGTH, cache_size_bytes=0
-        )
+        self.ours = M3Encoder(folder, device=args.device, dtype=args.dtype, max_length=MAX_LENGTH, cache_size_bytes=0)
         self.queries = source.texts(np.full(max(args.callers) * args.rounds, QUERY_TOKENS))
         lengths = token_lengths(args.passages, seed=SEED)
         self.passages, self.n_tokens = source.texts(lengths), int(lengths.sum())

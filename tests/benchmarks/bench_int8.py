@@ -38,7 +38,7 @@ def main() -> None:
             "one query": source.texts(np.array([QUERY_TOKENS])),
         }
         encoders = {
-            dtype: M3Encoder.load(folder, device="cpu", dtype=dtype, max_length=MAX_LENGTH, cache_size_bytes=0)
+            dtype: M3Encoder(folder, shared=False, device="cpu", dtype=dtype, max_length=MAX_LENGTH, cache_size_bytes=0)
             for dtype in ("float32", "int8")
         }
         for name, texts in workloads.items():

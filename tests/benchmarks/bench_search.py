@@ -143,7 +143,7 @@ def measure_storage(n: int, xquad: Path | None) -> None:
 def xquad_ndcg(folder: Path, xquad: Path, settings: dict[str, Any]) -> float:
     """Give nDCG@10 of all modes at equal weights, over the 100 candidates of each leg."""
     dataset = read_dataset(xquad, titles=False)  # titles are English in every language
-    with Searcher(M3Encoder.shared("tiny", device="cpu"), open_store(folder, **settings)) as searcher:
+    with Searcher(M3Encoder("tiny", device="cpu"), open_store(folder, **settings)) as searcher:
         searcher.add(list(dataset.corpus.texts()), ids=list(dataset.corpus.ids))
         found = searcher.search_batch(list(dataset.queries.values()), SearchOptions(k=K))
     ranked = {query: [hit.id for hit in hits] for query, hits in zip(dataset.queries, found, strict=True)}

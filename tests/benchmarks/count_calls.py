@@ -15,6 +15,7 @@ import threading
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -83,11 +84,11 @@ def count_calls(folder: Path) -> None:
     for name, where in (("memory", None), ("a folder", folder / "calls")):
         retriever = M3HybridRetriever(encoder=encoder, store=open_store(where))
         retriever.add_documents([Document(id="0", page_content="The museum is closed on Mondays.")])
-        count.of(f"adding ten documents to {name}", lambda made=retriever: made.add_documents(DOCUMENTS))  # type: ignore[misc]
-        count.of(f"`invoke` over {name}", lambda made=retriever, q=name: made.invoke(f"{QUESTION} {q}"))  # type: ignore[misc]
+        count.of(f"adding ten documents to {name}", partial(retriever.add_documents, DOCUMENTS))
+        count.of(f"`invoke` over {name}", partial(retriever.invoke, f"{QUESTION} {name}"))
         retriever.store.close()
     sys.setprofile(None)
-    threading.setprofile(None)  # type: ignore[arg-type]
+    threading.setprofile(None)
 
 
 def open_tiny() -> Any:

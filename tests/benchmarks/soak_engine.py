@@ -33,7 +33,7 @@ def main(minutes: float) -> None:
     end, n = time.monotonic() + 60 * minutes, 0
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = build_checkpoint(Path(folder) / "small", "small")
-        encoder = M3Encoder.load(checkpoint, device="cpu,cpu", cache_size_bytes=0)
+        encoder = M3Encoder(checkpoint, shared=False, device="cpu,cpu", cache_size_bytes=0)
         launches = [network.launch for network in encoder._live_engine().networks]
         while time.monotonic() < end:
             for network, launch in zip(encoder._live_engine().networks, launches, strict=True):

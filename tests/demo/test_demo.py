@@ -32,7 +32,7 @@ def test_the_collection_has_thousands_of_passages_with_ids_of_their_own() -> Non
 
 def test_most_questions_find_their_passage_among_the_first_three() -> None:
     passages = read_collection()
-    with Searcher(M3Encoder.shared("tiny", device="cpu"), open_store()) as searcher:
+    with Searcher(M3Encoder("tiny", device="cpu"), open_store()) as searcher:
         searcher.add([passage.text for passage in passages], ids=[passage.id for passage in passages])
         found = 0
         for question in QUESTIONS:

@@ -12,5 +12,5 @@ from tests.engine.gate import pipelined
 @pytest.fixture(params=[False, True], ids=["in turn", "pipelined"])
 def alone(small: Path, request: pytest.FixtureRequest) -> Iterator[M3Encoder]:
     """An encoder with a network of its own, and no cache."""
-    with M3Encoder.load(small, device="cpu", cache_size_bytes=0) as encoder:
+    with M3Encoder(small, shared=False, device="cpu", cache_size_bytes=0) as encoder:
         yield pipelined(encoder) if request.param else encoder

@@ -15,7 +15,7 @@ from tests.test_encoder import assert_same
 @pytest.fixture
 def alone(small: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[M3Encoder]:
     monkeypatch.setattr("m3_integrations.encoder._WINDOW_TEXTS", 2)
-    with M3Encoder.load(small, device="cpu", cache_size_bytes=0) as encoder:
+    with M3Encoder(small, shared=False, device="cpu", cache_size_bytes=0) as encoder:
         yield encoder
 
 
@@ -66,7 +66,7 @@ def test_an_error_of_a_pass_ends_the_stream_with_nothing_left_in_the_queue(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("m3_integrations.encoder._WINDOW_TEXTS", 2)
-    alone = M3Encoder.load(small, device="cpu", cache_size_bytes=0, max_tokens_per_batch=1)
+    alone = M3Encoder(small, shared=False, device="cpu", cache_size_bytes=0, max_tokens_per_batch=1)
     has_ended, n_passes = threading.Event(), 0
 
     def fault(_: object) -> None:

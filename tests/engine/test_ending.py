@@ -50,7 +50,7 @@ def test_a_process_that_ends_under_load_ends_cleanly(small: Path) -> None:
     code = f"""
 import threading, time
 from m3_integrations import M3Encoder
-encoder = M3Encoder.load({str(small)!r}, device="cpu", cache_size_bytes=0)
+encoder = M3Encoder({str(small)!r}, shared=False, device="cpu", cache_size_bytes=0)
 def work(text):
     while True:
         encoder.encode([text * 50] * 20)
@@ -73,7 +73,7 @@ def test_a_forked_child_that_ends_does_not_wait_for_threads_it_has_not(small: Pa
     code = f"""
 import os, sys
 from m3_integrations import M3Encoder
-encoder = M3Encoder.load({str(small)!r}, device="cpu")
+encoder = M3Encoder({str(small)!r}, shared=False, device="cpu")
 encoder.encode(["a"])
 queue = encoder._live_engine().scheduler
 with queue._changed:

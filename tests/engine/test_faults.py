@@ -231,8 +231,8 @@ def test_an_interrupted_caller_leaves_nothing_in_the_queue(alone: M3Encoder) -> 
 
 def test_two_devices_work_off_one_queue(small: Path) -> None:
     texts = [f"{word} {i} " * 9 for i, word in enumerate(WORDS * 40)]
-    expected = M3Encoder.shared(small, device="cpu", cache_size_bytes=0).encode(texts)
-    encoder = M3Encoder.load(small, device="cpu, cpu", cache_size_bytes=0)
+    expected = M3Encoder(small, device="cpu", cache_size_bytes=0).encode(texts)
+    encoder = M3Encoder(small, shared=False, device="cpu, cpu", cache_size_bytes=0)
     assert encoder.device == "cpu,cpu"
     names: set[str] = set()
     gate = Gate(encoder, lambda _: names.add(threading.current_thread().name), is_open=True)
@@ -244,13 +244,13 @@ def test_two_devices_work_off_one_queue(small: Path) -> None:
 
 def test_an_unknown_device_among_several_is_refused(small: Path) -> None:
     with pytest.raises(ValueError, match="device 'warp' cannot be used"):
-        M3Encoder.load(small, device="cpu,warp")
+        M3Encoder(small, shared=False, device="cpu,warp")
 
 
 @pytest.mark.gpu
 def test_a_gpu_and_a_cpu_share_no_queue(small: Path) -> None:
     with pytest.raises(ValueError, match="of one kind, got 'cuda,cpu'"):
-        M3Encoder.load(small, device="cuda,cpu")
+        M3Encoder(small, shared=False, device="cuda,cpu")
 
 
 def test_dense_vectors_of_shared_passes_do_not_mix(alone: M3Encoder) -> None:

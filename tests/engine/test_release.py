@@ -27,7 +27,7 @@ def without_collector() -> Iterator[None]:
 
 
 def failing(small: Path, held: list[weakref.ref[Activations]]) -> M3Encoder:
-    encoder = M3Encoder.load(small, device="cpu", cache_size_bytes=0)
+    encoder = M3Encoder(small, shared=False, device="cpu", cache_size_bytes=0)
 
     def launch(*_: Any, **__: Any) -> None:
         activations = Activations()

@@ -15,7 +15,7 @@ def test_a_thousand_threads_under_faults_each_get_their_vectors_or_their_own_err
     small: Path, is_pipelined: bool
 ) -> None:
     n_threads, n_requests = 1000, 3
-    encoder = M3Encoder.load(small, device="cpu,cpu", cache_size_bytes=0)
+    encoder = M3Encoder(small, shared=False, device="cpu,cpu", cache_size_bytes=0)
     if is_pipelined:
         pipelined(encoder)
     tally, faults, gate = run_traffic(encoder, n_threads=n_threads, n_requests=n_requests, seed=1)
@@ -33,7 +33,7 @@ def test_a_thousand_threads_under_faults_each_get_their_vectors_or_their_own_err
 @pytest.mark.filterwarnings("ignore")
 def test_a_thousand_threads_share_a_gpu(small: Path) -> None:
     """In float16 a text's numbers depend a little on its pass: 0.0025 was measured on the CPU, on a GPU nothing yet."""
-    encoder = M3Encoder.load(small, device="cuda", dtype="float16", cache_size_bytes=0)
+    encoder = M3Encoder(small, shared=False, device="cuda", dtype="float16", cache_size_bytes=0)
     tally, _, _ = run_traffic(encoder, n_threads=1000, n_requests=3, seed=2, tolerance=6e-3)
     assert tally.wrong == []
     assert sum(tally.outcomes.values()) == 3000

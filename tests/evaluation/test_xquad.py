@@ -33,7 +33,7 @@ def test_the_models_card_has_the_numbers_that_evaluation_gives() -> None:
     stated = [float(cell) for cell in re.findall(r"\b0\.\d{3}\b(?= |$|\*)", row[1])]
     dataset = read_dataset(XQUAD / "en", titles=False)
     columns = ["dense", "lexical", "multi_vector", "dense+lexical", "all", "search:all", "bm25", "bm25:words"]
-    with M3Encoder.load("tiny", device="cpu") as encoder:
+    with M3Encoder("tiny", shared=False, device="cpu") as encoder:
         result = evaluate(encoder, dataset, metrics=["nDCG@10"], protocol=Protocol(rerank_depth=1000))
     measured = [result.estimate(column, "nDCG@10").mean for column in result.columns]
     assert list(result.columns) == columns

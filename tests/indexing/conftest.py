@@ -10,7 +10,7 @@ from m3_integrations import M3Encoder
 
 @pytest.fixture(scope="session")
 def tiny() -> Iterator[M3Encoder]:
-    with M3Encoder.load("tiny", device="cpu", cache_size_bytes=0) as handle:
+    with M3Encoder("tiny", shared=False, device="cpu", cache_size_bytes=0) as handle:
         yield handle
 
 

@@ -104,7 +104,7 @@ def test_json_has_the_hits_of_the_searcher(idx: Path) -> None:
     question = "when do they rotate keys or open the museum?"
     options = ["--k", 2, "--filter", '{"year": {"$exists": false}}', "--weights", "1,0.3,0", "--explain"]
     found = found_by(call("search", idx, question, "--json", "--device", "cpu", *map(str, options)))
-    with Searcher(M3Encoder.shared("tiny", device="cpu"), open_store(idx)) as searcher:
+    with Searcher(M3Encoder("tiny", device="cpu"), open_store(idx)) as searcher:
         chosen = SearchOptions(k=2, filter={"year": {"$exists": False}}, weights="miracl")
         (hit,) = searcher.search(question, chosen)
         reason = searcher.explain(question, hit.id)
@@ -139,7 +139,7 @@ def test_every_mode_ranks_by_its_own_scores(idx: Path) -> None:
 def test_results_are_shown_with_scores_place_and_reason(idx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(idx.parent)
     result = call("search", "idx", "how to rotate keys", "--k", "1", "--explain", "--device", "cpu")
-    with Searcher(M3Encoder.shared("tiny", device="cpu"), open_store(idx)) as searcher:
+    with Searcher(M3Encoder("tiny", device="cpu"), open_store(idx)) as searcher:
         (hit,) = searcher.search("how to rotate keys", SearchOptions(k=1))
     first, scores, text, shared, pairs, *_ = result.stdout.splitlines()
     assert first == f"1.  {hit.score:.3f}  docs/guide.md#0 > Vault > Keys"

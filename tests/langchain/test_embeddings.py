@@ -93,7 +93,7 @@ def test_a_deep_copy_shares_even_a_network_that_was_loaded_alone(encoder: M3Enco
 
 async def test_settings_hold_on_every_path_and_survive_pickling(small: Path) -> None:
     text = " ".join(SENTENCES)
-    short = M3Encoder.load(small, device="cpu", max_length=8)
+    short = M3Encoder(small, shared=False, device="cpu", max_length=8)
     with pytest.warns(UserWarning, match="longer than 8"):
         expected = short.encode([text]).dense
     first = M3Embeddings(model=str(small), model_kwargs={"max_length": 8}, show_progress=True)

@@ -93,7 +93,10 @@ def test_everything_in_the_process_holds_one_network(small: Path) -> None:
 
 def test_settings_of_the_model_hold_and_survive_pickling(small: Path) -> None:
     text = " ".join(SENTENCES)
-    with M3Encoder.load(small, device="cpu", max_length=8) as short, pytest.warns(UserWarning, match="longer than 8"):
+    with (
+        M3Encoder(small, shared=False, device="cpu", max_length=8) as short,
+        pytest.warns(UserWarning, match="longer than 8"),
+    ):
         expected = short.encode([text]).dense[0]
     first = M3Embedding(model_name=str(small), model_kwargs={"max_length": 8}, num_workers=3)
     for embedding in (first, pickle.loads(pickle.dumps(first)), M3Embedding.from_dict(first.to_dict())):
@@ -106,13 +109,13 @@ def test_pickling_keeps_an_injected_encoder(fake: CountingEncoder, small: Path) 
     fake.delay_s = 0.25
     twin = pickle.loads(pickle.dumps(M3Embedding(encoder=fake, embed_batch_size=7)))
     assert (type(twin.encoder), twin.encoder.delay_s, twin.embed_batch_size) == (CountingEncoder, 0.25, 7)
-    with M3Encoder.load(small, device="cpu", max_length=16) as alone:
+    with M3Encoder(small, shared=False, device="cpu", max_length=16) as alone:
         other = pickle.loads(pickle.dumps(M3Embedding(encoder=alone)))
         assert other.encoder.max_length == 16
 
 
 def test_what_cannot_be_pickled_is_an_error_and_not_left_out(small: Path) -> None:
-    encoder = M3Encoder.load(small, device="cpu")
+    encoder = M3Encoder(small, shared=False, device="cpu")
     embedding = M3Embedding(encoder=encoder)
     encoder.close()
     with pytest.raises(RuntimeError, match="was closed"):

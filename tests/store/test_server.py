@@ -184,7 +184,7 @@ def test_an_index_that_was_not_made_with_the_collection_is_made_later(
 
 
 def test_retrievers_over_a_url_pickle(asked: list[dict[str, Any]]) -> None:
-    encoder = M3Encoder.shared("tiny", device="cpu")
+    encoder = M3Encoder("tiny", device="cpu")
     retriever = M3HybridRetriever(encoder=encoder, store=open_store("http://host.example", api_key="k"), k=1)
     retriever.add_texts(["Rotate the keys once a year.", "The museum is closed on Mondays."], ids=["keys", "museum"])
     (found,) = pickle.loads(pickle.dumps(retriever)).invoke("how often are keys rotated?")
@@ -199,7 +199,7 @@ def test_retrievers_over_a_folder_refuse_to_pickle(tmp_path: Any) -> None:
     with open_store(tmp_path / "s") as store:
         for made in (M3HybridRetriever, NodeRetriever):
             with pytest.raises(TypeError, match=r"use a server store, open_store\('http"):
-                pickle.dumps(made(encoder=M3Encoder.shared("tiny", device="cpu"), store=store))
+                pickle.dumps(made(encoder=M3Encoder("tiny", device="cpu"), store=store))
 
 
 @pytest.mark.server

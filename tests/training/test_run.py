@@ -113,7 +113,7 @@ def test_a_run_logs_every_mode_draws_the_loss_and_saves_what_the_encoder_loads(
     network = TrainingNetwork.load(final).eval()
     texts = ["Nobody in the village remembers.", "salt and water, salt and water"]
     ids = [tokens.ids.astype(np.int64) for tokens in network.tokenizer(texts, max_length=126)]
-    with M3Encoder.load(final, device="cpu") as encoder, torch.no_grad():
+    with M3Encoder(final, shared=False, device="cpu") as encoder, torch.no_grad():
         vectors = encoder.encode(texts)
         for row, text_ids in enumerate(ids):
             batch = torch.from_numpy(text_ids)[None]

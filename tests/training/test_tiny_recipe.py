@@ -107,7 +107,7 @@ def test_the_start_computes_the_bag(small: Path, tmp_path: Path) -> None:
     config = make_config(size, hidden_size=width, layers=2, max_length=64)
     save_bag_start(tmp_path / "start", small, config, bag, idf, seed=0)
     texts = ["Salt makes water boil at a higher temperature.", "The museum is closed on Mondays.", "a"]
-    with M3Encoder.load(tmp_path / "start", device="cpu") as encoder:
+    with M3Encoder(tmp_path / "start", shared=False, device="cpu") as encoder:
         encoded = encoder.encode(texts)
     for row, tokens in enumerate(tokenizer(texts, max_length=64)):
         ids = torch.from_numpy(tokens.ids[1:-1]).long()

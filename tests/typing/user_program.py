@@ -35,7 +35,7 @@ from m3_integrations.llama_index import M3Rerank as NodeRerank
 
 
 def encode(texts: list[str]) -> None:
-    with M3Encoder.shared("BAAI/bge-m3", device="cpu", pooling="mcls", query_max_length=64) as encoder:
+    with M3Encoder("BAAI/bge-m3", device="cpu", pooling="mcls", query_max_length=64) as encoder:
         vectors = encoder.encode(texts, kind="query", modes=("dense", "lexical"))
         assert_type(vectors, M3Vectors)
         assert_type(vectors.dense, NDArray[np.float32])
@@ -70,7 +70,7 @@ def accepts_an_encoder(encoder: M3Encoder) -> list[Hit]:
 
 
 def use_langchain(documents: list[Document]) -> None:
-    encoder = M3Encoder.shared("tiny")
+    encoder = M3Encoder("tiny")
     assert_type(M3Embeddings(model="tiny").embed_query("query"), list[float])
     assert_type(M3SparseEmbeddings(encoder=encoder).embed_query("query").indices, list[int])
     retriever = M3HybridRetriever.from_documents(documents, encoder=encoder, k=5, weights="miracl", mode="all")
@@ -83,7 +83,7 @@ def use_langchain(documents: list[Document]) -> None:
 
 
 def use_llama_index(nodes: list[TextNode]) -> None:
-    encoder = M3Encoder.shared("tiny")
+    encoder = M3Encoder("tiny")
     assert_type(M3Embedding(encoder=encoder).get_query_embedding("query"), list[float])
     assert_type(M3SparseEmbedding(encoder=encoder).get_query_embedding("query"), dict[int, float])
     retriever = NodeRetriever.from_nodes(nodes, encoder=encoder, similarity_top_k=20)
