@@ -36,7 +36,8 @@ def test_a_texts_vectors_do_not_depend_on_its_batch(small: Path, uncached: M3Enc
     alone = M3Vectors.concatenate([uncached.encode([text]) for text in TEXTS])
     random = np.random.default_rng(0)
     for budget in (1, 200, 1024, 10**6):
-        encoder = M3Encoder(small, device="cpu", cache_size_bytes=0, max_tokens_per_batch=budget)
+        encoder = M3Encoder(small, shared=False, device="cpu", cache_size_bytes=0)
+        encoder._live_engine().scheduler.max_tokens = budget
         order = random.permutation(len(TEXTS))
         assert_same(encoder.encode([TEXTS[i] for i in order]), alone.take(order))
 
@@ -100,7 +101,6 @@ def test_bad_settings_are_refused(small: Path, encoder: M3Encoder) -> None:
         ({"query_max_length": 0}, "at least 3.*got 0"),
         ({"pooling": "mean"}, "one of cls, mcls, got 'mean'"),
         ({"cache_size_bytes": -1}, "0 or more"),
-        ({"max_tokens_per_batch": 0}, "at least 1, got 0"),
         ({"device": "toaster"}, "device 'toaster' cannot be used here"),
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
         ({"device": "meta"}, "device 'meta' cannot be used here"),

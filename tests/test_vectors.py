@@ -88,29 +88,6 @@ def test_concatenating_parts_gives_the_whole() -> None:
         M3Vectors.concatenate([vectors, vectors.select(["dense"])])
 
 
-def test_repeated_tokens_keep_their_largest_weight_and_zero_weights_vanish() -> None:
-    rows = np.array([1, 0, 1, 1, 1, 0])
-    ids = np.array([7, 5, 7, 2, 9, 5])
-    weights = np.array([0.25, 1.5, 0.75, 0.5, 0.0, -1.0], np.float32)
-    lexical = LexicalRows.from_tokens(rows, ids, weights, 3)
-    assert [w.to_dict() for w in lexical] == [{5: 1.5}, {2: 0.5, 7: 0.75}, {}]
-    assert lexical[1].indices.dtype == np.int32
-    assert lexical[1].indices.tolist() == [2, 7]
-
-
-def test_from_tokens_equals_a_plain_loop_on_random_tokens() -> None:
-    random = np.random.default_rng(0)
-    for _ in range(20):
-        n, size = int(random.integers(1, 9)), int(random.integers(0, 400))
-        rows, ids = random.integers(0, n, size), random.integers(0, 250_002, size) % random.integers(2, 250_002)
-        weights = random.normal(size=size).astype(np.float32)
-        expected: list[dict[int, float]] = [{} for _ in range(n)]
-        for row, token, weight in zip(rows.tolist(), ids.tolist(), weights.tolist(), strict=True):
-            if weight > 0:
-                expected[row][token] = max(weight, expected[row].get(token, 0.0))
-        assert [w.to_dict() for w in LexicalRows.from_tokens(rows, ids, weights, n)] == expected
-
-
 def test_tokens_are_named_heaviest_first() -> None:
     vectors = make_vectors()
     assert vectors.lexical[2].tokens() == [("token 3", 4.0), ("token 1", 2.0), ("token 2", 0.25)]

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from m3_integrations.model.forward_pass import largest_weights, lexical_rows
 from m3_integrations.store import Record
 from m3_integrations.vectors import (
     FloatArray,
     Kind,
-    LexicalRows,
     M3Scores,
     M3Vectors,
     Mode,
@@ -57,13 +58,16 @@ class Collection:
         tokens = np.minimum(self._random.zipf(1.3, (n, n_tokens)), VOCABULARY - 1)
         rows = np.repeat(np.arange(n), n_tokens)
         weights = self._random.gamma(2.0, 0.1, n * n_tokens).astype(np.float32)
+        keys, largest = largest_weights(
+            *(torch.from_numpy(array) for array in (weights, rows, tokens.ravel(), np.empty(0, np.int64)))
+        )
         multi_vector = None
         if n_token_vectors:
             flat = _unit(np.repeat(topics, n_token_vectors, axis=0), self._random)
             multi_vector = MultiVectorRows(offsets_of([n_token_vectors] * n), flat)
         return M3Vectors(
             dense=_unit(topics, self._random),
-            lexical=LexicalRows.from_tokens(rows, tokens.ravel(), weights, n, None),
+            lexical=lexical_rows(keys.numpy(), largest.numpy(), n),
             multi_vector=multi_vector,
         )
 

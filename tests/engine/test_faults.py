@@ -161,14 +161,14 @@ def test_a_dying_worker_answers_everybody_and_the_next_call_works(alone: M3Encod
 
 
 def test_an_error_in_a_callers_progress_fails_that_caller_alone(alone: M3Encoder) -> None:
-    engine = alone._live_engine()
-    _, texts, options = alone._request(["bread"], "document", None, None)
+    call = alone._call(["bread"], "document", None, 20)
 
     def broken(_: int) -> None:
         raise BrokenPipeError("the terminal went away")
 
+    call.start()
     with pytest.raises(BrokenPipeError, match="went away"):
-        engine.encode(texts, options, broken)
+        call.wait(broken)
     assert len(alone.encode(["water"])) == 1
 
 
