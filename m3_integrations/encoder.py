@@ -239,18 +239,16 @@ class M3Encoder:
             torch.OutOfMemoryError: If a text by itself is too long for the device's memory. (Passes of several texts
                 are made smaller until they fit.)
         """
-        limit = self._limit(kind, max_length)
-        call = self._call(texts, kind, modes, limit)
+        call = Call(self._live_engine(), *self._prepared(texts, kind, modes, max_length))
+        call.start()
         if show_progress:
             with _progress(len(texts)) as advance:
-                call.start()
                 call.wait(advance)
         else:
-            call.start()
             call.wait()
         vectors, n_cut = call.finish()
         if n_cut:
-            _warn_of_cut(n_cut, len(texts), limit)
+            _warn_of_cut(n_cut, len(texts), self._limit(kind, max_length))
         return vectors
 
     async def aencode(
@@ -262,12 +260,10 @@ class M3Encoder:
         max_length: int | None = None,
     ) -> M3Vectors:
         """Do what `encode` does without blocking the event loop; a task that is cancelled leaves the queue."""
-        limit = self._limit(kind, max_length)
-        options = self._options(texts, kind, modes, limit)
-        instructed = self._instructed(texts, kind)
-        vectors, n_cut = await aencode(self._live_engine(), instructed, options)
+        prepared = self._prepared(texts, kind, modes, max_length)
+        vectors, n_cut = await aencode(self._live_engine(), *prepared)
         if n_cut:
-            _warn_of_cut(n_cut, len(texts), limit)
+            _warn_of_cut(n_cut, len(texts), prepared[1].max_length)
         return vectors
 
     def tokenize(self, texts: Sequence[str], *, kind: Kind = "document") -> list[list[str]]:
@@ -275,9 +271,9 @@ class M3Encoder:
 
         Arguments and errors are those of `encode`. The last one is [SEP].
         """
+        instructed, options = self._prepared(texts, kind, None, None)
         tokenizer = self._live_engine().tokenizer
-        _check_texts(texts)
-        tokens = tokenizer(self._instructed(texts, kind), max_length=self._limit(kind), pooling=self.pooling)
+        tokens = tokenizer(instructed, max_length=options.max_length, pooling=self.pooling)
         vocabulary = tokenizer.vocabulary
         return [[vocabulary[i] for i in np.delete(text.ids, text.cls_positions)] for text in tokens]
 
@@ -297,19 +293,19 @@ class M3Encoder:
         """
         if isinstance(texts, str):
             raise TypeError("texts must be an iterable of strings, got one string: pass [text]")
-        limit = self._limit(kind, max_length)
-        self._wanted(modes)
-        return self._batches(texts, kind, modes, limit, show_progress=show_progress)
+        self._prepared([], kind, modes, max_length)  # a wrong argument is refused now, not with the first batch
+        return self._batches(texts, kind, modes, max_length, show_progress=show_progress)
 
     def _batches(
-        self, texts: Iterable[str], kind: Kind, modes: Sequence[Mode] | None, limit: int, *, show_progress: bool
-    ) -> Iterator[M3Vectors]:
-        has_warned = False
+        self, texts: Iterable[str], kind: Kind, modes: Sequence[Mode] | None, max_length: int | None, *,
+        show_progress: bool,
+    ) -> Iterator[M3Vectors]:  # fmt: skip
+        has_warned, limit = False, self._limit(kind, max_length)
 
         def calls() -> Iterator[Call]:
             position = 0
             for window in windows(texts, max_texts=_WINDOW_TEXTS, max_tokens=_WINDOW_TOKENS, max_length=limit):
-                yield self._call(window, kind, modes, limit, position)
+                yield Call(self._live_engine(), *self._prepared(window, kind, modes, limit, position))
                 position += len(window)
 
         total = len(texts) if isinstance(texts, Sized) else None
@@ -321,39 +317,37 @@ class M3Encoder:
                 yield vectors
                 check_not_forked()  # what was begun is never finished there
 
-    def _call(
-        self, texts: Sequence[str], kind: Kind, modes: Sequence[Mode] | None, limit: int, position: int = 0
-    ) -> Call:
-        """Check what is asked and make the call; position is what an error calls the first text."""
-        options = self._options(texts, kind, modes, limit, position)
-        return Call(self._live_engine(), self._instructed(texts, kind), options)
+    def _prepared(
+        self,
+        texts: Sequence[str],
+        kind: Kind,
+        modes: Sequence[Mode] | None,
+        max_length: int | None,
+        position: int = 0,
+    ) -> tuple[Sequence[str], EncodeOptions]:
+        """Check what is asked of a call, and return the texts as the network reads them and the call's options.
 
-    def _options(
-        self, texts: Sequence[str], kind: Kind, modes: Sequence[Mode] | None, limit: int, position: int = 0
-    ) -> EncodeOptions:
-        _check_texts(texts, position)
-        wanted = computed = self._wanted(modes)
-        is_cached = self._cache_size_bytes > 0
-        if kind == "query" and is_cached and sum(min(len(text), limit) for text in texts) <= _INTERACTIVE_TOKENS:
-            computed = self._live_engine().network.modes
-        return EncodeOptions(wanted, computed, limit, self.pooling, is_cached)
-
-    def _instructed(self, texts: Sequence[str], kind: Kind) -> Sequence[str]:
-        if kind == "document" or not self._query_instruction:
-            return texts
-        return [self._query_instruction + text for text in texts]
-
-    def _wanted(self, modes: Sequence[Mode] | None) -> tuple[Mode, ...]:
+        Position is what an error calls the first text.
+        """
+        limit = self._limit(kind, max_length)
+        if isinstance(texts, str):
+            raise TypeError("texts must be a sequence of strings, got one string: pass [text]")
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TypeError(f"every text must be a string, got {type(text).__name__} at position {position + i}")
         there = self._live_engine().network.modes
-        if modes is None:
-            return there
-        wanted = check_modes(modes)
+        wanted = computed = there if modes is None else check_modes(modes)
         if absent := set(wanted).difference(there):
             raise ValueError(
                 f"this checkpoint has no heads for {', '.join(sorted(absent))}: it gives "
                 f"{', '.join(there)} only, so ask for modes={there}"
             )
-        return wanted
+        is_cached = self._cache_size_bytes > 0
+        if kind == "query":
+            if is_cached and sum(min(len(text), limit) for text in texts) <= _INTERACTIVE_TOKENS:
+                computed = there
+            texts = [self._query_instruction + text for text in texts]
+        return texts, EncodeOptions(wanted, computed, limit, self.pooling, is_cached)
 
     def score(self, query: str, texts: Sequence[str], *, weights: ModeWeights | None = None) -> M3Scores:
         """Score one query against texts in every mode the checkpoint has. Each text is encoded once.
@@ -370,7 +364,7 @@ class M3Encoder:
         """
         if not isinstance(query, str):
             raise TypeError(f"query must be a string, got {type(query).__name__}")
-        _check_texts(texts)
+        self._prepared(texts, "document", None, None)
         return self._score_pairs([(query, text) for text in texts], weights or ModeWeights())
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]], *, weights: ModeWeights | None = None) -> M3Scores:
@@ -406,7 +400,7 @@ class M3Encoder:
         return M3Scores(**columns)
 
     def _encoded(self, texts: Sequence[str], kind: Kind, limit: int) -> tuple[M3Vectors, int]:
-        call = self._call(texts, kind, None, limit)
+        call = Call(self._live_engine(), *self._prepared(texts, kind, None, limit))
         call.start()
         call.wait()
         return call.finish()
@@ -446,14 +440,6 @@ def _progress(total: int | None) -> Iterator[Callable[[int], object]]:
         yield bar.update
         if total is not None:
             bar.update(total - bar.n)  # what the cache gave
-
-
-def _check_texts(texts: Sequence[str], position: int = 0) -> None:
-    if isinstance(texts, str):
-        raise TypeError("texts must be a sequence of strings, got one string: pass [text]")
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"every text must be a string, got {type(text).__name__} at position {position + i}")
 
 
 def _warn_of_cut(n_cut: int, n: int, *limits: int, stacklevel: int = 3) -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
 
+import numpy as np
+
 from m3_integrations.vectors import M3Vectors, Mode
 
 _ENTRY_OVERHEAD_BYTES: Final = 1400
@@ -77,7 +79,7 @@ class VectorCache:
         """
         room, fitting = self._max_size_bytes // 2, list[tuple[bytes, CachedText]]()
         for i in range(len(keys) - 1, -1, -1):
-            one = vectors[i]
+            one = vectors.take(np.array([i]))
             entry = CachedText(one, keys[i] in truncated, one.nbytes + _ENTRY_OVERHEAD_BYTES)
             if entry.size_bytes > room:
                 break

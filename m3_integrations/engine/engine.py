@@ -12,7 +12,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Final
 
 import numpy as np
@@ -21,7 +20,7 @@ import torch
 from m3_integrations.checkpoint import load_tokenizer
 from m3_integrations.engine.cache import VectorCache, cache_key
 from m3_integrations.engine.queue import Request, Scheduler
-from m3_integrations.engine.worker import Worker
+from m3_integrations.engine.worker import start_worker
 from m3_integrations.fingerprint import checkpoint_fingerprint
 from m3_integrations.model import M3Network
 from m3_integrations.tokenizer import Pooling
@@ -103,14 +102,13 @@ class Engine:
         self.cache = VectorCache()
         self.counters = _Counters()
         self.process_id = os.getpid()
-        self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         is_on_cpu = devices[0].type == "cpu"
         self.scheduler = Scheduler(
             _TOKENS_PER_PASS_ON_CPU if is_on_cpu else _TOKENS_PER_PASS,
             is_packed=self.network.is_packed,
             n_workers=len(devices),
             # It must not hold the engine, which would then never go.
-            start_worker=partial(_start_worker, self._threads, self.counters, is_pipelined=not is_on_cpu),
+            start_worker=partial(start_worker, is_pipelined=not is_on_cpu, count=self.counters.add),
         )
         weakref.finalize(self, self.scheduler.close)
 
@@ -128,7 +126,7 @@ class Engine:
         """End every waiting request with an error, and wait for the passes that are running."""
         if os.getpid() == self.process_id:
             self.scheduler.close()
-            for thread in list(self._threads):
+            for thread in list(self.scheduler.threads):
                 thread.join(_SHUT_DOWN_TIMEOUT_S)
 
 
@@ -143,21 +141,6 @@ class _Counters:
         with self._lock:
             changed = {name: getattr(self.stats, name) + increment for name, increment in increments.items()}
             self.stats = dataclasses.replace(self.stats, **changed)
-
-    def count_pass(self, n_texts: int, n_tokens: int) -> None:
-        self.add(forward_passes=1, encoded_texts=n_texts, encoded_tokens=n_tokens)
-
-
-def _start_worker(
-    threads: weakref.WeakSet[threading.Thread],
-    counters: _Counters,
-    scheduler: Scheduler,
-    number: int,
-    *,
-    is_pipelined: bool,
-) -> None:
-    worker = Worker(scheduler, number, is_pipelined=is_pipelined, count_pass=counters.count_pass)
-    threads.add(worker.start())
 
 
 class Call:
@@ -188,13 +171,11 @@ class Call:
 
     def start(self) -> Future[None]:
         """Queue what the cache does not know; the future ends when all of it has been encoded, or with the error."""
-        future = self._request.future
-        future.add_done_callback(partial(_put_none, self._request.finished_texts))
         if self._missing:
             self._engine.scheduler.add(self._request)
         else:
-            future.set_result(None)
-        return future
+            self._request.end()
+        return self._request.future
 
     def wait(self, on_pass: Callable[[int], object] | None = None) -> None:
         """Return when all has been encoded, or raise the error; a caller who is interrupted leaves the queue.
@@ -233,19 +214,13 @@ class Call:
         truncated = sum(key in cut for key in self._keys)
         if known or truncated:
             engine.counters.add(cache_hits=len(known), truncated_texts=truncated)
-        return self._in_order(fresh.select(options.modes)), truncated
-
-    def _in_order(self, fresh: M3Vectors) -> M3Vectors:
+        wanted = fresh.select(options.modes)
         if len(self._missing) == len(self._keys):
-            return fresh
-        row = {key: i for i, key in enumerate((*self._known, *self._missing))}
-        stored = [entry.vectors.select(self._options.modes) for entry in self._known.values()]
-        parts = [*stored, fresh] if self._missing else stored
-        return M3Vectors.concatenate(parts).take(np.array([row[key] for key in self._keys], dtype=np.int64))
-
-
-def _put_none(queue: SimpleQueue[int | None], _: Future[None]) -> None:
-    queue.put(None)
+            return wanted, truncated
+        row = {key: i for i, key in enumerate((*known, *self._missing))}
+        stored = [entry.vectors.select(options.modes) for entry in known.values()]
+        together = M3Vectors.concatenate([*stored, wanted] if self._missing else stored)
+        return together.take(np.array([row[key] for key in self._keys], dtype=np.int64)), truncated
 
 
 def windows(texts: Iterable[str], *, max_texts: int, max_tokens: int, max_length: int) -> Iterator[list[str]]:

@@ -9,14 +9,16 @@ from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Final, NamedTuple
+from weakref import WeakSet
 
 import numpy as np
 
 from m3_integrations.model import ForwardPass, M3Network
 from m3_integrations.tokenizer import Tokens
-from m3_integrations.vectors import IntArray, LexicalRows, M3Vectors, MultiVectorRows, offsets_of
+from m3_integrations.vectors import LexicalRows, M3Vectors, MultiVectorRows, offsets_of
 
 _logger = logging.getLogger(__name__)
 
@@ -53,7 +55,8 @@ class Request:
         self.future: Future[None] = Future()
         self.finished_texts: SimpleQueue[int | None] = SimpleQueue()
         self.is_alone = self.is_short = False
-        self._waiting = sorted(range(len(texts)), key=self._order)  # the longest, first of equals, last
+        self._order = [(length, -i) for i, length in enumerate(self.lengths)]
+        self._waiting = sorted(range(len(texts)), key=self._order.__getitem__)  # the longest, first of equals, last
         self._n_left = len(texts)
         self._has_ended = False
         self._lock = threading.Lock()
@@ -66,9 +69,6 @@ class Request:
             offsets = offsets_of([len(text.ids) - text.n_cls for text in texts])
             flat = np.empty((offsets[-1], network.multi_vector_dim), dtype=np.float32)
             self._multi_vector = MultiVectorRows(offsets, flat)
-
-    def _order(self, position: int) -> tuple[int, int]:
-        return self.lengths[position], -position
 
     @property
     def is_waiting(self) -> bool:
@@ -90,7 +90,7 @@ class Request:
     def put_back(self, positions: Sequence[int]) -> None:
         """Let texts wait again."""
         for position in positions:
-            insort(self._waiting, position, key=self._order)
+            insort(self._waiting, position, key=self._order.__getitem__)
 
     def receive(self, positions: Sequence[int], output: ForwardPass, first: int) -> None:
         """Copy the results of these texts, which are rows first and following of a pass; the last of them end it."""
@@ -98,84 +98,81 @@ class Request:
             return
         rows = slice(first, first + len(positions))
         if not output.is_finite[rows].all():
-            self.fail(FloatingPointError("the network gave values that are not finite: load it with dtype='float32'"))
+            self.end(FloatingPointError("the network gave values that are not finite: load it with dtype='float32'"))
             return
         self._dense[positions] = output.dense[rows]
         if output.lexical is not None:
             is_all = len(positions) == len(output.lexical.offsets) - 1
             self._lexical.append((positions, output.lexical if is_all else output.lexical[rows]))
-        if self._multi_vector is not None and output.multi_vector is not None:
+        if (ours := self._multi_vector) is not None and (theirs := output.multi_vector) is not None:
             for row, i in enumerate(positions, first):
-                self._multi_vector[i][:] = output.multi_vector[row]
+                tokens = theirs.flat[theirs.offsets[row] : theirs.offsets[row + 1]]
+                ours.flat[ours.offsets[i] : ours.offsets[i + 1]] = tokens
         self.finished_texts.put(len(positions))
         with self._lock:
             self._n_left -= len(positions)
         if self._n_left == 0:
-            self._end(None)
+            self.end()
 
-    def fail(self, error: BaseException) -> None:
-        """End with an error, unless it has ended."""
-        self._end(error)
-
-    def _end(self, error: BaseException | None) -> None:
+    def end(self, error: BaseException | None = None) -> None:
+        """End well, or with an error, unless it has ended."""
         with self._lock:
             if self._has_ended:
                 return
             self._has_ended = True
-        if not self.future.set_running_or_notify_cancel():
-            return
-        if error is None:
-            self.future.set_result(None)
-        else:
-            self.future.set_exception(error)
+        if self.future.set_running_or_notify_cancel():
+            if error is None:
+                self.future.set_result(None)
+            else:
+                self.future.set_exception(error)
+        self.finished_texts.put(None)
 
     def vectors(self, vocabulary: Sequence[str]) -> M3Vectors:
         """Return the vectors of all texts, in their order, after the request has ended well."""
         lexical = None
         if self._has_lexical:
-            order = np.argsort(np.array([i for positions, _ in self._lexical for i in positions], dtype=np.int64))
-            lexical = _joined([rows for _, rows in self._lexical], order, vocabulary)
+            parts = [rows for _, rows in self._lexical]
+            lengths = np.concatenate([np.empty(0, np.int64), *(np.diff(part.offsets) for part in parts)])
+            indices = np.concatenate([np.empty(0, np.int32), *(part.indices for part in parts)])
+            values = np.concatenate([np.empty(0, np.float32), *(part.values for part in parts)])
+            lexical = LexicalRows(offsets_of(lengths), indices, values, vocabulary)
+            came = [i for positions, _ in self._lexical for i in positions]
+            if came != sorted(came):
+                lexical = lexical.take(np.argsort(came))
         return M3Vectors(dense=self._dense, lexical=lexical, multi_vector=self._multi_vector)
 
 
-def _joined(parts: Sequence[LexicalRows], order: IntArray, vocabulary: Sequence[str]) -> LexicalRows:
-    if len(order) == 1:
-        return LexicalRows(parts[0].offsets, parts[0].indices, parts[0].values, vocabulary)
-    lengths = np.concatenate([np.empty(0, np.int64), *(part.lengths for part in parts)])
-    indices = np.concatenate([np.empty(0, np.int32), *(part.indices for part in parts)])
-    values = np.concatenate([np.empty(0, np.float32), *(part.values for part in parts)])
-    return LexicalRows(offsets_of(lengths), indices, values, vocabulary).take(order)
-
-
+@dataclass(slots=True)
 class PassBudget:
     """Counts what a forward pass holds, and takes texts as long as there is room.
 
-    Args:
+    Attributes:
         max_tokens: Tokens that the network may compute, padding included; one text may be longer.
         is_packed: Whether texts are laid end to end, or padded to the longest of them.
-
-    Attributes:
         n_texts: Texts so far.
         longest: Tokens of the longest of them.
+        tokens: Tokens of all of them.
         is_full: Whether not even the shortest text fits.
     """
 
-    def __init__(self, max_tokens: float, *, is_packed: bool) -> None:
-        self._max_tokens, self._is_packed = max_tokens, is_packed
-        self.n_texts = self.longest = self._tokens = 0
-        self.is_full = False
+    max_tokens: float
+    is_packed: bool
+    n_texts: int = 0
+    longest: int = 0
+    tokens: int = 0
+    is_full: bool = False
 
     def add(self, length: int) -> bool:
         """Count a text of so many tokens if it fits, and return whether it does; into an empty pass any text fits."""
-        tokens, longest = self._tokens + length, max(self.longest, length)
+        tokens, longest = self.tokens + length, max(self.longest, length)
         if self.n_texts:
-            cost = tokens if self._is_packed else (self.n_texts + 1) * longest
+            cost = tokens if self.is_packed else (self.n_texts + 1) * longest
             # Padding costs as much as text. In a small pass it hardly counts beside reading the weights.
-            most = self._max_tokens if self._is_packed else max(_MAX_PADDING * tokens, self._max_tokens / 8)
-            if cost > min(most, self._max_tokens):
+            most = self.max_tokens if self.is_packed else max(_MAX_PADDING * tokens, self.max_tokens / 8)
+            if cost > min(most, self.max_tokens):
                 return False
-        self.n_texts, self._tokens, self.longest = self.n_texts + 1, tokens, longest
-        self.is_full = (tokens + 1 if self._is_packed else (self.n_texts + 1) * longest) > self._max_tokens
+        self.n_texts, self.tokens, self.longest = self.n_texts + 1, tokens, longest
+        self.is_full = (tokens + 1 if self.is_packed else (self.n_texts + 1) * longest) > self.max_tokens
         return True
 
 
@@ -199,11 +196,17 @@ class Scheduler:
         start_worker: Starts one, given the queue and a number; called when a request comes and it is not there.
 
     Attributes:
+        threads: Those of the workers that have not ended.
         max_tokens: Tokens of a pass now: fewer after a lack of memory, until enough passes have gone well.
     """
 
     def __init__(
-        self, max_tokens: int, *, is_packed: bool, n_workers: int, start_worker: Callable[[Scheduler, int], object]
+        self,
+        max_tokens: int,
+        *,
+        is_packed: bool,
+        n_workers: int,
+        start_worker: Callable[[Scheduler, int], threading.Thread],
     ) -> None:
         self.max_tokens: float = max_tokens
         self._usual_max_tokens = max_tokens
@@ -211,6 +214,7 @@ class Scheduler:
         self._n_workers = n_workers
         self._start_worker = start_worker
         self._workers: set[int] = set()
+        self.threads: WeakSet[threading.Thread] = WeakSet()
         self._short: deque[Request] = deque()
         self._long: deque[Request] = deque()
         self._turns = -_SHARE  # passes of short requests in a row, or of long ones if negative
@@ -228,7 +232,7 @@ class Scheduler:
             if self._is_closed:
                 raise RuntimeError("this encoder's network was shut down: open another with M3Encoder(...)")
             for number in set(range(self._n_workers)) - self._workers:
-                self._start_worker(self, number)
+                self.threads.add(self._start_worker(self, number))
                 self._workers.add(number)
             request.is_short = sum(request.lengths) * _SHARE <= self.max_tokens
             (self._short if request.is_short else self._long).append(request)
@@ -285,7 +289,7 @@ class Scheduler:
             self._changed.notify_all()  # it may have been woken for work that it did not take
             waiting = [] if self._workers else self._clear()
         for request in waiting:
-            request.fail(worker_died(error))
+            request.end(worker_died(error))
 
     def close(self) -> None:
         """Take no more requests, end every waiting one with an error, and let the workers end."""
@@ -296,7 +300,7 @@ class Scheduler:
             waiting = self._clear()
             self._changed.notify_all()
         for request in waiting:
-            request.fail(RuntimeError("this encoder's network was shut down before the texts' turn came"))
+            request.end(RuntimeError("this encoder's network was shut down before the texts' turn came"))
 
     def _clear(self) -> list[Request]:
         waiting = [request for request in (*self._short, *self._long) if request.is_waiting]
@@ -315,7 +319,7 @@ class Scheduler:
         is_long_turn = bool(self._long) and (not self._short or self._turns >= _SHARE)
         lane = self._long if is_long_turn else self._short
         is_small = is_long_turn and self._turns > -_SHARE
-        budget = PassBudget(self.max_tokens / _SHARE if is_small else self.max_tokens, is_packed=self._is_packed)
+        budget = PassBudget(self.max_tokens / _SHARE if is_small else self.max_tokens, self._is_packed)
         shares: list[Share] = []
         for request in lane:
             if shares and (request.is_alone or shares[0].request.is_alone):

@@ -14,8 +14,10 @@ from m3_integrations.engine.queue import Scheduler, Share, worker_died
 from m3_integrations.model import ForwardPass
 
 
-class Worker:
-    """Takes texts, launches passes and hands out their results, in a thread of its own.
+def start_worker(
+    scheduler: Scheduler, number: int, *, is_pipelined: bool, count: Callable[..., object]
+) -> threading.Thread:
+    """Start the thread of one device: a daemon, so that a program which forgets an encoder can end.
 
     Between passes it holds the queue alone, so that a network that nobody else holds is given back.
 
@@ -24,24 +26,23 @@ class Worker:
         number: Which of a request's networks is its own.
         is_pipelined: Whether the device works by itself: then the next pass is launched before the results of the last
             one are handed out.
-        count_pass: Called with the texts and the tokens of every pass that went well.
+        count: Called after every pass that went well with what it adds to `EncoderStats`.
     """
+    worker = _Worker(scheduler, number, is_pipelined=is_pipelined, count=count)
+    thread = threading.Thread(target=worker.run, name=f"m3-encoder-pass-{number}", daemon=True)
+    thread.start()
+    return thread
 
-    def __init__(
-        self, scheduler: Scheduler, number: int, *, is_pipelined: bool, count_pass: Callable[[int, int], object]
-    ) -> None:
-        self._scheduler, self._number, self._is_pipelined = scheduler, number, is_pipelined
-        self._count_pass = count_pass
+
+class _Worker:
+    """Takes texts, launches their pass, hands out its results."""
+
+    def __init__(self, scheduler: Scheduler, number: int, *, is_pipelined: bool, count: Callable[..., object]) -> None:
+        self._scheduler, self._number, self._is_pipelined, self._count = scheduler, number, is_pipelined, count
         self._launched: deque[ForwardPass] = deque()
         self._unanswered: list[list[Share]] = []  # of every pass that was begun, the oldest first; at most two
 
-    def start(self) -> threading.Thread:
-        """Start the thread: a daemon, so that a program which forgets an encoder can end."""
-        thread = threading.Thread(target=self._run, name=f"m3-encoder-pass-{self._number}", daemon=True)
-        thread.start()
-        return thread
-
-    def _run(self) -> None:
+    def run(self) -> None:
         """Run passes until the queue is closed; whatever ends the thread otherwise, nobody is left waiting."""
         ended_by: BaseException | None = None
         try:
@@ -50,7 +51,7 @@ class Worker:
         except BaseException as error:  # every caller gets it
             ended_by = error
             for request, _ in itertools.chain(*self._unanswered):
-                request.fail(worker_died(error))
+                request.end(worker_died(error))
             raise
         finally:
             self._scheduler.leave(self._number, ended_by)
@@ -87,13 +88,13 @@ class Worker:
             return
         self._scheduler.count_good_pass()
         lengths = [request.lengths[i] for request, positions in shares for i in positions]
-        self._count_pass(len(lengths), sum(lengths))
+        self._count(forward_passes=1, encoded_texts=len(lengths), encoded_tokens=sum(lengths))
         first = 0
         for request, positions in shares:
             try:
                 request.receive(positions, output, first)
             except Exception as error:  # it goes to the caller
-                request.fail(error)
+                request.end(error)
             first += len(positions)
         self._unanswered.remove(shares)
 
@@ -109,7 +110,7 @@ class Worker:
         elif len(shares) > 1:
             self._scheduler.put_back(shares, alone=True)
         else:
-            shares[0].request.fail(error)
+            shares[0].request.end(error)
         self._unanswered.remove(shares)
         # Frames behind the error's traceback hold this list. With the request in it, which holds the error, all of them
         # and the network would stay until the garbage collector comes by, which knows nothing of a GPU's memory.

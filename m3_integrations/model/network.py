@@ -122,17 +122,49 @@ class M3Network(nn.Module):
         lengths = np.array([len(tokens.ids) for tokens in batch], dtype=np.int64)
         ids = np.concatenate([tokens.ids for tokens in batch], dtype=np.int64)
         asked = np.array(multi_vector, dtype=bool) & (self.multi_vector_head is not None)
-        indices = _indices(batch, lengths, asked)
-        layout = self._packed_layout(ids, lengths) if self.is_packed else self._padded_layout(ids, lengths)
-        arrays = {"ids": ids, "ignored_ids": self.ignored_ids, **indices, **layout}
+        arrays = self._arrays(batch, lengths, ids, asked)
         here = to_device(arrays, self.backbone.device, self._stream)  # type: ignore[arg-type]
         hidden = self._packed(here, lengths) if self.is_packed else self._padded(here, lengths)  # (tokens, hidden)
-        n_token_vectors = np.where(asked, lengths - indices["cls_counts"], 0)
+        n_token_vectors = np.where(asked, lengths - arrays["cls_counts"], 0)
         return ForwardPass(self._results(hidden, here, len(batch)), n_token_vectors.tolist(), self._stream)
 
-    def _packed_layout(self, ids: IntArray, lengths: IntArray) -> dict[str, IntArray]:
-        positions = packed_positions(ids, lengths, self._config.pad_token_id)
-        return {"positions": positions, "boundaries": offsets_of(lengths)}
+    def _arrays(
+        self, batch: Sequence[Tokens], lengths: IntArray, ids: IntArray, asked: NDArray[np.bool_]
+    ) -> dict[str, IntArray]:
+        """Return where things lie among the tokens of all texts, one after another, and how the batch is laid out.
+
+        Returns:
+            ids: (tokens,) the tokens.
+            rows: (tokens,) the text of every token.
+            cls_positions, cls_rows: (cls,) the [CLS] tokens that the tokenizer put in, and their texts.
+            cls_counts: (n,) how many a text has.
+            text_positions: The other tokens of the texts that asked for token vectors.
+            positions, boundaries: Of a packed batch, see `packed_positions` and `Packing`.
+            padded_ids, real, lengths: Of a padded batch: all ids row by row, and which of them are tokens.
+        """
+        starts = np.cumsum(lengths) - lengths
+        counts = np.array([tokens.n_cls for tokens in batch], dtype=np.int64)
+        positions = np.concatenate([start + t.cls_positions for start, t in zip(starts, batch, strict=True)])
+        marks = np.repeat(asked, lengths)
+        marks[positions] = False
+        arrays: dict[str, IntArray] = {
+            "ids": ids,
+            "ignored_ids": self.ignored_ids,
+            "rows": np.repeat(np.arange(len(batch)), lengths),
+            "cls_positions": positions,
+            "cls_rows": np.repeat(np.arange(len(batch)), counts),
+            "cls_counts": counts,
+            "text_positions": np.flatnonzero(marks),
+        }
+        if self.is_packed:
+            arrays["positions"] = packed_positions(ids, lengths, self._config.pad_token_id)
+            arrays["boundaries"] = offsets_of(lengths)
+        else:
+            mask = np.arange(lengths.max()) < lengths[:, None]
+            padded = np.full(mask.shape, self.pad_id, dtype=np.int64)
+            padded[mask] = ids
+            arrays |= {"padded_ids": padded.ravel(), "real": np.flatnonzero(mask), "lengths": lengths}
+        return arrays
 
     def _packed(self, here: Mapping[str, torch.Tensor], lengths: IntArray) -> torch.Tensor:
         """Return the last hidden states of all texts in one row without padding."""
@@ -144,12 +176,6 @@ class M3Network(nn.Module):
             )
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden
-
-    def _padded_layout(self, ids: IntArray, lengths: IntArray) -> dict[str, IntArray]:
-        mask = np.arange(lengths.max()) < lengths[:, None]
-        padded = np.full(mask.shape, self.pad_id, dtype=np.int64)
-        padded[mask] = ids
-        return {"padded_ids": padded.ravel(), "real": np.flatnonzero(mask), "lengths": lengths}
 
     def _padded(self, here: Mapping[str, torch.Tensor], lengths: IntArray) -> torch.Tensor:
         """Return the last hidden states of the real tokens of a padded batch, one text after another."""
@@ -170,28 +196,24 @@ class M3Network(nn.Module):
         """Compute what a `ForwardPass` is made of, on the device."""
         rows = here["rows"]
         is_bad = ~torch.isfinite(hidden).all(dim=1)  # (tokens,)
-        results = {"dense": self._dense(hidden, here, n)}
+        # The mean of every text's [CLS] states: one, or one every `MCLS_INTERVAL` tokens.
+        states = hidden[here["cls_positions"]].float()
+        sums = states.new_zeros(n, states.shape[1]).index_add_(0, here["cls_rows"], states)
+        results = {"dense": F.normalize(sums / here["cls_counts"][:, None], dim=-1)}
         if self.lexical_head is not None:
             weights = torch.relu(self.lexical_head(hidden)).squeeze(-1).float()  # (tokens,)
             is_bad |= ~torch.isfinite(weights)
             keys, largest = largest_weights(weights, rows, here["ids"], here["ignored_ids"])
             results |= {"lexical_keys": keys, "lexical_weights": largest}
         if self.multi_vector_head is not None and len(here["text_positions"]):
-            states = self.multi_vector_head(hidden[here["text_positions"]])
-            is_bad[here["text_positions"]] |= ~torch.isfinite(states).all(dim=1)
+            vectors = self.multi_vector_head(hidden[here["text_positions"]])
+            is_bad[here["text_positions"]] |= ~torch.isfinite(vectors).all(dim=1)
             # They travel in float32, 4 kB a token where half precision takes 2: at 0.6 million tokens a second that is
             # 2.4 GB/s of the 25 to 55 that a pinned copy reaches beside the next pass, while widening them on the host
             # would keep most of a core busy (0.67 million tokens a second in numpy).
-            results["token_vectors"] = F.normalize(states.float(), dim=-1)  # (tokens, d)
+            results["token_vectors"] = F.normalize(vectors.float(), dim=-1)  # (tokens, d)
         bad_tokens = torch.zeros(n, dtype=torch.int32, device=hidden.device).index_add_(0, rows, is_bad.int())
         return results | {"is_finite": bad_tokens == 0}
-
-    @staticmethod
-    def _dense(hidden: torch.Tensor, here: Mapping[str, torch.Tensor], n: int) -> torch.Tensor:
-        """Average the [CLS] states of every text: one, or one every `MCLS_INTERVAL` tokens."""
-        states = hidden[here["cls_positions"]].float()
-        sums = states.new_zeros(n, states.shape[1]).index_add_(0, here["cls_rows"], states)
-        return F.normalize(sums / here["cls_counts"][:, None], dim=-1)
 
 
 def _count_positions(backbone: Any) -> int:
@@ -203,26 +225,3 @@ def _count_positions(backbone: Any) -> int:
     offset = getattr(embeddings, "padding_idx", None)
     size: int = backbone.config.max_position_embeddings
     return size if offset is None else size - offset - 1
-
-
-def _indices(batch: Sequence[Tokens], lengths: IntArray, wanted: NDArray[np.bool_]) -> dict[str, IntArray]:
-    """Return where things lie among the tokens of all texts, one after another.
-
-    Returns:
-        rows: (tokens,) the text of every token.
-        cls_positions, cls_rows: (cls,) the [CLS] tokens that the tokenizer put in, and their texts.
-        cls_counts: (n,) how many a text has.
-        text_positions: The other tokens of the wanted texts.
-    """
-    starts = np.cumsum(lengths) - lengths
-    counts = np.array([tokens.n_cls for tokens in batch], dtype=np.int64)
-    positions = np.concatenate([start + t.cls_positions for start, t in zip(starts, batch, strict=True)])
-    marks = np.repeat(wanted, lengths)
-    marks[positions] = False
-    return {
-        "rows": np.repeat(np.arange(len(batch)), lengths),
-        "cls_positions": positions,
-        "cls_rows": np.repeat(np.arange(len(batch)), counts),
-        "cls_counts": counts,
-        "text_positions": np.flatnonzero(marks),
-    }

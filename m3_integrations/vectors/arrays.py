@@ -152,11 +152,6 @@ class LexicalRows(_Rows, Sequence[LexicalWeights]):
         offsets, where = self._gather(rows)
         return LexicalRows(offsets, self.indices[where], self.values[where], self.vocabulary)
 
-    @property
-    def nbytes(self) -> int:
-        """Size of the arrays in bytes."""
-        return self.offsets.nbytes + self.indices.nbytes + self.values.nbytes
-
     def __reduce__(self) -> tuple[Any, ...]:
         return LexicalRows, (self.offsets, self.indices, self.values)
 
@@ -189,11 +184,6 @@ class MultiVectorRows(_Rows, Sequence[FloatArray]):
         """Copy the chosen rows, in the order given."""
         offsets, where = self._gather(rows)
         return MultiVectorRows(offsets, self.flat[where])
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the arrays in bytes."""
-        return self.offsets.nbytes + self.flat.nbytes
 
     def __reduce__(self) -> tuple[Any, ...]:
         return MultiVectorRows, (self.offsets, self.flat)
@@ -251,7 +241,9 @@ class M3Vectors:
     @property
     def nbytes(self) -> int:
         """Size of all arrays in bytes."""
-        return sum(column.nbytes for column in self._columns.values())
+        arrays = [self._columns[mode] for mode in self.modes if mode == "dense"]
+        arrays += [a for m in self.modes if m != "dense" for a in vars(self._columns[m]).values()]
+        return sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
 
     def _column(self, mode: Mode) -> Any:
         if mode not in self._columns:

@@ -10,7 +10,7 @@ from typing import Any
 
 from m3_integrations import M3Encoder
 from m3_integrations.engine import Engine
-from m3_integrations.engine.engine import _start_worker
+from m3_integrations.engine.worker import start_worker
 from m3_integrations.model import ForwardPass
 from m3_integrations.tokenizer import Tokens
 
@@ -69,5 +69,5 @@ class Gate:
 def pipelined(encoder: M3Encoder) -> M3Encoder:
     """Let the next pass start before the last one's results are out, as on a GPU."""
     engine = encoder._live_engine()
-    engine.scheduler._start_worker = partial(_start_worker, engine._threads, engine.counters, is_pipelined=True)
+    engine.scheduler._start_worker = partial(start_worker, is_pipelined=True, count=engine.counters.add)
     return encoder

@@ -3,7 +3,7 @@
 import logging
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,7 @@ NETWORK: Any = SimpleNamespace(dim=1, multi_vector_dim=None, modes=("dense",))
 
 
 def scheduler(max_tokens: int = 100, *, is_packed: bool = False, n_workers: int = 0) -> Scheduler:
-    return Scheduler(max_tokens, is_packed=is_packed, n_workers=n_workers, start_worker=lambda *_: None)
+    return Scheduler(max_tokens, is_packed=is_packed, n_workers=n_workers, start_worker=lambda *_: threading.Thread())
 
 
 def request_of(lengths: Sequence[int]) -> Request:
@@ -250,8 +250,8 @@ def test_a_caller_who_leaves_while_a_pass_is_chosen_does_not_hide_the_others(
 
 def test_a_request_ends_once() -> None:
     request = request_of([1, 1])
-    request.fail(ValueError("first"))
-    request.fail(ValueError("second"))
+    request.end(ValueError("first"))
+    request.end(ValueError("second"))
     finish([Share(request, [0, 1])])
     with pytest.raises(ValueError, match="first"):
         request.future.result(0)
@@ -280,7 +280,11 @@ def test_closing_wakes_a_worker_that_waits() -> None:
 
 def test_when_the_last_worker_ends_everybody_is_answered_and_the_next_request_starts_another() -> None:
     started: list[int] = []
-    start: Callable[[Scheduler, int], None] = lambda _, number: started.append(number)  # noqa: E731
+
+    def start(_: Scheduler, number: int) -> threading.Thread:
+        started.append(number)
+        return threading.Thread()
+
     queue = Scheduler(100, is_packed=False, n_workers=2, start_worker=start)
     request = added(queue, "a", [10])
     assert started == [0, 1]
@@ -296,7 +300,7 @@ def test_when_the_last_worker_ends_everybody_is_answered_and_the_next_request_st
 
 
 def test_a_system_without_threads_is_an_error_and_leaves_nothing_in_the_queue() -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object) -> threading.Thread:
         raise RuntimeError("can't start new thread")
 
     queue = Scheduler(100, is_packed=False, n_workers=1, start_worker=refuse)
