@@ -6,6 +6,7 @@ Long because every argument, property and error of the package's first door is e
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager, nullcontext
@@ -14,6 +15,7 @@ from types import TracebackType
 from typing import Any, Final, Self, get_args
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 
 from m3_integrations.checkpoint import BUNDLED, find_checkpoint, save_checkpoint
@@ -41,6 +43,8 @@ from m3_integrations.vectors import (
     check_modes,
 )
 
+_PACKAGE: Final = str(Path(__file__).parent) + os.sep
+
 _WINDOW_TEXTS: Final = 2048
 _WINDOW_TOKENS: Final = 65_536
 """Tokens encoded at a time where memory is bounded: 256 MB of multi-vectors at most, for BGE-M3, and as much again for
@@ -63,10 +67,11 @@ class M3Encoder:
             checkpoint in this package.
         shared: Whether the handle shares the process's one network for this checkpoint, device and dtype. Handles
             that differ in anything else still share it. False loads a network for this handle alone.
-        device: Any device name of torch, or "auto": CUDA, Apple's GPU or the CPU, the first that is there. Several
-            names with commas between them ("cuda:0,cuda:1") put a copy on each, and all work off one queue.
-        dtype: "float32", "float16", "bfloat16", or "auto": float16 on CUDA, else float32. "int8" is for CPUs with
-            AVX-512 VNNI: linear layers in 8 bits, more than twice as fast and a little less exact.
+        device: Any device of torch or its name, or "auto" or None: CUDA, Apple's GPU or the CPU, the first that is
+            there. Several names with commas between them ("cuda:0,cuda:1") put a copy on each, and all work off one
+            queue.
+        dtype: "float32", "float16", "bfloat16", or "auto" or None: float16 on CUDA, else float32. "int8" is for CPUs
+            with AVX-512 VNNI: linear layers in 8 bits, more than twice as fast and a little less exact.
         revision: Branch, tag or commit on the hub.
         max_length: The most tokens of a text, special tokens included; never more than the checkpoint's positions.
         query_instruction: Put before every query. BGE-M3 needs none, BGE v1.5 does.
@@ -86,8 +91,8 @@ class M3Encoder:
         model: str | os.PathLike[str],
         *,
         shared: bool = True,
-        device: str = "auto",
-        dtype: str = "auto",
+        device: str | torch.device | None = "auto",
+        dtype: str | torch.dtype | None = "auto",
         revision: str | None = None,
         max_length: int = 8192,
         query_instruction: str = "",
@@ -103,7 +108,9 @@ class M3Encoder:
         """The folder or the hub's repository that was loaded."""
         self.pooling: Pooling = pooling
         """How a text's tokens become its dense vector: "cls" or "mcls"."""
-        self._is_shared, self._device, self._dtype, self._revision = shared, device, dtype, revision
+        self._is_shared, self._revision = shared, revision
+        self._device = "auto" if device is None else str(device)
+        self._dtype = "auto" if dtype is None else str(dtype).removeprefix("torch.")
         self._max_length: dict[Kind, int] = {
             "document": _checked_length(max_length),
             "query": _checked_length(max_length if query_max_length is None else query_max_length),
@@ -139,7 +146,7 @@ class M3Encoder:
     def __repr__(self) -> str:
         state = "closed" if self._is_closed else "not opened yet"
         if self._engine is not None:
-            state = f"{self.device}, {self._engine.dtype}"
+            state = f"{self.dim} dimensions, {'+'.join(self.modes)}, {self.device}, {self.dtype}"
         return f"{type(self).__name__}({self.model!r}, {state})"
 
     def _open(self) -> Engine:
@@ -195,7 +202,7 @@ class M3Encoder:
 
     @property
     def fingerprint(self) -> str:
-        """Says which model it is: 32 hexadecimal digits of its configuration, vocabulary, heads and weights.
+        """Which model it is: 32 hexadecimal digits of its configuration, vocabulary, heads and weights.
 
         The same for a copy under another name, in another dtype or file format.
         """
@@ -210,21 +217,21 @@ class M3Encoder:
 
     def encode(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         *,
         kind: Kind = "document",
         modes: Sequence[Mode] | None = None,
         max_length: int | None = None,
         show_progress: bool = False,
     ) -> M3Vectors:
-        """Give the vectors of texts, in their order.
+        """Return the vectors of texts, in their order.
 
         A text that occurs twice is encoded once. A text over the length limit is cut; one warning per call says how
         many were. A few short queries get all modes computed, whatever is asked, so that a query that is embedded,
         then sparse-embedded and then reranked costs one pass; they are kept in the cache, not returned.
 
         Args:
-            texts: Strings; empty ones are fine, and so is an empty list.
+            texts: Any iterable of strings, read once; empty ones are fine, and so is none at all.
             kind: "query" puts the query instruction before every text and applies the query's length limit.
             modes: Which views to give; by default all that the checkpoint has.
             max_length: The most tokens of a text in this call.
@@ -239,34 +246,35 @@ class M3Encoder:
             torch.OutOfMemoryError: If a text by itself is too long for the device's memory. (Passes of several texts
                 are made smaller until they fit.)
         """
-        call = Call(self._live_engine(), *self._prepared(texts, kind, modes, max_length))
+        prepared, options = self._prepared(texts, kind, modes, max_length)
+        call = Call(self._live_engine(), prepared, options)
         call.start()
         if show_progress:
-            with _progress(len(texts)) as advance:
+            with _progress(len(prepared)) as advance:
                 call.wait(advance)
         else:
             call.wait()
         vectors, n_cut = call.finish()
         if n_cut:
-            _warn_of_cut(n_cut, len(texts), self._limit(kind, max_length))
+            _warn_of_cut(n_cut, len(prepared), options.max_length)
         return vectors
 
     async def aencode(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         *,
         kind: Kind = "document",
         modes: Sequence[Mode] | None = None,
         max_length: int | None = None,
     ) -> M3Vectors:
         """Do what `encode` does without blocking the event loop; a task that is cancelled leaves the queue."""
-        prepared = self._prepared(texts, kind, modes, max_length)
-        vectors, n_cut = await aencode(self._live_engine(), *prepared)
+        prepared, options = self._prepared(texts, kind, modes, max_length)
+        vectors, n_cut = await aencode(self._live_engine(), prepared, options)
         if n_cut:
-            _warn_of_cut(n_cut, len(texts), prepared[1].max_length)
+            _warn_of_cut(n_cut, len(prepared), options.max_length)
         return vectors
 
-    def tokenize(self, texts: Sequence[str], *, kind: Kind = "document") -> list[list[str]]:
+    def tokenize(self, texts: Iterable[str], *, kind: Kind = "document") -> list[list[str]]:
         """Return the tokens of texts as the network reads them, [CLS] left out: one for every row of a multi-vector.
 
         Arguments and errors are those of `encode`. The last one is [SEP].
@@ -286,13 +294,13 @@ class M3Encoder:
         max_length: int | None = None,
         show_progress: bool = False,
     ) -> Iterator[M3Vectors]:
-        """Give the vectors of any number of texts, in their order and in bounded memory, some thousand at a time.
+        """Return the vectors of any number of texts, in their order and in bounded memory, some thousand at a time.
 
         Arguments and errors are those of `encode`; texts may be any iterable and is read as the batches are taken, two
         ahead: the device works on one while the caller uses another.
         """
         if isinstance(texts, str):
-            raise TypeError("texts must be an iterable of strings, got one string: pass [text]")
+            raise TypeError("texts must be strings, got one string: pass [text]")
         self._prepared([], kind, modes, max_length)  # a wrong argument is refused now, not with the first batch
         return self._batches(texts, kind, modes, max_length, show_progress=show_progress)
 
@@ -300,7 +308,7 @@ class M3Encoder:
         self, texts: Iterable[str], kind: Kind, modes: Sequence[Mode] | None, max_length: int | None, *,
         show_progress: bool,
     ) -> Iterator[M3Vectors]:  # fmt: skip
-        has_warned, limit = False, self._limit(kind, max_length)
+        n_texts, n_all_cut, limit = 0, 0, self._limit(kind, max_length)
 
         def calls() -> Iterator[Call]:
             position = 0
@@ -311,15 +319,15 @@ class M3Encoder:
         total = len(texts) if isinstance(texts, Sized) else None
         with _progress(total) if show_progress else nullcontext() as advance:
             for vectors, n_cut in encode_ahead(calls(), advance):
-                if n_cut and not has_warned:
-                    _warn_of_cut(n_cut, len(vectors), limit)
-                    has_warned = True
+                n_texts, n_all_cut = n_texts + len(vectors), n_all_cut + n_cut
                 yield vectors
                 check_not_forked()  # what was begun is never finished there
+        if n_all_cut:
+            _warn_of_cut(n_all_cut, n_texts, limit)
 
     def _prepared(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         kind: Kind,
         modes: Sequence[Mode] | None,
         max_length: int | None,
@@ -330,11 +338,7 @@ class M3Encoder:
         Position is what an error calls the first text.
         """
         limit = self._limit(kind, max_length)
-        if isinstance(texts, str):
-            raise TypeError("texts must be a sequence of strings, got one string: pass [text]")
-        for i, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise TypeError(f"every text must be a string, got {type(text).__name__} at position {position + i}")
+        texts = check_texts(texts, position)
         there = self._live_engine().network.modes
         wanted = computed = there if modes is None else check_modes(modes)
         if absent := set(wanted).difference(there):
@@ -349,7 +353,7 @@ class M3Encoder:
             texts = [self._query_instruction + text for text in texts]
         return texts, EncodeOptions(wanted, computed, limit, self.pooling, is_cached)
 
-    def score(self, query: str, texts: Sequence[str], *, weights: ModeWeights | None = None) -> M3Scores:
+    def score(self, query: str, texts: Iterable[str], *, weights: ModeWeights | None = None) -> M3Scores:
         """Score one query against texts in every mode the checkpoint has. Each text is encoded once.
 
         Args:
@@ -364,16 +368,16 @@ class M3Encoder:
         """
         if not isinstance(query, str):
             raise TypeError(f"query must be a string, got {type(query).__name__}")
-        self._prepared(texts, "document", None, None)
-        return self._score_pairs([(query, text) for text in texts], weights or ModeWeights())
+        return self._score_pairs([(query, text) for text in check_texts(texts)], weights or ModeWeights())
 
-    def score_pairs(self, pairs: Sequence[tuple[str, str]], *, weights: ModeWeights | None = None) -> M3Scores:
+    def score_pairs(self, pairs: Iterable[tuple[str, str]], *, weights: ModeWeights | None = None) -> M3Scores:
         """Score pairs of a query and a text, in their order. Each text is encoded once, however many pairs it is in.
 
         The vectors of all the different queries are held in memory; the documents' are not.
 
         Arguments and errors are those of `score`.
         """
+        pairs = list(pairs)
         for i, pair in enumerate(pairs):
             if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
                 raise TypeError(f"every pair must be two strings, got {pair!r} at position {i}")
@@ -396,7 +400,7 @@ class M3Encoder:
                 column[here] = getattr(scores, name)
             start += len(window)
         if n_cut:
-            _warn_of_cut(n_cut, len(queries) + len(documents), query_limit, limit, stacklevel=4)
+            _warn_of_cut(n_cut, len(queries) + len(documents), query_limit, limit)
         return M3Scores(**columns)
 
     def _encoded(self, texts: Sequence[str], kind: Kind, limit: int) -> tuple[M3Vectors, int]:
@@ -442,9 +446,46 @@ def _progress(total: int | None) -> Iterator[Callable[[int], object]]:
             bar.update(total - bar.n)  # what the cache gave
 
 
-def _warn_of_cut(n_cut: int, n: int, *limits: int, stacklevel: int = 3) -> None:
+def check_texts(texts: Iterable[str], position: int = 0) -> Sequence[str]:
+    """Return texts as a sequence, read once, after each was checked.
+
+    Args:
+        texts: Any iterable of strings.
+        position: What an error calls the first of them.
+
+    Raises:
+        TypeError: If texts is one string, no iterable, or holds anything but strings.
+        ValueError: If a text is not valid Unicode.
+    """
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+        what = "one string" if isinstance(texts, str) else repr(texts)
+        raise TypeError(f"texts must be strings, got {what}: pass [text]")
+    texts = texts if isinstance(texts, list | tuple) else list(texts)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"every text must be a string, got {type(text).__name__} at position {position + i}")
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"the text at position {position + i} is not valid Unicode: half of a surrogate pair (surrogates "
+                    f"not allowed) at character {error.start}, near {text[max(error.start - 20, 0) : error.end + 20]!a}"
+                ) from error
+    return texts
+
+
+def _warn_of_cut(n_cut: int, n: int, *limits: int) -> None:
+    """Warn of texts that were cut, and name the line outside this package that asked for them."""
     tokens = " or ".join(str(limit) for limit in dict.fromkeys(limits))
-    warnings.warn(f"{n_cut} of {n} texts were longer than {tokens} tokens and were cut", stacklevel=stacklevel)
+    frame, stacklevel = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, stacklevel = frame.f_back, stacklevel + 1
+    warnings.warn(
+        f"{n_cut} of {n} texts were longer than {tokens} tokens and were cut: split them, or allow more by max_length "
+        "as far as the checkpoint has positions",
+        stacklevel=stacklevel,
+    )
 
 
 def _distinct(texts: Iterable[str]) -> tuple[list[str], IntArray]:

@@ -43,6 +43,15 @@ class Tokens:
         return np.arange(self.n_cls) * (MCLS_INTERVAL + 1)
 
 
+class Vocabulary(tuple[str, ...]):
+    """The token of every id. It prints as its size: all of BGE-M3's tokens would fill a terminal for minutes."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"Vocabulary({len(self)} tokens)"
+
+
 class Tokenizer:
     """A fast tokenizer without its mutable truncation and padding state.
 
@@ -103,7 +112,7 @@ class Tokenizer:
         return tokens
 
     @cached_property
-    def vocabulary(self) -> tuple[str, ...]:
+    def vocabulary(self) -> Vocabulary:
         """The token of every id, as the tokenizer writes it ("▁" marks the start of a word)."""
         size = self._backend.get_vocab_size(with_added_tokens=True)
         tokens = [""] * size
@@ -111,7 +120,7 @@ class Tokenizer:
             if i >= len(tokens):
                 tokens.extend([""] * (i + 1 - len(tokens)))
             tokens[i] = token
-        return tuple(tokens)
+        return Vocabulary(tokens)
 
     @property
     def pad_id(self) -> int:

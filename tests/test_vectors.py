@@ -63,7 +63,9 @@ def test_a_part_keeps_nothing_of_the_whole_alive() -> None:
 
 
 def test_a_mode_that_was_not_computed_raises_and_says_how_to_get_it() -> None:
-    with pytest.raises(ValueError, match=r"lexical vectors were not computed, only dense: .*modes="):
+    with pytest.raises(
+        ValueError, match=r"lexical vectors were not computed, only dense: .*modes=, if the checkpoint has a head"
+    ):
         _ = M3Vectors(dense=np.zeros((1, 2), np.float32)).lexical
     with pytest.raises(ValueError, match="multi_vector scores"):
         _ = M3Scores(dense=np.zeros(1, np.float32), combined=np.zeros(1, np.float32)).multi_vector
@@ -110,6 +112,7 @@ def test_weights_are_divided_by_the_sum_of_the_modes_that_are_there() -> None:
     assert weights.normalized() == pytest.approx({"dense": 1 / 2.3, "lexical": 0.3 / 2.3, "multi_vector": 1 / 2.3})
     assert weights.normalized(["dense", "lexical"]) == pytest.approx({"dense": 1 / 1.3, "lexical": 0.3 / 1.3})
     assert ModeWeights().normalized(["dense"]) == {"dense": 1.0}
+    assert ModeWeights(1e308, 1e308, 1e308).normalized() == pytest.approx(ModeWeights().normalized())
 
 
 @pytest.mark.parametrize("values", [(0, 0, 0), (-1, 1, 1), (float("nan"), 1, 1), (float("inf"), 1, 1)])

@@ -153,9 +153,6 @@ class Call:
         engine: Whose network, cache and queue are used.
         texts: Strings, instruction included.
         options: What is asked of them.
-
-    Raises:
-        UnicodeEncodeError: If a text is not valid Unicode.
     """
 
     def __init__(self, engine: Engine, texts: Sequence[str], options: EncodeOptions) -> None:
@@ -212,8 +209,9 @@ class Call:
         if options.is_cached:
             engine.cache.put(self._missing, fresh, cut)
         truncated = sum(key in cut for key in self._keys)
-        if known or truncated:
-            engine.counters.add(cache_hits=len(known), truncated_texts=truncated)
+        hits = sum(key in known for key in self._keys)
+        if hits or truncated:
+            engine.counters.add(cache_hits=hits, truncated_texts=truncated)
         wanted = fresh.select(options.modes)
         if len(self._missing) == len(self._keys):
             return wanted, truncated
@@ -288,5 +286,6 @@ async def aencode(engine: Engine, texts: Sequence[str], options: EncodeOptions) 
         await asyncio.wrap_future(call.start())
     except BaseException:
         call.cancel()
+        del call, engine  # the error's traceback holds this frame, and a task that failed holds the error
         raise
     return await loop.run_in_executor(engine.executor, call.finish)

@@ -248,8 +248,8 @@ class M3Vectors:
     def _column(self, mode: Mode) -> Any:
         if mode not in self._columns:
             raise ValueError(
-                f"{mode} vectors were not computed, only {', '.join(self.modes)}: ask for them, for instance with "
-                "encode(texts, modes=('dense', 'lexical', 'multi_vector'))"
+                f"{mode} vectors were not computed, only {', '.join(self.modes)}: ask for them with modes=, if the "
+                "checkpoint has a head for them (see encoder.modes)"
             )
         return self._columns[mode]
 
