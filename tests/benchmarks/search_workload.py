@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from m3_integrations.model.forward_pass import largest_weights, lexical_rows
-from m3_integrations.store import Record
 from m3_integrations.vectors import (
     FloatArray,
     Kind,
@@ -39,15 +38,13 @@ class Collection:
         self._random = np.random.default_rng(seed)
         self._topics = self._random.normal(size=(N_TOPICS, DIM)).astype(np.float32)
 
-    def records(self, batch: int = 500) -> Iterator[list[Record]]:
-        """Give the records, a batch at a time."""
+    def batches(self, batch: int = 500) -> Iterator[tuple[list[str], list[str], list[dict[str, int]], M3Vectors]]:
+        """Yield the columns of the records, a batch at a time: ids, texts, metadata, vectors."""
         for start in range(0, self.n, batch):
             size = min(batch, self.n - start)
+            rows = range(start, start + size)
             vectors = self._vectors(size, TOKENS_PER_TEXT, self.n_token_vectors)
-            yield [
-                Record(f"r{start + i}", f"text {start + i}", {"year": 2000 + (start + i) % 25}, vectors[i])
-                for i in range(size)
-            ]
+            yield [f"r{i}" for i in rows], [f"text {i}" for i in rows], [{"year": 2000 + i % 25} for i in rows], vectors
 
     def queries(self, n: int) -> M3Vectors:
         """Give queries of 12 tokens."""
