@@ -36,7 +36,7 @@ def demo(
     device: Annotated[str, typer.Option(help="cpu, cuda, ... or auto.")] = "auto",
     k: Annotated[int, typer.Option(min=1, help="Passages to find for each question.")] = 4,
 ) -> None:
-    """Index Python's own documentation and answer questions about it, through LangChain and through LlamaIndex."""
+    """Index docstrings of Python's library and answer questions from them, through LangChain and through LlamaIndex."""
     console = Console()
     with _errors_in_one_line(console):
         from m3_integrations.cli.demo import run_demo  # noqa: PLC0415 - needs both frameworks
