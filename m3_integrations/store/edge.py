@@ -94,8 +94,8 @@ class EdgeStore(QdrantStore):
         multi_vector: MultiVectorStorage | None = None,
         token_pooling: int | None = None,
     ) -> None:
-        self._folder = StoreFolder(folder)
-        self.folder = self._folder.path
+        self._place = StoreFolder(folder)
+        self.folder = self._place.path
         self._lock = threading.RLock()
         self._shard: edge.EdgeShard | None = None
         self._indexed_keys: set[str] = set()
@@ -109,7 +109,7 @@ class EdgeStore(QdrantStore):
         try:
             super().__init__(self._open(multi_vector, token_pooling))
         except BaseException:
-            self._folder.unlock()
+            self._place.unlock()
             raise
 
     def __repr__(self) -> str:
@@ -123,12 +123,12 @@ class EdgeStore(QdrantStore):
 
     def _open(self, multi_vector: MultiVectorStorage | None, token_pooling: int | None) -> StoreFormat:
         """Open what is in the folder, and return its format."""
-        found, engine = self._folder.read(), self._folder.engine
+        found, engine = self._place.read(), self._place.engine
         format_ = choose_format(str(self.folder), found, multi_vector, token_pooling)
         if found is None:
-            self._folder.write(format_)
+            self._place.write(format_)
         if engine.exists():
-            self._is_log_enough = _IS_LOG_ENOUGH and self._folder.renew_log()
+            self._is_log_enough = _IS_LOG_ENOUGH and self._place.renew_log()
             self._load()
         elif format_.modes:
             raise ValueError(f"{self.folder} has lost its folder {engine.name!r} with the records: restore it")
@@ -138,18 +138,18 @@ class EdgeStore(QdrantStore):
         return self._format  # nobody else has the folder open
 
     def _write_format(self, format_: StoreFormat) -> None:
-        self._folder.write(format_)
+        self._place.write(format_)
 
     def _create_engine(self, format_: StoreFormat) -> StoreFormat:
         self._check_disk(0)
-        self._folder.discard_unfinished()
-        self._folder.unfinished.mkdir()
-        shard = edge.EdgeShard.create(str(self._folder.unfinished), _as_config(format_))
+        self._place.discard_unfinished()
+        self._place.unfinished.mkdir()
+        shard = edge.EdgeShard.create(str(self._place.unfinished), _as_config(format_))
         shard.update(edge.UpdateOperation.create_field_index("terms", edge.KeywordIndexParams()))
         shard.flush()
         shard.close()
-        self._folder.write(format_)
-        self._folder.finish()
+        self._place.write(format_)
+        self._place.finish()
         self._load()
         return format_
 
@@ -193,7 +193,10 @@ class EdgeStore(QdrantStore):
         if len(self._names) > _MAX_REMEMBERED:
             self._names.clear()
             self._points.clear()
-        asked = {mode: {self._point(id_): id_ for id_ in among[mode]} for mode in named} if among is not None else {}
+        asked = {
+            mode: {self._points.get(id_) or uuid.UUID(point_id(id_)): id_ for id_ in ids}
+            for mode, ids in (among or {}).items()
+        }
         requests = [
             edge.QueryRequest(
                 limit=limits[mode],
@@ -213,9 +216,6 @@ class EdgeStore(QdrantStore):
             for mode, hits in zip(named, found, strict=True)
         }
 
-    def _point(self, id_: str) -> edge.PointId:
-        return self._points.get(id_) or uuid.UUID(point_id(id_))
-
     def _read_names(self, points: Sequence[edge.PointId]) -> None:
         """Learn whose points these are: that takes as long as finding them, and never changes."""
         if unknown := [point for point in points if point not in self._names]:
@@ -225,7 +225,7 @@ class EdgeStore(QdrantStore):
 
     def _optimize(self) -> None:
         shard = self._opened()
-        self._check_disk(2 * sum(file.stat().st_blocks * 512 for file in self._folder.engine.rglob("*")))
+        self._check_disk(2 * sum(file.stat().st_blocks * 512 for file in self._place.engine.rglob("*")))
         shard.optimize()
         self._flush()
         self._n_unindexed, self._has_said_due = 0, False
@@ -234,8 +234,8 @@ class EdgeStore(QdrantStore):
         shard = self._opened()
         try:
             if _IS_LOG_ENOUGH:
-                sync_log(self._folder.log)  # first of all: what it says is done again, also where it was done by half
-                sync_tree(self._folder.engine)  # which leaves less to wait for in the call that holds the interpreter
+                sync_log(self._place.log)  # first of all: what it says is done again, also where it was done by half
+                sync_tree(self._place.engine)  # which leaves less to wait for in the call that holds the interpreter
             shard.flush()
         except Exception as error:  # the engine raises the base class itself
             raise self._failed(error) from error
@@ -252,7 +252,7 @@ class EdgeStore(QdrantStore):
         except Exception as error:  # as above
             raise self._failed(error) from error
         finally:
-            self._folder.unlock()
+            self._place.unlock()
 
     def _opened(self) -> edge.EdgeShard:
         if self._shard is None:
@@ -260,7 +260,7 @@ class EdgeStore(QdrantStore):
         return self._shard
 
     def _load(self) -> None:
-        self._shard = edge.EdgeShard.load(str(self._folder.engine))
+        self._shard = edge.EdgeShard.load(str(self._place.engine))
         self._indexed_keys = set(self._shard.info().payload_schema)
 
     def _update(self, *operations: edge.UpdateOperation, size_bytes: int = 0) -> None:
@@ -280,7 +280,7 @@ class EdgeStore(QdrantStore):
             self._flush()
             return
         try:
-            sync_log(self._folder.log)  # and not the many files that the changes in it change: those now and then
+            sync_log(self._place.log)  # and not the many files that the changes in it change: those now and then
         except OSError as error:
             raise self._failed(error) from error
 

@@ -32,6 +32,12 @@ class StoreFolder:
     Args:
         path: Made if it is not there. An empty folder is taken; one with anything else in it is not.
 
+    Attributes:
+        path: The folder, absolute.
+        engine: Where the engine's files are; there as soon as there are records.
+        log: Where the engine writes every change down first, to do it again after a crash.
+        unfinished: Where the engine's files are made, before they get their place.
+
     Raises:
         NotADirectoryError: If it is a file.
         ValueError: If there is something else in it, or a later version of this package made it.
@@ -40,6 +46,8 @@ class StoreFolder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).resolve()
+        self.engine, self.unfinished = self.path / _ENGINE, self.path / _UNFINISHED
+        self.log = self.engine / "wal"
         if self.path.exists() and not self.path.is_dir():
             raise NotADirectoryError(f"a store is a folder, but {self.path} is a file")
         self.path.mkdir(parents=True, exist_ok=True)
@@ -58,23 +66,8 @@ class StoreFolder:
             self.unlock()
             raise
 
-    @property
-    def engine(self) -> Path:
-        """Where the engine's files are; there as soon as there are records."""
-        return self.path / _ENGINE
-
-    @property
-    def log(self) -> Path:
-        """Where the engine writes every change down first, to do it again after a crash."""
-        return self.engine / "wal"
-
-    @property
-    def unfinished(self) -> Path:
-        """Where the engine's files are made, before they get their place."""
-        return self.path / _UNFINISHED
-
     def read(self) -> StoreFormat | None:
-        """Give what the store says of itself; None if it is new.
+        """Return the store's format; None if the store is new.
 
         Raises:
             ValueError: If the file is damaged, or not this package's, or a later version's.
@@ -89,7 +82,7 @@ class StoreFolder:
         return StoreFormat.from_dict(str(self.path), found)
 
     def write(self, format_: StoreFormat) -> None:
-        """Write down what the store says of itself: after a crash there is the old or the new, and nothing between."""
+        """Write the format down: after a crash there is the old or the new, and nothing between."""
         new = self.path / (_FORMAT_FILE + ".new")
         with new.open("w", encoding="utf-8") as file:
             json.dump(format_.to_dict(), file, indent=2)
@@ -99,7 +92,7 @@ class StoreFolder:
         _sync(self.path)
 
     def finish(self) -> None:
-        """Give the engine's files their place, at once or not at all."""
+        """Move the engine's files to their place, at once or not at all."""
         self.unfinished.rename(self.engine)
         _sync(self.path)
 
@@ -109,10 +102,10 @@ class StoreFolder:
             shutil.rmtree(self.unfinished)
 
     def renew_log(self) -> bool:
-        """Give the log that goes on being written new files; says whether that could be done.
+        """Copy the log that goes on being written into new files, and return whether that could be done.
 
-        Where a sync had failed, the system shows what the disk has not got, and what is written behind such a hole is
-        not found after a power cut.
+        After a failed sync the system shows what the disk does not have, and what is written behind such a hole is not
+        found after a power cut.
         """
         new = self.path / _NEW_LOG
         try:

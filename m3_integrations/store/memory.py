@@ -22,12 +22,12 @@ from m3_integrations.store.protocol import (
     check_vectors,
     latest_rows,
 )
-from m3_integrations.vectors import MODES, FloatArray, IntArray, LexicalWeights, M3Vectors, Mode
+from m3_integrations.vectors import MODES, FloatArray, IntArray, LexicalWeights, M3Vectors, Mode, offsets_of
 
 _Mask = NDArray[np.bool_]
 
 _MERGED_BYTES: Final = 64 << 20
-"""Blocks are merged up to this size, or up to an eighth of all that is held, so that a merge never doubles it."""
+"""Blocks are merged up to this size, or a quarter of all that is held, so that a merge never doubles the memory."""
 
 
 class MemoryStore(Store):
@@ -239,8 +239,8 @@ class MemoryStore(Store):
         So there are few blocks, and each record is moved a few times only.
         """
         if sum(len(block.rows) for block in self._blocks) > 2 * len(self._records):
-            self._blocks = [kept for block in self._blocks if len((kept := self._alive(block)).rows)]
-        limit = max(_MERGED_BYTES, sum(block.size_bytes for block in self._blocks) // 8)
+            self._blocks = self._drop_deleted(self._blocks)
+        limit = max(_MERGED_BYTES, sum(block.size_bytes for block in self._blocks) // 4)
         start, n_rows, size_bytes = len(self._blocks), 0, 0
         for block in reversed(self._blocks):
             size_bytes += block.size_bytes
@@ -253,16 +253,22 @@ class MemoryStore(Store):
 
     def _merge(self, start: int) -> None:
         """Put the blocks from start on into one, without the records that were deleted."""
-        alive = [kept for block in self._blocks[start:] if len((kept := self._alive(block)).rows)]
-        if len(alive) > 1:
-            rows = np.concatenate([block.rows for block in alive])
-            alive = [_Block(rows, M3Vectors.concatenate([block.vectors for block in alive]))]
-        self._blocks[start:] = alive
+        merged = self._drop_deleted(self._blocks[start:])
+        if len(merged) > 1:
+            rows = np.concatenate([block.rows for block in merged])
+            merged = [_Block(rows, M3Vectors.concatenate([block.vectors for block in merged]))]
+        self._blocks[start:] = merged
 
-    def _alive(self, block: _Block) -> _Block:
-        """Return a block without the records that were deleted: itself where there are none."""
-        alive = np.flatnonzero(self._is_alive[block.rows])
-        return block if len(alive) == len(block.rows) else _Block(block.rows[alive], block.vectors.take(alive))
+    def _drop_deleted(self, blocks: Sequence[_Block]) -> list[_Block]:
+        """Return blocks without the records that were deleted; one that has none of them is not copied."""
+        kept: list[_Block] = []
+        for block in blocks:
+            alive = np.flatnonzero(self._is_alive[block.rows])
+            if len(alive) == len(block.rows):
+                kept.append(block)
+            elif len(alive):
+                kept.append(_Block(block.rows[alive], block.vectors.take(alive)))
+        return kept
 
 
 class _Block:
@@ -290,7 +296,9 @@ class _Block:
     def _lexical(self, query: LexicalWeights) -> FloatArray:
         """Read only the postings of the query's tokens; equal to `lexical_scores`."""
         tokens, positions, weights = self._postings
-        starts, ends = np.searchsorted(tokens, query.indices), np.searchsorted(tokens, query.indices, side="right")
-        touched = np.concatenate([np.arange(a, b) for a, b in zip(starts, ends, strict=True)] or [np.empty(0, int)])
-        products = np.repeat(query.values, ends - starts).astype(np.float64) * weights[touched]
+        starts = np.searchsorted(tokens, query.indices)
+        counts = np.searchsorted(tokens, query.indices, side="right") - starts
+        offsets = offsets_of(counts)
+        touched = np.repeat(starts - offsets[:-1], counts) + np.arange(offsets[-1])
+        products = np.repeat(query.values, counts).astype(np.float64) * weights[touched]
         return np.bincount(positions[touched], weights=products, minlength=len(self.rows)).astype(np.float32)

@@ -63,7 +63,8 @@ class StoreFormat:
     @property
     def sizes(self) -> dict[Mode, int]:
         """The length of the records' vectors in every mode, 0 for lexical; empty before the first record."""
-        return {mode: {"dense": self.dense_dim, "multi_vector": self.token_dim}.get(mode, 0) for mode in self.modes}
+        lengths: dict[Mode, int] = {"dense": self.dense_dim, "lexical": 0, "multi_vector": self.token_dim}
+        return {mode: lengths[mode] for mode in self.modes}
 
     def of_sizes(self, sizes: Mapping[Mode, int]) -> Self:
         """Return this with the modes and sizes of the first records."""
@@ -212,13 +213,18 @@ def pool_vectors(
     return M3Vectors(dense=dense, lexical=lexical, multi_vector=pool_tokens(tokens, lengths)), is_pooled | is_shorter
 
 
-def record_bytes(payloads: Sequence[Mapping[str, Any]], rows: IntArray, vectors: M3Vectors) -> list[int]:
-    """Return about how much is written for every record: vectors, text and metadata.
+def batches(
+    payloads: Sequence[Mapping[str, Any]], rows: IntArray, vectors: M3Vectors, max_bytes: int
+) -> Iterator[tuple[slice, int]]:
+    """Cut n records into batches of at most 50 and of about so many bytes, and yield each with its size in bytes.
+
+    A record's size is about what is written: vectors, text and metadata. A larger record is alone.
 
     Args:
         payloads: n.
         rows: (n,) where the vectors of each are.
         vectors: Of any number of texts.
+        max_bytes: The size of a batch at most.
     """
     sizes = np.array([len(payload["text"]) + 2 * len(payload["metadata"]) for payload in payloads])
     if "dense" in vectors.modes:
@@ -227,19 +233,13 @@ def record_bytes(payloads: Sequence[Mapping[str, Any]], rows: IntArray, vectors:
         sizes += 8 * vectors.lexical.lengths[rows]
     if "multi_vector" in vectors.modes:
         sizes += 4 * vectors.multi_vector.flat.shape[1] * vectors.multi_vector.lengths[rows]
-    size_bytes: list[int] = sizes.tolist()
-    return size_bytes
-
-
-def batches(sizes_bytes: Sequence[int], max_bytes: int) -> Iterator[slice]:
-    """Cut records of these sizes into batches of at most 50 and of about so many bytes; a larger record is alone."""
     start = total = 0
-    for i, size_bytes in enumerate(sizes_bytes):
+    for i, size_bytes in enumerate(sizes.tolist()):
         if i > start and (i - start == _MAX_RECORDS_PER_BATCH or total + size_bytes > max_bytes):
-            yield slice(start, i)
+            yield slice(start, i), total
             start, total = i, 0
         total += size_bytes
-    yield slice(start, len(sizes_bytes))
+    yield slice(start, len(payloads)), total
 
 
 def name_vectors(

@@ -21,7 +21,6 @@ from m3_integrations.store.points import (
     name_vectors,
     point_id,
     pool_vectors,
-    record_bytes,
 )
 from m3_integrations.store.protocol import Hits, Record, Store, check_query, check_vectors, latest_rows
 from m3_integrations.vectors import FloatArray, M3Vectors, Mode
@@ -33,9 +32,10 @@ _SMALL_BATCH_BYTES: Final = 1 << 20
 _MAX_IDS: Final = 1000
 """Ids looked up or deleted in one call of an engine."""
 
-
 Among = Mapping[Mode, Sequence[str]]
+"""The ids of records by mode."""
 Found = dict[Mode, list[tuple[str, float]]]
+"""Ids with their raw scores by mode."""
 
 
 class QdrantStore(Store):
@@ -93,12 +93,10 @@ class QdrantStore(Store):
     ) -> None:
         """Add records, or replace those with the same ids, as `Store.upsert`.
 
-        Everything is checked before anything is written. It is then written in batches; each is durable, and seen by
-        readers, at once or not at all.
+        They are written in batches; each is durable, and seen by readers, at once or not at all.
 
         Raises:
-            TypeError: If an id or a text is not a string.
-            ValueError: As `Store.upsert`, or if metadata are not what JSON can hold.
+            ValueError: Also if metadata are not what JSON can hold.
             OSError: If the disk is full.
         """
         rows = latest_rows(ids, texts, metadatas, vectors, is_pooled)
@@ -106,7 +104,10 @@ class QdrantStore(Store):
             return
         with self._usable():
             stored = self._current_format().sizes
-        vectors = self._kept(vectors)
+        kept = [mode for mode in self.kept_modes if mode in vectors.modes]
+        if not kept:
+            raise ValueError(f"what is added has {', '.join(vectors.modes)} vectors only: none is kept")
+        vectors = vectors.select(kept)
         sizes = check_vectors("what is added", vectors, stored)
         flags = np.zeros(len(ids), bool) if is_pooled is None else np.array(is_pooled, bool)
         vectors, flags = pool_vectors(vectors, flags, self._format.of_sizes(sizes))
@@ -116,12 +117,12 @@ class QdrantStore(Store):
             # Another thread or process may have been first, with other sizes.
             check_vectors("what is added", vectors, self._format.sizes)
         is_main = threading.current_thread() is threading.main_thread()
-        named = name_vectors(vectors, vectors.modes, rows, self._sparse_type)
-        n_bytes = record_bytes(payloads, np.array(rows), vectors)
-        for batch in batches(n_bytes, _BATCH_BYTES if is_main else _SMALL_BATCH_BYTES):
+        max_bytes = _BATCH_BYTES if is_main else _SMALL_BATCH_BYTES
+        named = name_vectors(vectors, kept, rows, self._sparse_type)
+        for batch, size_bytes in batches(payloads, np.array(rows), vectors, max_bytes):
             points = [self._point_type(id=point_id(p["id"]), vector=next(named), payload=p) for p in payloads[batch]]
             with self._usable():
-                self._write(points, number_paths(payloads[batch]), sum(n_bytes[batch]))
+                self._write(points, number_paths(payloads[batch]), size_bytes)
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete the records with these ids, and return how many there were; unknown ids are skipped."""
@@ -277,13 +278,6 @@ class QdrantStore(Store):
         if bound != found:  # bound here before there was a place to write it down
             self._write_format(bound)
         self._format = bound
-
-    def _kept(self, vectors: M3Vectors) -> M3Vectors:
-        """Return the vectors of the modes that are kept."""
-        modes = [mode for mode in vectors.modes if mode in self._format.kept_modes]
-        if not modes:
-            raise ValueError(f"what is added has {', '.join(vectors.modes)} vectors only: none is kept")
-        return vectors.select(modes)
 
     @abstractmethod
     def _read_format(self) -> StoreFormat | None:

@@ -198,7 +198,7 @@ class ServerStore(QdrantStore):
     ) -> Found:
         if not named:
             return {}
-        asked = {mode: {point_id(id_): id_ for id_ in among[mode]} for mode in named} if among is not None else {}
+        asked = {mode: {point_id(id_): id_ for id_ in ids} for mode, ids in (among or {}).items()}
         requests = [
             models.QueryRequest(
                 query=vector,

@@ -92,11 +92,12 @@ def test_a_damaged_format_file_is_an_error(filled: Path) -> None:
 
 def test_a_lost_engine_folder_is_an_error(filled: Path) -> None:
     shutil.move(filled / "engine", filled.parent / "away")
-    with pytest.raises(ValueError, match="has lost its folder 'engine'"):
+    with pytest.raises(ValueError, match="has lost its folder 'engine'") as lost:
         open_store(filled)
     shutil.move(filled.parent / "away", filled / "engine")
     with open_store(filled) as store:
         assert store.count() == 3
+    assert lost.traceback  # whoever keeps the error does not keep the folder locked
 
 
 def test_a_creation_that_was_interrupted_is_undone(filled: Path, random: np.random.Generator) -> None:

@@ -1,9 +1,12 @@
 import numpy as np
+import pytest
 
 from m3_integrations import Record, Store, open_store
+from m3_integrations.store import memory
 from m3_integrations.store.memory import MemoryStore
+from m3_integrations.vectors import MODES
 from tests.fakes import random_vectors
-from tests.store.oracle import add, records
+from tests.store.oracle import add, brute_force, records
 
 
 def test_it_is_a_store_and_open_store_gives_it() -> None:
@@ -18,6 +21,41 @@ def test_blocks_stay_few_when_records_come_one_by_one(random: np.random.Generato
     assert len(store._blocks) <= 9  # about the binary logarithm
     store.delete([f"r{i}" for i in range(290)])
     assert sum(len(block.rows) for block in store._blocks) <= 20
+
+
+def test_what_is_added_at_once_is_kept_without_a_copy(
+    random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, one, given = MemoryStore(), random_vectors(random, 1), random_vectors(random, 50)
+    store.upsert(["first"], [""], [{}], one)
+    monkeypatch.setattr(memory, "_MERGED_BYTES", given.nbytes)  # the two together are more
+    store.upsert([f"r{i}" for i in range(50)], [""] * 50, [{}] * 50, given)
+    block = store._blocks[-1].vectors
+    assert np.shares_memory(block.dense, given.dense)
+    assert np.shares_memory(block.lexical.values, given.lexical.values)
+    assert np.shares_memory(block.multi_vector.flat, given.multi_vector.flat)
+    store.optimize()
+    assert [len(block.rows) for block in store._blocks] == [51]
+
+
+def test_no_block_is_merged_beyond_a_quarter_of_everything(
+    random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_MERGED_BYTES", 10_000)
+    store, alive = MemoryStore(), dict[str, Record]()
+    for i in range(60):
+        added = records(random, [f"r{i}_{n}" for n in range(20)])
+        add(store, added)
+        store.delete([f"r{i}_0"])
+        alive |= {record.id: record for record in added[1:]}
+    sizes = [block.size_bytes for block in store._blocks]
+    assert 10_000 < max(sizes) <= sum(sizes) / 4
+    assert len(sizes) <= 20
+    query = random_vectors(random, 1)
+    expected = brute_force(alive, query, {})
+    ids, scores = store.scores(query, list(alive), MODES)
+    for mode, values in scores.items():
+        np.testing.assert_allclose(values, [expected[mode][id_] for id_ in ids], atol=1e-5)
 
 
 def test_equal_scores_keep_the_order_of_insertion(random: np.random.Generator) -> None:
