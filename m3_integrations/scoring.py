@@ -1,10 +1,12 @@
-"""The scores of BGE-M3, computed from vectors: one query against many documents, nothing encoded, nothing padded."""
+"""The scores of BGE-M3, computed from vectors: nothing is encoded, nothing is padded."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from m3_integrations.vectors import (
     FloatArray,
@@ -16,14 +18,15 @@ from m3_integrations.vectors import (
     Mode,
     ModeWeights,
     MultiVectorRows,
+    offsets_of,
 )
 
 _BLOCK_SIZE = 1 << 22
-"""How many token-to-token similarities `max_sim` holds at a time: 16 MB of float32."""
+"""How many token-to-token similarities of one query are held at a time: 16 MB of float32."""
 
 
 def dense_scores(query: FloatArray, documents: FloatArray) -> FloatArray:
-    """Give the inner products of one dense vector with n others: cosines, since they have unit length.
+    """Return the inner products of one dense vector with n others: cosines, since they have unit length.
 
     Args:
         query: (d,) float32.
@@ -36,7 +39,7 @@ def dense_scores(query: FloatArray, documents: FloatArray) -> FloatArray:
 
 
 def lexical_scores(query: LexicalWeights, documents: LexicalRows) -> FloatArray:
-    """Give the lexical score of one text with n others: the weights' products summed over shared tokens.
+    """Return the lexical score of one text with n others: the weights' products summed over shared tokens.
 
     Source: paper, section 3.2; equal to FlagEmbedding's `compute_lexical_matching_score`, summed in float64.
 
@@ -45,15 +48,30 @@ def lexical_scores(query: LexicalWeights, documents: LexicalRows) -> FloatArray:
     """
     if not len(query) or not len(documents.indices):
         return np.zeros(len(documents), dtype=np.float32)
-    nearest = np.minimum(np.searchsorted(query.indices, documents.indices), len(query) - 1)
-    shared = np.flatnonzero(query.indices[nearest] == documents.indices)
-    products = query.values[nearest[shared]].astype(np.float64) * documents.values[shared]
-    rows = np.searchsorted(documents.offsets, shared, side="right") - 1
-    return np.bincount(rows, weights=products, minlength=len(documents)).astype(np.float32)
+    return _sum_products(_weights_of(documents.indices, query), documents)
+
+
+def _weights_of(indices: NDArray[np.int32], text: LexicalWeights) -> FloatArray:
+    """Return the weights that a text gives to these tokens: (tokens,) float32, 0 for a token that it lacks."""
+    nearest = np.minimum(np.searchsorted(text.indices, indices), len(text) - 1)
+    return np.where(text.indices[nearest] == indices, text.values[nearest], np.float32(0))
+
+
+def _sum_products(weights: FloatArray, texts: LexicalRows) -> FloatArray:
+    """Sum weights times a text's own weights for every text: (n,) float32, summed in float64.
+
+    Args:
+        weights: (tokens,) float32, one for every token of the texts.
+        texts: n texts.
+    """
+    shared = np.flatnonzero(weights)
+    products = weights[shared].astype(np.float64) * texts.values[shared]
+    rows = np.searchsorted(texts.offsets, shared, side="right") - 1
+    return np.bincount(rows, weights=products, minlength=len(texts)).astype(np.float32)
 
 
 def max_sim(query: FloatArray, documents: MultiVectorRows, rows: IntArray | None = None) -> FloatArray:
-    """Give BGE-M3's late-interaction score: the mean over query tokens of the best inner product with a document token.
+    """Return the mean over query tokens of the best inner product with a document token: late interaction.
 
     Source: paper, section 3.2; equal to FlagEmbedding's `colbert_score` of each pair alone. FlagEmbedding's batched
     `compute_score` lets a query token whose best similarity is negative score 0 when the document was padded; here
@@ -68,38 +86,12 @@ def max_sim(query: FloatArray, documents: MultiVectorRows, rows: IntArray | None
         (n,) or (m,) float32 in [-1, 1]; 0 where either side has no tokens.
     """
     rows = np.arange(len(documents)) if rows is None else rows
-    scores = np.zeros(len(rows), dtype=np.float32)
-    filled = np.flatnonzero(documents.lengths[rows])
-    if not len(query) or not len(filled):
-        return scores
-    # In the order of the array, neighbours together: one product for each run of neighbours.
-    filled = filled[np.argsort(rows[filled], kind="stable")]
-    for places in _runs(documents.offsets, rows[filled], max(_BLOCK_SIZE // len(query), 1)):
-        block = rows[filled[places]]
-        start = documents.offsets[block[0]]
-        similarities = documents.flat[start : documents.offsets[block[-1] + 1]] @ query.T  # (tokens, query tokens)
-        best = np.maximum.reduceat(similarities, documents.offsets[block] - start, axis=0)  # (documents, query tokens)
-        scores[filled[places]] = best.mean(axis=1)
-    return scores
-
-
-def _runs(offsets: IntArray, rows: IntArray, max_tokens: int) -> list[slice]:
-    """Cut rising rows that have tokens into runs without a gap, of about max_tokens or of one longer row."""
-    runs, first = [], 0
-    for i in range(1, len(rows) + 1):
-        # A gap is other rows' tokens in between; a row chosen twice begins a run too, as its tokens come again.
-        if (
-            i == len(rows)
-            or offsets[rows[i]] != offsets[rows[i - 1] + 1]
-            or offsets[rows[i] + 1] - offsets[rows[first]] > max_tokens
-        ):
-            runs.append(slice(first, i))
-            first = i
-    return runs
+    queries = MultiVectorRows(offsets_of([len(query)]), query)
+    return _max_sim_pairs(queries, documents, np.zeros(len(rows), dtype=np.int64), rows)
 
 
 def combine(scores: Mapping[Mode, FloatArray], weights: ModeWeights) -> FloatArray:
-    """Give the weighted mean of the modes' scores, as FlagEmbedding's `compute_score` does.
+    """Return the weighted mean of the modes' scores, as FlagEmbedding's `compute_score` does.
 
     Modes that are absent from scores are dropped before the weights are divided by their sum.
 
@@ -174,17 +166,91 @@ def score_pairs(
     Returns:
         The n scores, in the order of the pairs.
     """
+    scores: dict[Mode, FloatArray] = {}
     modes = [mode for mode in queries.modes if mode in documents.modes]
-    scores = {mode: np.zeros(len(query_rows), dtype=np.float32) for mode in modes}
-    for query in np.unique(query_rows):
-        pairs = np.flatnonzero(query_rows == query)
-        for mode, values in raw_scores(queries[int(query)], documents, modes, document_rows[pairs]).items():
-            scores[mode][pairs] = values
+    if "dense" in modes:
+        # In float64: in float32 the rounding depends on the place in the matrix, and equal vectors score differently.
+        of_query, of_document = queries.dense[query_rows], documents.dense[document_rows]
+        products = np.einsum("ij,ij->i", of_query, of_document, dtype=np.float64, casting="safe")
+        scores["dense"] = products.astype(np.float32)
+    if "lexical" in modes:
+        scores["lexical"] = _lexical_pairs(queries.lexical, documents.lexical, query_rows, document_rows)
+    if "multi_vector" in modes:
+        scores["multi_vector"] = _max_sim_pairs(queries.multi_vector, documents.multi_vector, query_rows, document_rows)
     return M3Scores(combined=combine(scores, weights or ModeWeights()), **scores)
 
 
+def _lexical_pairs(
+    queries: LexicalRows, documents: LexicalRows, query_rows: IntArray, document_rows: IntArray
+) -> FloatArray:
+    """Return `lexical_scores` of pairs of rows. The score is symmetric: the side with fewer rows is looked up."""
+    one, many, of_one, of_many = queries, documents, query_rows, document_rows
+    if len(np.unique(document_rows)) < len(np.unique(query_rows)):
+        one, many, of_one, of_many = documents, queries, document_rows, query_rows
+    order = np.argsort(of_one, kind="stable")
+    texts = many.take(of_many[order])
+    weights = np.zeros(len(texts.indices), dtype=np.float32)
+    for first, last in _parts(np.diff(of_one[order], prepend=-1) != 0):
+        text, tokens = one[int(of_one[order[first]])], slice(texts.offsets[first], texts.offsets[last])
+        if len(text):
+            weights[tokens] = _weights_of(texts.indices[tokens], text)
+    scores = np.empty(len(query_rows), dtype=np.float32)
+    scores[order] = _sum_products(weights, texts)
+    return scores
+
+
+def _max_sim_pairs(
+    queries: MultiVectorRows, documents: MultiVectorRows, query_rows: IntArray, document_rows: IntArray
+) -> FloatArray:
+    """Return `max_sim` of pairs of rows, by whichever needs fewer matrix products.
+
+    A product has either one query and documents that lie side by side, or one document and all queries paired with it.
+    """
+    scores = np.zeros(len(query_rows), dtype=np.float32)
+    filled = np.flatnonzero((queries.lengths[query_rows] > 0) & (documents.lengths[document_rows] > 0))
+    order = filled[np.lexsort((document_rows[filled], query_rows[filled]))]
+    begins_run = _begins_run(queries, documents, query_rows[order], document_rows[order])
+    if np.count_nonzero(begins_run) <= len(np.unique(document_rows[order])):
+        for first, last in _parts(begins_run):
+            query, rows = queries[int(query_rows[order[first]])], document_rows[order[first:last]]
+            start, end = documents.offsets[rows[0]], documents.offsets[rows[-1] + 1]
+            similarities = documents.flat[start:end] @ query.T  # (tokens, query tokens)
+            best = np.maximum.reduceat(similarities, documents.offsets[rows] - start, axis=0)  # (rows, query tokens)
+            scores[order[first:last]] = best.mean(axis=1)
+        return scores
+    order = filled[np.argsort(document_rows[filled], kind="stable")]
+    for first, last in _parts(np.diff(document_rows[order], prepend=-1) != 0):
+        document, of_pairs = documents[int(document_rows[order[first]])], queries.take(query_rows[order[first:last]])
+        best = (document @ of_pairs.flat.T).max(axis=0)  # (tokens of all queries,)
+        sums = np.add.reduceat(best, of_pairs.offsets[:-1], dtype=np.float64)
+        scores[order[first:last]] = sums / of_pairs.lengths
+    return scores
+
+
+def _begins_run(
+    queries: MultiVectorRows, documents: MultiVectorRows, query_rows: IntArray, document_rows: IntArray
+) -> NDArray[np.bool_]:
+    """Return at which pairs, sorted by query and document, a product begins: (n,) bool.
+
+    It begins where the query changes, where other documents' tokens lie in between (or the same document's again), and
+    where about `_BLOCK_SIZE` similarities are reached.
+    """
+    starts, ends = documents.offsets[document_rows], documents.offsets[document_rows + 1]
+    begins = np.ones(len(starts), dtype=np.bool_)
+    begins[1:] = (query_rows[1:] != query_rows[:-1]) | (starts[1:] != ends[:-1])
+    first = np.maximum.accumulate(np.where(begins, np.arange(len(begins)), 0))
+    block = (ends - starts[first] - 1) // np.maximum(_BLOCK_SIZE // queries.lengths[query_rows], 1)
+    begins[1:] |= block[1:] != block[:-1]
+    return begins
+
+
+def _parts(begins: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    """Return the first and the end of every part, given where parts begin; the first element begins one."""
+    return pairwise([*np.flatnonzero(begins).tolist(), len(begins)])
+
+
 def top_rows(scores: FloatArray, n: int) -> IntArray:
-    """Give the positions of the n highest scores, best first; equal scores keep their order."""
+    """Return the positions of the n highest scores, best first; equal scores keep their order."""
     if n >= len(scores):
         return np.argsort(-scores, kind="stable")
     if n < 1:

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -94,15 +96,56 @@ def test_scores_equal_float64_brute_force_on_random_texts(monkeypatch: pytest.Mo
         np.testing.assert_allclose(scores.combined, combined, atol=1e-5)
 
 
-def test_scoring_pairs_equals_scoring_each_query() -> None:
+@pytest.mark.parametrize(
+    ("n_queries", "n_documents", "n_pairs"),
+    [(5, 9, 50), (1, 30, 40), (2, 30, 200), (30, 2, 40), (20, 200, 15), (3, 3, 0)],
+    ids=["many of few", "one query", "few queries", "few documents", "far apart", "none"],
+)
+def test_scoring_pairs_equals_float64_brute_force(
+    monkeypatch: pytest.MonkeyPatch, n_queries: int, n_documents: int, n_pairs: int
+) -> None:
     random = np.random.default_rng(2)
-    queries, documents = random_vectors(random, 5), random_vectors(random, 9)
-    of_query, of_document = random.integers(0, 5, 50), random.integers(0, 9, 50)
-    scores = scoring.score_pairs(queries, documents, of_query, of_document, ModeWeights(1, 2, 3))
-    for i, (query, document) in enumerate(zip(of_query, of_document, strict=True)):
-        alone = scoring.score_vectors(queries[int(query)], documents[int(document)], ModeWeights(1, 2, 3))
-        for mode in (*scores.modes, "combined"):
-            assert getattr(scores, mode)[i] == pytest.approx(getattr(alone, mode)[0], abs=1e-6)
+    for block_size in (1, 60, 1 << 22):
+        monkeypatch.setattr(scoring, "_BLOCK_SIZE", block_size)
+        queries, documents = random_vectors(random, n_queries), random_vectors(random, n_documents)
+        of_query, of_document = random.integers(0, n_queries, n_pairs), random.integers(0, n_documents, n_pairs)
+        scores = scoring.score_pairs(queries, documents, of_query, of_document, ModeWeights(1, 2, 3))
+        for i, (query, document) in enumerate(zip(of_query.tolist(), of_document.tolist(), strict=True)):
+            expected = {mode: values[0] for mode, values in brute_force(queries[query], documents[document]).items()}
+            for mode in scores.modes:
+                assert getattr(scores, mode)[i] == pytest.approx(expected[mode], abs=1e-6), mode
+            combined = (expected["dense"] + 2 * expected["lexical"] + 3 * expected["multi_vector"]) / 6
+            assert scores.combined[i] == pytest.approx(combined, abs=1e-6)
+        assert len(scores) == n_pairs
+
+
+def test_neighbouring_documents_of_two_queries_are_scored_for_their_own() -> None:
+    random = np.random.default_rng(6)
+    queries, documents = random_vectors(random, 2), random_vectors(random, 20)
+    scores = scoring.score_pairs(queries, documents, np.repeat([0, 1], 10), np.arange(20))
+    expected = [brute_force(queries[i], documents)["multi_vector"] for i in range(2)]
+    np.testing.assert_allclose(scores.multi_vector, expected[0][:10] + expected[1][10:], atol=1e-6)
+
+
+def test_max_sim_holds_few_similarities_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "_BLOCK_SIZE", 1 << 16)
+    query, tokens = np.ones((32, 4), np.float32), np.ones((100_000, 4), np.float32)
+    documents = MultiVectorRows(offsets_of([50] * 2000), tokens)  # 13 MB of similarities
+    tracemalloc.start()
+    scores = scoring.max_sim(query, documents)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert scores.tolist() == [4.0] * 2000
+    assert peak < 2_000_000
+
+
+def test_documents_may_be_chosen_in_any_order_and_more_than_once() -> None:
+    random = np.random.default_rng(5)
+    query, documents = random_vectors(random, 1), random_vectors(random, 20)
+    rows = random.integers(0, 20, 60)
+    expected = brute_force(query, documents)
+    for mode, scores in scoring.raw_scores(query, documents, ["dense", "lexical", "multi_vector"], rows).items():
+        np.testing.assert_allclose(scores, np.array(expected[mode])[rows], atol=1e-6, err_msg=mode)
 
 
 def test_only_shared_modes_are_scored() -> None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Final
 
 import numpy as np
 from scipy import sparse
 
 from m3_integrations.evaluation.encoding import Block
-from m3_integrations.scoring import top_rows
-from m3_integrations.vectors import FloatArray, IntArray, LexicalRows, M3Vectors, Mode, MultiVectorRows
+from m3_integrations.scoring import score_pairs, top_rows
+from m3_integrations.vectors import FloatArray, IntArray, LexicalRows, M3Vectors, Mode
 
 _BLOCK_DOCUMENTS: Final = 16_384
 """Documents that the first stages score at a time: 134 MB of dense vectors of BGE-M3's width in float64."""
@@ -115,8 +114,10 @@ def _rank_dense(queries: FloatArray, block: Block, best: _Best) -> None:
 
 
 def _rank_lexical(queries: LexicalRows, block: Block, best: _Best) -> None:
+    # An inverted index: a query reads the postings of its own tokens alone. `lexical_scores` reads every token of the
+    # block for every query: 14 ms a query over 16,384 documents of 40 to 160 tokens, and 0.6 ms here, sorting included.
     documents = block.vectors.lexical
-    width = _width(queries, documents)
+    width = 1 + max((int(rows.indices.max()) for rows in (queries, documents) if len(rows.indices)), default=0)
     by_token = _matrix(documents, width).T.tocsr()  # (tokens, documents)
     weights = _matrix(queries, width)
     for start in range(0, len(queries), _QUERY_BLOCK):
@@ -129,13 +130,8 @@ def _rank_lexical(queries: LexicalRows, block: Block, best: _Best) -> None:
             best.add(start + i, block.rows[scores.indices[hits][order][found]], values[found])
 
 
-def _width(*texts: LexicalRows) -> int:
-    """Give one more than the largest token id."""
-    return 1 + max((int(rows.indices.max()) for rows in texts if len(rows.indices)), default=0)
-
-
 def _matrix(rows: LexicalRows, width: int) -> sparse.csr_matrix:
-    """Give (texts, width) float64, in which sums are made as in `lexical_scores`."""
+    """Return (texts, width) float64, the type in which `lexical_scores` sums."""
     return sparse.csr_matrix((rows.values.astype(np.float64), rows.indices, rows.offsets), shape=(len(rows), width))
 
 
@@ -177,52 +173,10 @@ def score_candidates(
         pairs = by_row[first : np.searchsorted(sorted_rows, block.rows[-1], side="right")]
         if len(pairs):
             local = np.searchsorted(block.rows, row_of[pairs])
-            for mode, values in _score_pairs(queries, block.vectors, query_of[pairs], local).items():
-                scores[mode][pairs] = values
+            scored = score_pairs(queries, block.vectors, query_of[pairs], local)
+            for mode in scored.modes:
+                scores[mode][pairs] = getattr(scored, mode)
         advance(len(block.rows))
     ends = np.cumsum([len(chosen) for chosen in rows])[:-1]
     parts = {mode: np.split(values, ends) for mode, values in scores.items()}
     return [Candidates(chosen, {mode: parts[mode][i] for mode in parts}) for i, chosen in enumerate(rows)]
-
-
-def _score_pairs(
-    queries: M3Vectors, documents: M3Vectors, query_rows: IntArray, document_rows: IntArray
-) -> dict[Mode, FloatArray]:
-    """Score pairs, whose document rows never fall."""
-    scores: dict[Mode, FloatArray] = {}
-    modes: list[Mode] = [mode for mode in queries.modes if mode in documents.modes]
-    if "dense" in modes:
-        products = np.einsum(
-            "ij,ij->i", queries.dense[query_rows], documents.dense[document_rows], dtype=np.float64, casting="safe"
-        )
-        scores["dense"] = products.astype(np.float32)
-    if "lexical" in modes:
-        width = _width(queries.lexical, documents.lexical)
-        products = _matrix(queries.lexical.take(query_rows), width).multiply(
-            _matrix(documents.lexical.take(document_rows), width)
-        )
-        scores["lexical"] = np.asarray(products.sum(axis=1), dtype=np.float32).ravel()
-    if "multi_vector" in modes:
-        scores["multi_vector"] = _max_sim_pairs(queries.multi_vector, documents.multi_vector, query_rows, document_rows)
-    return scores
-
-
-def _max_sim_pairs(
-    queries: MultiVectorRows, documents: MultiVectorRows, query_rows: IntArray, document_rows: IntArray
-) -> FloatArray:
-    """Give `max_sim` of pairs: one product for each document, with the tokens of all its queries.
-
-    `max_sim` itself makes a product for each query. Candidates of one query lie far apart in a corpus, so that those
-    are small; a document's queries can be put together, and its token vectors are read once.
-    """
-    scores = np.zeros(len(query_rows), dtype=np.float32)
-    starts = np.flatnonzero(np.diff(document_rows, prepend=-1))
-    for start, end in pairwise([*starts.tolist(), len(document_rows)]):
-        tokens = queries.take(query_rows[start:end])
-        document = documents[int(document_rows[start])]
-        filled = np.flatnonzero(tokens.lengths)
-        if len(document) and len(filled):
-            best = (document @ tokens.flat.T).max(axis=0)  # (query tokens,)
-            sums = np.add.reduceat(best, tokens.offsets[:-1][filled], dtype=np.float64)
-            scores[start + filled] = sums / tokens.lengths[filled]
-    return scores
