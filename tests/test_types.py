@@ -1,4 +1,4 @@
-"""The public API as type checkers see it. CI's own `mypy` checks the same program, and leaves its cache for this one."""
+"""The public API as type checkers see it. CI's `mypy` checks the same program, and leaves its cache for this one."""
 
 import shutil
 import subprocess
