@@ -31,8 +31,10 @@ def test_a_users_program_is_clean_under_pyright() -> None:
 def test_the_checkers_would_notice_a_wrong_type(tmp_path: Path) -> None:
     program = (ROOT / "tests" / "typing" / "user_program.py").read_text()
     wrong = tmp_path / "wrong.py"
-    wrong.write_text(program.replace("assert_type(ids, list[str])", "assert_type(ids, list[int])"))
+    program = program.replace("assert_type(ids, list[str])", "assert_type(ids, list[int])")
+    wrong.write_text(program.replace('fusion="rrf"', 'fusion="max"').replace('weights="mldr"', "wights=1"))
     command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports", "silent", str(wrong)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 1
-    assert "list[int]" in result.stdout
+    for noticed in ("list[int]", "Literal['max']", '"wights"'):
+        assert noticed in result.stdout

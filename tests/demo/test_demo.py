@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from m3_integrations import M3Encoder, Searcher, SearchOptions, open_store
+from m3_integrations import M3Encoder, Searcher, open_store
 from m3_integrations.cli import demo
 from m3_integrations.cli.collection import read_collection
 
@@ -36,7 +36,7 @@ def test_most_questions_find_their_passage_among_the_first_three() -> None:
         searcher.add([passage.text for passage in passages], ids=[passage.id for passage in passages])
         found = 0
         for question in QUESTIONS:
-            hits = searcher.search(question["question"], SearchOptions(k=3))
+            hits = searcher.search(question["question"], k=3)
             found += any(hit.id.partition("#")[0] in question["relevant"] for hit in hits)
     assert found >= 0.76 * len(QUESTIONS)  # 40 of 50 when the checkpoint was made; a worse one is noticed
 
