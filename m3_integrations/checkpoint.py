@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache, partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -15,7 +16,7 @@ from typing import Any, Final
 from zipfile import is_zipfile
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -48,6 +49,13 @@ _WEIGHTS: Final = (
     ("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json"),
 )
 _HEADS: Final = ("colbert_linear", "sparse_linear")
+_KNOWN_REPOSITORIES: Final = ("BAAI/bge-m3",)
+_HubError: Final[type[Exception]] = next(b for b in HfHubHTTPError.__mro__ if b.__name__ == "HTTPError")
+"""What the hub's transport raises, timeouts too: of httpx or of httpx2, as the hub's version has it."""
+
+_HUB_TIMEOUT_S: Final = 20.0
+"""How long the hub may take to answer whether it has a repository."""
+
 BUNDLED: Final = "tiny"
 """The name of the checkpoint in this package."""
 
@@ -92,7 +100,8 @@ def find_checkpoint(model: str | os.PathLike[str], *, revision: str | None = Non
         The folder, symbolic links resolved. On the hub's cache it names the commit.
 
     Raises:
-        FileNotFoundError: If there is no such folder or repository, or if it cannot be reached and is not cached.
+        FileNotFoundError: If there is no such folder or repository, or if the hub cannot be reached, or does not answer
+            within 20 seconds, and the repository is not cached.
         ValueError: If a revision is asked of a folder.
     """
     folder = Path(__file__).parent / BUNDLED if model == BUNDLED else Path(model).expanduser()
@@ -104,22 +113,53 @@ def find_checkpoint(model: str | os.PathLike[str], *, revision: str | None = Non
         raise FileNotFoundError(f"no checkpoint folder {folder}")
     try:
         return _download(str(model), revision)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, _HubError) as error:
         at = f" at revision {revision!r}" if revision else ""
         raise FileNotFoundError(
-            f"{str(model)!r}{at} is not a folder here, and the Hugging Face hub did not give it: {error}"
+            f"{str(model)!r}{at} is not a folder here, and the Hugging Face hub did not give it: "
+            f"{error or type(error).__name__}. {_ways_out(str(model))}"
         ) from error
+
+
+def _ways_out(model: str) -> str:
+    """Return what else somebody can do whose checkpoint is not to be had."""
+    names = {name.casefold(): name for name in (BUNDLED, *_KNOWN_REPOSITORIES)} | {
+        name.partition("/")[2].casefold(): name for name in _KNOWN_REPOSITORIES
+    }
+    close = get_close_matches(model.casefold(), names, n=1, cutoff=0.8)
+    meant = f"Did you mean {names[close[0]]!r}? " if close and names[close[0]] != model else ""
+    return (
+        f"{meant}Without the hub: {BUNDLED!r} is in this package; a folder works that has config.json, the tokenizer, "
+        "model.safetensors or pytorch_model.bin, colbert_linear.pt and sparse_linear.pt; what was downloaded once is "
+        "read from the cache (HF_HOME); HF_ENDPOINT names a mirror"
+    )
 
 
 @cache
 def _download(repository: str, revision: str | None) -> Path:
     """Fetch the small files and the weights in one format: safetensors where the repository has it.
 
-    Once in a process: later handles do not ask the hub again.
+    Once in a process: later handles do not ask the hub again. A hub that does not answer within `_HUB_TIMEOUT_S` is
+    taken for absent, and the cache is read: `snapshot_download` itself would wait for ever.
     """
+    try:
+        HfApi().repo_info(repository, revision=revision or "main", timeout=_HUB_TIMEOUT_S)
+        is_cache_only, silence = False, None
+    except (_HubError, OfflineModeIsEnabled) as error:
+        if isinstance(error, HfHubHTTPError):
+            raise  # it answered
+        is_cache_only, silence = True, error
     folder = Path()
     for names in _WEIGHTS:
-        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[*_SMALL_FILES, *names]))
+        patterns = [*_SMALL_FILES, *names]
+        try:
+            folder = Path(
+                snapshot_download(
+                    repository, revision=revision, allow_patterns=patterns, local_files_only=is_cache_only
+                )
+            )
+        except LocalEntryNotFoundError as error:
+            raise silence or error from error
         if weight_files(folder):
             break
     return folder.resolve()

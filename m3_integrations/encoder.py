@@ -1,24 +1,37 @@
-"""`M3Encoder`: texts to dense, lexical and multi-vector views, from one network that a whole process shares."""
+"""`M3Encoder`: texts to dense, lexical and multi-vector views, from one network that a whole process shares.
+
+Long because every argument, property and error of the package's first door is explained here.
+"""
 
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, get_args
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 
-from m3_integrations.batching import windows
 from m3_integrations.checkpoint import BUNDLED, find_checkpoint, save_checkpoint
-from m3_integrations.engine import EncodeOptions, EncoderStats, Engine, check_not_forked, open_engine
+from m3_integrations.engine import (
+    Call,
+    EncodeOptions,
+    EncoderStats,
+    Engine,
+    aencode,
+    check_not_forked,
+    encode_ahead,
+    open_engine,
+    windows,
+)
 from m3_integrations.model import find_devices, find_dtype
 from m3_integrations.scoring import score_pairs
-from m3_integrations.settings import DEFAULT_CACHE_SIZE_BYTES, DEFAULT_MAX_LENGTH, EncoderSettings
 from m3_integrations.tokenizer import Pooling
 from m3_integrations.vectors import (
     IntArray,
@@ -29,6 +42,8 @@ from m3_integrations.vectors import (
     ModeWeights,
     check_modes,
 )
+
+_PACKAGE: Final = str(Path(__file__).parent) + os.sep
 
 _WINDOW_TEXTS: Final = 2048
 _WINDOW_TOKENS: Final = 65_536
@@ -52,16 +67,16 @@ class M3Encoder:
             checkpoint in this package.
         shared: Whether the handle shares the process's one network for this checkpoint, device and dtype. Handles
             that differ in anything else still share it. False loads a network for this handle alone.
-        device: Any device name of torch, or "auto": CUDA, Apple's GPU or the CPU, the first that is there. Several
-            names with commas between them ("cuda:0,cuda:1") put a copy on each, and all work off one queue.
-        dtype: "float32", "float16", "bfloat16", or "auto": float16 on CUDA, else float32. "int8" is for CPUs with
-            AVX-512 VNNI: linear layers in 8 bits, more than twice as fast and a little less exact.
+        device: Any device of torch or its name, or "auto" or None: CUDA, Apple's GPU or the CPU, the first that is
+            there. Several names with commas between them ("cuda:0,cuda:1") put a copy on each, and all work off one
+            queue.
+        dtype: "float32", "float16", "bfloat16", or "auto" or None: float16 on CUDA, else float32. "int8" is for CPUs
+            with AVX-512 VNNI: linear layers in 8 bits, more than twice as fast and a little less exact.
         revision: Branch, tag or commit on the hub.
         max_length: The most tokens of a text, special tokens included; never more than the checkpoint's positions.
         query_instruction: Put before every query. BGE-M3 needs none, BGE v1.5 does.
         query_max_length: The same limit for queries; `max_length` if None.
         pooling: "cls", or "mcls" for long documents: the mean of a [CLS] every 256 tokens (paper, appendix B.2).
-        max_tokens_per_batch: Tokens of one forward pass, padding included; by default what suits the device.
         cache_size_bytes: Memory for vectors of recent texts, shared by the network's handles; 0 for none.
 
     Raises:
@@ -76,24 +91,33 @@ class M3Encoder:
         model: str | os.PathLike[str],
         *,
         shared: bool = True,
-        device: str = "auto",
-        dtype: str = "auto",
+        device: str | torch.device | None = "auto",
+        dtype: str | torch.dtype | None = "auto",
         revision: str | None = None,
-        max_length: int = DEFAULT_MAX_LENGTH,
+        max_length: int = 8192,
         query_instruction: str = "",
         query_max_length: int | None = None,
         pooling: Pooling = "cls",
-        max_tokens_per_batch: int | None = None,
-        cache_size_bytes: int = DEFAULT_CACHE_SIZE_BYTES,
+        cache_size_bytes: int = 64 << 20,
     ) -> None:
-        self._settings = EncoderSettings(
-            model=_name(model), device=device, dtype=dtype, revision=revision, max_length=max_length,
-            query_instruction=query_instruction, query_max_length=query_max_length, pooling=pooling,
-            max_tokens_per_batch=max_tokens_per_batch, cache_size_bytes=cache_size_bytes,
-        )  # fmt: skip
-        self._is_shared = shared
+        if pooling not in get_args(Pooling):
+            raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {pooling!r}")
+        if cache_size_bytes < 0:
+            raise ValueError(f"cache_size_bytes must be 0 or more, got {cache_size_bytes}")
+        self.model = _name(model)
+        """The folder or the hub's repository that was loaded."""
+        self.pooling: Pooling = pooling
+        """How a text's tokens become its dense vector: "cls" or "mcls"."""
+        self._is_shared, self._revision = shared, revision
+        self._device = "auto" if device is None else str(device)
+        self._dtype = "auto" if dtype is None else str(dtype).removeprefix("torch.")
+        self._max_length: dict[Kind, int] = {
+            "document": _checked_length(max_length),
+            "query": _checked_length(max_length if query_max_length is None else query_max_length),
+        }
+        self._query_instruction, self._cache_size_bytes = query_instruction, cache_size_bytes
         self._is_closed = False
-        self._engine: Engine | None = _open(self._settings, is_shared=shared)
+        self._engine: Engine | None = self._open()
 
     def close(self) -> None:
         """Release this handle; the network goes with its last one. A closed handle raises on use."""
@@ -122,21 +146,24 @@ class M3Encoder:
     def __repr__(self) -> str:
         state = "closed" if self._is_closed else "not opened yet"
         if self._engine is not None:
-            state = f"{self.device}, {self._engine.dtype}"
+            state = f"{self.dim} dimensions, {'+'.join(self.modes)}, {self.device}, {self.dtype}"
         return f"{type(self).__name__}({self.model!r}, {state})"
+
+    def _open(self) -> Engine:
+        devices = find_devices(self._device)
+        dtype = find_dtype(self._dtype, devices[0])
+        folder = find_checkpoint(self.model, revision=self._revision)
+        engine = open_engine(folder, devices, dtype, shared=self._is_shared)
+        engine.cache.allow(self._cache_size_bytes)
+        return engine
 
     def _live_engine(self) -> Engine:
         if self._is_closed:
             raise RuntimeError(f"this encoder ({self.model}) was closed: open another with M3Encoder(...)")
-        check_not_forked()
-        if self._engine is None:
-            self._engine = _open(self._settings, is_shared=self._is_shared)
+        if self._engine is None or self._engine.process_id != os.getpid():
+            check_not_forked()
+            self._engine = self._open()
         return self._engine
-
-    @property
-    def model(self) -> str:
-        """The folder or the hub's repository that was loaded."""
-        return self._settings.model
 
     @property
     def device(self) -> str:
@@ -161,12 +188,7 @@ class M3Encoder:
     @property
     def max_length(self) -> int:
         """The most tokens of a document: what was asked for, or the checkpoint's positions if those are fewer."""
-        return self._limit("document", None)
-
-    @property
-    def pooling(self) -> Pooling:
-        """How a text's tokens become its dense vector: "cls" or "mcls"."""
-        return self._settings.pooling
+        return self._limit("document")
 
     @property
     def vocabulary(self) -> Sequence[str]:
@@ -176,36 +198,40 @@ class M3Encoder:
     @property
     def stats(self) -> EncoderStats:
         """What the network has done so far, for all its handles."""
-        return self._live_engine().stats
+        return self._live_engine().counters.stats
 
     @property
     def fingerprint(self) -> str:
-        """Says which model it is: 32 hexadecimal digits of its configuration, vocabulary, heads and weights.
+        """Which model it is: 32 hexadecimal digits of its configuration, vocabulary, heads and weights.
 
         The same for a copy under another name, in another dtype or file format.
         """
         return self._live_engine().fingerprint
 
-    def _limit(self, kind: Kind, max_length: int | None) -> int:
-        return self._settings.length_limit(kind, max_length, self._live_engine().network.max_positions)
+    def _limit(self, kind: Kind, max_length: int | None = None) -> int:
+        """Return the most tokens of a text: what a call asks for, else the setting, at most the positions there are."""
+        if kind not in get_args(Kind):
+            raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
+        limit = self._max_length[kind] if max_length is None else _checked_length(max_length)
+        return min(limit, self._live_engine().network.max_positions)
 
     def encode(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         *,
         kind: Kind = "document",
         modes: Sequence[Mode] | None = None,
         max_length: int | None = None,
         show_progress: bool = False,
     ) -> M3Vectors:
-        """Give the vectors of texts, in their order.
+        """Return the vectors of texts, in their order.
 
         A text that occurs twice is encoded once. A text over the length limit is cut; one warning per call says how
         many were. A few short queries get all modes computed, whatever is asked, so that a query that is embedded,
         then sparse-embedded and then reranked costs one pass; they are kept in the cache, not returned.
 
         Args:
-            texts: Strings; empty ones are fine, and so is an empty list.
+            texts: Any iterable of strings, read once; empty ones are fine, and so is none at all.
             kind: "query" puts the query instruction before every text and applies the query's length limit.
             modes: Which views to give; by default all that the checkpoint has.
             max_length: The most tokens of a text in this call.
@@ -220,41 +246,43 @@ class M3Encoder:
             torch.OutOfMemoryError: If a text by itself is too long for the device's memory. (Passes of several texts
                 are made smaller until they fit.)
         """
-        limit = self._limit(kind, max_length)
-        engine, texts, options = self._request(texts, kind, modes, limit)
-        with _progress(len(texts), show=show_progress) as advance:
-            vectors, truncated = engine.encode(texts, options, advance)
-        self._warn_of(truncated, len(texts), limit)
+        prepared, options = self._prepared(texts, kind, modes, max_length)
+        call = Call(self._live_engine(), prepared, options)
+        call.start()
+        if show_progress:
+            with _progress(len(prepared)) as advance:
+                call.wait(advance)
+        else:
+            call.wait()
+        vectors, n_cut = call.finish()
+        if n_cut:
+            _warn_of_cut(n_cut, len(prepared), options.max_length)
         return vectors
 
     async def aencode(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         *,
         kind: Kind = "document",
         modes: Sequence[Mode] | None = None,
         max_length: int | None = None,
     ) -> M3Vectors:
         """Do what `encode` does without blocking the event loop; a task that is cancelled leaves the queue."""
-        limit = self._limit(kind, max_length)
-        engine, texts, options = self._request(texts, kind, modes, limit)
-        vectors, truncated = await engine.aencode(texts, options)
-        self._warn_of(truncated, len(texts), limit)
+        prepared, options = self._prepared(texts, kind, modes, max_length)
+        vectors, n_cut = await aencode(self._live_engine(), prepared, options)
+        if n_cut:
+            _warn_of_cut(n_cut, len(prepared), options.max_length)
         return vectors
 
-    def tokenize(self, texts: Sequence[str], *, kind: Kind = "document") -> list[list[str]]:
-        """Give the tokens of texts as the network reads them, [CLS] left out: one for every row of a multi-vector.
+    def tokenize(self, texts: Iterable[str], *, kind: Kind = "document") -> list[list[str]]:
+        """Return the tokens of texts as the network reads them, [CLS] left out: one for every row of a multi-vector.
 
         Arguments and errors are those of `encode`. The last one is [SEP].
         """
-        engine, settings = self._live_engine(), self._settings
-        instruction = settings.query_instruction if kind == "query" else ""
-        tokens = engine.tokenizer(
-            [instruction + text for text in _checked(texts)],
-            max_length=self._limit(kind, None),
-            pooling=settings.pooling,
-        )
-        vocabulary = engine.tokenizer.vocabulary
+        instructed, options = self._prepared(texts, kind, None, None)
+        tokenizer = self._live_engine().tokenizer
+        tokens = tokenizer(instructed, max_length=options.max_length, pooling=self.pooling)
+        vocabulary = tokenizer.vocabulary
         return [[vocabulary[i] for i in np.delete(text.ids, text.cls_positions)] for text in tokens]
 
     def encode_batches(
@@ -266,85 +294,66 @@ class M3Encoder:
         max_length: int | None = None,
         show_progress: bool = False,
     ) -> Iterator[M3Vectors]:
-        """Give the vectors of any number of texts, in their order and in bounded memory, some thousand at a time.
+        """Return the vectors of any number of texts, in their order and in bounded memory, some thousand at a time.
 
         Arguments and errors are those of `encode`; texts may be any iterable and is read as the batches are taken, two
         ahead: the device works on one while the caller uses another.
         """
         if isinstance(texts, str):
-            raise TypeError("texts must be an iterable of strings, got one string: pass [text]")
-        limit = self._limit(kind, max_length)
-        self._wanted(self._live_engine(), modes)
-        return self._batches(texts, kind, modes, limit, show_progress=show_progress)
+            raise TypeError("texts must be strings, got one string: pass [text]")
+        self._prepared([], kind, modes, max_length)  # a wrong argument is refused now, not with the first batch
+        return self._batches(texts, kind, modes, max_length, show_progress=show_progress)
 
     def _batches(
-        self, texts: Iterable[str], kind: Kind, modes: Sequence[Mode] | None, limit: int, *, show_progress: bool
-    ) -> Iterator[M3Vectors]:
-        has_warned, engine = False, self._live_engine()
+        self, texts: Iterable[str], kind: Kind, modes: Sequence[Mode] | None, max_length: int | None, *,
+        show_progress: bool,
+    ) -> Iterator[M3Vectors]:  # fmt: skip
+        n_texts, n_all_cut, limit = 0, 0, self._limit(kind, max_length)
 
-        def requests() -> Iterator[tuple[Sequence[str], EncodeOptions]]:
+        def calls() -> Iterator[Call]:
             position = 0
             for window in windows(texts, max_texts=_WINDOW_TEXTS, max_tokens=_WINDOW_TOKENS, max_length=limit):
-                _, checked, options = self._request(window, kind, modes, limit, position)
+                yield Call(self._live_engine(), *self._prepared(window, kind, modes, limit, position))
                 position += len(window)
-                yield checked, options
 
-        with _progress(len(texts) if isinstance(texts, Sized) else None, show=show_progress) as advance:
-            for vectors, truncated in engine.encode_ahead(requests(), advance):
-                if truncated and not has_warned:
-                    self._warn_of(truncated, len(vectors), limit)
-                    has_warned = True
+        total = len(texts) if isinstance(texts, Sized) else None
+        with _progress(total) if show_progress else nullcontext() as advance:
+            for vectors, n_cut in encode_ahead(calls(), advance):
+                n_texts, n_all_cut = n_texts + len(vectors), n_all_cut + n_cut
                 yield vectors
                 check_not_forked()  # what was begun is never finished there
+        if n_all_cut:
+            _warn_of_cut(n_all_cut, n_texts, limit)
 
-    def _request(
+    def _prepared(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         kind: Kind,
         modes: Sequence[Mode] | None,
         max_length: int | None,
         position: int = 0,
-    ) -> tuple[Engine, Sequence[str], EncodeOptions]:
-        """Check what is asked, and give the arguments of `Engine.encode`.
+    ) -> tuple[Sequence[str], EncodeOptions]:
+        """Check what is asked of a call, and return the texts as the network reads them and the call's options.
 
-        They keep the network, so that closing the handle meanwhile does not matter. Position is what an error calls
-        the first text.
+        Position is what an error calls the first text.
         """
-        engine, settings = self._live_engine(), self._settings
-        wanted = computed = self._wanted(engine, modes)
         limit = self._limit(kind, max_length)
-        texts = _checked(texts, position)
-        if kind == "query":
-            if settings.cache_size_bytes and sum(min(len(text), limit) for text in texts) <= _INTERACTIVE_TOKENS:
-                computed = engine.network.modes
-            texts = [settings.query_instruction + text for text in texts]
-        options = EncodeOptions(
-            modes=wanted,
-            computed_modes=computed,
-            max_length=limit,
-            pooling=settings.pooling,
-            max_tokens_per_batch=settings.max_tokens_per_batch,
-            cache_size_bytes=settings.cache_size_bytes,
-        )
-        return engine, texts, options
-
-    @staticmethod
-    def _wanted(engine: Engine, modes: Sequence[Mode] | None) -> tuple[Mode, ...]:
-        wanted = engine.network.modes if modes is None else check_modes(modes)
-        if absent := set(wanted).difference(engine.network.modes):
+        texts = check_texts(texts, position)
+        there = self._live_engine().network.modes
+        wanted = computed = there if modes is None else check_modes(modes)
+        if absent := set(wanted).difference(there):
             raise ValueError(
                 f"this checkpoint has no heads for {', '.join(sorted(absent))}: it gives "
-                f"{', '.join(engine.network.modes)} only, so ask for modes={engine.network.modes}"
+                f"{', '.join(there)} only, so ask for modes={there}"
             )
-        return wanted
+        is_cached = self._cache_size_bytes > 0
+        if kind == "query":
+            if is_cached and sum(min(len(text), limit) for text in texts) <= _INTERACTIVE_TOKENS:
+                computed = there
+            texts = [self._query_instruction + text for text in texts]
+        return texts, EncodeOptions(wanted, computed, limit, self.pooling, is_cached)
 
-    @staticmethod
-    def _warn_of(truncated: int, n: int, *limits: int) -> None:
-        if truncated:
-            tokens = " or ".join(str(limit) for limit in dict.fromkeys(limits))
-            warnings.warn(f"{truncated} of {n} texts were longer than {tokens} tokens and were cut", stacklevel=3)
-
-    def score(self, query: str, texts: Sequence[str], *, weights: ModeWeights | None = None) -> M3Scores:
+    def score(self, query: str, texts: Iterable[str], *, weights: ModeWeights | None = None) -> M3Scores:
         """Score one query against texts in every mode the checkpoint has. Each text is encoded once.
 
         Args:
@@ -359,45 +368,46 @@ class M3Encoder:
         """
         if not isinstance(query, str):
             raise TypeError(f"query must be a string, got {type(query).__name__}")
-        scores, *cut = self._score_pairs([(query, text) for text in _checked(texts)], weights or ModeWeights())
-        self._warn_of(*cut)
-        return scores
+        return self._score_pairs([(query, text) for text in check_texts(texts)], weights or ModeWeights())
 
-    def score_pairs(self, pairs: Sequence[tuple[str, str]], *, weights: ModeWeights | None = None) -> M3Scores:
+    def score_pairs(self, pairs: Iterable[tuple[str, str]], *, weights: ModeWeights | None = None) -> M3Scores:
         """Score pairs of a query and a text, in their order. Each text is encoded once, however many pairs it is in.
 
         The vectors of all the different queries are held in memory; the documents' are not.
 
         Arguments and errors are those of `score`.
         """
+        pairs = list(pairs)
         for i, pair in enumerate(pairs):
             if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
                 raise TypeError(f"every pair must be two strings, got {pair!r} at position {i}")
-        scores, *cut = self._score_pairs(pairs, weights or ModeWeights())
-        self._warn_of(*cut)
-        return scores
+        return self._score_pairs(pairs, weights or ModeWeights())
 
-    def _score_pairs(
-        self, pairs: Sequence[tuple[str, str]], weights: ModeWeights
-    ) -> tuple[M3Scores, int, int, int, int]:
-        """Give the scores, and what `_warn_of` needs: the texts that were cut, all of them, and both limits."""
+    def _score_pairs(self, pairs: Sequence[tuple[str, str]], weights: ModeWeights) -> M3Scores:
         weights.normalized(self.modes)
         queries, query_of = _distinct(query for query, _ in pairs)
         documents, document_of = _distinct(text for _, text in pairs)
-        engine, instructed, options = self._request(queries, "query", None, None)
-        of_query, truncated = engine.encode(instructed, options)
-        limit, start = self._limit("document", None), 0
+        query_limit, limit = self._limit("query"), self._limit("document")
+        of_query, n_cut = self._encoded(queries, "query", query_limit)
         columns = {mode: np.zeros(len(pairs), dtype=np.float32) for mode in (*self.modes, "combined")}
+        start = 0
         for window in windows(documents, max_texts=_WINDOW_TEXTS, max_tokens=_WINDOW_TOKENS, max_length=limit):
-            engine, checked, options = self._request(window, "document", None, None)
-            vectors, n = engine.encode(checked, options)
-            truncated += n
+            vectors, n_cut_here = self._encoded(window, "document", limit)
+            n_cut += n_cut_here
             here = np.flatnonzero((document_of >= start) & (document_of < start + len(window)))
             scores = score_pairs(of_query, vectors, query_of[here], document_of[here] - start, weights)
             for name, column in columns.items():
                 column[here] = getattr(scores, name)
             start += len(window)
-        return M3Scores(**columns), truncated, len(queries) + len(documents), self._limit("query", None), limit
+        if n_cut:
+            _warn_of_cut(n_cut, len(queries) + len(documents), query_limit, limit)
+        return M3Scores(**columns)
+
+    def _encoded(self, texts: Sequence[str], kind: Kind, limit: int) -> tuple[M3Vectors, int]:
+        call = Call(self._live_engine(), *self._prepared(texts, kind, None, limit))
+        call.start()
+        call.wait()
+        return call.finish()
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the checkpoint in BGE-M3's format, which FlagEmbedding reads too.
@@ -421,34 +431,61 @@ def _name(model: str | os.PathLike[str]) -> str:
     return model
 
 
-def _open(settings: EncoderSettings, *, is_shared: bool) -> Engine:
-    devices = find_devices(settings.device)
-    dtype = find_dtype(settings.dtype, devices[0])
-    folder = find_checkpoint(settings.model, revision=settings.revision)
-    engine = open_engine(folder, devices, dtype, shared=is_shared)
-    engine.cache.allow(settings.cache_size_bytes)
-    return engine
+def _checked_length(max_length: int) -> int:
+    if max_length < 3:
+        raise ValueError(f"max_length must be at least 3 ([CLS], one token, [SEP]), got {max_length}")
+    return max_length
 
 
 @contextmanager
-def _progress(total: int | None, *, show: bool) -> Iterator[Callable[[int], object]]:
-    """Give what moves a progress bar on, or what does nothing: a bar that is not shown starts a thread all the same."""
-    if not show:
-        yield lambda _: None
-        return
+def _progress(total: int | None) -> Iterator[Callable[[int], object]]:
+    """Show a progress bar, and yield what moves it on."""
     with tqdm(total=total, desc="encoding", unit="text") as bar:
         yield bar.update
         if total is not None:
             bar.update(total - bar.n)  # what the cache gave
 
 
-def _checked(texts: Sequence[str], position: int = 0) -> Sequence[str]:
-    if isinstance(texts, str):
-        raise TypeError("texts must be a sequence of strings, got one string: pass [text]")
+def check_texts(texts: Iterable[str], position: int = 0) -> Sequence[str]:
+    """Return texts as a sequence, read once, after each was checked.
+
+    Args:
+        texts: Any iterable of strings.
+        position: What an error calls the first of them.
+
+    Raises:
+        TypeError: If texts is one string, no iterable, or holds anything but strings.
+        ValueError: If a text is not valid Unicode.
+    """
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+        what = "one string" if isinstance(texts, str) else repr(texts)
+        raise TypeError(f"texts must be strings, got {what}: pass [text]")
+    texts = texts if isinstance(texts, list | tuple) else list(texts)
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(f"every text must be a string, got {type(text).__name__} at position {position + i}")
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"the text at position {position + i} is not valid Unicode: half of a surrogate pair (surrogates "
+                    f"not allowed) at character {error.start}, near {text[max(error.start - 20, 0) : error.end + 20]!a}"
+                ) from error
     return texts
+
+
+def _warn_of_cut(n_cut: int, n: int, *limits: int) -> None:
+    """Warn of texts that were cut, and name the line outside this package that asked for them."""
+    tokens = " or ".join(str(limit) for limit in dict.fromkeys(limits))
+    frame, stacklevel = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, stacklevel = frame.f_back, stacklevel + 1
+    warnings.warn(
+        f"{n_cut} of {n} texts were longer than {tokens} tokens and were cut: split them, or allow more by max_length "
+        "as far as the checkpoint has positions",
+        stacklevel=stacklevel,
+    )
 
 
 def _distinct(texts: Iterable[str]) -> tuple[list[str], IntArray]:

@@ -43,6 +43,15 @@ class Tokens:
         return np.arange(self.n_cls) * (MCLS_INTERVAL + 1)
 
 
+class Vocabulary(tuple[str, ...]):
+    """The token of every id. It prints as its size: all of BGE-M3's tokens would fill a terminal for minutes."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"Vocabulary({len(self)} tokens)"
+
+
 class Tokenizer:
     """A fast tokenizer without its mutable truncation and padding state.
 
@@ -89,20 +98,21 @@ class Tokenizer:
             whole, rest = divmod(max_length - len(self._suffix), MCLS_INTERVAL + 1)
             room = whole * MCLS_INTERVAL + max(rest - 1, 0)
         tokens: list[Tokens] = []
-        for start in range(0, len(texts), _CHUNK_SIZE):
-            encodings = self._backend.encode_batch_fast(texts[start : start + _CHUNK_SIZE], add_special_tokens=False)
-            tokens.extend(self._finish(encoding.ids, room, pooling) for encoding in encodings)
+        for first in range(0, len(texts), _CHUNK_SIZE):
+            for encoding in self._backend.encode_batch_fast(
+                texts[first : first + _CHUNK_SIZE], add_special_tokens=False
+            ):
+                ids = encoding.ids
+                text = ids[:room]
+                starts = range(0, max(len(text), 1), MCLS_INTERVAL) if pooling == "mcls" else range(1)
+                step = MCLS_INTERVAL if pooling == "mcls" else len(text)
+                marked = [i for start in starts for i in (self._cls, *text[start : start + step])]
+                all_ids = np.array(marked + self._suffix, dtype=np.int32)
+                tokens.append(Tokens(all_ids, len(starts), is_truncated=len(ids) > room))
         return tokens
 
-    def _finish(self, ids: list[int], room: int, pooling: Pooling) -> Tokens:
-        text = ids[:room]
-        starts = range(0, max(len(text), 1), MCLS_INTERVAL) if pooling == "mcls" else range(1)
-        step = MCLS_INTERVAL if pooling == "mcls" else len(text)
-        marked = [i for start in starts for i in (self._cls, *text[start : start + step])]
-        return Tokens(np.array(marked + self._suffix, dtype=np.int32), len(starts), len(ids) > room)
-
     @cached_property
-    def vocabulary(self) -> tuple[str, ...]:
+    def vocabulary(self) -> Vocabulary:
         """The token of every id, as the tokenizer writes it ("▁" marks the start of a word)."""
         size = self._backend.get_vocab_size(with_added_tokens=True)
         tokens = [""] * size
@@ -110,7 +120,7 @@ class Tokenizer:
             if i >= len(tokens):
                 tokens.extend([""] * (i + 1 - len(tokens)))
             tokens[i] = token
-        return tuple(tokens)
+        return Vocabulary(tokens)
 
     @property
     def pad_id(self) -> int:

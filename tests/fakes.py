@@ -7,7 +7,16 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from m3_integrations import M3Scores, M3Vectors, ModeWeights, scoring
-from m3_integrations.vectors import MODES, Kind, LexicalRows, Mode, MultiVectorRows, offsets_of
+from m3_integrations.vectors import (
+    MODES,
+    FloatArray,
+    IntArray,
+    Kind,
+    LexicalRows,
+    Mode,
+    MultiVectorRows,
+    offsets_of,
+)
 
 DIM, TOKEN_DIM, VOCABULARY = 8, 6, 40
 
@@ -19,7 +28,7 @@ def random_vectors(random: np.random.Generator, n: int, tokens: int | None = Non
     dense, flat = random.normal(size=(n, DIM)), random.normal(size=(len(rows), TOKEN_DIM))
     return M3Vectors(
         dense=(dense / np.linalg.norm(dense, axis=1, keepdims=True)).astype(np.float32),
-        lexical=LexicalRows.from_tokens(
+        lexical=lexical_of_tokens(
             rows,
             random.integers(0, VOCABULARY, len(rows)),
             random.normal(size=len(rows)).astype(np.float32),
@@ -29,6 +38,22 @@ def random_vectors(random: np.random.Generator, n: int, tokens: int | None = Non
         multi_vector=MultiVectorRows(
             offsets_of(lengths), (flat / np.linalg.norm(flat, axis=1, keepdims=True)).astype(np.float32)
         ),
+    )
+
+
+def lexical_of_tokens(
+    rows: IntArray, token_ids: IntArray, weights: FloatArray, n: int, vocabulary: Sequence[str] | None = None
+) -> LexicalRows:
+    """By a plain loop: only positive weights stay, and of a repeated token the largest."""
+    largest: list[dict[int, float]] = [{} for _ in range(n)]
+    for row, token, weight in zip(rows.tolist(), token_ids.tolist(), weights.tolist(), strict=True):
+        if weight > 0:
+            largest[row][token] = max(weight, largest[row].get(token, 0.0))
+    return LexicalRows(
+        offsets_of([len(text) for text in largest]),
+        np.array([token for text in largest for token in sorted(text)], np.int32),
+        np.array([text[token] for text in largest for token in sorted(text)], np.float32),
+        vocabulary,
     )
 
 

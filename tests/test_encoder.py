@@ -36,7 +36,8 @@ def test_a_texts_vectors_do_not_depend_on_its_batch(small: Path, uncached: M3Enc
     alone = M3Vectors.concatenate([uncached.encode([text]) for text in TEXTS])
     random = np.random.default_rng(0)
     for budget in (1, 200, 1024, 10**6):
-        encoder = M3Encoder(small, device="cpu", cache_size_bytes=0, max_tokens_per_batch=budget)
+        encoder = M3Encoder(small, shared=False, device="cpu", cache_size_bytes=0)
+        encoder._live_engine().scheduler.max_tokens = budget
         order = random.permutation(len(TEXTS))
         assert_same(encoder.encode([TEXTS[i] for i in order]), alone.take(order))
 
@@ -79,6 +80,19 @@ def test_anything_but_strings_is_refused_with_its_position(encoder: M3Encoder, t
         list(encoder.encode_batches(texts))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("kind", ["document", "query"])
+def test_any_iterable_of_texts_is_read_once_and_encoded_whole(encoder: M3Encoder, kind: Any) -> None:
+    texts = ["one", "two words", "three"]
+    expected = encoder.encode(texts, kind=kind)
+    for given in (iter(texts), (text for text in texts), np.array(texts), dict.fromkeys(texts)):
+        assert_same(encoder.encode(given, kind=kind), expected)
+    assert len(encoder.score("two", iter(texts)).combined) == 3
+    assert len(encoder.score_pairs(("two", text) for text in texts).combined) == 3
+    assert len(encoder.tokenize(iter(texts))) == 3
+    with pytest.raises(TypeError, match="texts must be strings, got 7"):
+        encoder.encode(7)  # type: ignore[arg-type]
+
+
 def test_pairs_of_anything_but_strings_are_refused(encoder: M3Encoder) -> None:
     with pytest.raises(TypeError, match="query must be a string, got NoneType"):
         encoder.score(None, ["a"])  # type: ignore[arg-type]
@@ -89,9 +103,29 @@ def test_pairs_of_anything_but_strings_are_refused(encoder: M3Encoder) -> None:
 
 
 def test_half_a_surrogate_pair_is_refused_and_loses_nothing_else(encoder: M3Encoder) -> None:
-    with pytest.raises(ValueError, match="surrogates"):
-        encoder.encode(["fine", "\ud83d broken"])
+    message = (
+        r"the text at position 1 is not valid Unicode: .*surrogates not allowed\) at character 2, near 'a \\ud83d b'"
+    )
+    texts = ["fine", "a \ud83d b"]
+    for use in (encoder.encode, encoder.tokenize, lambda given: encoder.score("fine", given)):
+        with pytest.raises(ValueError, match=message):
+            use(texts)
+    with pytest.raises(ValueError, match="at position 3000 is not valid Unicode"):
+        list(encoder.encode_batches([*["fine"] * 3000, "\ud83d"]))
     assert len(encoder.encode(["fine"])) == 1
+
+
+def test_devices_and_dtypes_of_torch_and_none_are_taken(small: Path) -> None:
+    import torch
+
+    given = M3Encoder(small, device=torch.device("cpu"), dtype=torch.float32)
+    assert (given.device, given.dtype) == ("cpu", "float32")
+    assert M3Encoder(small, device=None, dtype=None).device == M3Encoder(small).device
+
+
+def test_what_is_printed_is_short_and_says_what_matters(encoder: M3Encoder) -> None:
+    assert repr(encoder).endswith("64 dimensions, dense+lexical+multi_vector, cpu, float32)")
+    assert repr(encoder.vocabulary) == f"Vocabulary({len(encoder.vocabulary)} tokens)"
 
 
 def test_bad_settings_are_refused(small: Path, encoder: M3Encoder) -> None:
@@ -100,7 +134,6 @@ def test_bad_settings_are_refused(small: Path, encoder: M3Encoder) -> None:
         ({"query_max_length": 0}, "at least 3.*got 0"),
         ({"pooling": "mean"}, "one of cls, mcls, got 'mean'"),
         ({"cache_size_bytes": -1}, "0 or more"),
-        ({"max_tokens_per_batch": 0}, "at least 1, got 0"),
         ({"device": "toaster"}, "device 'toaster' cannot be used here"),
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
         ({"device": "meta"}, "device 'meta' cannot be used here"),
@@ -229,9 +262,10 @@ def test_encode_batches_names_positions_in_the_whole_stream(
 
 def test_encode_batches_warns_once(uncached: M3Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("m3_integrations.encoder._WINDOW_TEXTS", 1)
-    with pytest.warns(UserWarning, match="longer than") as caught:
-        list(uncached.encode_batches([LONG, LONG, LONG]))
+    with pytest.warns(UserWarning, match="2 of 4 texts were longer than 128 tokens and were cut: split them") as caught:
+        list(uncached.encode_batches(["short", LONG, "short too", LONG]))
     assert len(caught) == 1
+    assert caught[0].filename == __file__
 
 
 def test_a_progress_bar_is_drawn_on_request_only(encoder: M3Encoder, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,8 @@ def test_a_text_asked_for_twice_is_encoded_once(encoder: M3Encoder) -> None:
     again = encoder.encode(["two", "three", "one"])
     assert encoder.stats.encoded_texts == 3
     assert encoder.stats.cache_hits == 2
+    encoder.encode(["two", "two"])
+    assert encoder.stats.cache_hits == 4, "texts that were answered, not different ones"
     np.testing.assert_array_equal(first.dense[0], first.dense[2])
     np.testing.assert_array_equal(again.dense[[2, 0]], first.dense[:2])
     np.testing.assert_array_equal(again.multi_vector[2], first.multi_vector[0])
@@ -82,6 +84,18 @@ def test_a_long_run_leaves_half_of_the_cache_to_others(small: Path) -> None:
     encoder.encode(["what somebody asks"])
     encoder.encode(["one of very many records 399"])
     assert encoder.stats.forward_passes == passes
+
+
+def test_an_import_does_not_drive_out_what_interactive_callers_ask(small: Path) -> None:
+    encoder = M3Encoder(small, shared=False, device="cpu", cache_size_bytes=200_000)
+    encoder.encode(["what somebody asks"], kind="query")
+    for _ in encoder.encode_batches(f"one of very many records {i}" for i in range(5000)):
+        pass
+    passes = encoder.stats.forward_passes
+    encoder.encode(["what somebody asks"], kind="query")
+    encoder.encode(["one of very many records 4999"])
+    assert encoder.stats.forward_passes == passes
+    assert encoder._live_engine().cache.size_bytes > 90_000, "half of it holds records"
 
 
 def test_of_two_handles_the_larger_cache_counts(small: Path) -> None:

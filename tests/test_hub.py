@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -13,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from huggingface_hub.errors import OfflineModeIsEnabled
 
-from m3_integrations import M3Encoder
+from m3_integrations import M3Encoder, checkpoint
 from m3_integrations.checkpoint import find_checkpoint
 
 UNNEEDED = ("onnx/model.onnx", "onnx/model.onnx_data", "imgs/bm25.jpg", "flax_model.msgpack", "README.md")
@@ -148,6 +150,38 @@ except FileNotFoundError as error:
 def test_a_name_that_no_repository_can_have_is_a_clear_error() -> None:
     with pytest.raises(FileNotFoundError, match="is not a folder here"):
         find_checkpoint("not/a/repository")
+
+
+@pytest.fixture
+def silent(socket_enabled: None) -> Iterator[str]:
+    """The address of a host that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_hub_that_does_not_answer_is_given_up_and_the_ways_out_are_named(
+    hub: FakeHub, silent: str, tmp_path: Path
+) -> None:
+    limit = "from m3_integrations import checkpoint; checkpoint._HUB_TIMEOUT_S = 1.0\n"
+    result = run(f"{limit}M3Encoder('lab/m3')", tmp_path / "home", silent)
+    assert "FileNotFoundError" in result.stderr.splitlines()[-1], result.stderr
+    assert "'tiny' is in this package; a folder works that has config.json" in result.stderr
+    filled = run(ENCODE, tmp_path / "home", hub.url)
+    assert run(limit + ENCODE, tmp_path / "home", silent).stdout == filled.stdout, "the cache is read"
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("bge-m3", "BAAI/bge-m3"), ("Tiny", "tiny"), ("baai/bge-m3", "BAAI/bge-m3")]
+)
+def test_a_name_that_is_nearly_right_is_answered_with_the_right_one(
+    typed: str, meant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OfflineModeIsEnabled("offline")
+
+    monkeypatch.setattr(checkpoint, "_download", refuse)
+    with pytest.raises(FileNotFoundError, match=f"Did you mean '{meant}'"):
+        find_checkpoint(typed)
 
 
 @pytest.mark.hub

@@ -3,6 +3,7 @@ import pytest
 
 from m3_integrations import LexicalWeights, M3Vectors, ModeWeights, scoring
 from m3_integrations.vectors import FloatArray, LexicalRows, MultiVectorRows, offsets_of
+from tests.fakes import lexical_of_tokens
 
 
 def unit(*rows: tuple[float, ...]) -> FloatArray:
@@ -29,7 +30,7 @@ def random_vectors(random: np.random.Generator, n: int, dim: int = 8, vocabulary
     ids = random.integers(0, vocabulary, len(rows))
     return M3Vectors(
         dense=(dense / np.linalg.norm(dense, axis=1, keepdims=True)).astype(np.float32),
-        lexical=LexicalRows.from_tokens(rows, ids, random.normal(size=len(rows)).astype(np.float32), n),
+        lexical=lexical_of_tokens(rows, ids, random.normal(size=len(rows)).astype(np.float32), n),
         multi_vector=MultiVectorRows(
             offsets_of(lengths), (flat / np.linalg.norm(flat, axis=1, keepdims=True)).astype(np.float32)
         ),

@@ -11,7 +11,7 @@ from weakref import WeakSet, WeakValueDictionary
 import torch
 
 from m3_integrations.checkpoint import head_files, weight_files
-from m3_integrations.engine.core import Engine
+from m3_integrations.engine.engine import Engine
 
 _EngineKey = tuple[str, tuple[tuple[str, int, int], ...], tuple[str, ...], torch.dtype]
 _engines: WeakValueDictionary[_EngineKey, Engine] = WeakValueDictionary()
@@ -35,7 +35,7 @@ def check_not_forked() -> None:
 
 
 def open_engine(folder: Path, devices: tuple[torch.device, ...], dtype: torch.dtype, *, shared: bool) -> Engine:
-    """Load a network, or give the one that this process already holds for the same files, devices and dtype.
+    """Load a network, or return the one that this process already holds for the same files, devices and dtype.
 
     A network is dropped when the last handle that uses it has been closed or forgotten. A checkpoint whose files were
     rewritten in place counts as another one.
@@ -68,6 +68,6 @@ def _shut_down() -> None:
 
 
 def _signature(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Give names, sizes and times of the files that make the network; others may come and go."""
+    """Return the names, sizes and times of the files that make the network; others may come and go."""
     files = [folder / "config.json", *folder.glob("tokenizer*"), *weight_files(folder), *head_files(folder)]
     return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(files) if path.is_file())

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from m3_integrations.indexing.files import FoundFiles, find_files
 from m3_integrations.indexing.parts import FilePart, StoredFile, content_digest, make_parts, read_stored
 from m3_integrations.indexing.splitting import Splitter, Splitting
-from m3_integrations.store import Record, Store
+from m3_integrations.store import Store
 from m3_integrations.vectors import Encoder
 
 _BATCH_SIZE: Final = 128
@@ -123,11 +123,11 @@ class _Writer:
         """Write what waits."""
         if not self._batch:
             return
-        vectors = self._encoder.encode([part.text for part, _ in self._batch], modes=self._modes)
-        self._store.upsert(
-            [Record(part.id, part.text, part.metadata, vectors[i]) for i, (part, _) in enumerate(self._batch)]
-        )
-        self.report.parts_encoded += len(self._batch)
+        parts = [part for part, _ in self._batch]
+        texts = [part.text for part in parts]
+        vectors = self._encoder.encode(texts, modes=self._modes)
+        self._store.upsert([part.id for part in parts], texts, [part.metadata for part in parts], vectors)
+        self.report.parts_encoded += len(parts)
         self._bar.update(sum(size for _, size in self._batch))
         self._batch = []
 

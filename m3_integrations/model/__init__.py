@@ -1,7 +1,7 @@
 """The network on its device: from token ids to vectors in one forward pass."""
 
 from m3_integrations.model.devices import DTYPES, find_devices, find_dtype
-from m3_integrations.model.launched import BatchOutput, LaunchedBatch
+from m3_integrations.model.forward_pass import ForwardPass
 from m3_integrations.model.network import M3Network
 
-__all__ = ["DTYPES", "BatchOutput", "LaunchedBatch", "M3Network", "find_devices", "find_dtype"]
+__all__ = ["DTYPES", "ForwardPass", "M3Network", "find_devices", "find_dtype"]

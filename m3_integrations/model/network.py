@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
+from numpy.typing import NDArray
 from torch import nn
 
 from m3_integrations.checkpoint import Heads, load_backbone, load_heads
+from m3_integrations.model.forward_pass import ForwardPass, largest_weights, to_device
 from m3_integrations.model.int8 import use_int8
-from m3_integrations.model.launched import LaunchedBatch
-from m3_integrations.model.lexical import largest_weights
 from m3_integrations.model.packing import (
     Packing,
     has_known_positions,
@@ -23,7 +22,6 @@ from m3_integrations.model.packing import (
     packed_attention,
     packed_positions,
 )
-from m3_integrations.model.transfer import Transfer
 from m3_integrations.tokenizer import Tokens
 from m3_integrations.vectors import MODES, IntArray, Mode, offsets_of
 
@@ -41,6 +39,13 @@ class M3Network(nn.Module):
         is_packed: Whether a batch is one row without padding, whose cost is the sum of its lengths, and not a row for
             each text, all as long as the longest.
 
+    Attributes:
+        modes: All three, or dense alone for a checkpoint without heads.
+        dim: Length of a dense vector.
+        multi_vector_dim: Length of a token's vector; None without heads.
+        vocabulary_size: How many token ids the network has embeddings for.
+        max_positions: The most tokens of a text that the checkpoint has positions for.
+
     Raises:
         ValueError: If batches are to be packed for an architecture whose positions are not known.
     """
@@ -51,12 +56,21 @@ class M3Network(nn.Module):
         super().__init__()
         if is_packed and not has_known_positions(backbone):
             raise ValueError(f"batches of {type(backbone).__name__} cannot be packed: its positions are not known")
+        config: Any = backbone.config
         self.is_packed = is_packed
         self.backbone = backbone
         self.multi_vector_head = heads.multi_vector if heads else None
         self.lexical_head = heads.lexical if heads else None
+        self.heads = heads
         self.pad_id = pad_id
         self.ignored_ids = ignored_ids
+        self.modes: tuple[Mode, ...] = MODES if heads else ("dense",)
+        self.dim: int = config.hidden_size
+        self.multi_vector_dim: int | None = heads.multi_vector.out_features if heads else None
+        self.vocabulary_size: int = config.vocab_size
+        self.max_positions = _count_positions(backbone)
+        self._config = config
+        self._stream: torch.cuda.Stream | None = None
 
     @classmethod
     def load(
@@ -89,59 +103,13 @@ class M3Network(nn.Module):
         heads = load_heads(folder, backbone.config.hidden_size, stored)
         if is_packed is None:
             is_packed = has_known_positions(backbone) and has_varlen_kernel(backbone)
-        network = cls(backbone, heads, pad_id=pad_id, ignored_ids=ignored_ids, is_packed=is_packed)
-        return network.to(device).eval()
-
-    @property
-    def modes(self) -> tuple[Mode, ...]:
-        """All three, or dense alone for a checkpoint without heads."""
-        return MODES if self.lexical_head is not None else ("dense",)
-
-    @property
-    def heads(self) -> Heads | None:
-        """The two heads, or None."""
-        if self.multi_vector_head is None or self.lexical_head is None:
-            return None
-        return Heads(self.multi_vector_head, self.lexical_head)
-
-    @property
-    def dim(self) -> int:
-        """Length of a dense vector."""
-        size: int = self._config.hidden_size
-        return size
-
-    @property
-    def multi_vector_dim(self) -> int | None:
-        """Length of a token's vector; None without heads."""
-        return None if self.multi_vector_head is None else self.multi_vector_head.out_features
-
-    @property
-    def vocabulary_size(self) -> int:
-        """How many token ids the network has embeddings for."""
-        size: int = self._config.vocab_size
-        return size
-
-    @property
-    def _config(self) -> Any:
-        return self.backbone.config
-
-    @property
-    def max_positions(self) -> int:
-        """The most tokens that the checkpoint has positions for: 8192 of BGE-M3's 8194.
-
-        RoBERTa and its kin count from padding_idx + 1, so that many of their positions are never used.
-        """
-        embeddings = getattr(getattr(self.backbone, "embeddings", None), "position_embeddings", None)
-        offset = getattr(embeddings, "padding_idx", None)
-        size: int = self._config.max_position_embeddings
-        return size if offset is None else size - offset - 1
-
-    @cached_property
-    def _transfer(self) -> Transfer:
-        return Transfer(next(self.backbone.parameters()).device)
+        network = cls(backbone, heads, pad_id=pad_id, ignored_ids=ignored_ids, is_packed=is_packed).to(device).eval()
+        if device.type == "cuda":
+            network._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        return network
 
     @torch.inference_mode()
-    def launch(self, batch: Sequence[Tokens], *, multi_vector: Sequence[bool]) -> LaunchedBatch:
+    def launch(self, batch: Sequence[Tokens], *, multi_vector: Sequence[bool]) -> ForwardPass:
         """Start one forward pass; on CUDA it is done later, and nothing here waits for it.
 
         That is why all indices are made on the host: where the device itself found out how many there are, the host
@@ -151,22 +119,55 @@ class M3Network(nn.Module):
             batch: One or more texts, none longer than `max_positions`.
             multi_vector: (n,) whose token vectors to compute too; lexical weights come in any case.
         """
-        lengths = np.array([len(tokens) for tokens in batch], dtype=np.int64)
+        lengths = np.array([len(tokens.ids) for tokens in batch], dtype=np.int64)
         ids = np.concatenate([tokens.ids for tokens in batch], dtype=np.int64)
-        indices = _indices(batch, lengths, multi_vector if self.multi_vector_head is not None else [False] * len(batch))
-        layout = self._packed_layout(ids, lengths) if self.is_packed else self._padded_layout(ids, lengths)
-        here = self._transfer.to_device({"ids": ids, "ignored_ids": self.ignored_ids, **indices, **layout})
+        asked = np.array(multi_vector, dtype=bool) & (self.multi_vector_head is not None)
+        arrays = self._arrays(batch, lengths, ids, asked)
+        here = to_device(arrays, self.backbone.device, self._stream)  # type: ignore[arg-type]
         hidden = self._packed(here, lengths) if self.is_packed else self._padded(here, lengths)  # (tokens, hidden)
-        results = self._results(hidden, here, len(batch))
-        asked = [len(t) - t.n_cls if wanted else 0 for t, wanted in zip(batch, multi_vector, strict=True)]
-        return LaunchedBatch(self._transfer.to_host(results), asked)
+        n_token_vectors = np.where(asked, lengths - arrays["cls_counts"], 0)
+        return ForwardPass(self._results(hidden, here, len(batch)), n_token_vectors.tolist(), self._stream)
 
-    def _packed_layout(self, ids: IntArray, lengths: IntArray) -> dict[str, IntArray]:
-        positions = packed_positions(ids, lengths, self._config.pad_token_id)
-        return {"positions": positions, "boundaries": offsets_of(lengths)}
+    def _arrays(
+        self, batch: Sequence[Tokens], lengths: IntArray, ids: IntArray, asked: NDArray[np.bool_]
+    ) -> dict[str, IntArray]:
+        """Return where things lie among the tokens of all texts, one after another, and how the batch is laid out.
+
+        Returns:
+            ids: (tokens,) the tokens.
+            rows: (tokens,) the text of every token.
+            cls_positions, cls_rows: (cls,) the [CLS] tokens that the tokenizer put in, and their texts.
+            cls_counts: (n,) how many a text has.
+            text_positions: The other tokens of the texts that asked for token vectors.
+            positions, boundaries: Of a packed batch, see `packed_positions` and `Packing`.
+            padded_ids, real, lengths: Of a padded batch: all ids row by row, and which of them are tokens.
+        """
+        starts = np.cumsum(lengths) - lengths
+        counts = np.array([tokens.n_cls for tokens in batch], dtype=np.int64)
+        positions = np.concatenate([start + t.cls_positions for start, t in zip(starts, batch, strict=True)])
+        marks = np.repeat(asked, lengths)
+        marks[positions] = False
+        arrays: dict[str, IntArray] = {
+            "ids": ids,
+            "ignored_ids": self.ignored_ids,
+            "rows": np.repeat(np.arange(len(batch)), lengths),
+            "cls_positions": positions,
+            "cls_rows": np.repeat(np.arange(len(batch)), counts),
+            "cls_counts": counts,
+            "text_positions": np.flatnonzero(marks),
+        }
+        if self.is_packed:
+            arrays["positions"] = packed_positions(ids, lengths, self._config.pad_token_id)
+            arrays["boundaries"] = offsets_of(lengths)
+        else:
+            mask = np.arange(lengths.max()) < lengths[:, None]
+            padded = np.full(mask.shape, self.pad_id, dtype=np.int64)
+            padded[mask] = ids
+            arrays |= {"padded_ids": padded.ravel(), "real": np.flatnonzero(mask), "lengths": lengths}
+        return arrays
 
     def _packed(self, here: Mapping[str, torch.Tensor], lengths: IntArray) -> torch.Tensor:
-        """Give the last hidden states of all texts in one row without padding."""
+        """Return the last hidden states of all texts in one row without padding."""
         with packed_attention(self.backbone):
             output = self.backbone(
                 input_ids=here["ids"][None],  # (1, tokens)
@@ -176,14 +177,8 @@ class M3Network(nn.Module):
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden
 
-    def _padded_layout(self, ids: IntArray, lengths: IntArray) -> dict[str, IntArray]:
-        mask = np.arange(lengths.max()) < lengths[:, None]
-        padded = np.full(mask.shape, self.pad_id, dtype=np.int64)
-        padded[mask] = ids
-        return {"padded_ids": padded.ravel(), "real": np.flatnonzero(mask), "lengths": lengths}
-
     def _padded(self, here: Mapping[str, torch.Tensor], lengths: IntArray) -> torch.Tensor:
-        """Give the last hidden states of the real tokens of a padded batch, one text after another."""
+        """Return the last hidden states of the real tokens of a padded batch, one text after another."""
         shape = len(lengths), int(lengths.max())
         is_real = torch.arange(shape[1], device=here["real"].device) < here["lengths"][:, None]
         mask: torch.Tensor | None = is_real.long()
@@ -198,51 +193,35 @@ class M3Network(nn.Module):
         return hidden.flatten(0, 1)[here["real"]]
 
     def _results(self, hidden: torch.Tensor, here: Mapping[str, torch.Tensor], n: int) -> dict[str, torch.Tensor]:
-        """Give what `LaunchedBatch.pending` holds, on the device."""
+        """Compute what a `ForwardPass` is made of, on the device."""
         rows = here["rows"]
         is_bad = ~torch.isfinite(hidden).all(dim=1)  # (tokens,)
-        results = {"dense": self._dense(hidden, here, n)}
+        # The mean of every text's [CLS] states: one, or one every `MCLS_INTERVAL` tokens.
+        states = hidden[here["cls_positions"]].float()
+        sums = states.new_zeros(n, states.shape[1]).index_add_(0, here["cls_rows"], states)
+        results = {"dense": F.normalize(sums / here["cls_counts"][:, None], dim=-1)}
         if self.lexical_head is not None:
             weights = torch.relu(self.lexical_head(hidden)).squeeze(-1).float()  # (tokens,)
             is_bad |= ~torch.isfinite(weights)
             keys, largest = largest_weights(weights, rows, here["ids"], here["ignored_ids"])
             results |= {"lexical_keys": keys, "lexical_weights": largest}
         if self.multi_vector_head is not None and len(here["text_positions"]):
-            states = self.multi_vector_head(hidden[here["text_positions"]])
-            is_bad[here["text_positions"]] |= ~torch.isfinite(states).all(dim=1)
+            vectors = self.multi_vector_head(hidden[here["text_positions"]])
+            is_bad[here["text_positions"]] |= ~torch.isfinite(vectors).all(dim=1)
             # They travel in float32, 4 kB a token where half precision takes 2: at 0.6 million tokens a second that is
             # 2.4 GB/s of the 25 to 55 that a pinned copy reaches beside the next pass, while widening them on the host
             # would keep most of a core busy (0.67 million tokens a second in numpy).
-            results["token_vectors"] = F.normalize(states.float(), dim=-1)  # (tokens, d)
+            results["token_vectors"] = F.normalize(vectors.float(), dim=-1)  # (tokens, d)
         bad_tokens = torch.zeros(n, dtype=torch.int32, device=hidden.device).index_add_(0, rows, is_bad.int())
         return results | {"is_finite": bad_tokens == 0}
 
-    @staticmethod
-    def _dense(hidden: torch.Tensor, here: Mapping[str, torch.Tensor], n: int) -> torch.Tensor:
-        """Average the [CLS] states of every text: one, or one every `MCLS_INTERVAL` tokens."""
-        states = hidden[here["cls_positions"]].float()
-        sums = states.new_zeros(n, states.shape[1]).index_add_(0, here["cls_rows"], states)
-        return F.normalize(sums / here["cls_counts"][:, None], dim=-1)
 
+def _count_positions(backbone: Any) -> int:
+    """Return the most tokens that a backbone has positions for: 8192 of BGE-M3's 8194.
 
-def _indices(batch: Sequence[Tokens], lengths: IntArray, wanted: Sequence[bool]) -> dict[str, IntArray]:
-    """Say where things lie among the tokens of all texts, one after another.
-
-    Returns:
-        rows: (tokens,) the text of every token.
-        cls_positions, cls_rows: (cls,) the [CLS] tokens that the tokenizer put in, and their texts.
-        cls_counts: (n,) how many a text has.
-        text_positions: The other tokens of the wanted texts.
+    RoBERTa and its kin count from padding_idx + 1, so that many of their positions are never used.
     """
-    starts = np.cumsum(lengths) - lengths
-    counts = np.array([tokens.n_cls for tokens in batch], dtype=np.int64)
-    positions = np.concatenate([start + t.cls_positions for start, t in zip(starts, batch, strict=True)])
-    marks = np.repeat(np.array(wanted, dtype=bool), lengths)
-    marks[positions] = False
-    return {
-        "rows": np.repeat(np.arange(len(batch)), lengths),
-        "cls_positions": positions,
-        "cls_rows": np.repeat(np.arange(len(batch)), counts),
-        "cls_counts": counts,
-        "text_positions": np.flatnonzero(marks),
-    }
+    embeddings = getattr(getattr(backbone, "embeddings", None), "position_embeddings", None)
+    offset = getattr(embeddings, "padding_idx", None)
+    size: int = backbone.config.max_position_embeddings
+    return size if offset is None else size - offset - 1

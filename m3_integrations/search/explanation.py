@@ -7,8 +7,8 @@ from itertools import pairwise
 
 from m3_integrations.scoring import score_vectors
 from m3_integrations.store import Record
-from m3_integrations.store.pooling import group_starts
 from m3_integrations.vectors import Encoder, M3Vectors
+from m3_integrations.vectors.pooling import group_starts
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from m3_integrations.fusion import reciprocal_rank_fusion
 from m3_integrations.scoring import combine, top_rows
 from m3_integrations.search.explanation import Explanation, explain_record
 from m3_integrations.search.options import MODES_OF, SearchKeywords, SearchOptions
-from m3_integrations.store import Filter, FilterLike, Record, Store, matches, parse_filter
+from m3_integrations.store import Filter, FilterLike, Store, matches, parse_filter
 from m3_integrations.store.memory import MemoryStore
 from m3_integrations.vectors import Encoder, FloatArray, M3Vectors, Mode
 
@@ -106,9 +106,9 @@ class Searcher:
         start = 0
         modes = tuple(mode for mode in self.encoder.modes if mode in self.store.kept_modes)
         for vectors in self.encoder.encode_batches(texts, modes=modes, show_progress=show_progress):
-            rows = range(start, start + len(vectors))
-            self.store.upsert([Record(chosen[i], texts[i], metadata[i], vectors[i - start]) for i in rows])
-            start += len(vectors)
+            end = start + len(vectors)
+            self.store.upsert(chosen[start:end], texts[start:end], metadata[start:end], vectors)
+            start = end
         return chosen
 
     async def aadd(

@@ -1,8 +1,146 @@
-"""Where records live: one protocol, several engines."""
+"""Where records live: one protocol, three engines, `open_store` that opens each, `copy_store` from one into another."""
 
-from m3_integrations.store.copying import copy_store
+from __future__ import annotations
+
+import os
+from itertools import islice
+from typing import Final
+
+import numpy as np
+
 from m3_integrations.store.filters import Filter, FilterLike, matches, parse_filter
-from m3_integrations.store.opening import open_store
+from m3_integrations.store.memory import MemoryStore
+from m3_integrations.store.points import MultiVectorStorage
 from m3_integrations.store.protocol import Hits, Record, Store
+from m3_integrations.vectors import M3Vectors
 
 __all__ = ["Filter", "FilterLike", "Hits", "Record", "Store", "copy_store", "matches", "open_store", "parse_filter"]
+
+_COPIED_AT_ONCE: Final = 50
+"""Records read with their vectors at a time: bounds the memory."""
+
+
+def open_store(
+    where: str | os.PathLike[str] | None = None,
+    *,
+    multi_vector: MultiVectorStorage | None = None,
+    token_pooling: int | None = None,
+    api_key: str | None = None,
+    collection: str | None = None,
+    prefer_grpc: bool | None = None,
+    grpc_port: int | None = None,
+    timeout_s: int | None = None,
+    shard_number: int | None = None,
+    replication_factor: int | None = None,
+    on_disk: bool | None = None,
+) -> Store:
+    """Open the store at a place, or make it there.
+
+    Args:
+        where: None for a new store in memory: exact, gone with the process. A folder: embedded and durable, for one
+            process at a time. A URL: a Qdrant server or cluster, `https://` with TLS.
+        multi_vector: How token vectors are kept, decided when a store is made: "float16" (the default, 2 bytes a
+            number), "turbo8" (1), "turbo4" (a half), or "none", where "all" modes are dense and lexical.
+        token_pooling: How many neighbouring tokens share a token vector, decided when a store is made; 1 by default.
+        api_key: Of the server.
+        collection: The collection on the server; "m3" by default.
+        prefer_grpc: Whether to talk to the server by gRPC; True by default.
+        grpc_port: The server's port for gRPC; 6334 by default.
+        timeout_s: How long to wait for the server's answer; 60 by default.
+        shard_number: Into how many shards a collection is cut; decided when it is made, by default by the server.
+        replication_factor: How many nodes hold each shard; decided when it is made, by default by the server.
+        on_disk: Whether dense vectors and the lexical index are read from disk, not held in memory; decided when the
+            collection is made, False by default.
+
+    Raises:
+        TypeError: If where is neither, or a setting is given that this kind of store does not have.
+        ValueError: If the place holds something else, was made by a later version or with other settings, or a
+            setting is out of range.
+        BlockingIOError: If a folder is open already, in this process or another.
+        NotADirectoryError: If a folder is a file.
+        ConnectionError: If the server cannot be reached.
+        PermissionError: If it does not accept the key.
+        OSError: If it answers with another error.
+    """
+    given = {name: value for name, value in locals().items() if name != "where" and value is not None}
+    if where is None:
+        _refuse("in memory", list(given))
+        return MemoryStore()
+    if isinstance(where, str) and "://" in where:
+        if not where.startswith(("http://", "https://")):
+            raise ValueError(f"a server's URL begins with http:// or https://, got {where!r}")
+        from m3_integrations.store.server import ServerStore  # noqa: PLC0415 - needs qdrant-client
+
+        return ServerStore(where, **given)
+    if not isinstance(where, str | os.PathLike):
+        raise TypeError(f"a store is opened at None, a folder or a URL, got {where!r}")
+    _refuse("in a folder", [name for name in given if name not in {"multi_vector", "token_pooling"}])
+    from m3_integrations.store.edge import EdgeStore  # noqa: PLC0415 - only this kind needs the engine
+
+    return EdgeStore(where, **given)
+
+
+def _refuse(where: str, settings: list[str]) -> None:
+    if settings:
+        raise TypeError(f"a store {where} has no {', '.join(settings)}: leave it out")
+
+
+def copy_store(source: Store, target: Store) -> int:
+    """Copy all records with their vectors into another store; what only the target holds stays there.
+
+    Run again after an interruption it goes on: a record that the target has already, with the same text and metadata,
+    is skipped. Both stores are of one model, so its vectors are the same too.
+
+    Args:
+        source: Where the records are. It must not change meanwhile.
+        target: Where they go; bound to the source's model.
+
+    Returns:
+        How many records were copied by this call.
+
+    Raises:
+        ValueError: If the target holds another model's vectors, or only one of them says of which model they are, or
+            the target keeps a mode that the source does not.
+    """
+    if source.modes and target.modes and (lost := set(target.modes) - set(source.modes)):
+        raise ValueError(
+            f"the target has {', '.join(sorted(lost))} vectors and the source none: open the target with "
+            "multi_vector='none', or encode the texts again"
+        )
+    _check_models(source, target)
+    if source.fingerprint is not None:
+        target.bind(source.fingerprint)
+    copied, records = 0, source.records()
+    while batch := list(islice(records, _COPIED_AT_ONCE)):
+        there = {record.id: record for record in target.get([record.id for record in batch])}
+        missing = [record.id for record in batch if not _is_same(record, there.get(record.id))]
+        _add(source.get(missing, with_vectors=True), target)
+        copied += len(missing)
+    target.flush()
+    return copied
+
+
+def _add(records: list[Record], target: Store) -> None:
+    parts = [record.vectors for record in records if record.vectors is not None]
+    if parts:
+        target.upsert(
+            [record.id for record in records],
+            [record.text for record in records],
+            [record.metadata for record in records],
+            M3Vectors.concatenate(parts),
+            is_pooled=np.array([record.is_pooled for record in records]),
+        )
+
+
+def _check_models(source: Store, target: Store) -> None:
+    """Refuse to mix vectors of a model with vectors of nobody knows which; `bind` refuses those of two models."""
+    for one, other, name in ((source, target, "source"), (target, source, "target")):
+        if one.modes and one.fingerprint is None and other.fingerprint is not None:
+            raise ValueError(
+                f"the {name} holds vectors and does not say of which model, the other store is for the model "
+                f"{other.fingerprint}: if they are of that model, bind the {name} to it first"
+            )
+
+
+def _is_same(record: Record, other: Record | None) -> bool:
+    return other is not None and record.text == other.text and dict(record.metadata) == dict(other.metadata)

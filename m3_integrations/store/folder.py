@@ -13,7 +13,7 @@ from typing import Final
 
 from filelock import FileLock, Timeout
 
-from m3_integrations.store.format import StoreFormat
+from m3_integrations.store.points import StoreFormat
 
 _FORMAT_FILE: Final = "m3-store.json"
 _LOCK_FILE: Final = "m3-store.lock"

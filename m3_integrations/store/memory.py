@@ -6,22 +6,31 @@ import copy
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from types import TracebackType
-from typing import NoReturn, Self
+from typing import Any, Final, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from m3_integrations.scoring import raw_scores, top_rows
 from m3_integrations.store.filters import Filter, matches
-from m3_integrations.store.protocol import Hits, Record
-from m3_integrations.store.validation import check_query, check_records
+from m3_integrations.store.protocol import (
+    Hits,
+    Record,
+    Store,
+    check_model,
+    check_query,
+    check_vectors,
+    latest_rows,
+)
 from m3_integrations.vectors import MODES, FloatArray, IntArray, LexicalWeights, M3Vectors, Mode
 
 _Mask = NDArray[np.bool_]
 
+_MERGED_BYTES: Final = 64 << 20
+"""Blocks are merged up to this size, or up to an eighth of all that is held, so that a merge never doubles it."""
 
-class MemoryStore:
+
+class MemoryStore(Store):
     """Records in numpy arrays. Every search looks at every record, so what it finds is exact.
 
     Metadata may hold any values; they are copied on the way in and out. Safe to use from many threads. It cannot be
@@ -30,8 +39,8 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._shape: M3Vectors | None = None  # no texts: the modes and sizes that the first record decided
-        self._segments: list[_Segment] = []
+        self._sizes: dict[Mode, int] = {}  # of the vectors, by mode; the first record decides
+        self._blocks: list[_Block] = []
         self._is_alive = np.zeros(1024, dtype=bool)  # by row
         self._records: dict[int, Record] = {}  # by row; rows rise in the order of insertion
         self._row_of: dict[str, int] = {}
@@ -55,7 +64,7 @@ class MemoryStore:
     @property
     def modes(self) -> tuple[Mode, ...]:
         """The modes that the records have vectors of; empty before the first record."""
-        return self._shape.modes if self._shape is not None else ()
+        return tuple(self._sizes)
 
     @property
     def kept_modes(self) -> tuple[Mode, ...]:
@@ -73,47 +82,46 @@ class MemoryStore:
         return self._version
 
     def bind(self, fingerprint: str) -> None:
-        """Say which model the vectors are from; the first call decides.
-
-        Raises:
-            ValueError: If the store was bound to another model.
-        """
+        """Record which model the vectors are from, as `Store.bind`."""
         with self._usable():
-            if self._fingerprint not in {None, fingerprint}:
-                raise ValueError(
-                    f"this store holds vectors of the model {self._fingerprint}, not of {fingerprint}: vectors of two "
-                    "models cannot be compared, so use the model it was filled with, or another store"
-                )
+            check_model(self._fingerprint, fingerprint)
             self._fingerprint = fingerprint
 
-    def upsert(self, records: Sequence[Record]) -> None:
-        """Add records, replacing those with the same ids; of two in one call the later one counts.
+    def upsert(
+        self,
+        ids: Sequence[str],
+        texts: Sequence[str],
+        metadatas: Sequence[Mapping[str, Any]],
+        vectors: M3Vectors,
+        *,
+        is_pooled: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Add records, or replace those with the same ids, as `Store.upsert`.
 
-        Raises:
-            ValueError: If a record has no vectors, or they are not finite or not of this store's modes and sizes;
-                then none is added.
+        The arrays are kept and not copied, unless an id comes twice: do not change them afterwards.
         """
-        latest = list({record.id: record for record in records}.values())
-        if not latest:
+        chosen = latest_rows(ids, texts, metadatas, vectors, is_pooled)
+        if not chosen:
             return
         with self._usable():
-            vectors = check_records(latest, self._shape)
-            rows = np.arange(self._next_row, self._next_row + len(latest))
-            copies = [Record(r.id, r.text, copy.deepcopy(dict(r.metadata)), None, r.is_pooled) for r in latest]
-            self._forget([self._row_of[r.id] for r in latest if r.id in self._row_of])
-            self._next_row += len(latest)
+            sizes = check_vectors("what is added", vectors, self._sizes)
+            flags = np.zeros(len(ids), bool) if is_pooled is None else is_pooled
+            added = [Record(ids[i], texts[i], copy.deepcopy(dict(metadatas[i])), None, bool(flags[i])) for i in chosen]
+            self._forget([self._row_of[record.id] for record in added if record.id in self._row_of])
+            rows = np.arange(self._next_row, self._next_row + len(added))
+            self._next_row += len(added)
             if self._next_row > len(self._is_alive):
                 self._is_alive = np.concatenate([self._is_alive, np.zeros(self._next_row, dtype=bool)])
             self._is_alive[rows] = True
-            self._shape = vectors[:0]
-            self._records.update(zip(rows.tolist(), copies, strict=True))
-            self._row_of.update(zip((r.id for r in latest), rows.tolist(), strict=True))
-            self._segments.append(_Segment(rows, vectors))
+            self._sizes = sizes
+            self._records.update(zip(rows.tolist(), added, strict=True))
+            self._row_of.update(zip((record.id for record in added), rows.tolist(), strict=True))
+            self._blocks.append(_Block(rows, vectors if len(chosen) == len(ids) else vectors.take(np.array(chosen))))
             self._tidy()
             self._version += 1
 
     def delete(self, ids: Sequence[str]) -> int:
-        """Delete records; ids that are not there are passed over. Gives the number deleted."""
+        """Delete the records with these ids, and return how many there were; unknown ids are skipped."""
         with self._usable():
             rows = {self._row_of[id_] for id_ in ids if id_ in self._row_of}
             self._forget(list(rows))
@@ -122,45 +130,36 @@ class MemoryStore:
             return len(rows)
 
     def delete_where(self, filter: Filter) -> int:  # noqa: A002
-        """Delete the records that match. Gives the number deleted."""
+        """Delete the records that match, and return how many there were."""
         with self._usable():
             return self.delete([record.id for record in self._records.values() if matches(filter, record.metadata)])
 
     def get(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[Record]:
-        """Give the records of these ids that are there, in the order of the ids; the caller's own copies."""
+        """Return copies of the records with these ids, in the given order; unknown ids are skipped."""
         with self._usable():
             rows = [self._row_of[id_] for id_ in ids if id_ in self._row_of]
             return [self._copy(row, with_vectors=with_vectors) for row in rows]
 
     def records(self) -> Iterator[Record]:
-        """Give all records without vectors, in the order they were added; the caller's own copies."""
+        """Return copies of all records, without vectors, in the order they were added."""
         with self._usable():
             return iter([self._copy(row, with_vectors=False) for row in self._records])
 
     def count(self, filter: Filter | None = None) -> int:  # noqa: A002
-        """Give the number of records, or of those that match."""
+        """Return the number of records, or of those that match."""
         with self._usable():
             return len(self._matching(filter))
 
     def candidates(
         self, query: M3Vectors, limits: Mapping[Mode, int], filter: Filter | None = None  # noqa: A002
     ) -> dict[Mode, Hits]:  # fmt: skip
-        """Give the best records by each of these modes alone; equal scores in the order of insertion.
-
-        Args:
-            query: The vectors of one text.
-            limits: How many at most for "dense" and for "lexical". A text that shares no token is no lexical hit.
-            filter: Only records that match.
-
-        Raises:
-            ValueError: For another mode, or a query that does not fit the records.
-        """
+        """Return the best records by each mode, as `Store.candidates`; equal scores in the order of insertion."""
         if unknown := set(limits) - {"dense", "lexical"}:
             raise ValueError(f"candidates come by dense or lexical scores, not by {', '.join(sorted(unknown))}")
         with self._usable():
-            if self._shape is None or not self._segments:
+            if not self._blocks:
                 return {mode: Hits([], np.empty(0, np.float32)) for mode in limits}
-            check_query(query, self._shape, list(limits))
+            check_query(query, self._sizes, list(limits))
             eligible = self._is_alive
             if filter is not None:
                 eligible = np.zeros_like(self._is_alive)
@@ -174,29 +173,19 @@ class MemoryStore:
         modes: Sequence[Mode],
         known: Mapping[Mode, Hits] | None = None,  # noqa: ARG002
     ) -> tuple[list[str], dict[Mode, FloatArray]]:
-        """Give the exact raw scores of chosen records: those ids that are there, in order, and (n,) float32 a mode.
-
-        Args:
-            query: The vectors of one text.
-            ids: Of records; those that are not there are passed over.
-            modes: What is compared.
-            known: Not used: scoring again costs little here.
-
-        Raises:
-            ValueError: For a query that does not fit the records.
-        """
+        """Return the exact raw scores of chosen records, as `Store.scores`; they cost little here, known or not."""
         with self._usable():
             found = [id_ for id_ in ids if id_ in self._row_of]
             rows = np.array([self._row_of[id_] for id_ in found], dtype=np.int64)
             result = {mode: np.zeros(len(found), dtype=np.float32) for mode in modes}
-            if self._shape is not None:
-                check_query(query, self._shape, modes)
-            for segment in self._segments:
-                here = np.flatnonzero((rows >= segment.rows[0]) & (rows <= segment.rows[-1]))
+            if self._sizes:
+                check_query(query, self._sizes, modes)
+            for block in self._blocks:
+                here = np.flatnonzero((rows >= block.rows[0]) & (rows <= block.rows[-1]))
                 if not len(here):
                     continue
-                local = np.searchsorted(segment.rows, rows[here])
-                for mode, values in raw_scores(query, segment.vectors, modes, local).items():
+                local = np.searchsorted(block.rows, rows[here])
+                for mode, values in raw_scores(query, block.vectors, modes, local).items():
                     result[mode][here] = values
             return found, result
 
@@ -211,18 +200,10 @@ class MemoryStore:
             pass
 
     def close(self) -> None:
-        """Let go of all records."""
+        """Release all records."""
         with self._lock:
-            self._segments, self._records, self._row_of, self._shape = [], {}, {}, None
+            self._blocks, self._records, self._row_of, self._sizes = [], {}, {}, {}
             self._is_closed = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _usable(self) -> threading.RLock:
         if self._is_closed:
@@ -236,13 +217,13 @@ class MemoryStore:
         record = self._records[row]
         vectors = None
         if with_vectors:
-            segment = next(s for s in self._segments if s.rows[0] <= row <= s.rows[-1])
-            vectors = segment.vectors[int(np.searchsorted(segment.rows, row))]
+            block = next(block for block in self._blocks if block.rows[0] <= row <= block.rows[-1])
+            vectors = block.vectors.take(np.searchsorted(block.rows, [row]))
         return Record(record.id, record.text, copy.deepcopy(record.metadata), vectors, record.is_pooled)
 
     def _best(self, query: M3Vectors, mode: Mode, n: int, eligible: _Mask) -> Hits:
-        scores = np.concatenate([segment.leg(query, mode) for segment in self._segments])
-        rows = np.concatenate([segment.rows for segment in self._segments])
+        scores = np.concatenate([block.leg(query, mode) for block in self._blocks])
+        rows = np.concatenate([block.rows for block in self._blocks])
         keep = np.flatnonzero(eligible[rows] & (scores > 0) if mode == "lexical" else eligible[rows])
         best = keep[top_rows(scores[keep], n)]
         return Hits([self._records[row].id for row in rows[best].tolist()], scores[best])
@@ -253,37 +234,47 @@ class MemoryStore:
         self._is_alive[rows] = False
 
     def _tidy(self) -> None:
-        """Merge small blocks into larger ones, so that there are few and each record is moved a few times only."""
-        if sum(len(segment.rows) for segment in self._segments) > 2 * len(self._records):
-            self._merge(0)
-        start = len(self._segments) - 1
-        size = len(self._segments[start].rows) if self._segments else 0
-        while start > 0 and len(self._segments[start - 1].rows) < 2 * size:
+        """Drop the vectors of deleted records when they are more than half, and merge small blocks from the end.
+
+        So there are few blocks, and each record is moved a few times only.
+        """
+        if sum(len(block.rows) for block in self._blocks) > 2 * len(self._records):
+            self._blocks = [kept for block in self._blocks if len((kept := self._alive(block)).rows)]
+        limit = max(_MERGED_BYTES, sum(block.size_bytes for block in self._blocks) // 8)
+        start, n_rows, size_bytes = len(self._blocks), 0, 0
+        for block in reversed(self._blocks):
+            size_bytes += block.size_bytes
+            if size_bytes > limit or (n_rows and len(block.rows) >= 2 * n_rows):
+                break
             start -= 1
-            size += len(self._segments[start].rows)
-        if start < len(self._segments) - 1:
+            n_rows += len(block.rows)
+        if len(self._blocks) - start > 1:
             self._merge(start)
 
     def _merge(self, start: int) -> None:
         """Put the blocks from start on into one, without the records that were deleted."""
-        merged = self._segments[start:]
-        if not merged:
-            return
-        rows = np.concatenate([segment.rows for segment in merged])
-        alive = np.flatnonzero(self._is_alive[rows])
-        vectors = M3Vectors.concatenate([segment.vectors for segment in merged]).take(alive)
-        self._segments[start:] = [_Segment(rows[alive], vectors)] if len(alive) else []
+        alive = [kept for block in self._blocks[start:] if len((kept := self._alive(block)).rows)]
+        if len(alive) > 1:
+            rows = np.concatenate([block.rows for block in alive])
+            alive = [_Block(rows, M3Vectors.concatenate([block.vectors for block in alive]))]
+        self._blocks[start:] = alive
+
+    def _alive(self, block: _Block) -> _Block:
+        """Return a block without the records that were deleted: itself where there are none."""
+        alive = np.flatnonzero(self._is_alive[block.rows])
+        return block if len(alive) == len(block.rows) else _Block(block.rows[alive], block.vectors.take(alive))
 
 
-class _Segment:
+class _Block:
     """Some records' vectors, never changed: rows rise, and the position of a row is the position of its vectors."""
 
     def __init__(self, rows: IntArray, vectors: M3Vectors) -> None:
         self.rows = rows
         self.vectors = vectors
+        self.size_bytes = vectors.nbytes
 
     def leg(self, query: M3Vectors, mode: Mode) -> FloatArray:
-        """Give the raw scores of all records here: (n,) float32."""
+        """Return the raw scores of all records here: (n,) float32."""
         if mode == "lexical":
             return self._lexical(query.lexical[0])
         return raw_scores(query, self.vectors, [mode])[mode]

@@ -1,165 +1,289 @@
-"""Records as the points of a Qdrant engine, and back."""
+"""What a durable store writes down: its format, and every record as a point of a Qdrant engine."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import struct
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from numbers import Real
-from typing import Any, Final
+from typing import Any, Final, Literal, Self, get_args
 
-from m3_integrations.store.filters import Scalar
-from m3_integrations.store.protocol import Record
-from m3_integrations.vectors import M3Vectors
+import numpy as np
+from numpy.typing import NDArray
 
-NAMESPACE: Final = uuid.UUID("6f1c6c62-9a0e-5a35-8ce5-3a2f5b0f7c11")
+from m3_integrations.store.filters import filter_payload
+from m3_integrations.store.protocol import Record, check_model
+from m3_integrations.vectors import MODES, IntArray, LexicalRows, M3Vectors, Mode, MultiVectorRows
+from m3_integrations.vectors.pooling import pool_tokens, pooled_lengths
+
+MultiVectorStorage = Literal["none", "float16", "turbo8", "turbo4"]
+"""How token vectors are kept: not at all, at 2 bytes a number, or compressed to about 1 or a half."""
+
+_FORMAT_NAME: Final = "m3_integrations store"
+_FORMAT_VERSION: Final = 1
+_MAX_NUMBERS: Final = 2**20 - 1
+"""A Qdrant server refuses a multi-vector of more numbers in all."""
+_NAMESPACE: Final = uuid.UUID("6f1c6c62-9a0e-5a35-8ce5-3a2f5b0f7c11")
 """Engines take UUIDs only: a record's is made from its id, so that adding it again replaces it."""
-
-MAX_RECORDS_PER_BATCH: Final = 50
+_MAX_RECORDS_PER_BATCH: Final = 50
 """What the engine's log holds is replayed when a store is opened: small batches keep that short."""
 
-_MAX_TERM: Final = 200
-"""Characters of a term; a longer one is kept as its digest."""
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Point:
-    """A record as an engine keeps it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreFormat:
+    """What a durable store says of itself.
 
     Attributes:
-        id: A UUID, made from the record's id.
-        payload: See `as_payload`.
-        vectors: The vectors of the one text; None where they were not asked for.
+        fingerprint: The model of the vectors; None before a model was bound.
+        modes: The modes of the records; empty before the first.
+        dense_dim: Length of a dense vector; 0 without.
+        token_dim: Length of a token vector; 0 without.
+        multi_vector: How token vectors are kept.
+        token_pooling: How many tokens share a token vector.
     """
 
-    id: str
-    payload: Mapping[str, Any]
-    vectors: M3Vectors | None = None
+    fingerprint: str | None = None
+    modes: tuple[Mode, ...] = ()
+    dense_dim: int = 0
+    token_dim: int = 0
+    multi_vector: MultiVectorStorage = "float16"
+    token_pooling: int = 1
 
     @property
-    def nbytes(self) -> int:
-        """About how much is written: vectors, text and metadata."""
-        size = len(self.payload["text"]) + 2 * len(self.payload["metadata"])
-        return size + (self.vectors.nbytes if self.vectors is not None else 0)
+    def kept_modes(self) -> tuple[Mode, ...]:
+        """The modes that are kept of what is added."""
+        return tuple(mode for mode in MODES if mode != "multi_vector" or self.multi_vector != "none")
+
+    @property
+    def max_tokens(self) -> int:
+        """How many token vectors a record has at most."""
+        return _MAX_NUMBERS // max(self.token_dim, 1)
+
+    @property
+    def sizes(self) -> dict[Mode, int]:
+        """The length of the records' vectors in every mode, 0 for lexical; empty before the first record."""
+        return {mode: {"dense": self.dense_dim, "multi_vector": self.token_dim}.get(mode, 0) for mode in self.modes}
+
+    def of_sizes(self, sizes: Mapping[Mode, int]) -> Self:
+        """Return this with the modes and sizes of the first records."""
+        return replace(
+            self, modes=tuple(sizes), dense_dim=sizes.get("dense", 0), token_dim=sizes.get("multi_vector", 0)
+        )
+
+    def bound_to(self, fingerprint: str) -> Self:
+        """Return this bound to a model.
+
+        Raises:
+            ValueError: If it is bound to another.
+        """
+        check_model(self.fingerprint, fingerprint)
+        return replace(self, fingerprint=fingerprint)
+
+    def adopt(self, found: Self) -> Self:
+        """Return the format of a store that somebody else has made meanwhile, bound to a model if either is.
+
+        Raises:
+            ValueError: If it was made with other settings or is bound to another model.
+        """
+        if (found.multi_vector, found.token_pooling) != (self.multi_vector, self.token_pooling):
+            raise ValueError(
+                f"another process has made this store with multi_vector={found.multi_vector!r} and "
+                f"token_pooling={found.token_pooling}: open it again"
+            )
+        return found if self.fingerprint is None else found.bound_to(self.fingerprint)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is written down."""
+        return {"format": _FORMAT_NAME, "version": _FORMAT_VERSION} | asdict(self) | {"modes": list(self.modes)}
+
+    @classmethod
+    def from_dict(cls, where: str, found: Mapping[str, Any] | None) -> Self:
+        """Read what was written down.
+
+        Args:
+            where: The folder or the collection, for error messages.
+            found: What is written there.
+
+        Raises:
+            ValueError: If this package did not write it, or a later version did.
+        """
+        if not found or found.get("format") != _FORMAT_NAME:
+            raise ValueError(f"{where} is no store of this package, and is left as it is: choose another place")
+        if found.get("version") != _FORMAT_VERSION:
+            raise ValueError(
+                f"{where} has format version {found.get('version')}, this m3-integrations reads {_FORMAT_VERSION}: "
+                "upgrade m3-integrations to open it"
+            )
+        return cls(
+            fingerprint=found["fingerprint"],
+            modes=tuple(found["modes"]),
+            dense_dim=int(found["dense_dim"]),
+            token_dim=int(found["token_dim"]),
+            multi_vector=found["multi_vector"],
+            token_pooling=int(found["token_pooling"]),
+        )
+
+
+def choose_format(
+    where: str, found: StoreFormat | None, multi_vector: MultiVectorStorage | None, token_pooling: int | None
+) -> StoreFormat:
+    """Return the format of a store that is there, or of a new one, as asked for.
+
+    Raises:
+        ValueError: For settings that do not exist, or that differ from those that a store was made with.
+    """
+    if multi_vector is not None and multi_vector not in get_args(MultiVectorStorage):
+        raise ValueError(f"multi_vector must be one of {', '.join(get_args(MultiVectorStorage))}, got {multi_vector!r}")
+    is_count = isinstance(token_pooling, int) and not isinstance(token_pooling, bool) and token_pooling >= 1
+    if token_pooling is not None and not is_count:
+        raise ValueError(f"token_pooling must be 1 or more tokens a vector, got {token_pooling!r}")
+    if found is None:
+        return StoreFormat(multi_vector=multi_vector or "float16", token_pooling=token_pooling or 1)
+    for name, asked in (("multi_vector", multi_vector), ("token_pooling", token_pooling)):
+        if asked is not None and asked != getattr(found, name):
+            raise ValueError(
+                f"{where} was made with {name}={getattr(found, name)!r}, not {asked!r}: leave {name} out, or copy the "
+                "records into a new store with copy_store"
+            )
+    return found
 
 
 @lru_cache(maxsize=1 << 16)  # a search asks for the same few hundred again, and hashing them took a part of its time
 def point_id(id_: str) -> str:
-    """Give the UUID of a record's id."""
-    return str(uuid.uuid5(NAMESPACE, id_))
+    """Return the UUID of a record's id."""
+    return str(uuid.uuid5(_NAMESPACE, id_))
 
 
-def as_payload(record: Record) -> dict[str, Any]:
-    """Give what is stored beside the vectors.
+def as_payload(id_: str, text: str, metadata: Mapping[str, Any], *, is_pooled: bool) -> dict[str, Any]:
+    """Return what is stored of a record beside its vectors.
 
-    `metadata` is one JSON text, because engines give back some floats a bit off. What filters ask for stands beside
-    it: `terms`, a list of what is equal to what, and `numbers`, by key, in two halves that are exact as integers.
+    `metadata` is one JSON text, because engines change the last bits of some floats. What filters ask for stands
+    beside it: see `filter_payload`.
 
     Raises:
         ValueError: If the metadata would not come back from JSON as they are, or a text is not valid Unicode.
     """
-    metadata = dict(record.metadata)
+    metadata = dict(metadata)
     try:
         written = json.dumps(metadata, allow_nan=False)
         is_same = json.loads(written) == metadata
     except (TypeError, ValueError) as error:
-        raise ValueError(f"metadata of record {record.id!r} must be what JSON can hold: {error}") from error
+        raise ValueError(f"metadata of record {id_!r} must be what JSON can hold: {error}") from error
     if not is_same:
         raise ValueError(
-            f"metadata of record {record.id!r} must come back from JSON as they are: use lists and string keys, "
+            f"metadata of record {id_!r} must come back from JSON as they are: use lists and string keys, "
             f"got {metadata!r}"
         )
-    terms = list(dict.fromkeys(term for key, value in metadata.items() for term in _terms(key, value)))
-    for text in (record.id, record.text, *terms):
-        text.encode()  # UnicodeEncodeError is a ValueError; an engine's own error would come in the middle of a batch
-    payload = {
-        "id": record.id,
-        "text": record.text,
-        "metadata": written,
-        "terms": terms,
-        "numbers": {
-            number_key(key): [dict(zip(("high", "low"), number_halves(number), strict=True)) for number in numbers]
-            for key, value in metadata.items()
-            if (numbers := [element for element in _elements(value) if _is_number(element)])
-        },
-    }
-    return payload | ({"is_pooled": True} if record.is_pooled else {})
+    payload = {"id": id_, "text": text, "metadata": written, **filter_payload(metadata)}
+    for written_text in (id_, text, *payload["terms"]):
+        written_text.encode()  # UnicodeEncodeError is a ValueError; an engine would raise its own in mid-batch
+    return payload | ({"is_pooled": True} if is_pooled else {})
 
 
-def as_record(point: Point) -> Record:
-    """Give back the record that a point was made from."""
+def as_record(point: Any, format_: StoreFormat | None = None) -> Record:
+    """Return the record of an engine's point; with the vectors, which the point then has, if a format is given."""
     payload = point.payload
-    return Record(
-        payload["id"],
-        payload["text"],
-        json.loads(payload["metadata"]),
-        point.vectors,
-        is_pooled=bool(payload.get("is_pooled", False)),
-    )
+    vectors = None if format_ is None else _read_vectors(format_, point.vector or {})
+    is_pooled = bool(payload.get("is_pooled", False))
+    return Record(payload["id"], payload["text"], json.loads(payload["metadata"]), vectors, is_pooled=is_pooled)
 
 
-def term(key: str, *value: Scalar) -> str:
-    """Give what stands for a key having this value, or any value."""
-    text = json.dumps([key, *(float(v) + 0.0 if _is_number(v) else v for v in value)], ensure_ascii=False)
-    return text if len(text) <= _MAX_TERM else "#" + hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+def pool_vectors(
+    vectors: M3Vectors, is_pooled: NDArray[np.bool_], format_: StoreFormat
+) -> tuple[M3Vectors, NDArray[np.bool_]]:
+    """Return vectors with as many token vectors as a store of this format keeps, and which texts have pooled ones.
 
-
-def number_key(key: str) -> str:
-    """Give the name under which a key's numbers are: one without characters that mean something in an engine's path."""
-    return "k" + "".join(c if c.isascii() and c.isalnum() else f"_{ord(c):x}_" for c in key)
-
-
-def number_halves(number: float) -> tuple[int, int]:
-    """Give two integers of 32 bits that are in the order of the numbers, the first before the second.
-
-    From the bits of a double, which are in order for positive numbers, and in reverse for negative ones. Exact,
-    whatever an engine's parser does to floats. Integers beyond 2**53 become the nearest double: no filter may ask
-    for such numbers.
+    Args:
+        vectors: Of n texts.
+        is_pooled: (n,) which were pooled before, in another store: they are not pooled by the factor again.
+        format_: Of the store.
     """
-    (bits,) = struct.unpack(">Q", struct.pack(">d", _as_double(number) + 0.0))  # -0.0 becomes 0.0
-    bits = bits ^ 0xFFFF_FFFF_FFFF_FFFF if bits >> 63 else bits | 1 << 63
-    return bits >> 32, bits & 0xFFFF_FFFF
+    if "multi_vector" not in vectors.modes:
+        return vectors, is_pooled
+    tokens = vectors.multi_vector
+    factors = np.where(is_pooled, 1, format_.token_pooling)
+    lengths = pooled_lengths(tokens.lengths, factors, format_.max_tokens)
+    is_shorter = lengths < tokens.lengths
+    if not is_shorter.any():
+        return vectors, is_pooled
+    dense = vectors.dense if "dense" in vectors.modes else None
+    lexical = vectors.lexical if "lexical" in vectors.modes else None
+    return M3Vectors(dense=dense, lexical=lexical, multi_vector=pool_tokens(tokens, lengths)), is_pooled | is_shorter
 
 
-def _as_double(number: float) -> float:
-    """Give a double on the same side of every number that filters may ask for: those within 2**53."""
-    if abs(number) > 2**53:
-        return float(2**54) if number > 0 else -float(2**54)
-    return float(number)
+def record_bytes(payloads: Sequence[Mapping[str, Any]], rows: IntArray, vectors: M3Vectors) -> list[int]:
+    """Return about how much is written for every record: vectors, text and metadata.
+
+    Args:
+        payloads: n.
+        rows: (n,) where the vectors of each are.
+        vectors: Of any number of texts.
+    """
+    sizes = np.array([len(payload["text"]) + 2 * len(payload["metadata"]) for payload in payloads])
+    if "dense" in vectors.modes:
+        sizes += 4 * vectors.dense.shape[1]
+    if "lexical" in vectors.modes:
+        sizes += 8 * vectors.lexical.lengths[rows]
+    if "multi_vector" in vectors.modes:
+        sizes += 4 * vectors.multi_vector.flat.shape[1] * vectors.multi_vector.lengths[rows]
+    size_bytes: list[int] = sizes.tolist()
+    return size_bytes
 
 
-def _terms(key: str, value: Any) -> Iterator[str]:
-    elements = _elements(value)
-    if elements:
-        yield term(key)
-    for element in elements:
-        if isinstance(element, str | bool) or (_is_number(element) and abs(element) <= 2**53):
-            yield term(key, element)
+def batches(sizes_bytes: Sequence[int], max_bytes: int) -> Iterator[slice]:
+    """Cut records of these sizes into batches of at most 50 and of about so many bytes; a larger record is alone."""
+    start = total = 0
+    for i, size_bytes in enumerate(sizes_bytes):
+        if i > start and (i - start == _MAX_RECORDS_PER_BATCH or total + size_bytes > max_bytes):
+            yield slice(start, i)
+            start, total = i, 0
+        total += size_bytes
+    yield slice(start, len(sizes_bytes))
 
 
-def _elements(value: Any) -> Sequence[Any]:
-    if isinstance(value, list):
-        return value
-    return () if value is None else (value,)
+def name_vectors(
+    vectors: M3Vectors, modes: Sequence[Mode], rows: Sequence[int], sparse: Callable[..., Any]
+) -> Iterator[dict[Mode, Any]]:
+    """Yield the vectors of chosen texts by the names that an engine has them under, which are the modes.
+
+    They are lists, which engines read faster than arrays; they are made for one text at a time, as they take eight
+    times the memory. A vector without values is left out: engines refuse it.
+
+    Args:
+        vectors: Of any number of texts.
+        modes: Which of them.
+        rows: The chosen texts.
+        sparse: Makes the engine's sparse vector of indices and values.
+    """
+    dense = vectors.dense if "dense" in modes else None
+    lexical = vectors.lexical if "lexical" in modes else None
+    tokens = vectors.multi_vector if "multi_vector" in modes else None
+    for row in rows:
+        named: dict[Mode, Any] = {}
+        if dense is not None:
+            named["dense"] = dense[row].tolist()
+        if lexical is not None and (start := lexical.offsets[row]) < (end := lexical.offsets[row + 1]):
+            named["lexical"] = sparse(
+                indices=lexical.indices[start:end].tolist(), values=lexical.values[start:end].tolist()
+            )
+        if tokens is not None and (start := tokens.offsets[row]) < (end := tokens.offsets[row + 1]):
+            named["multi_vector"] = tokens.flat[start:end].tolist()
+        yield named
 
 
-def _is_number(element: Any) -> bool:
-    return isinstance(element, Real) and not isinstance(element, bool)
-
-
-def batches(points: Iterable[Point], max_bytes: int) -> Iterator[list[Point]]:
-    """Cut points into batches of at most 50 and of about so many bytes; a larger one is alone."""
-    batch: list[Point] = []
-    size = 0
-    for point in points:
-        if batch and (len(batch) == MAX_RECORDS_PER_BATCH or size + point.nbytes > max_bytes):
-            yield batch
-            batch, size = [], 0
-        batch.append(point)
-        size += point.nbytes
-    if batch:
-        yield batch
+def _read_vectors(format_: StoreFormat, named: Mapping[str, Any]) -> M3Vectors:
+    """Return the vectors of one text from what an engine returned by name."""
+    dense = lexical = multi_vector = None
+    if "dense" in format_.modes:
+        dense = np.asarray(named["dense"], np.float32).reshape(1, -1)
+    if "lexical" in format_.modes:
+        sparse = named.get("lexical")
+        indices = np.asarray(sparse.indices if sparse else [], np.int32)
+        order = np.argsort(indices)
+        values = np.asarray(sparse.values if sparse else [], np.float32)
+        lexical = LexicalRows(np.array([0, len(indices)]), indices[order], values[order])
+    if "multi_vector" in format_.modes:
+        flat = np.asarray(named.get("multi_vector", []), np.float32).reshape(-1, format_.token_dim)
+        multi_vector = MultiVectorRows(np.array([0, len(flat)]), flat)
+    return M3Vectors(dense=dense, lexical=lexical, multi_vector=multi_vector)

@@ -1,11 +1,17 @@
-"""What a store is: records with vectors, and primitives to find and score them. Fusion and weights are not its own."""
+"""What a store is: records with vectors, primitives to find and score them, and what is checked before it keeps them.
+
+Fusion and weights are not a store's: they are made from its raw scores.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
 
 from m3_integrations.store.filters import Filter
 from m3_integrations.vectors import FloatArray, M3Vectors, Mode
@@ -20,8 +26,8 @@ class Record:
         text: What was encoded.
         metadata: What filters look at.
         vectors: The vectors of this one text; None where they were not asked for.
-        is_pooled: Whether a store put means of neighbouring token vectors in the place of the text's own, because it
-            was opened so or because the text had more than it keeps.
+        is_pooled: Whether its token vectors are means of neighbours, because the store was opened with `token_pooling`
+            or the text had more tokens than a store keeps.
     """
 
     id: str
@@ -55,7 +61,7 @@ class Store(Protocol):
 
     @property
     def kept_modes(self) -> tuple[Mode, ...]:
-        """The modes that are kept of what is added: vectors of another need not be computed for it."""
+        """The modes that the store keeps: vectors of another mode need not be computed for it."""
         ...
 
     @property
@@ -64,67 +70,91 @@ class Store(Protocol):
         ...
 
     def bind(self, fingerprint: str) -> None:
-        """Say which model the vectors are from; the first call decides.
+        """Record which model the vectors are from; the first call decides.
 
         Raises:
-            ValueError: If the store was bound to another model.
+            ValueError: If the store is bound to another model.
         """
         ...
 
-    def upsert(self, records: Sequence[Record]) -> None:
-        """Add records, replacing those with the same ids; of two in one call the later one counts.
+    def upsert(
+        self,
+        ids: Sequence[str],
+        texts: Sequence[str],
+        metadatas: Sequence[Mapping[str, Any]],
+        vectors: M3Vectors,
+        *,
+        is_pooled: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Add n records, and replace those with the same ids; of two equal ids in one call the later counts.
+
+        Everything is checked before anything is written.
+
+        Args:
+            ids: n strings.
+            texts: n strings.
+            metadatas: n mappings; they are copied.
+            vectors: Those of the n texts. A store may keep the arrays: do not change them afterwards.
+            is_pooled: (n,) which records another store has pooled already; none if None.
 
         Raises:
-            ValueError: If a record has no vectors, or they are not finite or not of this store's modes and sizes;
-                then none is added.
+            TypeError: If an id or a text is not a string.
+            ValueError: If the columns differ in length, a value is not finite, or the vectors have other modes or sizes
+                than those in the store.
         """
         ...
 
     def delete(self, ids: Sequence[str]) -> int:
-        """Delete records; ids that are not there are passed over. Gives the number deleted."""
+        """Delete the records with these ids, and return how many there were; unknown ids are skipped."""
         ...
 
     def delete_where(self, filter: Filter) -> int:  # noqa: A002 - the word users know
-        """Delete the records that match. Gives the number deleted."""
+        """Delete the records that match, and return how many there were."""
         ...
 
     def get(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[Record]:
-        """Give the records of these ids that are there, in the order of the ids; the caller's own copies."""
+        """Return copies of the records with these ids, in the given order; unknown ids are skipped."""
         ...
 
     def records(self) -> Iterator[Record]:
-        """Give all records without vectors, each once, in an order of the store's own.
+        """Yield every record once, without vectors, in the store's own order.
 
-        One that is added or deleted meanwhile may be among them or not.
+        A record that is added or deleted meanwhile may be among them or not.
         """
         ...
 
     def count(self, filter: Filter | None = None) -> int:  # noqa: A002
-        """Give the number of records, or of those that match."""
+        """Return the number of records, or of those that match."""
         ...
 
     def candidates(
         self, query: M3Vectors, limits: Mapping[Mode, int], filter: Filter | None = None  # noqa: A002
     ) -> dict[Mode, Hits]:  # fmt: skip
-        """Give the best records by each of these modes alone.
+        """Return the best records by each of these modes alone.
 
         Args:
             query: The vectors of one text.
             limits: How many at most for "dense" and for "lexical". A text that shares no token is no lexical hit.
             filter: Only records that match.
+
+        Raises:
+            ValueError: For another mode, or a query that does not fit the records.
         """
         ...
 
     def scores(
         self, query: M3Vectors, ids: Sequence[str], modes: Sequence[Mode], known: Mapping[Mode, Hits] | None = None
     ) -> tuple[list[str], dict[Mode, FloatArray]]:
-        """Give the exact raw scores of chosen records: those ids that are there, in order, and (n,) float32 a mode.
+        """Return those of the ids that are in the store, in order, and their exact raw scores, (n,) float32 a mode.
 
         Args:
             query: The vectors of one text.
-            ids: Of records; those that are not there are passed over.
+            ids: Of records; unknown ids are skipped.
             modes: What is compared.
-            known: What `candidates` has just given for this query: a store may take it over instead of asking again.
+            known: What `candidates` has just returned for this query: a store may use it instead of searching again.
+
+        Raises:
+            ValueError: If the query does not fit the records.
         """
         ...
 
@@ -137,11 +167,88 @@ class Store(Protocol):
         ...
 
     def close(self) -> None:
-        """Release what the store holds; using it then raises."""
+        """Release what the store holds; using it then raises RuntimeError."""
         ...
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        self.close()
+
+
+def latest_rows(
+    ids: Sequence[str],
+    texts: Sequence[str],
+    metadatas: Sequence[Mapping[str, Any]],
+    vectors: M3Vectors,
+    is_pooled: NDArray[np.bool_] | None,
+) -> list[int]:
+    """Return the rows of a call's columns that count: of equal ids the last, where the first stands.
+
+    Raises:
+        TypeError: If an id or a text is not a string.
+        ValueError: If the columns differ in length.
+    """
+    columns: dict[str, Sized] = {"texts": texts, "metadatas": metadatas, "vectors": vectors}
+    if is_pooled is not None:
+        columns["is_pooled"] = is_pooled
+    for name, column in columns.items():
+        if len(column) != len(ids):
+            raise ValueError(f"every id needs one row of each column, got {len(ids)} ids and {len(column)} {name}")
+    for id_, text in zip(ids, texts, strict=True):
+        if not isinstance(id_, str) or not isinstance(text, str):
+            raise TypeError(f"a record's id and text must be strings, got {id_!r} and {type(text).__name__}")
+    return list({id_: row for row, id_ in enumerate(ids)}.values())
+
+
+def check_vectors(
+    what: str, vectors: M3Vectors, stored: Mapping[Mode, int], modes: Sequence[Mode] | None = None
+) -> dict[Mode, int]:
+    """Return the length of the vectors in every mode (0 for lexical), if they are finite and fit the stored ones.
+
+    Engines accept what is not finite or of another size.
+
+    Args:
+        what: Whose vectors they are, for error messages.
+        vectors: Of any number of texts.
+        stored: What this function returned for the records in the store; empty before the first.
+        modes: The modes to check, which must be stored; all, which must be just those in the store, if None.
+
+    Raises:
+        ValueError: If the modes or sizes are others, a mode was not computed, or a value is not finite.
+    """
+    if modes is None and stored and tuple(stored) != vectors.modes:
+        raise ValueError(f"{what} has {', '.join(vectors.modes)} vectors, the store {', '.join(stored)}")
+    lengths: dict[Mode, int] = {}
+    for mode in vectors.modes if modes is None else modes:
+        if stored and mode not in stored:
+            raise ValueError(f"the records have no {mode} vectors, only {', '.join(stored)}")
+        if mode == "lexical":
+            values, lengths[mode] = vectors.lexical.values, 0
+        else:
+            values = vectors.dense if mode == "dense" else vectors.multi_vector.flat
+            lengths[mode] = values.shape[1]
+        if lengths[mode] != (expected := stored.get(mode, lengths[mode])):
+            raise ValueError(f"{what} has {mode} vectors of length {lengths[mode]}, the store of length {expected}")
+        if not np.isfinite([values.min(initial=0), values.max(initial=0)]).all():  # makes no array of their size
+            raise ValueError(f"{mode} vectors hold values that are not finite")
+    return lengths
+
+
+def check_query(query: M3Vectors, stored: Mapping[Mode, int], modes: Sequence[Mode]) -> None:
+    """Raise ValueError if a query is not one text, or lacks one of these modes in the stored size, or is not finite."""
+    if len(query) != 1:
+        raise ValueError(f"query must hold one text, got {len(query)}")
+    check_vectors("the query", query, stored, modes)
+
+
+def check_model(bound: str | None, fingerprint: str) -> None:
+    """Raise ValueError if a store is bound to another model than this."""
+    if bound not in {None, fingerprint}:
+        raise ValueError(
+            f"this store holds vectors of the model {bound}, not of {fingerprint}: vectors of two models cannot be "
+            "compared, so use the model it was filled with, or another store"
+        )

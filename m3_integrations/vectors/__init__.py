@@ -1,9 +1,17 @@
 """The three views of texts as values: what an encoder returns, what a scorer reads and what a store keeps."""
 
+from m3_integrations.vectors.arrays import (
+    FloatArray,
+    IntArray,
+    LexicalRows,
+    LexicalWeights,
+    M3Vectors,
+    MultiVectorRows,
+    offsets_of,
+)
 from m3_integrations.vectors.modes import MODES, PRESETS, Kind, Mode, ModeWeights, check_modes
 from m3_integrations.vectors.protocol import Encoder
-from m3_integrations.vectors.results import M3Scores, M3Vectors
-from m3_integrations.vectors.rows import FloatArray, IntArray, LexicalRows, LexicalWeights, MultiVectorRows, offsets_of
+from m3_integrations.vectors.scores import M3Scores
 
 __all__ = [
     "MODES",

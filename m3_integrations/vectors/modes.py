@@ -17,7 +17,7 @@ MODES: Final[tuple[Mode, ...]] = ("dense", "lexical", "multi_vector")
 
 
 def check_modes(modes: Iterable[str]) -> tuple[Mode, ...]:
-    """Give the modes in their usual order, each once.
+    """Return the modes in their usual order, each once.
 
     Raises:
         TypeError: If modes is one string.
@@ -53,7 +53,7 @@ class ModeWeights:
 
     @staticmethod
     def preset(name: str) -> ModeWeights:
-        """Give one of the published weightings in `PRESETS`.
+        """Return one of the published weightings in `PRESETS`.
 
         Raises:
             ValueError: For an unknown name.
@@ -63,16 +63,18 @@ class ModeWeights:
         return PRESETS[name]
 
     def normalized(self, modes: Iterable[Mode] = MODES) -> dict[Mode, float]:
-        """Give the weight of each of these modes, summing to 1.
+        """Return the weight of each of these modes, summing to 1.
 
         Raises:
             ValueError: If all the weight lies on modes that are absent.
         """
         present: dict[Mode, float] = {mode: getattr(self, mode) for mode in check_modes(modes)}
-        total = sum(present.values())
-        if total == 0:
+        largest = max(present.values())
+        if largest == 0:
             raise ValueError(f"{self} puts all its weight on modes that are absent: only {', '.join(present)} are here")
-        return {mode: value / total for mode, value in present.items()}
+        shares = {mode: value / largest for mode, value in present.items()}  # first, or huge ones add up to infinity
+        total = sum(shares.values())
+        return {mode: share / total for mode, share in shares.items()}
 
 
 PRESETS: Final[Mapping[str, ModeWeights]] = {

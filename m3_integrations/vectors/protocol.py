@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
+from m3_integrations.vectors.arrays import M3Vectors
 from m3_integrations.vectors.modes import Kind, Mode, ModeWeights
-from m3_integrations.vectors.results import M3Scores, M3Vectors
+from m3_integrations.vectors.scores import M3Scores
 
 
 @runtime_checkable
@@ -34,25 +35,25 @@ class Encoder(Protocol):
         ...
 
     def tokenize(self, texts: Sequence[str], *, kind: Kind = "document") -> list[list[str]]:
-        """Give the tokens of texts, one for every token vector that they have; the last is [SEP]."""
+        """Return the tokens of texts, one for every token vector that they have; the last is [SEP]."""
         ...
 
     def encode(
         self, texts: Sequence[str], *, kind: Kind = "document", modes: Sequence[Mode] | None = None
     ) -> M3Vectors:
-        """Give the vectors of texts, in their order."""
+        """Return the vectors of texts, in their order."""
         ...
 
     def encode_batches(
         self, texts: Iterable[str], *, modes: Sequence[Mode] | None = None, show_progress: bool = False
     ) -> Iterator[M3Vectors]:
-        """Give the vectors of documents, in their order and in bounded memory."""
+        """Return the vectors of documents, in their order and in bounded memory."""
         ...
 
     async def aencode(
         self, texts: Sequence[str], *, kind: Kind = "document", modes: Sequence[Mode] | None = None
     ) -> M3Vectors:
-        """Give the vectors of texts without blocking the event loop."""
+        """Return the vectors of texts without blocking the event loop."""
         ...
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]], *, weights: ModeWeights | None = None) -> M3Scores:

@@ -136,7 +136,7 @@ class Bench:
     def single_passes_ms(self) -> tuple[float, float]:
         """Give how long one query takes alone, and one full pass of passages: the median of five."""
         engine = self.ours._live_engine()
-        longest = engine.scheduler.max_tokens // 8
+        longest = int(engine.scheduler.max_tokens) // 8
         tokens = engine.tokenizer([self.passages[0] * 99] * 8, max_length=min(longest, MAX_LENGTH))
         times: dict[str, list[float]] = {"query": [], "pass": []}
         for _ in range(6):

@@ -26,7 +26,7 @@ from m3_integrations import M3Encoder, M3Vectors, Searcher, Store, open_store
 from m3_integrations.evaluation import read_dataset
 from m3_integrations.evaluation.metrics import measure_queries
 from m3_integrations.search import SearchMode
-from m3_integrations.store.format import MultiVectorStorage
+from m3_integrations.store.points import MultiVectorStorage
 from tests.benchmarks.measure import PeakMemory, describe_machine, describe_versions
 from tests.benchmarks.search_peers import bge_m3_index, ensemble, top_exact
 from tests.benchmarks.search_workload import Collection, KnownQueries, disk_bytes
@@ -51,9 +51,9 @@ def percentiles(search: Callable[[int], object], n: int = N_QUERIES) -> tuple[fl
 def fill(store: Store, collection: Collection) -> float:
     """Give the seconds that adding took; making the vectors is not counted."""
     seconds = 0.0
-    for batch in collection.records():
+    for batch in collection.batches():
         start = time.perf_counter()
-        store.upsert(batch)
+        store.upsert(*batch)
         seconds += time.perf_counter() - start
     return seconds
 
@@ -100,10 +100,11 @@ def measure_peers(n: int) -> None:
     print(f"\n{n} documents of 40 token vectors, k={K}")
     collection = Collection(n, 40)
     queries = collection.queries(N_QUERIES)
-    records = [record for batch in collection.records() for record in batch]
-    documents = M3Vectors.concatenate([record.vectors for record in records if record.vectors is not None])
+    batches = list(collection.batches())
+    documents = M3Vectors.concatenate([vectors for *_, vectors in batches])
     with tempfile.TemporaryDirectory() as place, open_store(Path(place) / "store") as store:
-        store.upsert(records)
+        for batch in batches:
+            store.upsert(*batch)
         store.optimize()
         searcher = Searcher(KnownQueries(queries), store)
         contenders: dict[str, tuple[Callable[[int], Any], int]] = {
@@ -155,7 +156,7 @@ async def measure_loop(n: int) -> None:
     """Print for how long an event loop stands still while a thread adds records and the loop searches."""
     collection = Collection(n, 40)
     queries = collection.queries(N_QUERIES)
-    batches = list(collection.records(100))
+    batches = list(collection.batches(100))
     gaps, is_done = [0.0], False
 
     async def tick() -> None:
@@ -168,13 +169,13 @@ async def measure_loop(n: int) -> None:
 
     with tempfile.TemporaryDirectory() as place, open_store(Path(place) / "store") as store:
         searcher = Searcher(KnownQueries(queries), store)
-        await asyncio.to_thread(store.upsert, batches[0])
+        await asyncio.to_thread(store.upsert, *batches[0])
         await searcher.asearch("0", k=K)
         ticking = asyncio.create_task(tick())
 
         def add() -> None:
             for batch in batches[1:]:
-                store.upsert(batch)
+                store.upsert(*batch)
 
         adding = asyncio.create_task(asyncio.to_thread(add))
         waits: list[float] = []

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from m3_integrations.store import Record
+from m3_integrations.model.forward_pass import largest_weights, lexical_rows
 from m3_integrations.vectors import (
     FloatArray,
     Kind,
-    LexicalRows,
     M3Scores,
     M3Vectors,
     Mode,
@@ -38,15 +38,13 @@ class Collection:
         self._random = np.random.default_rng(seed)
         self._topics = self._random.normal(size=(N_TOPICS, DIM)).astype(np.float32)
 
-    def records(self, batch: int = 500) -> Iterator[list[Record]]:
-        """Give the records, a batch at a time."""
+    def batches(self, batch: int = 500) -> Iterator[tuple[list[str], list[str], list[dict[str, int]], M3Vectors]]:
+        """Yield the columns of the records, a batch at a time: ids, texts, metadata, vectors."""
         for start in range(0, self.n, batch):
             size = min(batch, self.n - start)
+            rows = range(start, start + size)
             vectors = self._vectors(size, TOKENS_PER_TEXT, self.n_token_vectors)
-            yield [
-                Record(f"r{start + i}", f"text {start + i}", {"year": 2000 + (start + i) % 25}, vectors[i])
-                for i in range(size)
-            ]
+            yield [f"r{i}" for i in rows], [f"text {i}" for i in rows], [{"year": 2000 + i % 25} for i in rows], vectors
 
     def queries(self, n: int) -> M3Vectors:
         """Give queries of 12 tokens."""
@@ -57,13 +55,16 @@ class Collection:
         tokens = np.minimum(self._random.zipf(1.3, (n, n_tokens)), VOCABULARY - 1)
         rows = np.repeat(np.arange(n), n_tokens)
         weights = self._random.gamma(2.0, 0.1, n * n_tokens).astype(np.float32)
+        keys, largest = largest_weights(
+            *(torch.from_numpy(array) for array in (weights, rows, tokens.ravel(), np.empty(0, np.int64)))
+        )
         multi_vector = None
         if n_token_vectors:
             flat = _unit(np.repeat(topics, n_token_vectors, axis=0), self._random)
             multi_vector = MultiVectorRows(offsets_of([n_token_vectors] * n), flat)
         return M3Vectors(
             dense=_unit(topics, self._random),
-            lexical=LexicalRows.from_tokens(rows, tokens.ravel(), weights, n, None),
+            lexical=lexical_rows(keys.numpy(), largest.numpy(), n),
             multi_vector=multi_vector,
         )
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from m3_integrations import M3Encoder
 from m3_integrations.engine import Engine
-from m3_integrations.engine.core import _start_worker
-from m3_integrations.model import LaunchedBatch
+from m3_integrations.engine.worker import start_worker
+from m3_integrations.model import ForwardPass
 from m3_integrations.tokenizer import Tokens
 
 WORDS = ("stone", "bridge", "water", "key", "the", "letter", "it", "seven")
@@ -47,7 +47,7 @@ class Gate:
         """Let the pass that waits go on, and all later ones."""
         self._is_open.set()
 
-    def _launch(self, real: Callable[..., LaunchedBatch], batch: Sequence[Tokens], **settings: Any) -> LaunchedBatch:
+    def _launch(self, real: Callable[..., ForwardPass], batch: Sequence[Tokens], **settings: Any) -> ForwardPass:
         self.batches.append([len(tokens) for tokens in batch])
         assert self._is_open.wait(60)
         self.fault(batch)
@@ -69,5 +69,5 @@ class Gate:
 def pipelined(encoder: M3Encoder) -> M3Encoder:
     """Let the next pass start before the last one's results are out, as on a GPU."""
     engine = encoder._live_engine()
-    engine.scheduler._start_worker = partial(_start_worker, engine._threads, is_pipelined=True)
+    engine.scheduler._start_worker = partial(start_worker, is_pipelined=True, count=engine.counters.add)
     return encoder

@@ -66,7 +66,8 @@ def test_an_error_of_a_pass_ends_the_stream_with_nothing_left_in_the_queue(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("m3_integrations.encoder._WINDOW_TEXTS", 2)
-    alone = M3Encoder(small, shared=False, device="cpu", cache_size_bytes=0, max_tokens_per_batch=1)
+    alone = M3Encoder(small, shared=False, device="cpu", cache_size_bytes=0)
+    alone._live_engine().scheduler.max_tokens = 1
     has_ended, n_passes = threading.Event(), 0
 
     def fault(_: object) -> None:

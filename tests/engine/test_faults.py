@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from m3_integrations import M3Encoder
+from m3_integrations.engine import Call
 from m3_integrations.tokenizer import Tokens
 from tests.engine.gate import WORDS, Gate
 from tests.test_encoder import assert_same
@@ -161,14 +162,14 @@ def test_a_dying_worker_answers_everybody_and_the_next_call_works(alone: M3Encod
 
 
 def test_an_error_in_a_callers_progress_fails_that_caller_alone(alone: M3Encoder) -> None:
-    engine = alone._live_engine()
-    _, texts, options = alone._request(["bread"], "document", None, None)
+    call = Call(alone._live_engine(), *alone._prepared(["bread"], "document", None, None))
 
     def broken(_: int) -> None:
         raise BrokenPipeError("the terminal went away")
 
+    call.start()
     with pytest.raises(BrokenPipeError, match="went away"):
-        engine.encode(texts, options, broken)
+        call.wait(broken)
     assert len(alone.encode(["water"])) == 1
 
 
@@ -197,11 +198,11 @@ async def test_a_cancelled_task_costs_nobody_else(alone: M3Encoder) -> None:
     await asyncio.to_thread(gate.wait_for, waiting=4)
     for task in (first, *doomed):  # one in the pass that runs, the others in the queue
         task.cancel()
-    gate.open()
-    assert_same(await kept, expected)
     for task in (first, *doomed):
         with pytest.raises(asyncio.CancelledError):
             await task
+    gate.open()
+    assert_same(await kept, expected)
     assert sum(len(batch) for batch in gate.batches) == 2, "the cancelled texts were never encoded"
 
 

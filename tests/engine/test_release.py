@@ -1,5 +1,6 @@
 """What a failed pass leaves behind: nothing that only the garbage collector would find."""
 
+import asyncio
 import gc
 import time
 import weakref
@@ -55,12 +56,14 @@ def test_an_error_that_is_kept_keeps_no_tensors_of_the_pass(small: Path) -> None
     assert is_gone(held[0])
 
 
-@pytest.mark.parametrize("way", ["encode", "encode_batches"])
+@pytest.mark.parametrize("way", ["encode", "encode_batches", "aencode"])
 def test_a_network_goes_with_its_handle_after_an_error_too(small: Path, way: str) -> None:
     def use() -> weakref.ref[Engine]:
         with failing(small, []) as encoder:
             engine = weakref.ref(encoder._live_engine())
             try:
+                if way == "aencode":
+                    asyncio.run(encoder.aencode(["a text"]))
                 list(getattr(encoder, way)(["a text"]))
             except torch.OutOfMemoryError:
                 return engine

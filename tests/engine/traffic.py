@@ -134,8 +134,8 @@ class Caller:
     def _ask_half_a_character(self) -> str:
         try:
             self._encoder.encode(["fine", "\ud800"])
-        except UnicodeEncodeError:
-            return "its own error"
+        except ValueError as error:
+            return _own_error(error, "at position 1 is not valid Unicode")
         raise AssertionError("half a character was encoded")
 
     def _ask_closed(self) -> str:

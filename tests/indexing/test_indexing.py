@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from m3_integrations import M3Encoder, M3Vectors, Record, Searcher, Store, open_store
+from m3_integrations import M3Encoder, M3Vectors, Searcher, Store, open_store
 from m3_integrations.indexing import IndexReport, Splitting, index_files, indexing
 from m3_integrations.vectors import MODES, Kind, Mode
 from tests.fakes import FakeEncoder
@@ -172,7 +172,9 @@ def test_records_that_were_not_made_from_files_are_never_touched(docs: Path, sto
     run(store, docs)
     (made,) = store.get([f"{docs}/a.txt#0"], with_vectors=True)
     # A copy that somebody added under another id has our metadata.
-    store.upsert([Record(id_, "theirs", made.metadata, made.vectors) for id_ in ("copy", f"{docs}/a.txt")])
+    ids = ["copy", f"{docs}/a.txt"]
+    assert made.vectors is not None
+    store.upsert(ids, ["theirs"] * 2, [made.metadata] * 2, made.vectors[[0, 0]])
     (docs / "a.txt").write_text("two")
     run(store, docs)
     (docs / "a.txt").unlink()

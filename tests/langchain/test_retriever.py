@@ -5,7 +5,7 @@ import copy
 import pytest
 from langchain_core.documents import Document
 
-from m3_integrations import Record, open_store
+from m3_integrations import open_store
 from m3_integrations.langchain import M3HybridRetriever
 from tests.fakes import FakeEncoder
 
@@ -72,7 +72,7 @@ def test_what_the_llama_index_adapter_keeps_for_itself_is_left_out(fake: FakeEnc
     store = open_store()
     store.bind(fake.fingerprint)
     metadata = {"_node_content": "{}", "_node_type": "TextNode", "_other": 1, "node": 2, "m3_scores": "stale"}
-    store.upsert([Record("n", "a text", metadata, fake.encode(["a text"]))])
+    store.upsert(["n"], ["a text"], [metadata], fake.encode(["a text"]))
     retriever = M3HybridRetriever(encoder=fake, store=store)
     (found,) = retriever.invoke("text")
     assert set(found.metadata) == {"_other", "node", "relevance_score", "m3_scores"}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from m3_integrations.checkpoint import load_tokenizer
-from m3_integrations.model import BatchOutput, M3Network
+from m3_integrations.model import ForwardPass, M3Network
 from m3_integrations.tokenizer import Tokenizer, Tokens
 
 Load = Callable[..., M3Network]
@@ -40,11 +40,11 @@ def load(checkpoint: Path, tokenizer: Tokenizer) -> Load:
     return load
 
 
-def encode(network: M3Network, batch: Sequence[Tokens], asked: Sequence[bool] | None = None) -> BatchOutput:
+def encode(network: M3Network, batch: Sequence[Tokens], asked: Sequence[bool] | None = None) -> ForwardPass:
     return network.launch(batch, multi_vector=[True] * len(batch) if asked is None else asked).wait()
 
 
-def assert_same(actual: BatchOutput, expected: BatchOutput, tolerance: float = 1e-5) -> None:
+def assert_same(actual: ForwardPass, expected: ForwardPass, tolerance: float = 1e-5) -> None:
     """All three outputs within tolerance * max(1, |expected|); a weight that near to 0 may be there or not."""
     assert actual.lexical is not None
     assert expected.lexical is not None

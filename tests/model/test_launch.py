@@ -8,7 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from m3_integrations.model import packing
-from m3_integrations.model.transfer import Transfer
+from m3_integrations.model.forward_pass import ForwardPass, to_device
 from m3_integrations.tokenizer import Tokenizer
 from tests.golden.texts import TEXTS
 from tests.model.conftest import Load, assert_same, encode
@@ -26,7 +26,7 @@ def test_a_launch_asks_nothing_of_the_device(
     asked = [i % 2 == 0 for i in range(len(texts))]
     with FakeTensorMode(allow_non_fake_inputs=True):
         launched = network.launch(texts, multi_vector=asked)
-    tensors = launched.pending.tensors
+    tensors = launched.tensors
     assert tensors["dense"].shape == (len(texts), network.dim)
     wanted = sum(len(text) - 1 for text, is_asked in zip(texts, asked, strict=True) if is_asked)
     assert tensors["token_vectors"].shape == (wanted, network.multi_vector_dim)
@@ -88,14 +88,16 @@ def test_a_text_whose_values_are_not_finite_is_named(load: Load, tokenizer: Toke
 
 
 def test_arrays_come_back_as_they_were_sent() -> None:
-    transfer = Transfer(torch.device("cpu"))
     arrays = {"a": np.array([3, 1, 2]), "none": np.empty(0, np.int64), "b": np.arange(5)}
-    there = transfer.to_device(arrays)
+    there = to_device(arrays, torch.device("cpu"), None)
     assert {tensor.dtype for tensor in there.values()} == {torch.int64}
-    back = transfer.to_host(there | {"halves": torch.tensor([[0.5], [2.0]])}).wait()
-    assert {name: array.tolist() for name, array in back.items()} == {
-        "a": [3, 1, 2], "none": [], "b": [0, 1, 2, 3, 4], "halves": [[0.5], [2.0]],
+    assert {name: tensor.tolist() for name, tensor in there.items()} == {
+        "a": [3, 1, 2], "none": [], "b": [0, 1, 2, 3, 4],
     }  # fmt: skip
+    results = {"is_finite": torch.tensor([True, False]), "dense": torch.tensor([[0.5], [2.0]])}
+    output = ForwardPass(results, [0, 0], None).wait()
+    assert (output.is_finite.tolist(), output.dense.tolist()) == ([True, False], [[0.5], [2.0]])
+    assert (output.lexical, output.multi_vector) == (None, None)
 
 
 @pytest.mark.gpu

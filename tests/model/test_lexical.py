@@ -1,10 +1,11 @@
-"""One weight per distinct token, made on the device: exactly what `LexicalRows.from_tokens` makes on the host."""
+"""One weight per distinct token, made on the device: exactly what a plain loop makes."""
 
 import numpy as np
 import torch
 
-from m3_integrations.model.lexical import largest_weights, lexical_rows
+from m3_integrations.model.forward_pass import largest_weights, lexical_rows
 from m3_integrations.vectors import FloatArray, IntArray, LexicalRows
+from tests.fakes import lexical_of_tokens
 
 IGNORED = np.array([0, 1, 2, 3])
 
@@ -32,7 +33,7 @@ def test_exactly_what_the_host_makes_of_random_tokens() -> None:
         ids = random.integers(0, 4 if trial % 10 == 0 else 12, tokens)  # now and then all are ignored
         # Few distinct values, so that a token's largest weight ties; negative ones and NaN carry none.
         weights = random.choice(np.array([-1, 0, 0.25, 0.5, 3e-8, 2, np.nan, np.inf], np.float32), tokens)
-        expected = LexicalRows.from_tokens(rows, ids, np.where(np.isin(ids, IGNORED), 0, weights), n)
+        expected = lexical_of_tokens(rows, ids, np.where(np.isin(ids, IGNORED), 0, weights), n)
         result = on_device(rows, ids, weights, n)
         for name in ("offsets", "indices", "values"):
             one, other = getattr(result, name), getattr(expected, name)

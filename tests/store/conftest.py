@@ -11,9 +11,9 @@ import pytest
 from qdrant_client import QdrantClient
 
 from m3_integrations import Store
-from m3_integrations.store.embedded import EmbeddedStore
-from m3_integrations.store.format import MultiVectorStorage
+from m3_integrations.store.edge import EdgeStore
 from m3_integrations.store.memory import MemoryStore
+from m3_integrations.store.points import MultiVectorStorage
 from m3_integrations.store.server import ServerStore
 
 STORES = ["memory", "folder", "local", pytest.param("server", marks=[pytest.mark.server, pytest.mark.enable_socket])]
@@ -48,7 +48,7 @@ def open_kind(tmp_path: Path) -> Iterator[OpenStore]:
             if kind == "memory":
                 return stack.enter_context(MemoryStore())
             if kind == "folder":
-                return stack.enter_context(EmbeddedStore(tmp_path / uuid.uuid4().hex, **settings))  # type: ignore[arg-type]
+                return stack.enter_context(EdgeStore(tmp_path / uuid.uuid4().hex, **settings))  # type: ignore[arg-type]
             if kind == "local":
                 return stack.enter_context(ServerStore("local", client=QdrantClient(":memory:"), **settings))  # type: ignore[arg-type]
             url, name = os.environ["QDRANT_URL"], f"test-{uuid.uuid4()}"

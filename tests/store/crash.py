@@ -20,9 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from m3_integrations import Record, open_store
-from m3_integrations.store import embedded, parse_filter
+from m3_integrations.store import edge, parse_filter
 from m3_integrations.vectors import MODES
 from tests.fakes import random_vectors
+from tests.store.oracle import add
 from tests.store.power import Disk
 
 KEYS = 400
@@ -37,7 +38,7 @@ def make(key: int, version: int) -> Record:
 def work(folder: str, seed: int) -> None:
     """Change a store until killed; one line before and one after each change."""
     chance, version = random.Random(seed), seed * 1_000_000
-    embedded._MAX_LOGGED_BYTES = (16 << 20, 100_000, 0)[seed % 3]  # type: ignore[misc]
+    edge._MAX_LOGGED_BYTES = (16 << 20, 100_000, 0)[seed % 3]  # type: ignore[misc]
     with open_store(folder) as store:
         while True:
             version += 1
@@ -45,7 +46,7 @@ def work(folder: str, seed: int) -> None:
             kind = chance.choices(["upsert", "delete", "delete_where", "optimize"], [8, 2, 1, 1])[0]
             print(kind, version, *keys, flush=True)
             if kind == "upsert":
-                store.upsert([make(key, version) for key in keys])
+                add(store, [make(key, version) for key in keys])
             elif kind == "delete":
                 store.delete([f"r{key}" for key in keys])
             elif kind == "delete_where":

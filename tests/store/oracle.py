@@ -1,10 +1,11 @@
 """Records, and what a store must say of them, in float64 and without any store's code."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from m3_integrations import M3Vectors, Record
+from m3_integrations import M3Vectors, Record, Store
 from m3_integrations.vectors import MODES, MultiVectorRows
 from tests.fakes import random_vectors
 from tests.test_filters import plain, random_metadata
@@ -21,6 +22,12 @@ def vectors(random: np.random.Generator, n: int) -> M3Vectors:
 def records(random: np.random.Generator, ids: list[str]) -> list[Record]:
     made = vectors(random, len(ids))
     return [Record(id_, f"text of {id_}", random_metadata(random), made[i]) for i, id_ in enumerate(ids)]
+
+
+def add(store: Store, added: Sequence[Record]) -> None:
+    """Put records with their vectors into a store."""
+    vectors = M3Vectors.concatenate([record.vectors for record in added if record.vectors is not None])
+    store.upsert([r.id for r in added], [r.text for r in added], [r.metadata for r in added], vectors)
 
 
 def brute_force(alive: dict[str, Record], query: M3Vectors, filter_: dict[str, Any]) -> dict[str, dict[str, float]]:

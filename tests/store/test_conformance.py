@@ -11,8 +11,8 @@ from m3_integrations import M3Vectors, Record, Store
 from m3_integrations.store import parse_filter
 from m3_integrations.store.protocol import Hits
 from m3_integrations.vectors import MODES, LexicalRows, Mode, MultiVectorRows, offsets_of
-from tests.fakes import random_vectors
-from tests.store.oracle import brute_force, records, vectors
+from tests.fakes import TOKEN_DIM, random_vectors
+from tests.store.oracle import add, brute_force, records, vectors
 from tests.test_filters import random_filter
 
 
@@ -23,7 +23,7 @@ def test_it_is_a_store(store: Store) -> None:
 
 def test_records_come_back_in_the_order_asked_as_copies(store: Store, random: np.random.Generator) -> None:
     given = Record("a", "text", {"tags": ["x"], "at": 0.1 + 0.2, "big": 2**63}, vectors(random, 1))
-    store.upsert([given, *records(random, ["b", "c"])])
+    add(store, [given, *records(random, ["b", "c"])])
     first = store.get(["c", "absent", "a", "c"])
     assert [record.id for record in first] == ["c", "a", "c"]
     assert first[1].vectors is None
@@ -43,16 +43,16 @@ def test_records_come_back_in_the_order_asked_as_copies(store: Store, random: np
 def test_all_records_are_given_once(store: Store, random: np.random.Generator) -> None:
     assert list(store.records()) == []
     added = records(random, [f"r{i}" for i in range(300)])
-    store.upsert(added)
+    add(store, added)
     found = {record.id: (record.text, record.metadata) for record in store.records()}
     assert found == {record.id: (record.text, record.metadata) for record in added}
     assert len(list(store.records())) == 300
 
 
 def test_an_upsert_replaces_and_the_later_of_two_counts(store: Store, random: np.random.Generator) -> None:
-    store.upsert(records(random, ["a", "b"]))
+    add(store, records(random, ["a", "b"]))
     one, two = records(random, ["a", "a"])
-    store.upsert([one, two])
+    add(store, [one, two])
     assert store.count() == 2
     query = random_vectors(random, 1)
     _, scores = store.scores(query, ["a"], ["dense"])
@@ -68,7 +68,7 @@ def test_legs_and_scores_equal_brute_force_under_random_changes_and_filters(
         ids = [f"r{i}" for i in random.integers(0, 90, random.integers(1, 12))]
         if random.random() < 0.65:
             added = records(random, ids)
-            store.upsert(added)
+            add(store, added)
             alive.update({record.id: record for record in added})
         elif random.random() < 0.5:
             assert store.delete(ids) == len(alive.keys() & set(ids))
@@ -126,7 +126,7 @@ def wide_vectors(random: np.random.Generator, n: int, tokens: int, dim: int = 10
 def test_at_bge_m3s_size_float16_costs_less_than_1e_4(store: Store, random: np.random.Generator) -> None:
     many = wide_vectors(random, 30, tokens=20)
     alive = {f"r{i}": Record(f"r{i}", "", {}, many[i]) for i in range(30)}
-    store.upsert(list(alive.values()))
+    add(store, list(alive.values()))
     for query in (wide_vectors(random, 1, tokens=12), many[3]):
         expected = brute_force(alive, query, {})
         ids, scores = store.scores(query, list(alive), MODES)
@@ -188,14 +188,14 @@ AWKWARD_FILTERS: list[tuple[dict[str, Any], bool]] = [
 
 
 def test_filters_are_exact_for_awkward_keys_and_values(store: Store, random: np.random.Generator) -> None:
-    store.upsert([Record("a", "", AWKWARD, random_vectors(random, 1))])
+    add(store, [Record("a", "", AWKWARD, random_vectors(random, 1))])
     found = [(filter_, store.count(parse_filter(filter_)) == 1) for filter_, _ in AWKWARD_FILTERS]
     assert found == AWKWARD_FILTERS
 
 
 def test_a_store_keeps_to_one_model(store: Store, random: np.random.Generator) -> None:
     store.bind("one")
-    store.upsert(records(random, ["a"]))
+    add(store, records(random, ["a"]))
     store.bind("one")
     assert store.fingerprint == "one"
     with pytest.raises(ValueError, match="of the model one, not of two"):
@@ -203,41 +203,78 @@ def test_a_store_keeps_to_one_model(store: Store, random: np.random.Generator) -
     assert store.count() == 1
 
 
-def bad_records(random: np.random.Generator) -> dict[str, tuple[Record, str]]:
-    vectors = random_vectors(random, 1)
-    wide = M3Vectors(dense=np.ones((1, 99), np.float32), lexical=vectors.lexical, multi_vector=vectors.multi_vector)
-    nan = M3Vectors(
-        dense=np.full_like(vectors.dense, np.nan), lexical=vectors.lexical, multi_vector=vectors.multi_vector
-    )
-    inf = M3Vectors(
-        dense=vectors.dense,
-        lexical=LexicalRows(np.array([0, 1]), np.array([1], np.int32), np.array([np.inf], np.float32)),
-        multi_vector=vectors.multi_vector,
-    )
+def bad_columns(random: np.random.Generator) -> dict[str, tuple[dict[str, Any], str]]:
+    """What is wrong with a call that adds "b" and "x"."""
+    good = random_vectors(random, 2)
+    dense, lexical, tokens = good.dense.copy(), good.lexical, good.multi_vector
+    dense[1, 3] = np.nan
+    two = np.array([0, 1, 2])
+    heavy = LexicalRows(two, np.array([1, 1], np.int32), np.array([0.5, np.inf], np.float32))
+    flat = np.ones((2, TOKEN_DIM), np.float32)
+    flat[1, 0] = -np.inf
+    wide = M3Vectors(dense=np.ones((2, 99), np.float32), lexical=lexical, multi_vector=tokens)
     return {
-        "no vectors": (Record("x", ""), "needs the vectors of one text"),
-        "two texts": (Record("x", "", {}, random_vectors(random, 2)), "needs the vectors of one text"),
-        "fewer modes": (Record("x", "", {}, vectors.select(["dense"])), "has dense vectors, the store dense, lexical"),
-        "another size": (Record("x", "", {}, wide), "dense vectors of length 99, the store of length 8"),
-        "not a number": (Record("x", "", {}, nan), "dense vectors hold values that are not finite"),
-        "infinite weight": (Record("x", "", {}, inf), "lexical vectors hold values that are not finite"),
+        "a text too few": ({"texts": ["one"]}, "got 2 ids and 1 texts"),
+        "metadata too many": ({"metadatas": [{}, {}, {}]}, "got 2 ids and 3 metadatas"),
+        "vectors of one text": ({"vectors": good[0]}, "got 2 ids and 1 vectors"),
+        "vectors of three": ({"vectors": random_vectors(random, 3)}, "got 2 ids and 3 vectors"),
+        "a flag too few": ({"is_pooled": np.array([True])}, "got 2 ids and 1 is_pooled"),
+        "fewer modes": ({"vectors": good.select(["dense"])}, "has dense vectors, the store dense, lexical"),
+        "another size": ({"vectors": wide}, "dense vectors of length 99, the store of length 8"),
+        "not a number": (
+            {"vectors": M3Vectors(dense=dense, lexical=lexical, multi_vector=tokens)},
+            "dense vectors hold values that are not finite",
+        ),
+        "infinite weight": (
+            {"vectors": M3Vectors(dense=good.dense, lexical=heavy, multi_vector=tokens)},
+            "lexical vectors hold values that are not finite",
+        ),
+        "infinite token": (
+            {"vectors": M3Vectors(dense=good.dense, lexical=lexical, multi_vector=MultiVectorRows(two, flat))},
+            "multi_vector vectors hold values that are not finite",
+        ),
     }
 
 
-def test_a_bad_record_is_refused_and_nothing_of_its_call_is_added(store: Store, random: np.random.Generator) -> None:
-    store.upsert(records(random, ["a"]))
-    for bad, message in bad_records(random).values():
+def test_a_bad_call_is_refused_and_nothing_of_it_is_added(store: Store, random: np.random.Generator) -> None:
+    add(store, records(random, ["a"]))
+    columns: dict[str, Any] = {
+        "ids": ["b", "x"],
+        "texts": ["", ""],
+        "metadatas": [{}, {}],
+        "vectors": random_vectors(random, 2),
+    }
+    for wrong, message in bad_columns(random).values():
         with pytest.raises(ValueError, match=message):
-            store.upsert([*records(random, ["b"]), bad])
+            store.upsert(**(columns | wrong))
         assert store.count() == 1
-    with pytest.raises(TypeError, match="must be strings"):
-        store.upsert([Record(7, "text", {}, random_vectors(random, 1))])  # type: ignore[arg-type]
+    for wrong in ({"ids": ["b", 7]}, {"texts": ["", None]}):
+        with pytest.raises(TypeError, match="must be strings"):
+            store.upsert(**(columns | wrong))
+        assert store.count() == 1
+    store.upsert(**columns)
+    assert store.count() == 3
+
+
+def test_an_upsert_of_nothing_is_nothing(store: Store, random: np.random.Generator) -> None:
+    store.upsert([], [], [], random_vectors(random, 2)[:0])
+    assert (store.count(), store.modes) == (0, ())
+
+
+def test_what_the_caller_passed_is_not_changed(store: Store, random: np.random.Generator) -> None:
+    given, flags, metadata = random_vectors(random, 2), np.array([True, False]), {"tags": ["x"]}
+    copies = given[:]
+    store.upsert(["a", "b"], ["one", "two"], [metadata, {}], given, is_pooled=flags)
+    assert (metadata, flags.tolist()) == ({"tags": ["x"]}, [True, False])
+    np.testing.assert_array_equal(given.dense, copies.dense)
+    np.testing.assert_array_equal(given.multi_vector.flat, copies.multi_vector.flat)
+    assert [record.is_pooled for record in store.get(["a", "b"])] == [True, False]
 
 
 def test_a_query_that_does_not_fit_is_refused(store: Store, random: np.random.Generator) -> None:
     assert store.candidates(random_vectors(random, 1), {"dense": 3})["dense"].ids == []
     assert store.scores(random_vectors(random, 1), ["a"], ["dense"])[0] == []
-    store.upsert(records(random, ["a"]))
+    add(store, records(random, ["a"]))
     with pytest.raises(ValueError, match="one text, got 2"):
         store.candidates(random_vectors(random, 2), {"dense": 3})
     with pytest.raises(ValueError, match="length 3, the store of length 8"):
@@ -248,7 +285,7 @@ def test_a_query_that_does_not_fit_is_refused(store: Store, random: np.random.Ge
 
 def test_texts_without_tokens_are_stored_and_score_zero(store: Store, random: np.random.Generator) -> None:
     empty, full = random_vectors(random, 1, tokens=0), random_vectors(random, 1, tokens=5)
-    store.upsert([Record("empty", "", {}, empty), Record("full", "", {}, full)])
+    add(store, [Record("empty", "", {}, empty), Record("full", "", {}, full)])
     ids, scores = store.scores(full, ["full", "empty"], MODES)
     assert ids == ["full", "empty"]
     assert [scores["lexical"][1], scores["multi_vector"][1]] == [0, 0]
@@ -264,7 +301,7 @@ def test_texts_without_tokens_are_stored_and_score_zero(store: Store, random: np
 
 def test_a_store_of_some_modes_has_those(store: Store, random: np.random.Generator) -> None:
     vectors = random_vectors(random, 3).select(["lexical"])
-    store.upsert([Record(f"r{i}", "", {}, vectors[i]) for i in range(3)])
+    add(store, [Record(f"r{i}", "", {}, vectors[i]) for i in range(3)])
     assert store.modes == ("lexical",)
     assert store.scores(vectors[0], ["r2", "r0"], ["lexical"])[0] == ["r2", "r0"]
     (back,) = store.get(["r0"], with_vectors=True)
@@ -275,10 +312,10 @@ def test_a_store_of_some_modes_has_those(store: Store, random: np.random.Generat
 
 
 def test_a_closed_store_raises(store: Store, random: np.random.Generator) -> None:
-    store.upsert(records(random, ["a"]))
+    add(store, records(random, ["a"]))
     store.close()
     store.close()
-    for use in (store.count, store.optimize, lambda: store.upsert(records(random, ["a"])), lambda: store.get(["a"])):
+    for use in (store.count, store.optimize, lambda: add(store, records(random, ["a"])), lambda: store.get(["a"])):
         with pytest.raises(RuntimeError, match="was closed"):
             use()
 

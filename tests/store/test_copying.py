@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,13 +11,13 @@ from m3_integrations import Record, Store, open_store
 from m3_integrations.store import copy_store
 from tests.fakes import random_vectors
 from tests.store.conftest import OpenStore
-from tests.store.oracle import brute_force, records, vectors
+from tests.store.oracle import add, brute_force, records, vectors
 
 
 def fill(store: Store, random: np.random.Generator) -> dict[str, Record]:
     store.bind("one")
     added = records(random, [f"r{i}" for i in range(130)])
-    store.upsert(added)
+    add(store, added)
     return {record.id: record for record in added}
 
 
@@ -43,17 +44,17 @@ def test_an_interrupted_copy_goes_on(
         fill(source, random)
         upsert, calls = target.upsert, list[int]()
 
-        def failing(added: Sequence[Record]) -> None:
-            calls.append(len(added))
+        def failing(ids: Sequence[str], *columns: Any, is_pooled: Any) -> None:
+            calls.append(len(ids))
             if len(calls) == 2:
                 raise ConnectionError("gone")
-            upsert(added)
+            upsert(ids, *columns, is_pooled=is_pooled)
 
         monkeypatch.setattr(target, "upsert", failing)
         with pytest.raises(ConnectionError):
             copy_store(source, target)
         assert target.count() == 50
-        source.upsert([Record("r0", "changed", {}, random_vectors(random, 1))])
+        add(source, [Record("r0", "changed", {}, random_vectors(random, 1))])
         assert copy_store(source, target) == 81  # the rest, and what has changed
         assert target.count() == 130
         assert target.get(["r0"])[0].text == "changed"
@@ -75,9 +76,9 @@ def test_vectors_of_an_unknown_model_are_not_mixed_with_others(
 ) -> None:
     with open_store() as source, open_store() as target:
         stores = {"source": source, "target": target}
-        stores[unbound].upsert(records(random, ["a"]))
+        add(stores[unbound], records(random, ["a"]))
         stores[bound].bind("one")
-        stores[bound].upsert(records(random, ["a", "b"]))
+        add(stores[bound], records(random, ["a", "b"]))
         with pytest.raises(ValueError, match=f"the {unbound} holds vectors and does not say of which model"):
             copy_store(source, target)
         stores[unbound].bind("one")
@@ -88,14 +89,14 @@ def test_vectors_of_an_unknown_model_are_not_mixed_with_others(
 def test_what_the_source_has_not_kept_is_not_made_up(tmp_path: Path, random: np.random.Generator) -> None:
     with open_store(tmp_path / "a", multi_vector="none") as source, open_store(tmp_path / "b") as target:
         fill(source, random)
-        target.upsert(records(random, ["whole"]))
+        add(target, records(random, ["whole"]))
         with pytest.raises(ValueError, match="the target has multi_vector vectors and the source none"):
             copy_store(source, target)
 
 
 def test_pooled_records_stay_flagged_and_are_not_pooled_again(tmp_path: Path, random: np.random.Generator) -> None:
     with open_store(tmp_path / "a", token_pooling=2) as source, open_store(tmp_path / "b", token_pooling=2) as target:
-        source.upsert([Record("a", "", {}, random_vectors(random, 1, tokens=8))])
+        add(source, [Record("a", "", {}, random_vectors(random, 1, tokens=8))])
         copy_store(source, target)
         (record,) = target.get(["a"], with_vectors=True)
         assert record.is_pooled

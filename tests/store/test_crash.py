@@ -11,7 +11,7 @@ import pytest
 
 from m3_integrations import open_store
 from tests.store.crash import kill_rounds
-from tests.store.oracle import records
+from tests.store.oracle import add, records
 from tests.store.power import Disk
 
 
@@ -57,7 +57,7 @@ def test_a_torn_tail_of_the_log_opens_to_the_last_whole_record(
 ) -> None:
     with open_store(tmp_path / "s") as store:
         for i in range(12):
-            store.upsert(records(random, [f"r{i}"]))
+            add(store, records(random, [f"r{i}"]))
     file, used = open_log(tmp_path / "s")
     assert used > 1000
     with file.open("r+b") as log:
@@ -69,7 +69,7 @@ def test_a_torn_tail_of_the_log_opens_to_the_last_whole_record(
     with open_store(tmp_path / "s") as store:
         # Flushed segments hold what the log has lost.
         assert {record.id for record in store.records()} == {f"r{i}" for i in range(12)}
-        store.upsert(records(random, ["later"]))
+        add(store, records(random, ["later"]))
     with open_store(tmp_path / "s") as store:
         assert store.count() == 13
 
@@ -78,13 +78,12 @@ _ENDS_WITHOUT_CLOSING = """
 import os, sys
 import numpy as np
 from m3_integrations import open_store
-from m3_integrations.store import embedded
-from tests.store.oracle import records
+from tests.store.oracle import add, records
 random = np.random.default_rng(0)
 store = open_store(sys.argv[1])
-store.upsert(records(random, ["first"]))  # written out, as the first change after opening always is
+add(store, records(random, ["first"]))  # written out, as the first change after opening always is
 for i in range(12):
-    store.upsert(records(random, [f"r{i}"]))
+    add(store, records(random, [f"r{i}"]))
 os._exit(0)
 """
 
@@ -100,6 +99,6 @@ def test_a_torn_log_of_what_was_not_written_out_opens_to_the_last_whole_record(t
     with open_store(folder) as store:
         there = {record.id for record in store.records()}
         assert there - {"r11"} == {"first", *(f"r{i}" for i in range(11))}
-        store.upsert(records(np.random.default_rng(1), ["later"]))
+        add(store, records(np.random.default_rng(1), ["later"]))
     with open_store(folder) as store:
         assert store.count() == len(there) + 1

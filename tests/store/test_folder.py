@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from m3_integrations import Record, open_store
-from m3_integrations.store.embedded import EmbeddedStore
+from m3_integrations.store.edge import EdgeStore
+from m3_integrations.store.filters import number_path
 from m3_integrations.store.folder import StoreFolder
-from m3_integrations.store.qdrant_filters import index_path
 from tests.fakes import TOKEN_DIM, random_vectors
-from tests.store.oracle import records
+from tests.store.oracle import add, records
 
 
 def write_format(folder: Path, **changes: Any) -> None:
@@ -29,15 +29,15 @@ def write_format(folder: Path, **changes: Any) -> None:
 @pytest.fixture
 def filled(tmp_path: Path, random: np.random.Generator) -> Path:
     """A closed store of three records, of the model "one"."""
-    with EmbeddedStore(tmp_path / "filled") as store:
+    with EdgeStore(tmp_path / "filled") as store:
         store.bind("one")
-        store.upsert(records(random, ["a", "b", "c"]))
+        add(store, records(random, ["a", "b", "c"]))
     return tmp_path / "filled"
 
 
 def test_a_store_is_there_again_when_it_is_opened(filled: Path) -> None:
     with open_store(filled) as store:
-        assert isinstance(store, EmbeddedStore)
+        assert isinstance(store, EdgeStore)
         assert (store.count(), store.fingerprint) == (3, "one")
         assert store.modes == ("dense", "lexical", "multi_vector")
         assert [record.text for record in store.get(["b", "a"])] == ["text of b", "text of a"]
@@ -103,7 +103,7 @@ def test_a_creation_that_was_interrupted_is_undone(filled: Path, random: np.rand
     (filled / "engine").rename(filled / "engine.unfinished")  # as it is just before the engine gets its place
     with open_store(filled) as store:
         assert (store.modes, store.count()) == ((), 0)
-        store.upsert(records(random, ["d"]))
+        add(store, records(random, ["d"]))
         assert store.count() == 1
 
 
@@ -137,43 +137,42 @@ def test_settings_of_another_kind_of_store_are_refused(
 
 def test_metadata_that_json_cannot_hold_are_refused(tmp_path: Path, random: np.random.Generator) -> None:
     vectors = random_vectors(random, 1)
-    with EmbeddedStore(tmp_path / "s") as store:
+    with EdgeStore(tmp_path / "s") as store:
         for metadata in ({"at": float("nan")}, {"at": float("inf")}, {"ids": {1}}, {"pair": (1, 2)}, {"by": {1: "x"}}):
             with pytest.raises(ValueError, match="metadata of record 'bad' must"):
-                store.upsert([Record("good", "", {}, vectors), Record("bad", "", metadata, vectors)])
+                add(store, [Record("good", "", {}, vectors), Record("bad", "", metadata, vectors)])
         with pytest.raises(ValueError, match="surrogates not allowed"):
-            store.upsert([Record("bad", "\ud800", {}, vectors)])
+            add(store, [Record("bad", "\ud800", {}, vectors)])
         good = [Record(str(i), "", {}, vectors) for i in range(60)]  # more than one batch
         for broken in ({"by": "\ud800"}, {"\ud800": 1}, {"by": ["\ud800" * 300]}):
             with pytest.raises(ValueError, match="surrogates not allowed"):
-                store.upsert([*good, Record("bad", "", broken, vectors)])
+                add(store, [*good, Record("bad", "", broken, vectors)])
         assert store.count() == 0
 
 
 def test_what_filters_look_at_is_indexed(tmp_path: Path, random: np.random.Generator) -> None:
     metadata = {"year": 2024, "a.b": [1.5], "name": "x"}
-    with EmbeddedStore(tmp_path / "s") as store:
-        store.upsert([Record("a", "", metadata, random_vectors(random, 1))])
-        shard = store._engine._shard  # type: ignore[attr-defined]
-        schema = shard.info().payload_schema
-        assert set(schema) == {"terms", index_path("year"), index_path("a.b")}
+    with EdgeStore(tmp_path / "s") as store:
+        add(store, [Record("a", "", metadata, random_vectors(random, 1))])
+        schema = store._opened().info().payload_schema
+        assert set(schema) == {"terms", number_path("year"), number_path("a.b")}
         assert [schema[key].points for key in sorted(schema)] == [1, 1, 1]
 
 
 def test_indexing_is_asked_for_once_when_it_is_due(
     tmp_path: Path, random: np.random.Generator, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("m3_integrations.store.embedded._DUE_AT", 120)
-    with EmbeddedStore(tmp_path / "s") as store, caplog.at_level(logging.WARNING):
-        store.upsert(records(random, [f"r{i}" for i in range(120)]))
+    monkeypatch.setattr("m3_integrations.store.edge._DUE_AT", 120)
+    with EdgeStore(tmp_path / "s") as store, caplog.at_level(logging.WARNING):
+        add(store, records(random, [f"r{i}" for i in range(120)]))
         assert not caplog.messages
-        store.upsert(records(random, [f"s{i}" for i in range(120)]))
+        add(store, records(random, [f"s{i}" for i in range(120)]))
         (message,) = caplog.messages
         assert "holds about 170 records that are not indexed: call optimize()" in message
         store.optimize()
-        store.upsert(records(random, ["t"]))
+        add(store, records(random, ["t"]))
         assert len(caplog.messages) == 1
-        store.upsert(records(random, [f"u{i}" for i in range(150)]))
+        add(store, records(random, [f"u{i}" for i in range(150)]))
         assert len(caplog.messages) == 2
 
 
@@ -182,10 +181,10 @@ def test_a_fork_of_the_opener_cannot_use_it(tmp_path: Path, random: np.random.Ge
 import os, warnings
 import numpy as np
 from m3_integrations import open_store
-from tests.store.oracle import records
+from tests.store.oracle import add, records
 warnings.simplefilter("ignore")
 store = open_store({str(tmp_path / "s")!r})
-store.upsert(records(np.random.default_rng(0), ["a"]))
+add(store, records(np.random.default_rng(0), ["a"]))
 if (child := os.fork()) == 0:
     try:
         store.count()
@@ -202,14 +201,14 @@ def test_a_fork_of_the_opener_cannot_make_the_first_record_or_hang(tmp_path: Pat
 import os, signal, threading, warnings
 import numpy as np
 from m3_integrations import open_store
-from tests.store.oracle import records
+from tests.store.oracle import add, records
 warnings.simplefilter("ignore")
 store = open_store({str(tmp_path / "s")!r})
 ours, theirs = records(np.random.default_rng(0), ["a", "b"])
 is_held, is_over = threading.Event(), threading.Event()
 
 def hold():
-    with store._engine.lock():
+    with store._lock:
         is_held.set()
         is_over.wait()
 
@@ -218,7 +217,7 @@ is_held.wait()
 if (child := os.fork()) == 0:
     signal.alarm(20)
     refused = 0
-    for use in (lambda: store.upsert([theirs]), lambda: store.bind("other"), store.count):
+    for use in (lambda: add(store, [theirs]), lambda: store.bind("other"), store.count):
         try:
             use()
         except RuntimeError as error:
@@ -227,18 +226,18 @@ if (child := os.fork()) == 0:
     os._exit(refused)
 is_over.set()
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
-store.upsert([ours])
+add(store, [ours])
 assert (store.count(), store.fingerprint) == (1, None)
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_a_closed_store_leaves_its_folder_to_others(tmp_path: Path, random: np.random.Generator) -> None:
-    closed = EmbeddedStore(tmp_path / "s")
+    closed = EdgeStore(tmp_path / "s")
     closed.close()
     before = (tmp_path / "s" / "m3-store.json").read_bytes()
     with pytest.raises(RuntimeError, match="was closed"):
-        closed.upsert(records(random, ["a"]))
+        add(closed, records(random, ["a"]))
     with pytest.raises(RuntimeError, match="was closed"):
         closed.bind("other")
     assert not (tmp_path / "s" / "engine").exists()
@@ -251,13 +250,13 @@ def test_a_creation_that_failed_is_tried_again(
     def fail(_: StoreFolder) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with EmbeddedStore(tmp_path / "s") as store:
+    with EdgeStore(tmp_path / "s") as store:
         with monkeypatch.context() as patch:
             patch.setattr(StoreFolder, "finish", fail)
             with pytest.raises(OSError, match="No space left"):
-                store.upsert(records(random, ["a"]))
+                add(store, records(random, ["a"]))
         assert (store.modes, store.count()) == ((), 0)
-        store.upsert(records(random, ["b"]))
+        add(store, records(random, ["b"]))
         assert store.count() == 1
 
 
@@ -265,10 +264,10 @@ def test_a_full_disk_is_seen_before_the_first_record(
     tmp_path: Path, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = type("Usage", (), {"free": 100 << 20})()
-    monkeypatch.setattr("m3_integrations.store.embedded.shutil.disk_usage", lambda _: free)
-    with EmbeddedStore(tmp_path / "s") as store:
+    monkeypatch.setattr("m3_integrations.store.edge.shutil.disk_usage", lambda _: free)
+    with EdgeStore(tmp_path / "s") as store:
         with pytest.raises(OSError, match="MB of free disk are needed, 100 MB are there"):
-            store.upsert(records(random, ["a"]))
+            add(store, records(random, ["a"]))
         assert (store.modes, store.count()) == ((), 0)
         assert not (tmp_path / "s" / "engine").exists()
 
@@ -276,10 +275,10 @@ def test_a_full_disk_is_seen_before_the_first_record(
 def test_long_texts_are_pooled_to_what_a_server_takes_and_flagged(
     tmp_path: Path, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("m3_integrations.store.format._MAX_NUMBERS", 4 * TOKEN_DIM + 5)
+    monkeypatch.setattr("m3_integrations.store.points._MAX_NUMBERS", 4 * TOKEN_DIM + 5)
     long, short = random_vectors(random, 1, tokens=10), random_vectors(random, 1, tokens=4)
-    with EmbeddedStore(tmp_path / "s") as store:
-        store.upsert([Record("long", "", {}, long), Record("short", "", {}, short)])
+    with EdgeStore(tmp_path / "s") as store:
+        add(store, [Record("long", "", {}, long), Record("short", "", {}, short)])
         one, two = store.get(["long", "short"], with_vectors=True)
         assert (one.is_pooled, two.is_pooled) == (True, False)
         assert one.vectors is not None
@@ -292,18 +291,18 @@ def test_long_texts_are_pooled_to_what_a_server_takes_and_flagged(
 def test_a_full_disk_is_seen_before_anything_is_written(
     tmp_path: Path, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with EmbeddedStore(tmp_path / "s") as store:
-        store.upsert(records(random, ["a"]))
+    with EdgeStore(tmp_path / "s") as store:
+        add(store, records(random, ["a"]))
         free = type("Usage", (), {"free": 100 << 20})()
         with monkeypatch.context() as patch:
-            patch.setattr("m3_integrations.store.embedded.shutil.disk_usage", lambda _: free)
+            patch.setattr("m3_integrations.store.edge.shutil.disk_usage", lambda _: free)
             with pytest.raises(OSError, match="MB of free disk are needed, 100 MB are there"):
-                store.upsert(records(random, ["b"]))
+                add(store, records(random, ["b"]))
             with pytest.raises(OSError, match="MB of free disk are needed, 100 MB are there"):
                 store.optimize()
         assert store.count() == 1
-        store.upsert(records(random, ["b"]))
-    with EmbeddedStore(tmp_path / "s") as store:
+        add(store, records(random, ["b"]))
+    with EdgeStore(tmp_path / "s") as store:
         assert store.count() == 2
 
 
@@ -313,14 +312,15 @@ import resource, sys
 import numpy as np
 from m3_integrations import open_store, Record
 from tests.fakes import random_vectors
+from tests.store.oracle import add
 random = np.random.default_rng(0)
 store = open_store({str(tmp_path / "s")!r})
-store.upsert([Record("a", "kept", {{}}, random_vectors(random, 1))])
+add(store, [Record("a", "kept", {{}}, random_vectors(random, 1))])
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
 acknowledged = 0
 try:
     for i in range(1000):
-        store.upsert([Record(f"r{{i}}", random.bytes(100_000).hex(), {{}}, random_vectors(random, 1))])
+        add(store, [Record(f"r{{i}}", random.bytes(100_000).hex(), {{}}, random_vectors(random, 1))])
         acknowledged += 1
 except OSError as error:
     print(acknowledged, error)
@@ -330,7 +330,7 @@ except OSError as error:
     assert "close the store and open it again" in message
     assert int(acknowledged) > 3
     with open_store(tmp_path / "s") as store:
-        store.upsert([Record("z", "later", {}, random_vectors(np.random.default_rng(1), 1))])
+        add(store, [Record("z", "later", {}, random_vectors(np.random.default_rng(1), 1))])
         ids = ["a", *(f"r{i}" for i in range(int(acknowledged))), "z"]
         assert [record.id for record in store.get(ids)] == ids
 
@@ -348,12 +348,13 @@ def test_a_really_full_disk_loses_nothing(tmp_path: Path) -> None:
 import numpy as np
 from m3_integrations import open_store, Record
 from tests.fakes import random_vectors
+from tests.store.oracle import add
 random = np.random.default_rng(0)
 store = open_store({str(disk / "s")!r})
 acknowledged = 0
 try:
     for i in range(1000):  # what the engine's compression cannot shrink
-        store.upsert([Record(f"r{{i}}", random.bytes(500_000).hex() + str(i), {{}}, random_vectors(random, 1))])
+        add(store, [Record(f"r{{i}}", random.bytes(500_000).hex() + str(i), {{}}, random_vectors(random, 1))])
         acknowledged += 1
 except OSError as error:
     print(acknowledged, error)

@@ -11,25 +11,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from m3_integrations.store import embedded, folder
-from m3_integrations.store.embedded import EmbeddedStore
-from tests.store.oracle import records
+from m3_integrations.store import edge, folder
+from m3_integrations.store.edge import EdgeStore
+from tests.store.oracle import add, records
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the engine writes all out at every change")
 
 
 @pytest.fixture
-def store(tmp_path: Path, random: np.random.Generator) -> Iterator[EmbeddedStore]:
+def store(tmp_path: Path, random: np.random.Generator) -> Iterator[EdgeStore]:
     """One that has been opened again and has written out its first change."""
-    with EmbeddedStore(tmp_path / "s") as store:
-        store.upsert(records(random, ["a", "b"]))
-    with EmbeddedStore(tmp_path / "s") as store:
-        store.upsert(records(random, ["c"]))
+    with EdgeStore(tmp_path / "s") as store:
+        add(store, records(random, ["a", "b"]))
+    with EdgeStore(tmp_path / "s") as store:
+        add(store, records(random, ["c"]))
         yield store
 
 
 @pytest.fixture
-def synced(store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+def synced(store: EdgeStore, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """What is synced from now on."""
     seen: list[Path] = []
     real = folder._sync
@@ -47,9 +47,9 @@ def is_log(path: Path) -> bool:
 
 
 def test_a_change_syncs_every_file_of_the_log_and_nothing_else(
-    store: EmbeddedStore, synced: list[Path], random: np.random.Generator
+    store: EdgeStore, synced: list[Path], random: np.random.Generator
 ) -> None:
-    store.upsert(records(random, ["d"]))
+    add(store, records(random, ["d"]))
     log = [path.relative_to(store.folder / "engine") for path in (store.folder / "engine" / "wal").iterdir()]
     assert set(synced) == {*log, Path("wal")}
     synced.clear()
@@ -58,13 +58,13 @@ def test_a_change_syncs_every_file_of_the_log_and_nothing_else(
 
 
 def test_everything_is_written_out_once_in_so_many_bytes_and_the_log_first(
-    store: EmbeddedStore, synced: list[Path], random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+    store: EdgeStore, synced: list[Path], random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded, "_MAX_LOGGED_BYTES", 30_000)
+    monkeypatch.setattr(edge, "_MAX_LOGGED_BYTES", 30_000)
     n_times = 0
     for i in range(40):
         synced.clear()
-        store.upsert(records(random, [f"r{i}"]))
+        add(store, records(random, [f"r{i}"]))
         others = [n for n, path in enumerate(synced) if not is_log(path)]
         if others:
             n_times += 1
@@ -74,18 +74,18 @@ def test_everything_is_written_out_once_in_so_many_bytes_and_the_log_first(
 
 
 def test_the_first_change_after_opening_is_written_out(
-    store: EmbeddedStore, synced: list[Path], random: np.random.Generator
+    store: EdgeStore, synced: list[Path], random: np.random.Generator
 ) -> None:
-    store.upsert(records(random, ["d"]))
+    add(store, records(random, ["d"]))
     assert all(map(is_log, synced))
     store.close()
-    with EmbeddedStore(store.folder) as again:
+    with EdgeStore(store.folder) as again:
         synced.clear()
-        again.upsert(records(random, ["e"]))
+        add(again, records(random, ["e"]))
         assert not all(map(is_log, synced))
 
 
-def test_the_log_gets_new_files_when_a_store_is_opened(store: EmbeddedStore, random: np.random.Generator) -> None:
+def test_the_log_gets_new_files_when_a_store_is_opened(store: EdgeStore, random: np.random.Generator) -> None:
     """What the system failed to write is on no disk, though every reader sees it."""
 
     def open_logs() -> dict[str, int]:
@@ -94,7 +94,7 @@ def test_the_log_gets_new_files_when_a_store_is_opened(store: EmbeddedStore, ran
     before = open_logs()
     store.close()
     size = sum(file.stat().st_size for file in (store.folder / "engine" / "wal").iterdir())
-    with EmbeddedStore(store.folder) as again:
+    with EdgeStore(store.folder) as again:
         after = open_logs()
         assert before.keys() <= after.keys()
         assert all(after[name] != inode for name, inode in before.items())
@@ -104,7 +104,7 @@ def test_the_log_gets_new_files_when_a_store_is_opened(store: EmbeddedStore, ran
 
 
 def test_all_is_written_out_at_every_change_where_the_log_cannot_be_renewed(
-    store: EmbeddedStore, synced: list[Path], random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+    store: EdgeStore, synced: list[Path], random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: int) -> None:
         raise OSError(errno.ENOSPC, "no space")
@@ -112,10 +112,10 @@ def test_all_is_written_out_at_every_change_where_the_log_cannot_be_renewed(
     store.close()
     with monkeypatch.context() as patch:
         patch.setattr("m3_integrations.store.folder.os.posix_fallocate", full)
-        again = EmbeddedStore(store.folder)
+        again = EdgeStore(store.folder)
     for id_ in ("d", "e"):
         synced.clear()
-        again.upsert(records(random, [id_]))
+        add(again, records(random, [id_]))
         assert not all(map(is_log, synced))
     again.close()
     assert sorted(path.name for path in store.folder.iterdir()) == ["engine", "m3-store.json", "m3-store.lock"]
@@ -123,14 +123,14 @@ def test_all_is_written_out_at_every_change_where_the_log_cannot_be_renewed(
 
 @pytest.mark.parametrize("kind", ["upsert", "flush", "optimize"])
 def test_after_a_failed_sync_nothing_more_is_acknowledged_until_it_is_opened_again(
-    store: EmbeddedStore, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch, kind: str
+    store: EdgeStore, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     def fail(_: int) -> None:
         raise OSError(errno.EIO, "the disk is failing")
 
     def change() -> None:
         if kind == "upsert":
-            store.upsert(records(random, ["d"]))
+            add(store, records(random, ["d"]))
         else:
             getattr(store, kind)()
 
@@ -139,19 +139,21 @@ def test_after_a_failed_sync_nothing_more_is_acknowledged_until_it_is_opened_aga
         with pytest.raises(OSError, match=r"disk is failing.*close the store and open it again"):
             change()
     with pytest.raises(OSError, match="close the store and open it again"):
-        store.upsert(records(random, ["e"]))
+        add(store, records(random, ["e"]))
     with pytest.raises(OSError, match="close the store and open it again"):
         store.delete(["a"])
     assert store.get(["a"])
     store.close()
-    with EmbeddedStore(store.folder) as again:
-        again.upsert(records(random, ["f"]))
+    with EdgeStore(store.folder) as again:
+        add(again, records(random, ["f"]))
         assert {"a", "b", "c", "f"} <= {record.id for record in again.records()} <= {"a", "b", "c", "d", "f"}
 
 
 def test_a_close_that_fails_lets_go_of_the_folder(
-    store: EmbeddedStore, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+    store: EdgeStore, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shard = store._opened()
+
     class Failing:
         def flush(self) -> None:
             raise Exception("the disk is failing")  # noqa: TRY002 - as the engine does
@@ -159,16 +161,15 @@ def test_a_close_that_fails_lets_go_of_the_folder(
         def close(self) -> None:
             shard.close()
 
-    shard = store._engine._shard  # type: ignore[attr-defined]
-    monkeypatch.setattr(store._engine, "_shard", Failing())
+    monkeypatch.setattr(store, "_shard", Failing())
     with pytest.raises(OSError, match="disk is failing"):
         store.close()
-    with EmbeddedStore(store.folder) as again:
+    with EdgeStore(store.folder) as again:
         assert again.count() == 3
 
 
 def test_without_file_handles_nothing_is_acknowledged_and_nothing_broken(
-    store: EmbeddedStore, random: np.random.Generator
+    store: EdgeStore, random: np.random.Generator
 ) -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     handles = []
@@ -179,12 +180,12 @@ def test_without_file_handles_nothing_is_acknowledged_and_nothing_broken(
             while True:
                 handles.append(os.open(os.devnull, os.O_RDONLY))
         with pytest.raises(OSError, match="Too many open files"):
-            store.upsert(changes[0])
+            add(store, changes[0])
     finally:
         for handle in handles:
             os.close(handle)
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    store.upsert(changes[1])
+    add(store, changes[1])
     assert {"a", "b", "c", "e"} <= {record.id for record in store.records()}
 
 

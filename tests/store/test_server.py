@@ -25,7 +25,7 @@ from m3_integrations.langchain import M3HybridRetriever
 from m3_integrations.llama_index import M3HybridRetriever as NodeRetriever
 from m3_integrations.store import server
 from m3_integrations.store.server import ServerStore
-from tests.store.oracle import records
+from tests.store.oracle import add, records
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_a_collection_is_made_with_what_was_asked(monkeypatch: pytest.MonkeyPatc
     create = client.create_collection
     monkeypatch.setattr(client, "create_collection", lambda name, **given: (made.update(given), create(name, **given)))
     store = ServerStore("x", client=client, shard_number=3, replication_factor=2, on_disk=True, multi_vector="turbo8")
-    store.upsert(records(random, ["a"]))
+    add(store, records(random, ["a"]))
     assert (made["shard_number"], made["replication_factor"]) == (3, 2)
     dense, tokens = made["vectors_config"]["dense"], made["vectors_config"]["multi_vector"]
     assert (dense.size, dense.distance, dense.on_disk) == (8, models.Distance.DOT, True)
@@ -65,13 +65,13 @@ def test_another_process_finds_what_the_first_has_made(random: np.random.Generat
     first.bind("one")
     second.bind("two")  # nothing is there yet
     assert second.count() == 0
-    first.upsert(records(random, ["a"]))
+    add(first, records(random, ["a"]))
     third = ServerStore("x", client=client)
     assert (third.count(), third.fingerprint, third.modes) == (1, "one", ("dense", "lexical", "multi_vector"))
     with pytest.raises(ValueError, match="of the model one, not of two"):
         third.bind("two")
     with pytest.raises(ValueError, match="of the model one, not of two"):
-        second.upsert(records(random, ["b"]))
+        add(second, records(random, ["b"]))
     assert third.count() == 1
 
 
@@ -79,14 +79,14 @@ def test_a_model_is_written_down_whoever_makes_the_collection(random: np.random.
     client = QdrantClient(":memory:")
     first, second = ServerStore("x", client=client), ServerStore("x", client=client)
     first.bind("one")  # there is no collection yet to write it into
-    second.upsert(records(random, ["a"]))
-    first.upsert(records(random, ["b"]))
+    add(second, records(random, ["a"]))
+    add(first, records(random, ["b"]))
     assert ServerStore("x", client=client).fingerprint == "one"
 
 
 def test_of_two_processes_that_bind_the_first_decides(random: np.random.Generator) -> None:
     client = QdrantClient(":memory:")
-    ServerStore("x", client=client).upsert(records(random, ["a"]))
+    add(ServerStore("x", client=client), records(random, ["a"]))
     first, second = ServerStore("x", client=client), ServerStore("x", client=client)
     first.bind("one")
     with pytest.raises(ValueError, match="of the model one, not of two"):
@@ -143,13 +143,13 @@ def test_a_servers_errors_are_built_in_ones_whenever_they_come(
 ) -> None:
     client = QdrantClient(":memory:")
     store = ServerStore("x", client=client)
-    store.upsert(records(random, ["a"]))
+    add(store, records(random, ["a"]))
 
     def fail(*_: object, **__: object) -> None:
         raise error
 
     uses: dict[str, Callable[[], object]] = {
-        "upsert": lambda: store.upsert(records(random, ["b"])),
+        "upsert": lambda: add(store, records(random, ["b"])),
         "count": store.count,
         "scroll": lambda: list(store.records()),
     }
@@ -177,9 +177,9 @@ def test_an_index_that_was_not_made_with_the_collection_is_made_later(
     with monkeypatch.context() as patch:
         patch.setattr(client, "create_payload_index", fail)
         with pytest.raises(OSError, match="answered 500"):
-            store.upsert(records(random, ["a"]))
+            add(store, records(random, ["a"]))
     monkeypatch.setattr(client, "create_payload_index", lambda _, key, **__: made.append(key))
-    store.upsert(records(random, ["a"]))
+    add(store, records(random, ["a"]))
     assert "terms" in made
 
 
@@ -210,7 +210,7 @@ def test_a_real_server_answers_by_grpc_and_by_rest(prefer_grpc: bool, random: np
     key = os.environ.get("QDRANT_API_KEY")
     with open_store(os.environ["QDRANT_URL"], api_key=key, collection=name, prefer_grpc=prefer_grpc) as store:
         store.bind("one")
-        store.upsert(records(random, [f"r{i}" for i in range(120)]))
+        add(store, records(random, [f"r{i}" for i in range(120)]))
         store.optimize()
         with pickle.loads(pickle.dumps(store)) as other:
             assert (other.count(), other.fingerprint) == (120, "one")

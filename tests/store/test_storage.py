@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from m3_integrations import Record, Searcher
-from m3_integrations.store.pooling import group_starts, pool_tokens, pooled_lengths
 from m3_integrations.vectors import MultiVectorRows, offsets_of
+from m3_integrations.vectors.pooling import group_starts, pool_tokens, pooled_lengths
 from tests.fakes import FakeEncoder, random_vectors
 from tests.store.conftest import OpenStore
+from tests.store.oracle import add
 from tests.store.test_conformance import wide_vectors
 
 
@@ -34,7 +35,7 @@ def test_compressed_token_vectors_score_nearly_the_same(
 ) -> None:
     store = open_kind("folder", multi_vector=multi_vector)
     many, query = wide_vectors(random, 20, tokens=20), wide_vectors(random, 1, tokens=10)
-    store.upsert([Record(f"r{i}", "", {}, many[i]) for i in range(20)])
+    add(store, [Record(f"r{i}", "", {}, many[i]) for i in range(20)])
     _, scores = store.scores(query, [f"r{i}" for i in range(20)], ["multi_vector"])
     exact = [(query.multi_vector[0] @ tokens.T).max(axis=1).mean() for tokens in many.multi_vector]
     assert np.abs(scores["multi_vector"] - exact).max() < tolerance
@@ -72,7 +73,7 @@ def test_a_record_of_token_vectors_alone_is_refused_where_none_are_kept(
 ) -> None:
     store = open_kind("folder", multi_vector="none")
     with pytest.raises(ValueError, match="has multi_vector vectors only: none is kept"):
-        store.upsert([Record("a", "", {}, random_vectors(random, 1).select(["multi_vector"]))])
+        add(store, [Record("a", "", {}, random_vectors(random, 1).select(["multi_vector"]))])
 
 
 def test_an_explanation_names_the_tokens_that_a_pooled_vector_stands_for(open_kind: OpenStore) -> None:

@@ -4,23 +4,23 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from m3_integrations import M3Vectors, Record, Searcher, Store, open_store, scoring
-from m3_integrations.store.collection import CollectionStore
-from m3_integrations.store.embedded import EmbeddedStore
+from m3_integrations.store.edge import EdgeStore
 from m3_integrations.store.memory import MemoryStore
-from m3_integrations.store.points import Point
-from m3_integrations.vectors import Kind, MultiVectorRows
+from m3_integrations.store.qdrant import QdrantStore
+from m3_integrations.vectors import Kind, Mode, MultiVectorRows
 from tests.fakes import FakeEncoder, random_vectors
 from tests.store.conftest import OpenStore
-from tests.store.oracle import records, vectors
+from tests.store.oracle import add, records, vectors
 
 
 def read_and_write(store: Store, seconds: float) -> int:
@@ -28,14 +28,14 @@ def read_and_write(store: Store, seconds: float) -> int:
     random = np.random.default_rng(0)
     kept, queries = records(random, [f"kept{i}" for i in range(50)]), vectors(random, 20)
     moving = records(random, [f"moving{i}" for i in range(30)])
-    store.upsert(kept)
+    add(store, kept)
     everything = M3Vectors.concatenate([record.vectors for record in kept if record.vectors is not None])
     end, done = time.monotonic() + seconds, threading.Event()
 
     def write() -> int:
         i = 0
         while time.monotonic() < end:
-            store.upsert(moving[i % 30 : i % 30 + 3])
+            add(store, moving[i % 30 : i % 30 + 3])
             store.delete([moving[(i * 7) % 30].id])
             if i % 50 == 49:
                 store.optimize()
@@ -74,7 +74,7 @@ def test_readers_of_a_new_store_see_nothing_or_its_first_records(store: Store, r
     with ThreadPoolExecutor(1) as pool:
         counts = pool.submit(read)
         try:
-            store.upsert(first)
+            add(store, first)
         finally:
             is_done.set()
         assert counts.result() <= {0, 2}
@@ -83,16 +83,16 @@ def test_readers_of_a_new_store_see_nothing_or_its_first_records(store: Store, r
 
 def test_of_two_first_records_of_other_sizes_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both_checked = threading.Barrier(2)
-    create = CollectionStore._create
+    create = QdrantStore._create
 
-    def create_late(store: CollectionStore, vectors: M3Vectors) -> None:
+    def create_late(store: QdrantStore, sizes: Mapping[Mode, int]) -> None:
         both_checked.wait(timeout=60)
-        create(store, vectors)
+        create(store, sizes)
 
-    monkeypatch.setattr(CollectionStore, "_create", create_late)
+    monkeypatch.setattr(QdrantStore, "_create", create_late)
     sizes = [Record(str(d), "", {}, M3Vectors(dense=np.eye(1, d, dtype=np.float32))) for d in (4, 6)]
-    with EmbeddedStore(tmp_path / "s") as store, ThreadPoolExecutor(2) as pool:
-        futures = [pool.submit(store.upsert, [record]) for record in sizes]
+    with EdgeStore(tmp_path / "s") as store, ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(add, store, [record]) for record in sizes]
         (error,) = [error for future in futures if (error := future.exception()) is not None]
         assert isinstance(error, ValueError)
         assert "dense vectors of length" in str(error)
@@ -132,20 +132,20 @@ def test_batches_are_small_outside_the_main_thread(tmp_path: Path, monkeypatch: 
     many = random_vectors(random, 40, tokens=4000)  # 40 of about 0.1 MB
     sizes: list[int] = []
     with open_store(tmp_path / "s") as store:
-        engine = store._engine  # type: ignore[attr-defined]
-        upsert = engine.upsert
+        assert isinstance(store, EdgeStore)
+        write = store._write
 
-        def measured(points: Sequence[Point]) -> None:
+        def measured(points: list[Any], *rest: Any) -> None:
             sizes.append(len(points))
-            upsert(points)
+            write(points, *rest)
 
-        monkeypatch.setattr(engine, "upsert", measured)
+        monkeypatch.setattr(store, "_write", measured)
         made = records(random, [f"r{i}" for i in range(40)])
         added = [replace(record, vectors=many[i]) for i, record in enumerate(made)]
-        store.upsert(added)
+        add(store, added)
         assert sizes == [40]
         with ThreadPoolExecutor(1) as pool:
-            pool.submit(store.upsert, added).result()
+            pool.submit(add, store, added).result()
         assert len(sizes) > 4
         assert sum(sizes) == 80
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from m3_integrations.vectors import FloatArray, IntArray, MultiVectorRows, offsets_of
+from m3_integrations.vectors.arrays import FloatArray, IntArray, MultiVectorRows, offsets_of
 
 
 def pooled_lengths(lengths: IntArray, factor: IntArray, limit: int) -> IntArray:
-    """Give how many vectors texts keep: a part of their tokens, rounded up, and never more than the limit.
+    """Return how many vectors texts keep: a part of their tokens, rounded up, and never more than the limit.
 
     Args:
         lengths: (n,) tokens of every text.
@@ -22,7 +22,7 @@ def pooled_lengths(lengths: IntArray, factor: IntArray, limit: int) -> IntArray:
 
 
 def group_starts(n_tokens: int, n_groups: int) -> IntArray:
-    """Give the first token of every group when n tokens are cut into n groups of sizes that differ by one at most.
+    """Return the first token of every group when n tokens are cut into groups whose sizes differ by one at most.
 
     Returns:
         (n_groups,) int64, rising from 0.
@@ -31,7 +31,7 @@ def group_starts(n_tokens: int, n_groups: int) -> IntArray:
 
 
 def pool_tokens(rows: MultiVectorRows, lengths: IntArray) -> MultiVectorRows:
-    """Give every text this many vectors: the means of runs of neighbouring tokens, at unit length again.
+    """Return this many vectors for every text: the means of runs of neighbouring tokens, at unit length again.
 
     Neighbours, not the most similar tokens as in Clavié, Chaffin and Adams (2024, "Reducing the footprint of
     multi-vector retrieval with minimal performance impact via token pooling"), whose sequential pooling this is: it
@@ -41,10 +41,12 @@ def pool_tokens(rows: MultiVectorRows, lengths: IntArray) -> MultiVectorRows:
         rows: The token vectors of n texts.
         lengths: (n,) how many vectors each is to have; no more than its tokens, and 1 or more where it has any.
     """
-    parts = [
-        rows[i] if len(rows[i]) == length else _means(rows[i], int(length)) for i, length in enumerate(lengths.tolist())
-    ]
-    return MultiVectorRows(offsets_of(lengths), np.concatenate([rows.flat[:0], *parts]))
+    offsets = offsets_of(lengths)
+    pooled = np.empty((offsets[-1], rows.flat.shape[1]), np.float32)
+    for i, n in enumerate(lengths.tolist()):
+        tokens = rows.flat[rows.offsets[i] : rows.offsets[i + 1]]
+        pooled[offsets[i] : offsets[i + 1]] = tokens if len(tokens) == n else _means(tokens, n)
+    return MultiVectorRows(offsets, pooled)
 
 
 def _means(tokens: FloatArray, n: int) -> FloatArray:

@@ -7,61 +7,64 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Final
+
+import numpy as np
 
 from m3_integrations.vectors import M3Vectors, Mode
 
-_ENTRY_OVERHEAD_BYTES = 1400
+_ENTRY_OVERHEAD_BYTES: Final = 1400
 """What the objects of an entry cost beside its arrays (tracemalloc over 2,000 texts in three modes: 1,354)."""
+
+
+_FEW_TEXTS: Final = 16
+"""A call of more texts is a long one."""
 
 
 @dataclass(frozen=True, slots=True)
 class CachedText:
-    """The vectors of one text, and whether it was cut to its length limit."""
+    """The vectors of one text, whether it was cut to its length limit, and what keeping them costs."""
 
     vectors: M3Vectors
     is_truncated: bool
-
-    @property
-    def size_bytes(self) -> int:
-        """What keeping it costs."""
-        return self.vectors.nbytes + _ENTRY_OVERHEAD_BYTES
+    size_bytes: int
 
 
 def cache_key(text: str, max_length: int, pooling: str) -> bytes:
-    """Give 20 bytes that stand for a text under the settings its vectors depend on; the text itself is not kept.
-
-    Raises:
-        UnicodeEncodeError: If the text holds half of a surrogate pair.
-    """
+    """Return 20 bytes that stand for a text under the settings its vectors depend on; the text itself is not kept."""
     return blake2b(f"{pooling} {max_length} {text}".encode(), digest_size=20).digest()
 
 
 class VectorCache:
-    """The least recently used texts are dropped first. Safe to use from many threads."""
+    """The least recently used texts are dropped first. Safe to use from many threads.
+
+    The texts of long calls share half of the room, so that an import does not drive out what interactive callers ask.
+    """
 
     def __init__(self) -> None:
-        self._entries: OrderedDict[bytes, CachedText] = OrderedDict()
-        self._size_bytes = 0
-        self._max_size_bytes = 0
+        self._few: OrderedDict[bytes, CachedText] = OrderedDict()  # texts of short calls
+        self._many: OrderedDict[bytes, CachedText] = OrderedDict()  # texts of long calls
+        self._few_bytes = self._many_bytes = self._max_size_bytes = 0
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._few) + len(self._many)
 
     @property
     def size_bytes(self) -> int:
         """What is held now."""
-        return self._size_bytes
+        return self._few_bytes + self._many_bytes
 
     def get(self, keys: Iterable[bytes], modes: Iterable[Mode]) -> dict[bytes, CachedText]:
-        """Give the entries among these keys that have all these modes."""
+        """Return the entries among these keys that have all these modes."""
         needed = set(modes)
         found: dict[bytes, CachedText] = {}
         with self._lock:
             for key in keys:
-                entry = self._entries.get(key)
+                entries = self._few if key in self._few else self._many
+                entry = entries.get(key)
                 if entry is not None and needed.issubset(entry.vectors.modes):
-                    self._entries.move_to_end(key)
+                    entries.move_to_end(key)
                     found[key] = entry
         return found
 
@@ -72,8 +75,6 @@ class VectorCache:
     def put(self, keys: Sequence[bytes], vectors: M3Vectors, truncated: Collection[bytes]) -> None:
         """Keep the last of these texts, as many as fit in half of the cache, and drop the oldest to make room.
 
-        Half, so that a long run does not drive out what interactive callers ask for.
-
         Args:
             keys: One per text.
             vectors: Those of the texts; they are copied.
@@ -81,7 +82,8 @@ class VectorCache:
         """
         room, fitting = self._max_size_bytes // 2, list[tuple[bytes, CachedText]]()
         for i in range(len(keys) - 1, -1, -1):
-            entry = CachedText(vectors[i], keys[i] in truncated)
+            one = vectors.take(np.array([i]))
+            entry = CachedText(one, keys[i] in truncated, one.nbytes + _ENTRY_OVERHEAD_BYTES)
             if entry.size_bytes > room:
                 break
             room -= entry.size_bytes
@@ -89,11 +91,19 @@ class VectorCache:
         with self._lock:
             for key, entry in reversed(fitting):
                 self._drop(key)
-                self._entries[key] = entry
-                self._size_bytes += entry.size_bytes
-            while self._size_bytes > self._max_size_bytes:
-                self._drop(next(iter(self._entries)))
+                if len(keys) <= _FEW_TEXTS:
+                    self._few[key] = entry
+                    self._few_bytes += entry.size_bytes
+                else:
+                    self._many[key] = entry
+                    self._many_bytes += entry.size_bytes
+            while self._many_bytes > self._max_size_bytes // 2:
+                self._drop(next(iter(self._many)))
+            while self.size_bytes > self._max_size_bytes:
+                self._drop(next(iter(self._many or self._few)))
 
     def _drop(self, key: bytes) -> None:
-        if (entry := self._entries.pop(key, None)) is not None:
-            self._size_bytes -= entry.size_bytes
+        if (entry := self._few.pop(key, None)) is not None:
+            self._few_bytes -= entry.size_bytes
+        elif (entry := self._many.pop(key, None)) is not None:
+            self._many_bytes -= entry.size_bytes

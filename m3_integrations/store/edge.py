@@ -9,20 +9,15 @@ import shutil
 import sys
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NoReturn
 
 import qdrant_edge as edge
 
-from m3_integrations.store.collection import CollectionStore
-from m3_integrations.store.edge_types import as_config, as_filter, as_request, as_vectors
-from m3_integrations.store.engine import Ask
-from m3_integrations.store.filters import Filter
 from m3_integrations.store.folder import StoreFolder, sync_log, sync_tree
-from m3_integrations.store.format import MultiVectorStorage, StoreFormat, choose_format
-from m3_integrations.store.points import Point, point_id
-from m3_integrations.store.qdrant_filters import index_paths
-from m3_integrations.store.qdrant_vectors import read_vectors
+from m3_integrations.store.points import MultiVectorStorage, StoreFormat, choose_format, point_id
+from m3_integrations.store.qdrant import Among, Found, QdrantStore
+from m3_integrations.vectors import Mode
 
 _LOG = logging.getLogger(__name__)
 
@@ -47,8 +42,26 @@ _MAX_REMEMBERED: Final = 1 << 16
 _NO_HANDLES: Final = (errno.EMFILE, errno.ENFILE)
 """Too many open files: nothing was tried, and so nothing is lost."""
 
+_DATATYPES: Final = {
+    "float16": edge.VectorStorageDatatype.Float16,
+    "turbo8": edge.VectorStorageDatatype.Turbo8,
+    "turbo4": edge.VectorStorageDatatype.Turbo4,  # type: ignore[attr-defined]  # absent from the stubs only
+}
 
-class EmbeddedStore(CollectionStore):
+
+def _as_filter(part: Mapping[str, Any]) -> Any:
+    """Return a filter that `translate` has made, or a condition of one, in the engine's types."""
+    if "nested" in part:
+        return edge.NestedCondition(part["nested"]["key"], _as_filter(part["nested"]["filter"]))
+    if "match" in part:
+        return edge.FieldCondition(part["key"], match=edge.MatchAny(**part["match"]))
+    if "range" in part:
+        return edge.FieldCondition(part["key"], range=edge.RangeFloat(**part["range"]))
+    clauses: dict[str, Any] = {clause: [_as_filter(each) for each in parts] for clause, parts in part.items()}
+    return edge.Filter(**clauses)
+
+
+class EdgeStore(QdrantStore):
     """A store in a folder, durable, for one process at a time.
 
     What an `upsert` or a delete returned from survives the end of the process and of the machine: it is in the engine's
@@ -70,6 +83,10 @@ class EmbeddedStore(CollectionStore):
         BlockingIOError: If it is open already, in this process or another.
     """
 
+    _point_type = edge.Point
+    _sparse_type = edge.SparseVector
+    _filter_type = staticmethod(_as_filter)
+
     def __init__(
         self,
         folder: str | os.PathLike[str],
@@ -77,35 +94,8 @@ class EmbeddedStore(CollectionStore):
         multi_vector: MultiVectorStorage | None = None,
         token_pooling: int | None = None,
     ) -> None:
-        place = StoreFolder(folder)
-        try:
-            found = place.read()
-            format_ = choose_format(str(place.path), found, multi_vector, token_pooling)
-            if found is None:
-                place.write(format_)
-            engine = _EdgeEngine(place, format_)
-        except BaseException:
-            place.unlock()
-            raise
-        super().__init__(engine, format_)
-        self.folder = place.path
-
-    def __repr__(self) -> str:
-        return f"EmbeddedStore({str(self.folder)!r})"
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            "a store in a folder cannot be pickled, as one process has it open: use a server store, "
-            "open_store('http://...'), which every process can open"
-        )
-
-
-class _EdgeEngine:
-    """Qdrant Edge, which holds the interpreter during calls."""
-
-    def __init__(self, folder: StoreFolder, format_: StoreFormat) -> None:
-        self._folder = folder
-        self._format = format_
+        self._folder = StoreFolder(folder)
+        self.folder = self._folder.path
         self._lock = threading.RLock()
         self._shard: edge.EdgeShard | None = None
         self._indexed_keys: set[str] = set()
@@ -116,94 +106,112 @@ class _EdgeEngine:
         self._n_logged_bytes = _MAX_LOGGED_BYTES  # what a crash left in the log: the first change writes it out
         self._broken_by: Exception | None = None
         self._is_log_enough = _IS_LOG_ENOUGH
-        if folder.engine.exists():
-            self._is_log_enough = _IS_LOG_ENOUGH and folder.renew_log()
+        try:
+            super().__init__(self._open(multi_vector, token_pooling))
+        except BaseException:
+            self._folder.unlock()
+            raise
+
+    def __repr__(self) -> str:
+        return f"EdgeStore({str(self.folder)!r})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a store in a folder cannot be pickled, as one process has it open: use a server store, "
+            "open_store('http://...'), which every process can open"
+        )
+
+    def _open(self, multi_vector: MultiVectorStorage | None, token_pooling: int | None) -> StoreFormat:
+        """Open what is in the folder, and return its format."""
+        found, engine = self._folder.read(), self._folder.engine
+        format_ = choose_format(str(self.folder), found, multi_vector, token_pooling)
+        if found is None:
+            self._folder.write(format_)
+        if engine.exists():
+            self._is_log_enough = _IS_LOG_ENOUGH and self._folder.renew_log()
             self._load()
         elif format_.modes:
-            raise ValueError(f"{folder.path} has lost its folder {folder.engine.name!r} with the records: restore it")
+            raise ValueError(f"{self.folder} has lost its folder {engine.name!r} with the records: restore it")
+        return format_
 
-    def lock(self) -> threading.RLock:
-        return self._lock
+    def _read_format(self) -> StoreFormat:
+        return self._format  # nobody else has the folder open
 
-    def read_format(self) -> StoreFormat | None:
-        return self._format
+    def _write_format(self, format_: StoreFormat) -> None:
+        self._folder.write(format_)
 
-    def create(self, format_: StoreFormat) -> StoreFormat:
+    def _create_engine(self, format_: StoreFormat) -> StoreFormat:
         self._check_disk(0)
         self._folder.discard_unfinished()
         self._folder.unfinished.mkdir()
-        shard = edge.EdgeShard.create(str(self._folder.unfinished), as_config(format_))
+        shard = edge.EdgeShard.create(str(self._folder.unfinished), _as_config(format_))
         shard.update(edge.UpdateOperation.create_field_index("terms", edge.KeywordIndexParams()))
         shard.flush()
         shard.close()
         self._folder.write(format_)
         self._folder.finish()
         self._load()
-        self._format = format_  # last: what failed before it can be tried again
         return format_
 
-    def bind(self, format_: StoreFormat) -> None:
-        self._folder.write(format_)
-        self._format = format_
-
-    def upsert(self, points: Sequence[Point]) -> None:
-        size_bytes = sum(point.nbytes for point in points)
+    def _write(self, points: list[Any], number_paths: Sequence[str], size_bytes: int) -> None:
         self._check_disk(size_bytes)
-        adding = edge.UpdateOperation.upsert_points(
-            [edge.Point(point.id, as_vectors(point.vectors), dict(point.payload)) for point in points if point.vectors]
-        )
         # Numbers are indexed under every key that has any; strings and booleans share one index that is there.
-        keys = [path for path in index_paths(points) if path not in self._indexed_keys]
-        self._update(*map(_index, keys), adding, size_bytes=size_bytes)
+        keys = [path for path in number_paths if path not in self._indexed_keys]
+        self._update(*map(_index, keys), edge.UpdateOperation.upsert_points(points), size_bytes=size_bytes)
         self._indexed_keys.update(keys)
         self._n_unindexed += len(points)
         if self._n_unindexed > _DUE_AT and not self._has_said_due:
             self._has_said_due = True
             _LOG.warning(
                 "%s holds about %d records that are not indexed: call optimize() once, when it may take minutes",
-                self._folder.path,
+                self.folder,
                 self._n_unindexed,
             )
 
-    def delete(self, ids: Sequence[str]) -> None:
-        self._update(edge.UpdateOperation.delete_points(list(ids)))
+    def _delete(self, *, points: list[Any] | None = None, where: Any = None) -> None:
+        if points is not None:
+            self._update(edge.UpdateOperation.delete_points(points))
+        else:
+            self._update(edge.UpdateOperation.delete_points_by_filter(where))
 
-    def delete_where(self, filter_: Filter) -> None:
-        self._update(edge.UpdateOperation.delete_points_by_filter(as_filter(filter_)))
+    def _retrieve(
+        self, points: list[Any], *, with_payload: bool = False, with_vectors: bool = False
+    ) -> list[edge.Record]:
+        return self._opened().retrieve(points, with_payload, with_vectors)
 
-    def retrieve(self, ids: Sequence[str], *, with_payload: bool, with_vectors: bool) -> dict[str, Point]:
-        found = self._opened().retrieve(list(ids), with_payload, with_vectors)
-        return {
-            str(record.id): Point(
-                str(record.id),
-                record.payload or {},
-                read_vectors(self._format, record.vector) if with_vectors else None,  # type: ignore[arg-type]
-            )
-            for record in found
-        }
+    def _scroll(self, after: Any) -> tuple[list[edge.Record], Any]:
+        return self._opened().scroll(edge.ScrollRequest(offset=after, limit=_PAGE, with_payload=True))
 
-    def scroll(self, after: Any) -> tuple[list[Point], Any]:
-        found, after = self._opened().scroll(edge.ScrollRequest(offset=after, limit=_PAGE, with_payload=True))
-        return [Point(str(record.id), record.payload or {}) for record in found], after
-
-    def count(self, filter_: Filter | None) -> int:
-        where = None if filter_ is None else as_filter(filter_)
+    def _count(self, where: Any) -> int:
         return self._opened().count(edge.CountRequest(exact=True, filter=where))
 
-    def search(self, asks: Sequence[Ask]) -> list[list[tuple[str, float]]]:
-        if not asks:
-            return []
+    def _search(
+        self, named: Mapping[Mode, Any], limits: Mapping[Mode, int], *, where: Any = None, among: Among | None = None
+    ) -> Found:
+        if not named:
+            return {}
         if len(self._names) > _MAX_REMEMBERED:
             self._names.clear()
             self._points.clear()
-        among = [None if ask.ids is None else {self._point(id_): id_ for id_ in ask.ids} for ask in asks]
-        answers = self._opened().query_batch(edge.QueryBatchRequest(list(map(as_request, asks, among))))
-        found = [[(hit.id, hit.score) for hit in answer] for answer in answers]  # each look at an id makes a new UUID
-        self._read_names([p for names, hits in zip(among, found, strict=True) if names is None for p, _ in hits])
-        return [
-            [((self._names if names is None else names)[point], score) for point, score in hits]
-            for names, hits in zip(among, found, strict=True)
+        asked = {mode: {self._point(id_): id_ for id_ in among[mode]} for mode in named} if among is not None else {}
+        requests = [
+            edge.QueryRequest(
+                limit=limits[mode],
+                query=edge.Query.Nearest(vector, using=mode),
+                filter=edge.Filter(must=[edge.HasIdCondition(set(asked[mode]))]) if asked else where,
+                with_payload=False,
+                params=edge.SearchParams(hnsw_ef=max(128, limits[mode]), exact=bool(asked)),
+            )
+            for mode, vector in named.items()
         ]
+        answers = self._opened().query_batch(edge.QueryBatchRequest(requests))
+        found = [[(hit.id, hit.score) for hit in answer] for answer in answers]  # each look at an id makes a new UUID
+        if not asked:
+            self._read_names([point for hits in found for point, _ in hits])
+        return {
+            mode: [((asked[mode] if asked else self._names)[point], score) for point, score in hits]
+            for mode, hits in zip(named, found, strict=True)
+        }
 
     def _point(self, id_: str) -> edge.PointId:
         return self._points.get(id_) or uuid.UUID(point_id(id_))
@@ -215,14 +223,14 @@ class _EdgeEngine:
                 name = (record.payload or {})["id"]
                 self._names[record.id], self._points[name] = name, record.id
 
-    def optimize(self) -> None:
+    def _optimize(self) -> None:
         shard = self._opened()
         self._check_disk(2 * sum(file.stat().st_blocks * 512 for file in self._folder.engine.rglob("*")))
         shard.optimize()
-        self.flush()
+        self._flush()
         self._n_unindexed, self._has_said_due = 0, False
 
-    def flush(self) -> None:
+    def _flush(self) -> None:
         shard = self._opened()
         try:
             if _IS_LOG_ENOUGH:
@@ -233,7 +241,7 @@ class _EdgeEngine:
             raise self._failed(error) from error
         self._n_logged_bytes = 0
 
-    def close(self) -> None:
+    def _close(self) -> None:
         shard, self._shard = self._shard, None
         try:
             if shard is not None:
@@ -256,6 +264,7 @@ class _EdgeEngine:
         self._indexed_keys = set(self._shard.info().payload_schema)
 
     def _update(self, *operations: edge.UpdateOperation, size_bytes: int = 0) -> None:
+        """Change the engine, and return when the change is durable."""
         shard = self._opened()
         if self._broken_by is not None:
             raise self._unwritable(self._broken_by)
@@ -268,7 +277,7 @@ class _EdgeEngine:
             raise self._unwritable(error) from error  # the engine raises the base class itself, whatever went wrong
         self._n_logged_bytes += size_bytes + 1000
         if not self._is_log_enough or self._n_logged_bytes >= _MAX_LOGGED_BYTES:
-            self.flush()
+            self._flush()
             return
         try:
             sync_log(self._folder.log)  # and not the many files that the changes in it change: those now and then
@@ -283,20 +292,38 @@ class _EdgeEngine:
 
     def _unwritable(self, error: Exception) -> OSError:
         return OSError(
-            f"the engine could not write to {self._folder.path}: {error}. What was acknowledged before is safe; this "
+            f"the engine could not write to {self.folder}: {error}. What was acknowledged before is safe; this "
             "change may be there in part. Remove the cause, close the store and open it again"
         )
 
     def _check_disk(self, size_bytes: int) -> None:
-        free = shutil.disk_usage(self._folder.path).free
+        free = shutil.disk_usage(self.folder).free
         needed = 2 * size_bytes + _RESERVE_BYTES
         if free < needed:
             raise OSError(
                 errno.ENOSPC,
                 f"{needed >> 20} MB of free disk are needed, {free >> 20} MB are there: nothing was written",
-                str(self._folder.path),
+                str(self.folder),
             )
 
 
-def _index(key: str) -> edge.UpdateOperation:
-    return edge.UpdateOperation.create_field_index(key, edge.IntegerIndexParams(lookup=False, range=True))
+def _index(path: str) -> edge.UpdateOperation:
+    return edge.UpdateOperation.create_field_index(path, edge.IntegerIndexParams(lookup=False, range=True))
+
+
+def _as_config(format_: StoreFormat) -> edge.EdgeConfig:
+    """Return the settings of a new collection."""
+    dense: dict[str, edge.EdgeVectorParams] = {}
+    if "dense" in format_.modes:
+        dense["dense"] = edge.EdgeVectorParams(format_.dense_dim, edge.Distance.Dot)
+    if "multi_vector" in format_.modes:
+        dense["multi_vector"] = edge.EdgeVectorParams(
+            format_.token_dim,
+            edge.Distance.Dot,
+            multivector_config=edge.MultiVectorConfig(edge.MultiVectorComparator.MaxSim),
+            datatype=_DATATYPES[format_.multi_vector],
+            # No graph: token vectors score candidates, they do not find them.
+            hnsw_config=edge.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10_000),
+        )
+    sparse = {"lexical": edge.EdgeSparseVectorParams()} if "lexical" in format_.modes else None
+    return edge.EdgeConfig(vectors=dense or None, sparse_vectors=sparse)

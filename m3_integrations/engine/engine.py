@@ -1,0 +1,291 @@
+"""A network on one or more devices with all that its handles share, and one call of `encode` on it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+
+from m3_integrations.checkpoint import load_tokenizer
+from m3_integrations.engine.cache import VectorCache, cache_key
+from m3_integrations.engine.queue import Request, Scheduler
+from m3_integrations.engine.worker import start_worker
+from m3_integrations.fingerprint import checkpoint_fingerprint
+from m3_integrations.model import M3Network
+from m3_integrations.tokenizer import Pooling
+from m3_integrations.vectors import M3Vectors, Mode
+
+# A small working set is faster on a CPU (a feed-forward layer's activations stay near the cache), a large one on a GPU.
+_TOKENS_PER_PASS_ON_CPU: Final = 1024
+_TOKENS_PER_PASS: Final = 16_384
+
+_SHUT_DOWN_TIMEOUT_S: Final = 30.0
+"""How long the end of the process waits for a forward pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderStats:
+    """What a network has done since it was loaded, for all its handles together.
+
+    Attributes:
+        forward_passes: Batches that went through the network.
+        encoded_texts: Texts that went through it.
+        encoded_tokens: Their tokens, padding not counted.
+        cache_hits: Texts that were answered from the cache.
+        truncated_texts: Texts asked for that were longer than their limit.
+    """
+
+    forward_passes: int = 0
+    encoded_texts: int = 0
+    encoded_tokens: int = 0
+    cache_hits: int = 0
+    truncated_texts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeOptions:
+    """What is asked of one call.
+
+    Attributes:
+        modes: The modes to return.
+        computed_modes: The modes to compute and to cache, `modes` among them.
+        max_length: The most tokens of a text, no more than the network has positions for.
+        pooling: How the dense vector is read off.
+        is_cached: Whether vectors may come from the cache and go into it.
+    """
+
+    modes: tuple[Mode, ...]
+    computed_modes: tuple[Mode, ...]
+    max_length: int
+    pooling: Pooling
+    is_cached: bool
+
+
+class Engine:
+    """A network with its tokenizer, its cache, and the queue through which every caller's texts reach the devices.
+
+    Args:
+        folder: The checkpoint.
+        devices: Where the network lives; a copy, and a worker, on each of them.
+        dtype: Its weights' type.
+
+    Attributes:
+        network: The network on the first device.
+        stats: The counters now.
+
+    Raises:
+        ValueError: If the checkpoint is incomplete or damaged.
+    """
+
+    def __init__(self, folder: Path, devices: tuple[torch.device, ...], dtype: torch.dtype) -> None:
+        self.folder, self.devices, self.dtype = folder, devices, dtype
+        self.tokenizer = load_tokenizer(folder)
+        pad_id, ignored_ids = self.tokenizer.pad_id, self.tokenizer.ignored_ids
+        self.networks = [
+            M3Network.load(folder, device=device, dtype=dtype, pad_id=pad_id, ignored_ids=ignored_ids)
+            for device in devices
+        ]
+        self.network = self.networks[0]
+        if (ids := len(self.tokenizer.vocabulary)) > (rows := self.network.vocabulary_size):
+            raise ValueError(f"the tokenizer in {folder} has ids up to {ids - 1}, the network only {rows} embeddings")
+        self.cache = VectorCache()
+        self.counters = _Counters()
+        self.process_id = os.getpid()
+        is_on_cpu = devices[0].type == "cpu"
+        self.scheduler = Scheduler(
+            _TOKENS_PER_PASS_ON_CPU if is_on_cpu else _TOKENS_PER_PASS,
+            is_packed=self.network.is_packed,
+            n_workers=len(devices),
+            # It must not hold the engine, which would then never go.
+            start_worker=partial(start_worker, is_pipelined=not is_on_cpu, count=self.counters.add),
+        )
+        weakref.finalize(self, self.scheduler.close)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Which model it is; see `checkpoint_fingerprint`."""
+        return checkpoint_fingerprint(self.folder, self.tokenizer.vocabulary)
+
+    @cached_property
+    def executor(self) -> ThreadPoolExecutor:
+        """Threads for asynchronous callers, apart from the event loop's own pool, which others need too."""
+        return ThreadPoolExecutor(thread_name_prefix="m3-encoder")
+
+    def shut_down(self) -> None:
+        """End every waiting request with an error, and wait for the passes that are running."""
+        if os.getpid() == self.process_id:
+            self.scheduler.close()
+            for thread in list(self.scheduler.threads):
+                thread.join(_SHUT_DOWN_TIMEOUT_S)
+
+
+class _Counters:
+    """Counts for `EncoderStats`, from any thread."""
+
+    def __init__(self) -> None:
+        self.stats = EncoderStats()
+        self._lock = threading.Lock()
+
+    def add(self, **increments: int) -> None:
+        with self._lock:
+            changed = {name: getattr(self.stats, name) + increment for name, increment in increments.items()}
+            self.stats = dataclasses.replace(self.stats, **changed)
+
+
+class Call:
+    """One call of `encode` in three steps: made (which tokenizes), started, finished.
+
+    Texts that the cache knows are taken from it; one that occurs twice is encoded once. The call holds the network, so
+    that closing a handle meanwhile does not matter.
+
+    Args:
+        engine: Whose network, cache and queue are used.
+        texts: Strings, instruction included.
+        options: What is asked of them.
+    """
+
+    def __init__(self, engine: Engine, texts: Sequence[str], options: EncodeOptions) -> None:
+        self._engine, self._options = engine, options
+        self._keys = [cache_key(text, options.max_length, options.pooling) for text in texts]
+        unique = dict(zip(self._keys, texts, strict=True))
+        self._known = engine.cache.get(unique, options.computed_modes) if options.is_cached else {}
+        self._missing = [key for key in unique if key not in self._known]
+        self._tokens = engine.tokenizer(
+            [unique[key] for key in self._missing], max_length=options.max_length, pooling=options.pooling
+        )
+        self._request = Request(self._tokens, engine.networks, multi_vector="multi_vector" in options.computed_modes)
+
+    def start(self) -> Future[None]:
+        """Queue what the cache does not know; the future ends when all of it has been encoded, or with the error."""
+        if self._missing:
+            self._engine.scheduler.add(self._request)
+        else:
+            self._request.end()
+        return self._request.future
+
+    def wait(self, on_pass: Callable[[int], object] | None = None) -> None:
+        """Return when all has been encoded, or raise the error; a caller who is interrupted leaves the queue.
+
+        Args:
+            on_pass: Called after every forward pass with the number of this call's texts in it, in the caller's thread:
+                a terminal that blocks must not hold up anybody else.
+        """
+        try:
+            while (n := self._request.finished_texts.get()) is not None:
+                if on_pass is not None:
+                    on_pass(n)
+            self._request.future.result()
+        except BaseException:
+            self.cancel()
+            raise
+
+    def cancel(self) -> None:
+        """Take what has not been encoded out of the queue; the call has no results then.
+
+        It forgets the request: an error in its future holds this call by its traceback, and the two would keep each
+        other, and the network, until the garbage collector comes.
+        """
+        request = self.__dict__.pop("_request", None)
+        if request is not None:
+            request.future.cancel()
+
+    def finish(self) -> tuple[M3Vectors, int]:
+        """Return the vectors of the call's texts in their order, and how many of the texts were cut."""
+        engine, options, known = self._engine, self._options, self._known
+        fresh = self._request.vectors(engine.tokenizer.vocabulary)
+        cut = {key for key, entry in known.items() if entry.is_truncated}
+        cut.update(key for key, text in zip(self._missing, self._tokens, strict=True) if text.is_truncated)
+        if options.is_cached:
+            engine.cache.put(self._missing, fresh, cut)
+        truncated = sum(key in cut for key in self._keys)
+        hits = sum(key in known for key in self._keys)
+        if hits or truncated:
+            engine.counters.add(cache_hits=hits, truncated_texts=truncated)
+        wanted = fresh.select(options.modes)
+        if len(self._missing) == len(self._keys):
+            return wanted, truncated
+        row = {key: i for i, key in enumerate((*known, *self._missing))}
+        stored = [entry.vectors.select(options.modes) for entry in known.values()]
+        together = M3Vectors.concatenate([*stored, wanted] if self._missing else stored)
+        return together.take(np.array([row[key] for key in self._keys], dtype=np.int64)), truncated
+
+
+def windows(texts: Iterable[str], *, max_texts: int, max_tokens: int, max_length: int) -> Iterator[list[str]]:
+    """Cut a stream of texts into lists whose vectors fit in bounded memory.
+
+    A text counts as one token per character, which few texts exceed, and never as more than max_length.
+
+    Args:
+        texts: Any iterable; it is read only as far as the lists are taken.
+        max_texts: The most texts in a list.
+        max_tokens: The most tokens that a list may count; a text that counts more is a list of its own.
+        max_length: The length limit of one text, in tokens.
+    """
+    window: list[str] = []
+    tokens = 0
+    for text in texts:
+        cost = min(len(text), max_length) if isinstance(text, str) else 1  # a wrong type is the encoder's to refuse
+        if window and (len(window) == max_texts or tokens + cost > max_tokens):
+            yield window
+            window, tokens = [], 0
+        window.append(text)
+        tokens += cost
+    if window:
+        yield window
+
+
+def encode_ahead(
+    calls: Iterable[Call], on_pass: Callable[[int], object] | None = None
+) -> Iterator[tuple[M3Vectors, int]]:
+    """Finish one call after another, each in the queue before the results of the one before it are taken.
+
+    So the device works while the next texts are read and tokenized, and while the caller uses what it was given. An
+    error in reading or tokenizing comes after the vectors of the calls before.
+    """
+    upcoming = iter(calls)
+    current = next(upcoming, None)
+    following: Call | None = None
+    try:
+        if current is not None:
+            current.start()
+        while current is not None:
+            following, problem = None, None
+            try:
+                following = next(upcoming, None)  # while the device works
+                if following is not None:
+                    following.start()
+            except Exception as error:  # raised below, in its turn
+                problem = error
+            current.wait(on_pass)
+            yield current.finish()
+            if problem is not None:
+                raise problem
+            current = following
+    finally:
+        for call in (current, following):
+            if call is not None:
+                call.cancel()
+
+
+async def aencode(engine: Engine, texts: Sequence[str], options: EncodeOptions) -> tuple[M3Vectors, int]:
+    """Make, start and finish a call; no thread waits meanwhile. A task that is cancelled leaves the queue."""
+    loop = asyncio.get_running_loop()
+    call = await loop.run_in_executor(engine.executor, Call, engine, texts, options)
+    try:
+        await asyncio.wrap_future(call.start())
+    except BaseException:
+        call.cancel()
+        del call, engine  # the error's traceback holds this frame, and a task that failed holds the error
+        raise
+    return await loop.run_in_executor(engine.executor, call.finish)

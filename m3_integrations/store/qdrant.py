@@ -1,0 +1,350 @@
+"""What the two stores over Qdrant share: everything but the calls of the engine, in this process or on a server."""
+
+from __future__ import annotations
+
+import os
+import threading
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, ClassVar, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m3_integrations.store.filters import Filter, number_paths, translate
+from m3_integrations.store.points import (
+    StoreFormat,
+    as_payload,
+    as_record,
+    batches,
+    name_vectors,
+    point_id,
+    pool_vectors,
+    record_bytes,
+)
+from m3_integrations.store.protocol import Hits, Record, Store, check_query, check_vectors, latest_rows
+from m3_integrations.vectors import FloatArray, M3Vectors, Mode
+
+_BATCH_BYTES: Final = 8 << 20
+_SMALL_BATCH_BYTES: Final = 1 << 20
+"""Outside the main thread, where an event loop may be waiting: engines hold the interpreter while they write."""
+
+_MAX_IDS: Final = 1000
+"""Ids looked up or deleted in one call of an engine."""
+
+
+Among = Mapping[Mode, Sequence[str]]
+Found = dict[Mode, list[tuple[str, float]]]
+
+
+class QdrantStore(Store):
+    """A store over a Qdrant engine. Safe to use from many threads, but not in a process forked off the opener's.
+
+    An engine's points have the UUIDs that `point_id` makes of the records' ids, the payloads of `as_payload`, and
+    vectors named after the modes. A method of an engine that changes something returns when the change is durable.
+    """
+
+    _point_type: ClassVar[Any]  # makes the engine's point of id, vector and payload
+    _sparse_type: ClassVar[Any]  # its sparse vector of indices and values
+    _filter_type: ClassVar[Any]  # its filter of what `translate` returns
+    _lock: AbstractContextManager[object]  # keeps other threads out of the engine, where it needs that
+
+    def __init__(self, format_: StoreFormat) -> None:
+        self._format = format_
+        self._pid = os.getpid()
+        self._creating = threading.Lock()
+        self._is_closed = False
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """The modes that the records have vectors of; empty before the first record."""
+        return self._current_format().modes
+
+    @property
+    def kept_modes(self) -> tuple[Mode, ...]:
+        """The modes that the store keeps."""
+        return self._format.kept_modes
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The model that the store is bound to; None before `bind`."""
+        return self._current_format().fingerprint
+
+    def bind(self, fingerprint: str) -> None:
+        """Record which model the vectors are from, as `Store.bind`."""
+        with self._usable(), self._creating:
+            if self._current_format().fingerprint == fingerprint:
+                return
+            self._format.bound_to(fingerprint)
+            # Another process may have bound it since it was opened here.
+            bound = (self._read_format() or self._format).bound_to(fingerprint)
+            self._write_format(bound)
+            self._format = bound
+
+    def upsert(
+        self,
+        ids: Sequence[str],
+        texts: Sequence[str],
+        metadatas: Sequence[Mapping[str, Any]],
+        vectors: M3Vectors,
+        *,
+        is_pooled: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Add records, or replace those with the same ids, as `Store.upsert`.
+
+        Everything is checked before anything is written. It is then written in batches; each is durable, and seen by
+        readers, at once or not at all.
+
+        Raises:
+            TypeError: If an id or a text is not a string.
+            ValueError: As `Store.upsert`, or if metadata are not what JSON can hold.
+            OSError: If the disk is full.
+        """
+        rows = latest_rows(ids, texts, metadatas, vectors, is_pooled)
+        if not rows:
+            return
+        with self._usable():
+            stored = self._current_format().sizes
+        vectors = self._kept(vectors)
+        sizes = check_vectors("what is added", vectors, stored)
+        flags = np.zeros(len(ids), bool) if is_pooled is None else np.array(is_pooled, bool)
+        vectors, flags = pool_vectors(vectors, flags, self._format.of_sizes(sizes))
+        payloads = [as_payload(ids[i], texts[i], metadatas[i], is_pooled=bool(flags[i])) for i in rows]
+        if not stored:
+            self._create(sizes)
+            # Another thread or process may have been first, with other sizes.
+            check_vectors("what is added", vectors, self._format.sizes)
+        is_main = threading.current_thread() is threading.main_thread()
+        named = name_vectors(vectors, vectors.modes, rows, self._sparse_type)
+        n_bytes = record_bytes(payloads, np.array(rows), vectors)
+        for batch in batches(n_bytes, _BATCH_BYTES if is_main else _SMALL_BATCH_BYTES):
+            points = [self._point_type(id=point_id(p["id"]), vector=next(named), payload=p) for p in payloads[batch]]
+            with self._usable():
+                self._write(points, number_paths(payloads[batch]), sum(n_bytes[batch]))
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """Delete the records with these ids, and return how many there were; unknown ids are skipped."""
+        deleted = 0
+        for part in _parts(ids):
+            with self._usable():
+                there = self._retrieve(part) if self._current_format().modes else []
+                if there:
+                    self._delete(points=[point.id for point in there])
+            deleted += len(there)
+        return deleted
+
+    def delete_where(self, filter: Filter) -> int:  # noqa: A002
+        """Delete the records that match, and return how many there were."""
+        with self._usable():
+            deleted = self.count(filter)
+            if deleted:
+                self._delete(where=self._filter_type(translate(filter)))
+            return deleted
+
+    def get(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[Record]:
+        """Return copies of the records with these ids, in the given order; unknown ids are skipped."""
+        found: dict[str, Any] = {}
+        for part in _parts(ids):
+            with self._usable():
+                if self._current_format().modes:
+                    points = self._retrieve(part, with_payload=True, with_vectors=with_vectors)
+                    found |= {point.payload["id"]: point for point in points}
+        format_ = self._format if with_vectors else None
+        return [as_record(found[id_], format_) for id_ in ids if id_ in found]
+
+    def records(self) -> Iterator[Record]:
+        """Yield every record once, without vectors, in the order of the engine."""
+        after = None
+        with self._usable():
+            if not self._current_format().modes:
+                return
+        while True:
+            with self._usable():
+                points, after = self._scroll(after)
+            yield from map(as_record, points)
+            if after is None:
+                return
+
+    def count(self, filter: Filter | None = None) -> int:  # noqa: A002
+        """Return the number of records, or of those that match."""
+        with self._usable():
+            if not self._current_format().modes:
+                return 0
+            return self._count(None if filter is None else self._filter_type(translate(filter)))
+
+    def candidates(
+        self, query: M3Vectors, limits: Mapping[Mode, int], filter: Filter | None = None  # noqa: A002
+    ) -> dict[Mode, Hits]:  # fmt: skip
+        """Return the best records by each mode, as `Store.candidates`; equal scores in the order of the ids."""
+        if unknown := set(limits) - {"dense", "lexical"}:
+            raise ValueError(f"candidates come by dense or lexical scores, not by {', '.join(sorted(unknown))}")
+        hits = {mode: Hits([], np.empty(0, np.float32)) for mode in limits}
+        with self._usable():
+            if not (stored := self._current_format().sizes):
+                return hits
+            check_query(query, stored, list(limits))
+            (named,) = name_vectors(query, [mode for mode, n in limits.items() if n > 0], [0], self._sparse_type)
+            where = None if filter is None else self._filter_type(translate(filter))
+            found = self._search(named, limits, where=where)
+        for mode, scored in found.items():
+            ranked = sorted((-score, id_) for id_, score in scored if mode != "lexical" or score > 0)
+            hits[mode] = Hits([id_ for _, id_ in ranked], np.array([-score for score, _ in ranked], np.float32))
+        return hits
+
+    def scores(
+        self, query: M3Vectors, ids: Sequence[str], modes: Sequence[Mode], known: Mapping[Mode, Hits] | None = None
+    ) -> tuple[list[str], dict[Mode, FloatArray]]:
+        """Return the exact raw scores of chosen records, as `Store.scores`.
+
+        They are exact for the vectors as they are stored: see the storage of token vectors. What is known is not asked
+        of the engine again, not even where a record was deleted since.
+        """
+        taken = {mode: dict(zip(hits.ids, hits.scores.tolist(), strict=True)) for mode, hits in (known or {}).items()}
+        by_id = {mode: dict(taken.get(mode, {})) for mode in modes}
+        missing = {mode: [id_ for id_ in dict.fromkeys(ids) if id_ not in by_id[mode]] for mode in modes}
+        with self._usable():
+            if not (stored := self._current_format().sizes):
+                return [], {mode: np.empty(0, np.float32) for mode in modes}
+            check_query(query, stored, modes)
+            (named,) = name_vectors(query, [mode for mode in modes if missing[mode]], [0], self._sparse_type)
+            limits = {mode: len(others) for mode, others in missing.items()}
+            for mode, found in self._search(named, limits, among=missing).items():
+                by_id[mode] |= found
+            if "dense" in by_id:  # every record has a dense vector, so the search has met all that are there
+                there = set(by_id["dense"])
+            else:
+                there = {id_ for hits in taken.values() for id_ in hits}
+                others = {point_id(id_): id_ for id_ in ids if id_ not in there}
+                if others:
+                    there |= {others[str(point.id)] for point in self._retrieve(list(others))}
+        present = [id_ for id_ in ids if id_ in there]
+        # A point that a search does not return shares no token with the query, or has no token vectors: it scores 0.
+        columns = {m: np.array([by_id[m].get(id_, 0.0) for id_ in present], np.float32) for m in modes}
+        if "multi_vector" in columns:
+            columns["multi_vector"] /= max(len(query.multi_vector[0]), 1)  # the engine's sum becomes BGE-M3's mean
+        return present, columns
+
+    def optimize(self) -> None:
+        """Build the indexes now. Blocks, for minutes where there is much; call it after a large import."""
+        with self._usable():
+            if self._current_format().modes:
+                self._optimize()
+
+    def flush(self) -> None:
+        """Return when everything is durable; it is in any case when an update returns."""
+        with self._usable():
+            if self._current_format().modes:
+                self._flush()
+
+    def close(self) -> None:
+        """Release the engine; using the store then raises. In a fork of the opener it does nothing."""
+        if self._pid != os.getpid():  # a thread that the fork does not have may have held the lock
+            return
+        with self._lock:
+            if not self._is_closed:
+                self._is_closed = True
+                self._close()
+
+    @contextmanager
+    def _usable(self) -> Iterator[None]:
+        """Hold the engine's lock; the process is looked at before it, as it may have been held at the fork."""
+        if self._pid != os.getpid():
+            raise RuntimeError(
+                "this store was opened before the process forked: open it in the child, or use the 'spawn' start method"
+            )
+        with self._lock:
+            if self._is_closed:
+                raise RuntimeError("this store was closed")
+            yield
+
+    def _create(self, sizes: Mapping[Mode, int]) -> None:
+        """Make room for records with vectors of these sizes, unless somebody else has made it."""
+        with self._usable(), self._creating:
+            format_ = self._current_format()
+            if not format_.modes:
+                self._adopt(self._create_engine(format_.of_sizes(sizes)))
+
+    def _current_format(self) -> StoreFormat:
+        """Return the format; while there are no records, see whether somebody else has added some."""
+        if not self._format.modes and (found := self._read_format()) is not None:
+            self._adopt(found)
+        return self._format
+
+    def _adopt(self, found: StoreFormat) -> None:
+        """Take over the format of a store that somebody else may have made a moment ago."""
+        bound = self._format.adopt(found)
+        if bound != found:  # bound here before there was a place to write it down
+            self._write_format(bound)
+        self._format = bound
+
+    def _kept(self, vectors: M3Vectors) -> M3Vectors:
+        """Return the vectors of the modes that are kept."""
+        modes = [mode for mode in vectors.modes if mode in self._format.kept_modes]
+        if not modes:
+            raise ValueError(f"what is added has {', '.join(vectors.modes)} vectors only: none is kept")
+        return vectors.select(modes)
+
+    @abstractmethod
+    def _read_format(self) -> StoreFormat | None:
+        """Return what the engine's place says of itself; None as long as there is none."""
+
+    @abstractmethod
+    def _write_format(self, format_: StoreFormat) -> None:
+        """Write the format down where there is a place for it."""
+
+    @abstractmethod
+    def _create_engine(self, format_: StoreFormat) -> StoreFormat:
+        """Make room for points of this format; return the format that is really there."""
+
+    @abstractmethod
+    def _write(self, points: list[Any], number_paths: Sequence[str], size_bytes: int) -> None:
+        """Index these paths where they are not yet, and add points, replacing those with the same ids."""
+
+    @abstractmethod
+    def _delete(self, *, points: list[Any] | None = None, where: Any = None) -> None:
+        """Delete the points with these ids, or those that match."""
+
+    @abstractmethod
+    def _retrieve(self, points: list[Any], *, with_payload: bool = False, with_vectors: bool = False) -> Sequence[Any]:
+        """Return those of the points that are there."""
+
+    @abstractmethod
+    def _scroll(self, after: Any) -> tuple[Sequence[Any], Any]:
+        """Return the next points with their payloads, and where to go on; None at the end."""
+
+    @abstractmethod
+    def _count(self, where: Any) -> int:
+        """Return the number of points that match; of all if None."""
+
+    @abstractmethod
+    def _search(
+        self, named: Mapping[Mode, Any], limits: Mapping[Mode, int], *, where: Any = None, among: Among | None = None
+    ) -> Found:
+        """Return the ids and raw scores that one search in every mode finds; a multi-vector's is the engine's sum.
+
+        Args:
+            named: The vectors to search with, by mode.
+            limits: How many points at most, by mode.
+            where: Only points that match; all if None.
+            among: Only the points of these records, by mode, and every one of them scored exactly.
+        """
+
+    @abstractmethod
+    def _optimize(self) -> None:
+        """Build the indexes."""
+
+    @abstractmethod
+    def _flush(self) -> None:
+        """Return when everything is durable."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Release the engine."""
+
+
+def _parts(ids: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the points of these records, so many that an engine takes them in one call."""
+    points = [point_id(id_) for id_ in dict.fromkeys(ids)]
+    for start in range(0, len(points), _MAX_IDS):
+        yield points[start : start + _MAX_IDS]
