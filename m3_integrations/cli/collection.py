@@ -1,45 +1,36 @@
-"""Real text that is on every machine: Python's documentation topics and the docstrings of its standard library."""
+"""A small collection that is on every machine: docstrings of well-known modules of Python's standard library."""
 
 from __future__ import annotations
 
 import ast
-import inspect
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-# Tests, installed packages, and what Python 3.12 no longer has.
-_LEFT_OUT: Final = frozenset(
-    {
-        "test",
-        "tests",
-        "idlelib",
-        "lib2to3",
-        "distutils",
-        "ensurepip",
-        "turtledemo",
-        "site-packages",
-        "__pycache__",
-    }
-)
-_MIN_LENGTH: Final = 40
-"""Characters: shorter docstrings say little more than their name."""
+MODULES: Final = (
+    "argparse", "asyncio.queues", "asyncio.tasks", "asyncio.threads", "asyncio.timeouts", "base64", "bisect",
+    "calendar", "collections", "configparser", "contextlib", "copy", "csv", "difflib", "fnmatch", "fractions",
+    "functools", "getpass", "glob", "heapq", "html", "http.client", "json", "locale", "logging", "logging.handlers",
+    "os", "pprint", "queue", "random", "re", "secrets", "shlex", "shutil", "statistics", "subprocess", "tarfile",
+    "tempfile", "textwrap", "threading", "timeit", "traceback", "urllib.parse", "urllib.request", "zipfile",
+)  # fmt: skip
+"""Written in Python, and at the same place in every version of Python from 3.11 to 3.14."""
 
-_MAX_LENGTH: Final = 2000
-"""Characters of a passage; a longer text is cut into several at blank lines."""
+_MIN_LENGTH: Final = 40
+"""Characters: a shorter docstring says little more than the name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A piece of documentation.
+    """A docstring.
 
     Attributes:
-        id: Where it is from, such as "functools.lru_cache" or "topic:with"; further pieces end with "#2", "#3".
-        text: Its name in words, and what it says.
-        kind: "topic", "module", "class" or "function".
-        module: The module, or the topic's name.
+        id: What it documents, such as "functools.lru_cache".
+        text: The id, and what the docstring says.
+        kind: "module", "class" or "function".
+        module: Whose module, such as "functools".
     """
 
     id: str
@@ -49,53 +40,23 @@ class Passage:
 
 
 def read_collection() -> list[Passage]:
-    """Read all passages without importing any module: several thousand, in a fixed order."""
-    return [*_topics(), *_docstrings(Path(sysconfig.get_paths()["stdlib"]))]
+    """Return the passages in the order of the modules and of their files. The files are parsed, nothing is imported."""
+    library = Path(sysconfig.get_path("stdlib"))
+    passages: list[Passage] = []
+    for module in MODULES:
+        path = library.joinpath(*module.split("."))
+        tree = ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_bytes())
+        passages.extend(_docstrings(tree, module, "module", module))
+    return passages
 
 
-def _topics() -> Iterator[Passage]:
-    from pydoc_data.topics import topics  # noqa: PLC0415 - 700 kB of text, for the demo alone
-
-    for name, text in sorted(topics.items()):
-        for id_, piece in _pieces(f"topic:{name}", text):
-            yield Passage(id_, piece, "topic", name)
-
-
-def _docstrings(folder: Path) -> Iterator[Passage]:
-    for path in sorted(folder.rglob("*.py")):
-        parts = path.relative_to(folder).with_suffix("").parts
-        if _LEFT_OUT.intersection(parts) or any(part.startswith("_") and part != "__init__" for part in parts):
-            continue
-        module = ".".join(parts).removesuffix(".__init__")
-        try:
-            tree = ast.parse(path.read_bytes())
-        except SyntaxError:  # files that show errors on purpose
-            continue
-        yield from _of_node(tree, module, module, "module")
-
-
-def _of_node(
-    node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: str, module: str, kind: str
+def _docstrings(
+    node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: str, kind: str, module: str
 ) -> Iterator[Passage]:
     docstring = ast.get_docstring(node)
     if docstring and len(docstring) >= _MIN_LENGTH:
-        for id_, piece in _pieces(name, docstring):
-            yield Passage(id_, f"{name}: {inspect.cleandoc(piece)}", kind, module)
-    if kind == "function":
-        return
-    for child in node.body:
+        yield Passage(name, f"{name}: {docstring}", kind, module)
+    for child in node.body if kind != "function" else ():
         if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not child.name.startswith("_"):
-            kind_of_child = "class" if isinstance(child, ast.ClassDef) else "function"
-            yield from _of_node(child, f"{name}.{child.name}", module, kind_of_child)
-
-
-def _pieces(name: str, text: str) -> Iterator[tuple[str, str]]:
-    """Cut a text at blank lines into pieces of at most `_MAX_LENGTH` characters, a longer paragraph staying whole."""
-    piece, number = "", 1
-    for paragraph in text.split("\n\n"):
-        if piece and len(piece) + len(paragraph) > _MAX_LENGTH:
-            yield (name if number == 1 else f"{name}#{number}"), piece
-            piece, number = "", number + 1
-        piece = f"{piece}\n\n{paragraph}" if piece else paragraph
-    if piece.strip():
-        yield (name if number == 1 else f"{name}#{number}"), piece
+            child_kind = "class" if isinstance(child, ast.ClassDef) else "function"
+            yield from _docstrings(child, f"{name}.{child.name}", child_kind, module)

@@ -3,109 +3,97 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Annotated, Final
 
+import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Table as RichTable
 
-from m3_integrations.encoder import M3Encoder
-from m3_integrations.evaluation import EvaluationResult, Protocol, evaluate, find_folders, read_dataset, tune_weights
-from m3_integrations.evaluation.modes import DEFAULT_WEIGHTS, Column, check_columns
-from m3_integrations.evaluation.report import make_tables, notes, write_report
+from m3_integrations.cli.shared import Device, errors_in_one_line
 from m3_integrations.vectors import MODES, ModeWeights
+
+if TYPE_CHECKING:
+    from m3_integrations.evaluation.report import Table
 
 _FILE_WIDTH: Final = 160
 """Columns of a table that goes into a file or a pipe."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluationRequest:
-    """What `m3 eval` was asked; its options explain each."""
+@errors_in_one_line()
+def evaluate(  # noqa: PLR0917 - typer passes by name
+    data: Annotated[Path, typer.Argument(help="A folder in BEIR's layout, or a folder of such folders.")],
+    model: Annotated[list[str] | None, typer.Option(help="A checkpoint; may be repeated. tiny if none.")] = None,
+    out: Annotated[Path, typer.Option(help="For the report.")] = Path("m3-eval"),
+    work: Annotated[Path | None, typer.Option(help="For the vectors, which later runs reuse; in OUT if none.")] = None,
+    modes: Annotated[str, typer.Option(help="Comma-separated: dense,lexical,multi_vector,dense+lexical,all,"
+                     "search:all,bm25,bm25:words. All that the checkpoint can do if none.")] = "",
+    metrics: Annotated[str, typer.Option(help="Comma-separated, as ir-measures spells them.")] = "",
+    weights: Annotated[list[str] | None, typer.Option(help="PRESET or D,L,M for all hybrid modes, or "
+                       "MODE=PRESET or MODE=D,L,M for one; may be repeated.")] = None,
+    queries_from: Annotated[Path | None, typer.Option(help="Another BEIR folder whose queries are used, or a file of "
+                            "MKQA's questions with answers.")] = None,
+    split: Annotated[str | None, typer.Option(help="Which qrels; test if there are several.")] = None,
+    titles: Annotated[bool, typer.Option(help="Put titles before the texts, as BEIR does.")] = True,
+    baseline: Annotated[str, typer.Option(help="The mode that the others are compared with.")] = "dense",
+    rerank_depth: Annotated[int, typer.Option(help="How many of the best by dense multi_vector and all rerank.")] = 200,
+    pool_size: Annotated[int, typer.Option(help="Candidates of each leg of search:all.")] = 100,
+    encode_candidates: Annotated[bool, typer.Option(help="Keep no token vectors of the corpus; encode candidates "
+                                 "again.")] = False,
+    tune: Annotated[bool, typer.Option(help="Find weights on half of the queries, report on the other half.")] = False,
+    max_length: Annotated[int, typer.Option(min=3, help="The most tokens of a text.")] = 8192,
+    device: Device = "auto",
+) -> None:  # fmt: skip
+    """Measure what every mode, weighting and checkpoint is worth on your data."""
+    from m3_integrations import evaluation
+    from m3_integrations.encoder import M3Encoder
+    from m3_integrations.evaluation.modes import check_columns
+    from m3_integrations.evaluation.report import make_tables, notes, write_report
 
-    data: Path
-    models: Sequence[str]
-    out: Path
-    work: Path | None
-    modes: Sequence[str]
-    metrics: Sequence[str]
-    weights: Sequence[str]
-    queries_from: Path | None
-    split: str | None
-    titles: bool
-    baseline: str
-    rerank_depth: int
-    pool_size: int
-    encode_candidates: bool
-    tune: bool
-    max_length: int
-    device: str
-
-
-def run_evaluation(request: EvaluationRequest, console: Console) -> list[EvaluationResult]:
-    """Evaluate every model on every dataset, print the tables and write the report.
-
-    Args:
-        request: What was asked.
-        console: Where to print.
-
-    Raises:
-        FileNotFoundError: If data or a model is not there.
-        ValueError: If data, a mode, a metric or weights are not as they must be.
-    """
-    (baseline,) = check_columns([request.baseline], MODES)
-    weights = parse_weights(request.weights)
-    protocol = Protocol(
-        rerank_depth=request.rerank_depth, pool_size=request.pool_size, encode_candidates=request.encode_candidates
-    )
+    console = Console()
+    (compared_with,) = check_columns([baseline], MODES)
+    chosen = parse_weights(weights or [])
+    protocol = evaluation.Protocol(rerank_depth=rerank_depth, pool_size=pool_size, encode_candidates=encode_candidates)
     datasets = [
-        read_dataset(folder, queries_from=request.queries_from, split=request.split, titles=request.titles)
-        for folder in find_folders(request.data)
+        evaluation.read_dataset(folder, queries_from=queries_from, split=split, titles=titles)
+        for folder in evaluation.find_folders(data)
     ]
-    work = request.work or request.out / "vectors"
+    work = work or out / "vectors"
     results, tuned = [], []
-    for model in request.models:
-        with M3Encoder(model, shared=False, device=request.device, max_length=request.max_length) as encoder:
+    for name in model or ["tiny"]:
+        with M3Encoder(name, shared=False, device=device, max_length=max_length) as encoder:
             for dataset in datasets:
-                console.print(f"[bold]{escape(model)}[/bold] on [bold]{escape(dataset.name)}[/bold]", highlight=False)
-                results.append(
-                    evaluate(
-                        encoder,
-                        dataset,
-                        modes=request.modes or None,
-                        metrics=request.metrics or None,
-                        weights=weights,
-                        protocol=protocol,
-                        work=work,
-                        show_progress=True,
-                    )
-                )
-                if request.tune:
+                console.print(f"[bold]{escape(name)}[/bold] on [bold]{escape(dataset.name)}[/bold]", highlight=False)
+                result = evaluation.evaluate(
+                    encoder, dataset, modes=modes.split(",") if modes else None,
+                    metrics=metrics.split(",") if metrics else None, weights=chosen, protocol=protocol, work=work,
+                    show_progress=True,
+                )  # fmt: skip
+                results.append(result)
+                if tune:
                     metric = results[0].metrics[0]
-                    tuned.append(tune_weights(encoder, dataset, metric=metric, protocol=protocol, work=work))
-    width = console.width if console.is_terminal else _FILE_WIDTH
-    tables = list(make_tables(results, baseline, tuned))
-    for title, columns, rows in tables:
-        console.print(_table(title, columns, rows), width=width, crop=False)
+                    tuned.append(evaluation.tune_weights(encoder, dataset, metric=metric, protocol=protocol, work=work))
+    tables = list(make_tables(results, compared_with, tuned))
+    _print_tables(tables, console)
     for note in notes(results):
         console.print(f"- {escape(note)}", style="dim", highlight=False)
-    write_report(results, request.out, tables=tables, baseline=baseline, tuned=tuned)
-    console.print(f"results.json, tables.md, plot.png and runs/ are in {escape(str(request.out))}", highlight=False)
-    return results
+    write_report(results, out, tables=tables, baseline=compared_with, tuned=tuned)
+    console.print(f"results.json, tables.md, plot.png and runs/ are in {escape(str(out))}", highlight=False)
 
 
 def parse_weights(texts: Sequence[str]) -> dict[str, ModeWeights | str]:
-    """Read weights as a user types them: PRESET, or D,L,M; for one column alone COLUMN=PRESET or COLUMN=D,L,M.
+    """Read weights as a user types them: PRESET or D,L,M, and for one column COLUMN=PRESET or COLUMN=D,L,M.
 
     Raises:
         ValueError: If a text is neither.
     """
+    from m3_integrations.evaluation.modes import DEFAULT_WEIGHTS
+
     weights: dict[str, ModeWeights | str] = {}
     for text in texts:
         column, separator, value = text.rpartition("=")
-        columns: Sequence[Column | str] = [column] if separator else list(DEFAULT_WEIGHTS)
+        columns: Sequence[str] = [column] if separator else list(DEFAULT_WEIGHTS)
         chosen: ModeWeights | str = value
         if "," in value:
             try:
@@ -117,11 +105,13 @@ def parse_weights(texts: Sequence[str]) -> dict[str, ModeWeights | str]:
     return weights
 
 
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Give a table whose intervals stand on lines of their own, so that eight columns fit a screen."""
-    table = Table(title=title, title_justify="left")
-    for i, column in enumerate(columns):
-        table.add_column(escape(column), justify="right" if i else "left", overflow="fold")
-    for cells in rows:
-        table.add_row(*(escape(cell.replace(" [", "\n[").replace("] p", "]\np")) for cell in cells))
-    return table
+def _print_tables(tables: Sequence[Table], console: Console) -> None:
+    """Print tables whose intervals stand on lines of their own, so that eight columns fit a screen."""
+    width = console.width if console.is_terminal else _FILE_WIDTH
+    for title, columns, rows in tables:
+        shown = RichTable(title=title, title_justify="left")
+        for i, column in enumerate(columns):
+            shown.add_column(escape(column), justify="right" if i else "left", overflow="fold")
+        for cells in rows:
+            shown.add_row(*(escape(cell.replace(" [", "\n[").replace("] p", "]\np")) for cell in cells))
+        console.print(shown, width=width, crop=False)

@@ -2,68 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 
-from m3_integrations.cli.place import folder_of, is_new, open_place
-from m3_integrations.encoder import M3Encoder
-from m3_integrations.indexing import IndexReport, Splitting, index_files
+from m3_integrations.cli.shared import Collection, Device, Model, errors_in_one_line, folder_of, is_new, open_place
+
+if TYPE_CHECKING:
+    from m3_integrations.indexing import IndexReport
 
 
-def run_index(
-    paths: Sequence[Path],
-    where: str,
+@errors_in_one_line(stderr=True)
+def index(
+    paths: Annotated[
+        list[Path], typer.Argument(help="Text, Markdown and JSONL files, and folders of them.", show_default=False)
+    ],
     *,
-    model: str,
-    device: str,
-    splitting: Splitting,
-    multi_vector: str | None,
-    collection: str | None,
-    optimize: bool,
-    console: Console,
-    errors: Console,
-) -> bool:
-    """Index files, and print what was done.
+    store: Annotated[str, typer.Option(help="A folder, made if it is not there, or the URL of a Qdrant server.")],
+    model: Model = "tiny",
+    size: Annotated[int, typer.Option(help="The most tokens of a part.")] = 256,
+    overlap: Annotated[int, typer.Option(help="The most tokens that a part repeats of the one before it.")] = 32,
+    multi_vector: Annotated[
+        str | None, typer.Option(help="How a new store keeps token vectors: float16, turbo8, turbo4 or none.")
+    ] = None,
+    collection: Collection = None,
+    optimize: Annotated[bool, typer.Option("--optimize", help="At the end do what makes searching fast.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Bring a store up to date with files: what did not change is not encoded again, what went is deleted."""
+    from m3_integrations.encoder import M3Encoder
+    from m3_integrations.indexing import Splitting, index_files
 
-    Args:
-        paths: Files and folders.
-        where: The store: a folder, made if it is not there, or a URL.
-        model: As `M3Encoder` takes it.
-        device: As `M3Encoder` takes it.
-        splitting: How texts are cut.
-        multi_vector: How a new store keeps token vectors.
-        collection: The collection on a server.
-        optimize: Whether to optimise the store at the end.
-        console: Where the summary goes.
-        errors: Where files that could not be read are named.
-
-    Returns:
-        Whether everything could be read.
-
-    Raises:
-        FileNotFoundError: If there is no such path or model.
-        ValueError: For what `index_files` and `open_store` refuse.
-    """
+    splitting = Splitting(size, overlap)
     # Before a mistyped path has made a store, and before seconds go into loading a model.
-    if is_new(where) and (absent := [path for path in paths if not path.expanduser().exists()]):
+    if is_new(store) and (absent := [path for path in paths if not path.expanduser().exists()]):
         raise FileNotFoundError(f"no file or folder {absent[0]}")
     encoder = M3Encoder(model, device=device)
-    folder = folder_of(where)
-    with open_place(where, collection=collection, multi_vector=multi_vector) as store:
+    folder = folder_of(store)
+    with open_place(store, collection=collection, multi_vector=multi_vector) as opened:
         exclude = [folder] if folder is not None else []
-        report = index_files(paths, encoder, store, splitting=splitting, exclude=exclude, show_progress=True)
+        report = index_files(paths, encoder, opened, splitting=splitting, exclude=exclude, show_progress=True)
         if optimize:
-            store.optimize()
-        _print_report(report, store.count(), where, console)
+            opened.optimize()
+        _print_report(report, opened.count(), store)
     for line in report.failures.values():
-        errors.print(f"[red]not indexed:[/red] {escape(line)}", highlight=False, soft_wrap=True)
-    return not report.failures
+        Console(stderr=True).print(f"[red]not indexed:[/red] {escape(line)}", highlight=False, soft_wrap=True)
+    if report.failures:
+        raise typer.Exit(1)
 
 
-def _print_report(report: IndexReport, n_records: int, where: str, console: Console) -> None:
+def _print_report(report: IndexReport, n_records: int, store: str) -> None:
     files = ", ".join(f"{len(getattr(report, name)):,} {name}" for name in ("added", "changed", "unchanged", "deleted"))
     lines = [
         f"files: {files}",
@@ -72,6 +63,6 @@ def _print_report(report: IndexReport, n_records: int, where: str, console: Cons
     passed_over = {"files without text": report.empty, **report.skipped}
     if said := ", ".join(f"{len(paths):,} {reason}" for reason, paths in passed_over.items() if paths):
         lines.append(f"passed over: {said}")
-    lines.append(f"{where} holds {n_records:,} records")
+    lines.append(f"{store} holds {n_records:,} records")
     for line in lines:
-        console.print(escape(line), highlight=False, soft_wrap=True)
+        Console().print(escape(line), highlight=False, soft_wrap=True)

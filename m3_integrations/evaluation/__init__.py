@@ -1,7 +1,8 @@
 """What each mode, each weighting and each checkpoint is worth on your data; see README.md beside this file."""
 
 try:
-    from m3_integrations.evaluation.data import Corpus, Dataset, find_folders, read_dataset
+    from m3_integrations.evaluation.corpus import Corpus
+    from m3_integrations.evaluation.data import Dataset, find_folders, read_dataset
     from m3_integrations.evaluation.evaluate import EvaluationResult, evaluate
     from m3_integrations.evaluation.modes import COLUMNS, Column
     from m3_integrations.evaluation.runs import Protocol

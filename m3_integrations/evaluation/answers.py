@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
+import numpy as np
 import regex
+
+from m3_integrations.evaluation.corpus import Corpus, parse_row, read_lines
+from m3_integrations.evaluation.metrics import check_metrics, parse_metric
+from m3_integrations.vectors import IntArray
+
+ANSWER_METRICS: Final = ("Success@20", "Success@100")
+"""The share of queries that find an answer among the first; MKQA's papers call it Recall@20 and Recall@100."""
 
 _WORD: Final = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
 """A run of letters, digits and marks, or any other single visible character."""
@@ -26,21 +35,76 @@ _FOLDED: Final = str.maketrans(
         **dict.fromkeys(_CONTROLS, ""),
     }
 )
-"""Typographic hyphens, quotation marks and the like, and what the reference's judging reads in their place."""
+"""Typographic hyphens, quotation marks and the like, and what the reference reads instead of them."""
+
+
+def read_questions(path: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Read MKQA's questions, a JSON object a line with "id", "question" and "answers".
+
+    Returns:
+        The text and the answers of every question, by its id.
+
+    Raises:
+        ValueError: If a line is no such object, or there is none.
+    """
+    queries, answers = {}, {}
+    for number, (_, line) in enumerate(read_lines(path), start=1):
+        row = parse_row(line, path, number, ("id", "question"))
+        known = row.get("answers")
+        if not isinstance(known, list) or not known or not all(isinstance(answer, str) for answer in known):
+            raise ValueError(f"{path}, entry {number} must have answers, a list of one or more strings, got {known!r}")
+        queries[row["id"]], answers[row["id"]] = row["question"], known
+    if not queries:
+        raise ValueError(f"{path} has no questions")
+    return queries, answers
+
+
+def check_answer_metrics(metrics: Sequence[str] | None) -> Sequence[str]:
+    """Return the metrics, or `ANSWER_METRICS` if None. Only Success has a meaning, as only found documents are judged.
+
+    Raises:
+        TypeError: If metrics is one string.
+        ValueError: If there is none, or one is unknown or another than Success.
+    """
+    chosen = check_metrics(metrics, default=ANSWER_METRICS)
+    if {parse_metric(metric).NAME for metric in chosen} != {"Success"}:
+        raise ValueError(
+            f"where answers decide, only the documents found are judged, so only Success@k has a meaning, got {metrics}"
+        )
+    return chosen
+
+
+def judge_by_answers(
+    corpus: Corpus, answers: Mapping[str, Sequence[str]], found: Mapping[str, IntArray]
+) -> dict[str, dict[str, int]]:
+    """Judge the documents that queries found: gain 1 for one that contains an answer, else 0.
+
+    Args:
+        corpus: The documents.
+        answers: For every query its answers.
+        found: For every query the rows of the documents that it found.
+    """
+    rows = np.unique(np.concatenate(list(found.values())))
+    words = dict(zip(rows.tolist(), map(document_words, corpus.texts(rows)), strict=True))
+    judged: dict[str, dict[str, int]] = {}
+    for query, own in found.items():
+        wanted = [answer_words(answer) for answer in answers[query]]
+        judged[query] = {corpus.ids[row]: int(contains_answer(words[row], wanted)) for row in own.tolist()}
+    return judged
 
 
 def answer_words(text: str) -> list[str]:
-    """Give the words that answers are compared by: decomposed (NFD), in lower case, punctuation marks one each."""
+    """Return the words that answers are compared by: decomposed (NFD), in lower case, a punctuation mark is a word."""
     return [word.lower() for word in _WORD.findall(unicodedata.normalize("NFD", text))]
 
 
 def document_words(text: str) -> list[str]:
-    """Give a document's words; its typographic marks are folded to plain ones first, which an answer's are not."""
+    """Return the words of a document. Its typographic marks become plain ones first; those of answers do not."""
     return answer_words(text.lower().translate(_FOLDED))
 
 
 def contains_answer(words: Sequence[str], answers: Sequence[Sequence[str]]) -> bool:
-    """Say whether the words of any answer stand in a document's words, one after another.
+    """Whether the words of any answer stand in a document's words, one after another.
 
     Source: FlagEmbedding's evaluation on MKQA, which follows RocketQA's definition of a relevant passage.
 

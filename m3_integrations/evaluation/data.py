@@ -1,87 +1,20 @@
-"""What is evaluated on: folders in BEIR's layout, queries of one with the corpus of another, and MKQA's questions."""
+"""Datasets: folders in BEIR's layout, and queries from elsewhere with the corpus of one."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
-
+from m3_integrations.evaluation.answers import check_answer_metrics, judge_by_answers, read_questions
+from m3_integrations.evaluation.corpus import Corpus, parse_row, read_lines
+from m3_integrations.evaluation.metrics import check_metrics
 from m3_integrations.vectors import IntArray
 
 _DEFAULT_SPLIT: Final = "test"
-
-
-class Corpus:
-    """The documents of a corpus.jsonl: ids in memory, texts read from the file whenever they are asked for.
-
-    Args:
-        path: A JSON object a line, with "_id", "text" and maybe "title".
-        titles: Whether a text is its title, a space and its text, as BEIR joins them; otherwise its text alone.
-
-    Attributes:
-        ids: The id of every document, in the order of the file, which is the order of equal scores.
-        digest: 32 hexadecimal digits of all ids and texts.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a line is no such object, an id comes twice, or there is no document.
-    """
-
-    def __init__(self, path: Path, *, titles: bool = True) -> None:
-        self.path, self._titles = path, titles
-        self.ids: list[str] = []
-        digest, offsets = hashlib.blake2b(digest_size=16), []
-        for number, (offset, line) in enumerate(_lines(path), start=1):
-            row = _parse(line, path, number)
-            self.ids.append(row["_id"])
-            offsets.append(offset)
-            digest.update(f"{row['_id']}\0{self._text(row)}\0".encode("utf-8", "surrogatepass"))
-        if not self.ids:
-            raise ValueError(f"{path} has no documents")
-        if len(set(self.ids)) < len(self.ids):
-            twice = next(id_ for id_ in self.ids if self.ids.count(id_) > 1)
-            raise ValueError(f"{path} has more than one document with the id {twice!r}")
-        self._offsets = np.array(offsets, dtype=np.int64)
-        self.digest = digest.hexdigest()
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def _text(self, row: Mapping[str, Any]) -> str:
-        title = row.get("title") or ""
-        return f"{title} {row['text']}".strip() if self._titles else str(row["text"]).strip()
-
-    def texts(self, rows: IntArray | None = None) -> Texts:
-        """Give the texts of these rows, of all if None, to be read one after another."""
-        return Texts(self, np.arange(len(self)) if rows is None else rows)
-
-    def read(self, rows: IntArray) -> Iterator[str]:
-        """Read the texts of these rows from the file, in the order given."""
-        with self.path.open("rb") as file:
-            for row in rows.tolist():
-                file.seek(self._offsets[row])
-                yield self._text(_parse(file.readline(), self.path, row + 1))
-
-
-@dataclass(frozen=True, eq=False)
-class Texts:
-    """Chosen texts of a corpus; their number is known before they are read, so that a progress bar knows its end."""
-
-    corpus: Corpus
-    rows: IntArray
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator[str]:
-        return self.corpus.read(self.rows)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -104,6 +37,25 @@ class Dataset:
     qrels: Mapping[str, Mapping[str, int]]
     answers: Mapping[str, Sequence[str]]
     unjudged: int = 0
+
+    def check_metrics(self, metrics: Sequence[str] | None) -> Sequence[str]:
+        """Return the metrics, or the usual ones for this kind of relevance if None.
+
+        Raises:
+            TypeError: If metrics is one string.
+            ValueError: If there is none, one is unknown, or one has no meaning for answers.
+        """
+        return check_answer_metrics(metrics) if self.answers else check_metrics(metrics)
+
+    def judge(self, found: Mapping[str, IntArray]) -> Mapping[str, Mapping[str, int]]:
+        """Return the gain of every query's judged documents.
+
+        Args:
+            found: For every query the rows of the documents that were found. Answers judge only these.
+        """
+        if self.answers:
+            return judge_by_answers(self.corpus, self.answers, found)
+        return {query: self.qrels[query] for query in found}
 
 
 def read_dataset(
@@ -134,7 +86,7 @@ def read_dataset(
     corpus = Corpus(folder / "corpus.jsonl", titles=titles)
     name = name or (folder.resolve().name if source == folder else f"{source.resolve().stem}→{folder.resolve().name}")
     if source.is_file():
-        queries, answers = _read_questions(source)
+        queries, answers = read_questions(source)
         return Dataset(name=name, corpus=corpus, queries=queries, qrels={}, answers=answers)
     qrels = _read_qrels(_find_qrels(source / "qrels", split))
     texts = _read_queries(source / "queries.jsonl")
@@ -150,7 +102,7 @@ def read_dataset(
 
 
 def find_folders(folder: str | os.PathLike[str]) -> list[Path]:
-    """Give the folder itself if it has a corpus.jsonl, or else those of its folders that have one, by name.
+    """Return the folder itself if it has a corpus.jsonl, or else the folders in it that have one, by name.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -164,44 +116,9 @@ def find_folders(folder: str | os.PathLike[str]) -> list[Path]:
     return found[:1] if found[0] == folder else found
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Give every line that is not blank, and where in the file it begins."""
-    offset = 0
-    with path.open("rb") as file:
-        for line in file:
-            if line.strip():
-                yield offset, line
-            offset += len(line)
-
-
-def _parse(line: bytes, path: Path, number: int, keys: tuple[str, str] = ("_id", "text")) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{path}, entry {number} is not JSON: {error}") from error
-    if isinstance(row, dict) and isinstance(row.get(keys[0]), int):
-        row[keys[0]] = str(row[keys[0]])  # MKQA's ids are numbers
-    if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in keys):
-        raise ValueError(f"{path}, entry {number} must be an object with the strings {' and '.join(keys)}")
-    return row
-
-
 def _read_queries(path: Path) -> dict[str, str]:
-    rows = [_parse(line, path, number) for number, (_, line) in enumerate(_lines(path), start=1)]
+    rows = [parse_row(line, path, number) for number, (_, line) in enumerate(read_lines(path), start=1)]
     return {row["_id"]: row["text"] for row in rows}
-
-
-def _read_questions(path: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
-    queries, answers = {}, {}
-    for number, (_, line) in enumerate(_lines(path), start=1):
-        row = _parse(line, path, number, ("id", "question"))
-        known = row.get("answers")
-        if not isinstance(known, list) or not known or not all(isinstance(answer, str) for answer in known):
-            raise ValueError(f"{path}, entry {number} must have answers, a list of one or more strings, got {known!r}")
-        queries[row["id"]], answers[row["id"]] = row["question"], known
-    if not queries:
-        raise ValueError(f"{path} has no questions")
-    return queries, answers
 
 
 def _find_qrels(folder: Path, split: str | None) -> Path:
@@ -215,7 +132,7 @@ def _find_qrels(folder: Path, split: str | None) -> Path:
 
 def _read_qrels(path: Path) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = {}
-    for number, (_, line) in enumerate(_lines(path), start=1):
+    for number, (_, line) in enumerate(read_lines(path), start=1):
         cells = line.decode().rstrip("\r\n").split("\t")
         if number == 1 and cells[-1] == "score":
             continue

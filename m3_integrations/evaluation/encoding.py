@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_integrations.evaluation.data import Corpus
+from m3_integrations.evaluation.corpus import Corpus
 from m3_integrations.vectors import Encoder, IntArray, LexicalRows, M3Vectors, Mode, MultiVectorRows, offsets_of
 
 _UNFINISHED: Final = "unfinished"

@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_integrations.evaluation.answers import answer_words, contains_answer, document_words
 from m3_integrations.evaluation.data import Dataset
 from m3_integrations.evaluation.encoding import EncodedCorpus, EvaluatedEncoder, encode_corpus
-from m3_integrations.evaluation.metrics import ANSWER_METRICS, DEFAULT_METRICS, cutoff_of, measure_queries, parse_metric
+from m3_integrations.evaluation.metrics import cutoff_of, measure_queries
 from m3_integrations.evaluation.modes import (
     DEPTH,
     NEEDED,
@@ -66,13 +65,13 @@ class EvaluationResult:
         return tuple(next(iter(self.values.values())))
 
     def estimate(self, column: Column, metric: str) -> Estimate:
-        """Give a metric's mean over queries with its 95 % interval (a bootstrap over queries)."""
+        """Return a metric's mean over queries with its 95 % interval (a bootstrap over queries)."""
         if (column, metric) not in self._estimates:
             self._estimates[column, metric] = estimate_mean(self.values[column][metric])
         return self._estimates[column, metric]
 
     def compare(self, column: Column, other: Column, metric: str) -> Comparison:
-        """Give by how much a column is better than another, with its interval and a paired test's p-value."""
+        """Return by how much a column is better than another, with its interval and a paired test's p-value."""
         key = column, other, metric
         if key not in self._comparisons:
             self._comparisons[key] = compare_paired(self.values[column][metric], self.values[other][metric])
@@ -103,8 +102,8 @@ def evaluate(
         weights: For `dense+lexical`, `all` and `search:all`, weights or the name of a preset; by default the paper's
             for the first two and equal ones, the product's default, for the third.
         protocol: How candidates are chosen; the paper's and the product's numbers by default.
-        work: Where vectors are kept, so that a killed run goes on and a second one encodes nothing; by default they
-            lie in a temporary folder that is deleted in the end.
+        work: Where vectors are kept, so that a killed run goes on and a second one encodes nothing; by default a
+            temporary folder, which is deleted in the end.
         show_progress: Whether to draw progress bars.
 
     Raises:
@@ -114,7 +113,7 @@ def evaluate(
     """
     columns = possible_columns(encoder.modes) if modes is None else check_columns(modes, encoder.modes)
     protocol, chosen = protocol or Protocol(), check_weights(weights)
-    metrics = _check_metrics(metrics, dataset)
+    metrics = dataset.check_metrics(metrics)
     rankings: dict[Column, Sequence[Ranking]] = {}
     by_model = [column for column in columns if NEEDED[column]]
     if by_model:
@@ -143,7 +142,7 @@ def encoded_corpus(
     *,
     show_progress: bool,
 ) -> Iterator[EncodedCorpus]:
-    """Give the dataset's corpus, encoded as far as the columns need it."""
+    """Yield the dataset's corpus, encoded as far as the columns need it."""
     needed = {mode for column in columns for mode in NEEDED[column]}
     modes: list[Mode] = [
         mode for mode in MODES if mode in needed and not (mode == "multi_vector" and protocol.encode_candidates)
@@ -161,38 +160,6 @@ def measure_rankings(
     """Measure rankings of a dataset's queries: for each metric (queries,) float64, in the order of the queries."""
     ids = dataset.corpus.ids
     depth = max(cutoff_of(metric) or DEPTH for metric in metrics)
-    ranked = {
-        query: [ids[row] for row in ranking.rows[:depth].tolist()]
-        for query, ranking in zip(dataset.queries, rankings, strict=True)
-    }
-    if dataset.answers:
-        return measure_queries(ranked, _judge_by_answers(dataset, rankings, depth), metrics)
-    return measure_queries(ranked, {query: dataset.qrels[query] for query in dataset.queries}, metrics)
-
-
-def _judge_by_answers(dataset: Dataset, rankings: Sequence[Ranking], depth: int) -> dict[str, dict[str, int]]:
-    """Judge the documents that were found."""
-    found = np.unique(np.concatenate([ranking.rows[:depth] for ranking in rankings]))
-    words = dict(zip(found.tolist(), map(document_words, dataset.corpus.texts(found)), strict=True))
-    judged: dict[str, dict[str, int]] = {}
-    for query, ranking in zip(dataset.queries, rankings, strict=True):
-        answers = [answer_words(answer) for answer in dataset.answers[query]]
-        judged[query] = {
-            dataset.corpus.ids[row]: int(contains_answer(words[row], answers)) for row in ranking.rows[:depth].tolist()
-        }
-    return judged
-
-
-def _check_metrics(metrics: Sequence[str] | None, dataset: Dataset) -> Sequence[str]:
-    if isinstance(metrics, str):
-        raise TypeError(f"metrics must be a sequence such as ({metrics!r},), got the string {metrics!r}")
-    if metrics is None:
-        return ANSWER_METRICS if dataset.answers else DEFAULT_METRICS
-    if not metrics:
-        raise ValueError("metrics must be one or more, got none")
-    names = [parse_metric(metric).NAME for metric in metrics]
-    if dataset.answers and set(names) != {"Success"}:
-        raise ValueError(
-            f"where answers decide, only the documents found are judged, so only Success@k has a meaning, got {metrics}"
-        )
-    return metrics
+    found = {query: ranking.rows[:depth] for query, ranking in zip(dataset.queries, rankings, strict=True)}
+    ranked = {query: [ids[row] for row in rows.tolist()] for query, rows in found.items()}
+    return measure_queries(ranked, dataset.judge(found), metrics)

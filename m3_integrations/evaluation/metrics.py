@@ -10,8 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 DEFAULT_METRICS: Final = ("nDCG@10", "Recall@100", "MRR@10", "MAP")
-ANSWER_METRICS: Final = ("Success@20", "Success@100")
-"""Where relevance is decided by answers. The share of queries that find one; MKQA's papers call it Recall@20."""
 
 _QUERIES_AT_A_TIME: Final = 500
 """Bounds the memory of what ir-measures takes: dictionaries."""
@@ -50,8 +48,26 @@ def measure_queries(
     return values
 
 
+def check_metrics(metrics: Sequence[str] | None, *, default: Sequence[str] = DEFAULT_METRICS) -> Sequence[str]:
+    """Return the metrics, or the default if None.
+
+    Raises:
+        TypeError: If metrics is one string.
+        ValueError: If there is none, or one is unknown.
+    """
+    if metrics is None:
+        return default
+    if isinstance(metrics, str):
+        raise TypeError(f"metrics must be a sequence such as ({metrics!r},), got the string {metrics!r}")
+    if not metrics:
+        raise ValueError("metrics must be one or more, got none")
+    for metric in metrics:
+        parse_metric(metric)
+    return metrics
+
+
 def parse_metric(name: str) -> ir_measures.measures.Measure:
-    """Give ir-measures' own object for a metric.
+    """Return ir-measures' own object for a metric.
 
     Raises:
         ValueError: If it knows none of this name.
@@ -59,10 +75,10 @@ def parse_metric(name: str) -> ir_measures.measures.Measure:
     try:
         return ir_measures.parse_measure(name)
     except (NameError, ValueError, SyntaxError) as error:
-        known = ", ".join((*DEFAULT_METRICS, *ANSWER_METRICS))
+        known = ", ".join((*DEFAULT_METRICS, "Success@20", "Success@100"))
         raise ValueError(f"unknown metric {name!r}: use a name of ir-measures, such as {known}") from error
 
 
 def cutoff_of(name: str) -> int | None:
-    """Give how many of the best documents a metric looks at, None where it is all of them."""
+    """Return how many of the best documents a metric looks at, or None for all of them."""
     return parse_metric(name).params.get("cutoff")

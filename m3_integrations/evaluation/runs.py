@@ -13,7 +13,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from m3_integrations.bm25 import Bm25Index
-from m3_integrations.evaluation.data import Corpus, Dataset
+from m3_integrations.evaluation.corpus import Corpus
+from m3_integrations.evaluation.data import Dataset
 from m3_integrations.evaluation.encoding import Block, EncodedCorpus, EvaluatedEncoder
 from m3_integrations.evaluation.modes import DEPTH, Column
 from m3_integrations.evaluation.ranking import Candidates, Ranking, first_stages, score_candidates

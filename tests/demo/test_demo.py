@@ -1,73 +1,114 @@
-"""The demo as a newcomer meets it, with the bundled checkpoint."""
+"""The demo's collection, and how much of it the bundled checkpoint finds."""
 
-import io
 import json
-import subprocess
-import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
-from rich.console import Console
+from typer.testing import CliRunner
 
 from m3_integrations import M3Encoder, Searcher, open_store
-from m3_integrations.cli import demo
-from m3_integrations.cli.collection import read_collection
-
-pytestmark = pytest.mark.filterwarnings("ignore:.*longer than")
+from m3_integrations.cli import app, collection
+from m3_integrations.cli.collection import Passage, read_collection
+from m3_integrations.search import SearchMode
 
 QUESTIONS = [json.loads(line) for line in (Path(__file__).parent / "questions.jsonl").read_text().splitlines()]
 
+# Questions of the 50 whose passage is among the first three of 856 (Python 3.11, measured on 2026-11-26). The questions
+# were committed before the collection was chosen; one of them, on the with statement, has no answer in it.
+FOUND: dict[SearchMode, int] = {"all": 41, "dense": 33, "lexical": 40, "dense+lexical": 40, "multi_vector": 40}
 
-def test_the_collection_has_thousands_of_passages_with_ids_of_their_own() -> None:
+MODULE = '''
+"""This module would end the process if it were imported."""
+raise SystemExit
+
+class Kept:
+    """A class whose docstring is long enough to be a passage."""
+
+    def method(self):
+        """Say more than the name of the method says, in two lines.
+
+        This is the second line.
+        """
+        def inner():
+            """Nobody looks for what stands inside of a function's body."""
+
+    def short(self):
+        """Too short."""
+
+    def _private(self):
+        """Nobody looks for what is private, however much it says."""
+
+async def function():
+    """A coroutine function of the module is a passage like any other."""
+'''
+
+
+def test_docstrings_are_read_and_nothing_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "package" / "inner").mkdir(parents=True)
+    (tmp_path / "package" / "__init__.py").write_text('"""The docstring of a package is in its __init__ file."""')
+    (tmp_path / "package" / "module.py").write_text(MODULE)
+    monkeypatch.setattr(sysconfig, "get_path", {"stdlib": str(tmp_path)}.get)
+    monkeypatch.setattr(collection, "MODULES", ("package.module", "package"))
+    name = "package.module"
+    assert read_collection() == [
+        Passage(name, f"{name}: This module would end the process if it were imported.", "module", name),
+        Passage(f"{name}.Kept", f"{name}.Kept: A class whose docstring is long enough to be a passage.", "class", name),
+        Passage(
+            f"{name}.Kept.method",
+            f"{name}.Kept.method: Say more than the name of the method says, in two lines.\n\nThis is the second line.",
+            "function",
+            name,
+        ),
+        Passage(
+            f"{name}.function",
+            f"{name}.function: A coroutine function of the module is a passage like any other.",
+            "function",
+            name,
+        ),
+        Passage("package", "package: The docstring of a package is in its __init__ file.", "module", "package"),
+    ]
+
+
+def test_the_collection_is_small_and_has_the_answer_to_every_question_but_one() -> None:
     passages = read_collection()
-    assert len(passages) > 3000
-    assert len({passage.id for passage in passages}) == len(passages)
-    assert {passage.kind for passage in passages} == {"topic", "module", "class", "function"}
-    by_id = {passage.id: passage for passage in passages}
-    assert by_id["functools.lru_cache"].module == "functools"
-    assert "Least-recently-used cache" in by_id["functools.lru_cache"].text
-    known = [question for question in QUESTIONS if by_id.keys() & set(question["relevant"])]
-    assert len(known) >= 48  # other versions of Python may lack one or the other
+    ids = {passage.id for passage in passages}
+    assert len(ids) == len(passages)
+    assert 800 < len(passages) < 1000
+    unknown = [question["question"] for question in QUESTIONS if not ids & set(question["relevant"])]
+    assert unknown == ["what does the with statement do?"]
 
 
-def test_most_questions_find_their_passage_among_the_first_three() -> None:
+@pytest.mark.filterwarnings("ignore:.*longer than")
+def test_most_questions_find_their_passage_among_the_first_three_in_every_mode() -> None:
     passages = read_collection()
     with Searcher(M3Encoder("tiny", device="cpu"), open_store()) as searcher:
         searcher.add([passage.text for passage in passages], ids=[passage.id for passage in passages])
-        found = 0
-        for question in QUESTIONS:
-            hits = searcher.search(question["question"], k=3)
-            found += any(hit.id.partition("#")[0] in question["relevant"] for hit in hits)
-    assert found >= 0.76 * len(QUESTIONS)  # 40 of 50 when the checkpoint was made; a worse one is noticed
+        for mode, expected in FOUND.items():
+            hits = [searcher.search(question["question"], k=3, mode=mode) for question in QUESTIONS]
+            found = sum(
+                any(hit.id in question["relevant"] for hit in best)
+                for question, best in zip(QUESTIONS, hits, strict=True)
+            )
+            assert found >= expected - 2, mode  # docstrings differ a little between versions of Python
 
 
-def test_the_demo_asks_both_frameworks_and_says_what_it_cost(monkeypatch: pytest.MonkeyPatch) -> None:
-    some = [p for p in read_collection() if p.module in {"shutil", "tempfile", "functools"}]
-    monkeypatch.setattr(demo, "read_collection", lambda: some)
-    console = Console(width=200, record=True, file=io.StringIO())
-    demo.run_demo(
-        ["copy a whole directory tree recursively"], model="tiny", llm=None, device="cpu", k=3, console=console
-    )
-    output = console.export_text()
-    assert "shutil.copytree" in output
-    assert output.count("no language model is connected; the best passage says:") == 2
-    assert "LangChain" in output
-    assert "LlamaIndex" in output
-    assert "shared tokens:" in output
-    assert "1 text encoded (the question) in 1 forward pass" in output
-    assert "One network was loaded" in output
-
-
-def test_errors_of_the_command_are_one_line_and_an_exit_status(tmp_path: Path) -> None:
-    m3 = Path(sys.executable).parent / "m3"
-    for arguments, status, text in (
+@pytest.mark.parametrize(
+    ("arguments", "status", "text"),
+    [
         (["--help"], 0, "demo"),
-        (["demo", "--model", str(tmp_path / "nowhere")], 1, "no checkpoint folder"),
+        (["demo", "--model", "nowhere"], 1, "no checkpoint folder"),
         (["demo", "--device", "toaster"], 1, "cannot be used here"),
         (["demo", "--k", "0"], 2, "--k"),
-        (["train", str(tmp_path / "nowhere.toml")], 1, "nowhere.toml"),
-    ):
-        result = subprocess.run([str(m3), *arguments], capture_output=True, text=True, check=False)
-        assert result.returncode == status, result.stderr
-        assert text in result.stdout + result.stderr
-        assert "Traceback" not in result.stdout + result.stderr
+        (["train", "nowhere.toml"], 1, "nowhere.toml"),
+    ],
+)
+def test_errors_of_the_command_are_one_line_and_an_exit_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], status: int, text: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [argument.replace("nowhere", str(tmp_path / "nowhere")) for argument in arguments]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == status, result.output
+    assert text in result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)

@@ -2,52 +2,64 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
-import subprocess
-import sys
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
+from typer.testing import CliRunner
 
 import m3_integrations.evaluation
 from m3_integrations import ModeWeights
-from m3_integrations.cli.evaluation import EvaluationRequest, parse_weights, run_evaluation
-from m3_integrations.evaluation import COLUMNS, EvaluationResult
+from m3_integrations.cli import app
+from m3_integrations.cli.evaluation import parse_weights
+from m3_integrations.evaluation import COLUMNS, EvaluationResult, report
 from m3_integrations.evaluation.statistics import compare_paired
 from tests.evaluation.worlds import write_world
 
 
-@pytest.fixture
-def request_(tmp_path: Path, small: Path, wide: Path) -> EvaluationRequest:
+@dataclass(frozen=True)
+class Evaluated:
+    """What a run of the command printed, where it wrote, and what it had computed."""
+
+    printed: str
+    out: Path
+    results: list[EvaluationResult]
+
+
+@pytest.fixture(scope="module")
+def evaluated(small: Path, wide: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+    """Two models on two datasets, with tuning."""
+    folder = tmp_path_factory.mktemp("evaluated")
     for name, queries in (("one", 6), ("two", 9)):
-        write_world(tmp_path / "data" / name, documents=40, queries=queries)
-    return EvaluationRequest(
-        data=tmp_path / "data", models=[str(small), str(wide)], out=tmp_path / "out", work=None,
-        modes=["dense", "all", "bm25"], metrics=[], weights=["mldr"],
-        queries_from=None, split=None, titles=True, baseline="dense", rerank_depth=20, pool_size=10,
-        encode_candidates=False, tune=True, max_length=64, device="cpu",
-    )  # fmt: skip
+        write_world(folder / "data" / name, documents=40, queries=queries)
+    computed: list[EvaluationResult] = []
+    write_report = report.write_report
+
+    def write(results: Sequence[EvaluationResult], *args: Any, **kwargs: Any) -> None:
+        computed.extend(results)
+        write_report(results, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "write_report", write)
+        models = ["--model", str(small), "--model", str(wide)]
+        options = "--modes dense,all,bm25 --weights mldr --rerank-depth 20 --pool-size 10 --tune --max-length 64"
+        paths = [str(folder / "data"), "--out", str(folder / "out"), "--device", "cpu"]
+        result = CliRunner().invoke(app, ["eval", *paths, *models, *options.split()])
+    assert result.exit_code == 0, result.output
+    return Evaluated(result.stdout, folder / "out", computed)
 
 
-def run(request: EvaluationRequest) -> tuple[str, list[EvaluationResult]]:
-    console = Console(width=250, record=True, file=io.StringIO())
-    results = run_evaluation(request, console)
-    return console.export_text(), results
-
-
-def test_the_command_prints_and_writes_the_same_numbers(request_: EvaluationRequest) -> None:
-    printed, results = run(request_)
-    assert [(Path(r.model).name, r.dataset.name) for r in results] == [
+def test_the_command_prints_and_writes_the_same_numbers(evaluated: Evaluated) -> None:
+    assert [(Path(r.model).name, r.dataset.name) for r in evaluated.results] == [
         ("small", "one"), ("small", "two"), ("wide", "one"), ("wide", "two"),
     ]  # fmt: skip
-    document = json.loads((request_.out / "results.json").read_text())
-    table = (request_.out / "tables.md").read_text()
-    for result, written in zip(results, document["results"], strict=True):
+    document = json.loads((evaluated.out / "results.json").read_text())
+    table = (evaluated.out / "tables.md").read_text()
+    for result, written in zip(evaluated.results, document["results"], strict=True):
         assert written["queries"] == list(result.dataset.queries)
         assert written["weights"] == {"all": {"dense": 0.15, "lexical": 0.5, "multi_vector": 0.35}}
         for column in result.columns:
@@ -56,15 +68,14 @@ def test_the_command_prints_and_writes_the_same_numbers(request_: EvaluationRequ
             assert written["modes"][column]["MAP"]["per_query"] == pytest.approx(result.values[column]["MAP"], abs=1e-6)
             cell = f"{estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
             assert cell in table
-            assert f"{estimate.mean:.3f}" in printed
-    assert "two: 9 queries with judgements, 40 documents" in printed
-    assert (request_.out / "plot.png").read_bytes().startswith(b"\x89PNG")
+            assert f"{estimate.mean:.3f}" in evaluated.printed
+    assert "two: 9 queries with judgements, 40 documents" in evaluated.printed
+    assert (evaluated.out / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_modes_and_models_are_compared_in_pairs(request_: EvaluationRequest) -> None:
-    _, results = run(request_)
-    table = (request_.out / "tables.md").read_text()
-    small, wide = results[0], results[2]
+def test_modes_and_models_are_compared_in_pairs(evaluated: Evaluated) -> None:
+    table = (evaluated.out / "tables.md").read_text()
+    small, wide = evaluated.results[0], evaluated.results[2]
     for better, worse in (
         (small.values["all"], small.values["dense"]),
         (wide.values["bm25"], wide.values["dense"]),
@@ -78,9 +89,8 @@ def test_modes_and_models_are_compared_in_pairs(request_: EvaluationRequest) -> 
     assert "## nDCG@10, small less wide" in table
 
 
-def test_tuned_weights_stand_beside_the_presets(request_: EvaluationRequest) -> None:
-    run(request_)
-    document = json.loads((request_.out / "results.json").read_text())
+def test_tuned_weights_stand_beside_the_presets(evaluated: Evaluated) -> None:
+    document = json.loads((evaluated.out / "results.json").read_text())
     assert [(found["dataset"], Path(found["model"]).name) for found in document["tuned"]] == [
         ("one", "small"), ("two", "small"), ("one", "wide"), ("two", "wide"),
     ]  # fmt: skip
@@ -88,17 +98,18 @@ def test_tuned_weights_stand_beside_the_presets(request_: EvaluationRequest) -> 
     assert set(tuned["values"]) == {"tuned", "equal", "miracl", "mldr", "mldr_dense_lexical", "readme"}
     assert not set(tuned["found_on"]) & set(tuned["reported_on"])
     row = f"| {tuned['values']['equal']['mean']:.3f} [{tuned['values']['equal']['low']:.3f}"
-    assert row in (request_.out / "tables.md").read_text()
+    assert row in (evaluated.out / "tables.md").read_text()
 
 
-def test_every_ranking_is_written_as_a_run_file(request_: EvaluationRequest) -> None:
-    _, results = run(replace(request_, tune=False))
-    files = sorted(str(path.relative_to(request_.out / "runs")) for path in (request_.out / "runs").rglob("*.trec"))
+def test_every_ranking_is_written_as_a_run_file(evaluated: Evaluated) -> None:
+    runs = evaluated.out / "runs"
+    files = sorted(str(path.relative_to(runs)) for path in runs.rglob("*.trec"))
     assert files == [
         f"{m}/{d}/{c}.trec" for m in ("small", "wide") for d in ("one", "two") for c in ("all", "bm25", "dense")
     ]
-    first = (request_.out / "runs/small/one/all.trec").read_text().splitlines()[0].split()
-    best = results[0].dataset.corpus.ids[results[0].rankings["all"][0].rows[0]]
+    first = (runs / "small" / "one" / "all.trec").read_text().splitlines()[0].split()
+    dataset = evaluated.results[0].dataset
+    best = dataset.corpus.ids[evaluated.results[0].rankings["all"][0].rows[0]]
     assert [first[0], first[2], first[3], first[5]] == ["q0", best, "1", "all"]
 
 
@@ -113,21 +124,25 @@ def test_weights_are_read_as_they_are_typed() -> None:
         parse_weights(["all=1,2"])
 
 
-def test_errors_of_the_command_are_one_line_and_an_exit_status(tmp_path: Path) -> None:
-    m3 = Path(sys.executable).parent / "m3"
-    data = write_world(tmp_path / "data")
-    for arguments, text in (
-        ([str(tmp_path / "nowhere")], "corpus.jsonl"),
-        ([str(data), "--modes", "dense,sparse"], "modes must be one or more of"),
-        ([str(data), "--weights", "all=best"], "unknown weights 'best'"),
-        ([str(data), "--model", str(tmp_path / "nowhere")], "no checkpoint folder"),
-    ):
-        result = subprocess.run(
-            [str(m3), "eval", *arguments, "--out", str(tmp_path / "out")], capture_output=True, text=True, check=False
-        )
-        assert result.returncode == 1, result.stderr
-        assert text in result.stdout + result.stderr
-        assert "Traceback" not in result.stdout + result.stderr
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["NOWHERE"], "corpus.jsonl"),
+        (["DATA", "--modes", "dense,sparse"], "modes must be one or more of"),
+        (["DATA", "--baseline", "sparse"], "modes must be one or more of"),
+        (["DATA", "--weights", "all=best"], "unknown weights 'best'"),
+        (["DATA", "--model", "NOWHERE"], "no checkpoint folder"),
+    ],
+)
+def test_errors_of_the_command_are_one_line_and_an_exit_status(tmp_path: Path, arguments: list[str], text: str) -> None:
+    places = {"DATA": str(write_world(tmp_path / "data")), "NOWHERE": str(tmp_path / "nowhere")}
+    arguments = [places.get(argument, argument) for argument in arguments]
+    result = CliRunner().invoke(app, ["eval", *arguments, "--out", str(tmp_path / "out"), "--device", "cpu"])
+    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit)
+    (line,) = [line for line in result.stdout.splitlines() if " on " not in line]
+    assert line.startswith("error: ")
+    assert text in line
 
 
 def test_the_readmes_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,6 @@ MUSEUM = {"_id": "m1", "text": "The museum is closed on Mondays.", "year": 2021}
 OPERA = {"_id": "o1", "text": "The opera begins at eight in the evening.", "year": 2024}
 
 
-def process(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
-    """Run the command as a user does, in a process of its own."""
-    done = subprocess.run([M3, *arguments], cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
-    assert "Traceback" not in done.stdout + done.stderr
-    return done
-
-
 def call(*arguments: str | Path) -> Result:
     """Run the command in this process, which has the checkpoint loaded."""
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -37,23 +31,36 @@ def found_by(result: Result) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture
-def idx(docs: Path) -> Path:
-    """A store over two files, seen from the folder above."""
+@pytest.fixture(scope="module", autouse=True)
+def loaded() -> Iterator[None]:
+    """The bundled checkpoint stays loaded, so that every command shares it."""
+    with M3Encoder("tiny", device="cpu"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def idx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store over two files in the folder docs beside it; for tests that change neither."""
+    docs = tmp_path_factory.mktemp("commands") / "docs"
+    docs.mkdir()
+    return index_two_files(docs)
+
+
+def index_two_files(docs: Path) -> Path:
     (docs / "guide.md").write_text(KEYS)
     (docs / "events.jsonl").write_text(f"{json.dumps(MUSEUM)}\n{json.dumps(OPERA)}\n")
-    folder = docs.parent / "idx"
-    assert call("index", docs, "--store", folder, "--device", "cpu").exit_code == 0
-    return folder
+    store = docs.parent / "idx"
+    assert call("index", docs, "--store", store, "--device", "cpu").exit_code == 0
+    return store
 
 
-def test_files_are_indexed_changed_deleted_and_found_by_processes(docs: Path) -> None:
+def test_files_are_indexed_changed_deleted_and_found(docs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (docs / "guide.md").write_text(KEYS)
     (docs / "events.jsonl").write_text(f"{json.dumps(MUSEUM)}\n{json.dumps(OPERA)}\n")
     (docs / "logo.png").write_bytes(b"\x89PNG")
-    top = docs.parent
-    done = process("index", "docs/", "--store", "./idx", cwd=top)
-    assert (done.returncode, done.stdout.splitlines()) == (0, [
+    monkeypatch.chdir(docs.parent)
+    done = call("index", "docs/", "--store", "./idx")
+    assert (done.exit_code, done.stdout.splitlines()) == (0, [
         "files: 2 added, 0 changed, 0 unchanged, 0 deleted",
         "parts: 3 encoded, 0 kept, 0 deleted",
         "passed over: 1 .png files",
@@ -62,20 +69,19 @@ def test_files_are_indexed_changed_deleted_and_found_by_processes(docs: Path) ->
     assert "indexing:" in done.stderr
     (docs / "events.jsonl").write_text(f"{json.dumps(MUSEUM | {'text': 'The museum is closed on Fridays.'})}\n")
     (docs / "guide.md").unlink()
-    done = process("index", "docs", "--store", "idx", cwd=top)
+    done = call("index", "docs", "--store", "idx")
     assert done.stdout.splitlines()[:2] == [
         "files: 0 added, 1 changed, 0 unchanged, 1 deleted",
         "parts: 1 encoded, 0 kept, 2 deleted",
     ]
-    done = process("search", "./idx", "when is the museum closed?", "--json", cwd=top)
-    (hit,) = json.loads(done.stdout)["hits"]
+    (hit,) = found_by(call("search", "./idx", "when is the museum closed?", "--json"))["hits"]
     assert (hit["id"], hit["text"]) == (f"{docs}/events.jsonl#m1#0", "The museum is closed on Fridays.")
-    done = process("search", "idx", "rotate the keys", "--mode", "lexical", "--filter", '{"year": 1999}', cwd=top)
-    assert (done.returncode, done.stdout) == (0, "nothing found\n")
+    done = call("search", "idx", "rotate the keys", "--mode", "lexical", "--filter", '{"year": 1999}')
+    assert (done.exit_code, done.stdout) == (0, "nothing found\n")
 
 
 def test_a_killed_process_is_taken_up_by_the_next(docs: Path) -> None:
-    lines = [json.dumps({"_id": str(i), "text": f"Record {i} of the list."}) for i in range(1500)]
+    lines = [json.dumps({"_id": str(i), "text": f"Record {i} of the list."}) for i in range(600)]
     (docs / "list.jsonl").write_text("\n".join(lines))
     store = docs.parent / "idx"
     arguments = [str(M3), "index", str(docs), "--store", str(store)]
@@ -87,14 +93,14 @@ def test_a_killed_process_is_taken_up_by_the_next(docs: Path) -> None:
         killed.kill()
     with open_store(store) as opened:
         n = opened.count()
-    assert 128 <= n < 1500
+    assert 128 <= n < 600
     result = call("index", docs, "--store", store, "--device", "cpu")
     assert result.stdout.splitlines()[:2] == [
         "files: 0 added, 1 changed, 0 unchanged, 0 deleted",
-        f"parts: {1500 - n:,} encoded, {n:,} kept, 0 deleted",
+        f"parts: {600 - n:,} encoded, {n:,} kept, 0 deleted",
     ]
     with open_store(store) as opened:
-        wanted = {f"{docs}/list.jsonl#{i}#0": f"Record {i} of the list." for i in range(1500)}
+        wanted = {f"{docs}/list.jsonl#{i}#0": f"Record {i} of the list." for i in range(600)}
         assert {record.id: record.text for record in opened.records()} == wanted
     again = call("index", docs, "--store", store, "--device", "cpu")
     assert again.stdout.startswith("files: 0 added, 0 changed, 1 unchanged")
@@ -150,10 +156,11 @@ def test_results_are_shown_with_scores_place_and_reason(idx: Path, monkeypatch: 
     assert pairs.startswith("  query tokens and what they found: ")
 
 
-def test_files_that_cannot_be_read_are_named_and_the_status_says_so(docs: Path, idx: Path) -> None:
+def test_files_that_cannot_be_read_are_named_and_the_status_says_so(docs: Path) -> None:
+    store = index_two_files(docs)
     (docs / "bad.jsonl").write_text('{"text": "a"}\n{"text": }\n')
     (docs / "good.txt").write_text("The library opens at nine.")
-    result = call("index", docs, "--store", idx, "--device", "cpu")
+    result = call("index", docs, "--store", store, "--device", "cpu")
     assert result.exit_code == 1
     assert result.stdout.startswith("files: 1 added, 0 changed, 2 unchanged, 0 deleted")
     (line,) = [line for line in result.stderr.splitlines() if "not indexed" in line]
@@ -211,18 +218,19 @@ def test_parts_are_as_long_as_asked_for(docs: Path) -> None:
         (["index", "DOCS", "--store", "IDX", "--multi-vector", "none"], "was made with multi_vector='float16'"),
         (["index", "DOCS/nowhere", "--store", "NEW"], "no file or folder DOCS/nowhere"),
         (["index", "DOCS/nowhere", "--store", "IDX"], "no file or folder DOCS/nowhere, and nothing of it in the store"),
-        (["index", "DOCS/x.pdf", "--store", "IDX"], "only .txt, .md, .markdown, .jsonl files can be indexed"),
+        (["index", "PDF", "--store", "IDX"], "only .txt, .md, .markdown, .jsonl files can be indexed"),
         (["index", "DOCS", "--store", "DOCS"], "is no store of this package"),
         (["index", "DOCS", "--store", "ftp://nowhere"], "a server's URL begins with http"),
     ],
 )
 def test_what_a_user_can_get_wrong_is_one_line_and_changes_nothing(
-    idx: Path, docs: Path, small: Path, arguments: list[str], message: str
+    idx: Path, tmp_path: Path, small: Path, arguments: list[str], message: str
 ) -> None:
-    (docs / "x.pdf").write_bytes(b"%PDF")
-    empty = docs.parent / "empty"
+    pdf, empty = tmp_path / "x.pdf", tmp_path / "empty"
+    pdf.write_bytes(b"%PDF")
     empty.mkdir()
-    places = {"IDX": idx, "DOCS": docs, "EMPTY": empty, "NEW": docs.parent / "new", "OTHER": small}
+    places = {"IDX": idx, "DOCS": idx.with_name("docs"), "PDF": pdf, "EMPTY": empty, "NEW": tmp_path / "new"}
+    places["OTHER"] = small
     for name, path in places.items():
         arguments = [argument.replace(name, str(path)) for argument in arguments]
         message = message.replace(name, str(path))

@@ -10,10 +10,10 @@ import torch
 
 from m3_integrations import M3Encoder
 from m3_integrations.checkpoint import load_tokenizer
-from m3_integrations.training.tiny.bag import Bag, inverse_document_frequencies, train_bag
-from m3_integrations.training.tiny.descriptions import Description, read_descriptions, split_sentences
-from m3_integrations.training.tiny.pairs import make_check, make_pairs, write_pairs
-from m3_integrations.training.tiny.start import FACTS, make_config, save_bag_start
+from tests.tiny_recipe.bag import Bag, inverse_document_frequencies, train_bag
+from tests.tiny_recipe.descriptions import Description, read_descriptions, split_sentences
+from tests.tiny_recipe.pairs import make_check, make_pairs, write_pairs
+from tests.tiny_recipe.start import FACTS, make_config, save_bag_start
 
 LIST = """\
 Package: anchor

@@ -16,11 +16,11 @@ from m3_integrations.checkpoint import load_tokenizer
 from m3_integrations.tokenizer import Tokenizer
 from m3_integrations.training.network import TrainingNetwork
 from m3_integrations.training.run import run_training
-from m3_integrations.training.tiny.bag import inverse_document_frequencies, train_bag
-from m3_integrations.training.tiny.descriptions import Description, fetch_lists, read_descriptions
-from m3_integrations.training.tiny.pairs import Pair, make_pairs, write_pairs
-from m3_integrations.training.tiny.start import FACTS, make_config, save_bag_start, save_random_start
-from m3_integrations.training.tiny.vocabulary import train_tokenizer
+from tests.tiny_recipe.bag import inverse_document_frequencies, train_bag
+from tests.tiny_recipe.descriptions import Description, fetch_lists, read_descriptions
+from tests.tiny_recipe.pairs import Pair, make_pairs, write_pairs
+from tests.tiny_recipe.start import FACTS, make_config, save_bag_start, save_random_start
+from tests.tiny_recipe.vocabulary import train_tokenizer
 
 _logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def _save_starts(
 
 
 def _tokenize(tokenizer: Tokenizer, texts: Sequence[str], room: int) -> list[NDArray[np.int32]]:
-    """Give the tokens of every text without the special ones; equal texts share them."""
+    """Return the tokens of every text without the special ones; equal texts share them."""
     distinct = list(dict.fromkeys(texts))
     tokens = tokenizer(distinct, max_length=room + 2)
     by_text = {text: each.ids[1:-1] for text, each in zip(distinct, tokens, strict=True)}

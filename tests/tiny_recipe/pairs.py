@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from m3_integrations.training.tiny.descriptions import Description, split_sentences
-from m3_integrations.training.tiny.question_words import QUESTION_WORDS
+from tests.tiny_recipe.descriptions import Description, split_sentences
+from tests.tiny_recipe.question_words import QUESTION_WORDS
 
 _PAIRS_PER_LANGUAGE: Final = 125_000
 _MOST_PAIRS_PER_TEXT: Final = 12
@@ -39,7 +39,7 @@ def make_pairs(descriptions: Sequence[Description], *, seed: int) -> list[Pair]:
         seed: For every choice.
     """
     chosen = [description for description in descriptions if not description.is_held_out]
-    random_state = random.Random(seed)  # noqa: S311
+    random_state = random.Random(seed)
     translations: dict[str, list[Description]] = defaultdict(list)
     for description in chosen:
         translations[description.key].append(description)
@@ -100,7 +100,7 @@ def _common_sentences(descriptions: Sequence[Description]) -> frozenset[str]:
 
 def make_check(descriptions: Sequence[Description], *, seed: int, size: int) -> list[Pair]:
     """Make pairs from the held-out texts, the same number of crops and of short lines, for measuring progress."""
-    random_state = random.Random(seed)  # noqa: S311
+    random_state = random.Random(seed)
     held_out = [description for description in descriptions if description.is_held_out]
     chosen = random_state.sample(held_out, min(size, len(held_out)))
     return [

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - its usual name
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
@@ -53,7 +53,7 @@ class _BagModel(nn.Module):
 
 
 def inverse_document_frequencies(texts: Sequence[NDArray[np.int32]], vocab_size: int) -> NDArray[np.float64]:
-    """Give log((n + 1) / (df + 1)) of every token: (vocabulary,) float64, 0 or more."""
+    """Return log((n + 1) / (df + 1)) of every token: (vocabulary,) float64, 0 or more."""
     counts = np.zeros(vocab_size)
     for ids in texts:
         counts[np.unique(ids)] += 1

@@ -1,4 +1,4 @@
-"""`python -m m3_integrations.training.tiny --out FOLDER`: make the bundled checkpoint."""
+"""`python -m tests.tiny_recipe --out FOLDER`: make the bundled checkpoint."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from m3_integrations.training.tiny.recipe import TinySettings, make_tiny, use_threads
+from tests.tiny_recipe.recipe import TinySettings, make_tiny, use_threads
 
 
 def main() -> None:
     """Read the arguments and run the recipe."""
     parser = argparse.ArgumentParser(
-        prog="python -m m3_integrations.training.tiny",
+        prog="python -m tests.tiny_recipe",
         description="Make the bundled checkpoint from Debian's package descriptions.",
     )
     parser.add_argument("--out", type=Path, required=True, help="an empty folder for the checkpoint")

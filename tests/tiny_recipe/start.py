@@ -23,7 +23,7 @@ from torch import nn
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from m3_integrations.checkpoint import Heads, load_tokenizer, save_checkpoint
-from m3_integrations.training.tiny.bag import Bag
+from tests.tiny_recipe.bag import Bag
 
 FACTS: Final = 3
 """Coordinates that are not the bag's."""
@@ -40,7 +40,7 @@ _SEPARATOR_LOGIT: Final = -8.0
 
 
 def make_config(vocab_size: int, *, hidden_size: int, layers: int, max_length: int) -> Any:
-    """Give the configuration of the network."""
+    """Return the configuration of the network."""
     return XLMRobertaConfig(
         vocab_size=vocab_size,
         hidden_size=hidden_size,

@@ -62,7 +62,7 @@ def fetch_lists(folder: Path) -> None:
     }
     command = ["apt-get", *(f"-o{name}={value}" for name, value in options.items()), "update"]
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - our own arguments
+        subprocess.run(command, check=True, capture_output=True, text=True)
     except FileNotFoundError as error:
         raise RuntimeError("the descriptions come through apt-get, which is not on this machine") from error
     except subprocess.CalledProcessError as error:
@@ -100,7 +100,7 @@ def _parse(path: Path, language: str) -> Iterator[Description]:
 
 
 def _paragraphs(text: str) -> Iterator[str]:
-    """Give the paragraphs of a long description, each on one line; a lone dot stands for an empty line."""
+    """Yield the paragraphs of a long description, each on one line; a lone dot stands for an empty line."""
     words: list[str] = []
     for line in [*text.splitlines(), " ."]:
         if line.strip() != ".":

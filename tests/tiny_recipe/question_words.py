@@ -4,7 +4,7 @@ Descriptions hold no questions, so a network trained on them alone would take "w
 Put before a crop, they are in many queries and in no answer, and the network learns to pass over them.
 """
 
-# ruff: noqa: E501, RUF001 - one list per language, in its own letters
+# ruff: noqa: E501 - one list per language, in its own letters
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from m3_integrations.training.tiny.descriptions import Description
+from tests.tiny_recipe.descriptions import Description
 
 _SPECIAL: Final = ("<s>", "<pad>", "</s>", "<unk>")
 _MASK: Final = "<mask>"
@@ -64,13 +64,13 @@ def train_tokenizer(folder: Path, descriptions: Sequence[Description], *, vocab_
 
 
 def _sample(descriptions: Sequence[Description]) -> Iterator[str]:
-    """Give texts of every language, the small languages whole and the large ones capped."""
+    """Yield texts of every language, the small languages whole and the large ones capped."""
     by_language: dict[str, list[Description]] = defaultdict(list)
     for description in descriptions:
         if not description.is_held_out:
             by_language[description.language].append(description)
     for language, members in sorted(by_language.items()):
-        chosen = random.Random(language).sample(members, min(len(members), _TEXTS_PER_LANGUAGE))  # noqa: S311
+        chosen = random.Random(language).sample(members, min(len(members), _TEXTS_PER_LANGUAGE))
         for description in chosen:
             yield f"{description.short}. {description.long}"[:_MAX_CHARACTERS]
 

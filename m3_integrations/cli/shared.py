@@ -1,0 +1,69 @@
+"""What several commands share: options, errors as one line, where a store is, how an explanation is shown."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from m3_integrations.search import Explanation
+    from m3_integrations.store import Store
+
+Model = Annotated[str, typer.Option(help="A checkpoint folder, or a repository such as BAAI/bge-m3.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, ... or auto.")]
+Collection = Annotated[str | None, typer.Option(help="The collection, on a server; its key is in QDRANT_API_KEY.")]
+
+
+@contextmanager
+def errors_in_one_line(*, stderr: bool = False) -> Iterator[None]:
+    """End with status 1 and one line for an error that a user can cause. Other errors keep their traceback."""
+    try:
+        yield
+    except typer.Exit:  # a RuntimeError, too
+        raise
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
+        Console(stderr=stderr).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+
+
+def folder_of(where: str) -> Path | None:
+    """Return the folder of a store, or None if it is on a server."""
+    return None if "://" in where else Path(where).expanduser()
+
+
+def is_new(where: str) -> bool:
+    """Whether opening a store would make its folder, or take an empty one."""
+    folder = folder_of(where)
+    return folder is not None and (not folder.exists() or (folder.is_dir() and not any(folder.iterdir())))
+
+
+def open_place(where: str, *, collection: str | None, **settings: Any) -> Store:
+    """Open the store that a command names. The key of a server is in the environment, in QDRANT_API_KEY.
+
+    Raises:
+        ValueError: If a collection is named for a folder. Further errors are those of `open_store`.
+    """
+    from m3_integrations.store import open_store
+
+    folder = folder_of(where)
+    if folder is None:
+        return open_store(where, api_key=os.environ.get("QDRANT_API_KEY"), collection=collection, **settings)
+    if collection is not None:
+        raise ValueError(f"--collection is for a server, and {where} is a folder: leave it out")
+    return open_store(folder, **settings)
+
+
+def print_explanation(explanation: Explanation, console: Console) -> None:
+    """Print the shared tokens, and which token of the document each token of the query found."""
+    shared = ", ".join(f"{m.token.strip('▁') or m.token} {m.score:.3f}" for m in explanation.lexical[:6])
+    console.print(f"  shared tokens: {escape(shared) or 'none'}")
+    pairs = sorted(explanation.multi_vector, key=lambda pair: -pair.similarity)[:6]
+    found = ", ".join(f"{p.query_token.strip('▁')}→{p.document_token.strip('▁')} {p.similarity:.2f}" for p in pairs)
+    console.print(f"  query tokens and what they found: {escape(found) or 'nothing'}")

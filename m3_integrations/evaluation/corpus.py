@@ -1,0 +1,113 @@
+"""The documents of a collection, and the lines of its files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from m3_integrations.vectors import IntArray
+
+
+class Corpus:
+    """The documents of a corpus.jsonl: ids in memory, texts read from the file whenever they are asked for.
+
+    Args:
+        path: A JSON object a line, with "_id", "text" and maybe "title".
+        titles: Whether a text is its title, a space and its text, as BEIR joins them; otherwise its text alone.
+
+    Attributes:
+        ids: The id of every document, in the order of the file, which is the order of equal scores.
+        digest: 32 hexadecimal digits of all ids and texts.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a line is no such object, an id comes twice, or there is no document.
+    """
+
+    def __init__(self, path: Path, *, titles: bool = True) -> None:
+        self.path, self._titles = path, titles
+        self.ids: list[str] = []
+        digest, offsets = hashlib.blake2b(digest_size=16), []
+        for number, (offset, line) in enumerate(read_lines(path), start=1):
+            row = parse_row(line, path, number)
+            self.ids.append(row["_id"])
+            offsets.append(offset)
+            digest.update(f"{row['_id']}\0{self._text(row)}\0".encode("utf-8", "surrogatepass"))
+        if not self.ids:
+            raise ValueError(f"{path} has no documents")
+        if len(set(self.ids)) < len(self.ids):
+            twice = next(id_ for id_ in self.ids if self.ids.count(id_) > 1)
+            raise ValueError(f"{path} has more than one document with the id {twice!r}")
+        self._offsets = np.array(offsets, dtype=np.int64)
+        self.digest = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def _text(self, row: Mapping[str, Any]) -> str:
+        title = row.get("title") or ""
+        return f"{title} {row['text']}".strip() if self._titles else str(row["text"]).strip()
+
+    def texts(self, rows: IntArray | None = None) -> Texts:
+        """Return the texts of these rows, or of all. They are read one after another when they are iterated over."""
+        return Texts(self, np.arange(len(self)) if rows is None else rows)
+
+    def read(self, rows: IntArray) -> Iterator[str]:
+        """Read the texts of these rows from the file, in the order given."""
+        with self.path.open("rb") as file:
+            for row in rows.tolist():
+                file.seek(self._offsets[row])
+                yield self._text(parse_row(file.readline(), self.path, row + 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """Chosen texts of a corpus; their number is known before they are read, so that a progress bar knows its end."""
+
+    corpus: Corpus
+    rows: IntArray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[str]:
+        return self.corpus.read(self.rows)
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield every line that is not blank, with the offset in bytes where it begins."""
+    offset = 0
+    with path.open("rb") as file:
+        for line in file:
+            if line.strip():
+                yield offset, line
+            offset += len(line)
+
+
+def parse_row(line: bytes, path: Path, number: int, keys: tuple[str, str] = ("_id", "text")) -> dict[str, Any]:
+    """Return the object of a line of JSON. An id that is a number becomes a string.
+
+    Args:
+        line: The line.
+        path: The file that it is from, for messages.
+        number: Which line it is, counted from 1, for messages.
+        keys: The key of the id, and another key that must have a string.
+
+    Raises:
+        ValueError: If the line is not such an object.
+    """
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{path}, entry {number} is not JSON: {error}") from error
+    if isinstance(row, dict) and isinstance(row.get(keys[0]), int):
+        row[keys[0]] = str(row[keys[0]])
+    if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in keys):
+        raise ValueError(f"{path}, entry {number} must be an object with the strings {' and '.join(keys)}")
+    return row
