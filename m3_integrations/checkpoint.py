@@ -1,4 +1,7 @@
-"""Find, download, load and save a checkpoint: backbone, two heads and tokenizer, in BGE-M3's own format."""
+"""Find, download, load and save a checkpoint: backbone, two heads and tokenizer, in BGE-M3's own format.
+
+Long because what finds, reads and saves a checkpoint shares the names and the formats of its files.
+"""
 
 from __future__ import annotations
 

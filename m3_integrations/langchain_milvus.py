@@ -37,7 +37,7 @@ class M3SparseEmbeddings(BaseSparseEmbedding):
 
     Key init args:
         model: A checkpoint folder, or a repository of the hub such as "BAAI/bge-m3"; the process loads it once.
-        encoder: In the place of `model`: an encoder that is there already.
+        encoder: Instead of `model`: an encoder that exists already.
         model_kwargs: Further arguments of `M3Encoder`, such as device; only with `model`.
 
     Instantiate:
@@ -85,7 +85,7 @@ class M3SparseEmbeddings(BaseSparseEmbedding):
         self.encoder = open_encoder(model, encoder=encoder, model_kwargs=model_kwargs)
 
     def embed_documents(self, texts: list[str]) -> list[dict[int, float]]:
-        """Give the lexical weights of every text, {token id: weight}.
+        """Return the lexical weights of every text, {token id: weight}.
 
         Raises:
             TypeError: If texts is one string or holds anything but strings.
@@ -94,7 +94,7 @@ class M3SparseEmbeddings(BaseSparseEmbedding):
         return [weights.to_dict() for part in parts for weights in part.lexical]
 
     def embed_query(self, query: str) -> dict[int, float]:
-        """Give the lexical weights of a query, {token id: weight}.
+        """Return the lexical weights of a query, {token id: weight}.
 
         Raises:
             TypeError: If query is no string.
@@ -102,10 +102,10 @@ class M3SparseEmbeddings(BaseSparseEmbedding):
         return self.encoder.encode([query], kind="query", modes=("lexical",)).lexical[0].to_dict()
 
     async def aembed_documents(self, texts: list[str]) -> list[dict[int, float]]:
-        """Do what `embed_documents` does without blocking the event loop."""
+        """Embed texts as `embed_documents` does, without blocking the event loop."""
         vectors = await self.encoder.aencode(texts, modes=("lexical",))
         return await asyncio.to_thread(lambda: [weights.to_dict() for weights in vectors.lexical])
 
     async def aembed_query(self, query: str) -> dict[int, float]:
-        """Do what `embed_query` does without blocking the event loop."""
+        """Embed a query as `embed_query` does, without blocking the event loop."""
         return (await self.encoder.aencode([query], kind="query", modes=("lexical",))).lexical[0].to_dict()

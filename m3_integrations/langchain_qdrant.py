@@ -34,7 +34,7 @@ class M3SparseEmbeddings(SparseEmbeddings):
 
     Key init args:
         model: A checkpoint folder, or a repository of the hub such as "BAAI/bge-m3"; the process loads it once.
-        encoder: In the place of `model`: an encoder that is there already.
+        encoder: Instead of `model`: an encoder that exists already.
         model_kwargs: Further arguments of `M3Encoder`, such as device; only with `model`.
 
     Instantiate:
@@ -83,7 +83,7 @@ class M3SparseEmbeddings(SparseEmbeddings):
         self.encoder = open_encoder(model, encoder=encoder, model_kwargs=model_kwargs)
 
     def embed_documents(self, texts: list[str]) -> list[SparseVector]:
-        """Give the lexical weights of every text; the indices are the model's token ids.
+        """Return the lexical weights of every text; the indices are the model's token ids.
 
         Raises:
             TypeError: If texts is one string or holds anything but strings.
@@ -92,7 +92,7 @@ class M3SparseEmbeddings(SparseEmbeddings):
         return [_sparse_vector(weights) for part in parts for weights in part.lexical]
 
     def embed_query(self, text: str) -> SparseVector:
-        """Give the lexical weights of a query.
+        """Return the lexical weights of a query.
 
         Raises:
             TypeError: If text is no string.
@@ -100,12 +100,12 @@ class M3SparseEmbeddings(SparseEmbeddings):
         return _sparse_vector(self.encoder.encode([text], kind="query", modes=("lexical",)).lexical[0])
 
     async def aembed_documents(self, texts: list[str]) -> list[SparseVector]:
-        """Do what `embed_documents` does without blocking the event loop."""
+        """Embed texts as `embed_documents` does, without blocking the event loop."""
         vectors = await self.encoder.aencode(texts, modes=("lexical",))
         return await asyncio.to_thread(lambda: [_sparse_vector(weights) for weights in vectors.lexical])
 
     async def aembed_query(self, text: str) -> SparseVector:
-        """Do what `embed_query` does without blocking the event loop."""
+        """Embed a query as `embed_query` does, without blocking the event loop."""
         return _sparse_vector((await self.encoder.aencode([text], kind="query", modes=("lexical",))).lexical[0])
 
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -40,12 +39,6 @@ ADAPTERS = {"langchain", "langchain_qdrant", "langchain_milvus", "llama_index"}
 LONGEST = 350
 """Lines of a file that does not say why it is longer."""
 
-NOT_YET: dict[str, set[str]] = {
-    "long": {"encoder.py", "langchain/retriever.py"},
-    "in a circle": {"engine/call.py", "engine/core.py"},
-}
-"""Files that do not hold a rule yet. One that does has to leave this list, or its test fails."""
-
 
 def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
@@ -70,11 +63,7 @@ def modules() -> list[Path]:
     return [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
 
 
-def files(rule: str) -> list[Any]:
-    """Every file of the package as a parameter; those that do not hold the rule yet are expected to fail."""
-    names = [path.relative_to(PACKAGE).as_posix() for path in sorted(PACKAGE.rglob("*.py"))]
-    expected = pytest.mark.xfail(strict=True, reason=f"is {rule}, and not yet otherwise")
-    return [pytest.param(name, id=name, marks=[expected] if name in NOT_YET[rule] else []) for name in names]
+NAMES = [path.relative_to(PACKAGE).as_posix() for path in sorted(PACKAGE.rglob("*.py"))]
 
 
 @cache
@@ -123,14 +112,14 @@ def test_a_module_imports_only_from_rooms_before_its_own(path: Path) -> None:
         assert not imported_rooms(path) & (ADAPTERS - {room}), "adapters stand side by side"
 
 
-@pytest.mark.parametrize("name", files("long"))
+@pytest.mark.parametrize("name", NAMES)
 def test_a_file_is_short_or_says_why_it_is_long(name: str) -> None:
     text = (PACKAGE / name).read_text()
     docstring = ast.get_docstring(ast.parse(text)) or ""
     assert len(text.splitlines()) <= LONGEST or re.search(r"(^|[.!?]\s+|\n\n)Long because ", docstring)
 
 
-@pytest.mark.parametrize("name", files("in a circle"))
+@pytest.mark.parametrize("name", NAMES)
 def test_no_chain_of_imports_leads_back_to_its_file(name: str) -> None:
     assert circle_through(name) == []
 

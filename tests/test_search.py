@@ -2,14 +2,14 @@ import asyncio
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pytest
 from rank_bm25 import BM25Okapi
 
 from m3_integrations import M3Encoder, ModeWeights, Record, Searcher, SearchOptions, Store, open_store
-from m3_integrations.search import rerank
+from m3_integrations.search import SearchKeywords, rerank
 from m3_integrations.search.options import MODES_OF
 from m3_integrations.store import Hits, matches, parse_filter
 from m3_integrations.store.memory import MemoryStore
@@ -30,8 +30,8 @@ def random() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-@pytest.fixture
-def filled(random: np.random.Generator) -> Searcher:
+def make_searcher(random: np.random.Generator) -> Searcher:
+    """Eighty records behind a fake encoder."""
     searcher = Searcher(FakeEncoder(), open_store())
     searcher.add(
         make_texts(random, 80),
@@ -41,14 +41,19 @@ def filled(random: np.random.Generator) -> Searcher:
     return searcher
 
 
+@pytest.fixture
+def filled(random: np.random.Generator) -> Searcher:
+    return make_searcher(random)
+
+
 def expected_ranking(
-    searcher: Searcher, query: str, options: SearchOptions
+    searcher: Searcher, query: str, **asked: Unpack[SearchKeywords]
 ) -> tuple[list[tuple[str, float]], dict[str, dict[str, float]]]:
     """The definition in plain words and float64: both legs' pools, their union, exact scores, weights, ties by id."""
     assert isinstance(searcher.store, MemoryStore)
-    ids = [
-        r.id for r in searcher.store.records() if matches(parse_filter(options.filter), r.metadata)
-    ]  # in the order of insertion
+    options = SearchOptions(**asked)
+    # In the order of insertion.
+    ids = [record.id for record in searcher.store.records() if matches(options.filter, record.metadata)]
     records = searcher.store.get(ids, with_vectors=True)
     raw: dict[str, dict[str, float]] = {}
     vectors = searcher.encoder.encode([query], kind="query")
@@ -62,8 +67,7 @@ def expected_ranking(
     for leg in legs:
         eligible = [i for i in ids if leg == "dense" or raw[i]["lexical"] > 0]
         union.update(sorted(eligible, key=lambda i: -raw[i][leg])[: max(options.pool_size, options.k)])
-    weights = options.weights if isinstance(options.weights, ModeWeights) else ModeWeights()
-    parts = weights.normalized(modes)
+    parts = options.weights.normalized(modes)
     final = {i: sum(parts[m] * raw[i][m] for m in modes) for i in union}
     ranked = sorted(final.items(), key=lambda item: (-item[1], item[0]))
     if options.score_threshold is not None:
@@ -74,35 +78,48 @@ def expected_ranking(
 def test_every_mode_weight_and_filter_equals_float64_brute_force(filled: Searcher, random: np.random.Generator) -> None:
     one_leg_only = 0
     for trial in range(150):
-        options = SearchOptions(
-            k=int(random.integers(1, 12)),
-            mode=list(MODES_OF)[trial % 5],
-            weights=ModeWeights(*random.uniform(0.05, 1, 3)),
-            filter=random_filter(random) if trial % 2 else None,
-            pool_size=int(random.integers(1, 9)),
-            score_threshold=0.1 if trial % 7 == 0 else None,
-        )
+        asked: SearchKeywords = {
+            "k": int(random.integers(1, 12)),
+            "mode": list(MODES_OF)[trial % 5],
+            "weights": ModeWeights(*random.uniform(0.05, 1, 3)),
+            "filter": random_filter(random) if trial % 2 else None,
+            "pool_size": int(random.integers(1, 9)),
+            "score_threshold": 0.1 if trial % 7 == 0 else None,
+        }
         query = make_texts(random, 1)[0]
-        ranked, raw = expected_ranking(filled, query, options)
-        hits = filled.search(query, options)
+        ranked, raw = expected_ranking(filled, query, **asked)
+        hits = filled.search(query, **asked)
         assert [hit.id for hit in hits] == [id_ for id_, _ in ranked]
         for hit, (_, score) in zip(hits, ranked, strict=True):
             assert hit.score == pytest.approx(score, abs=1e-5)
-            assert hit.scores == pytest.approx({m: raw[hit.id][m] for m in MODES_OF[options.mode]}, abs=1e-5)
+            assert hit.scores == pytest.approx({m: raw[hit.id][m] for m in MODES_OF[asked["mode"] or "all"]}, abs=1e-5)
             one_leg_only += hit.scores.get("lexical", 1.0) == 0
     assert one_leg_only > 10  # candidates that only the dense leg found were among them
 
 
 def test_results_of_a_batch_are_those_of_single_queries(filled: Searcher, random: np.random.Generator) -> None:
     queries = make_texts(random, 150)
-    batch = filled.search_batch(queries, SearchOptions(k=3))
+    batch = filled.search_batch(queries, k=3)
     assert [[hit.id for hit in hits] for hits in batch] == [
-        [hit.id for hit in filled.search(query, SearchOptions(k=3))] for query in queries
+        [hit.id for hit in filled.search(query, k=3)] for query in queries
     ]
 
 
 async def test_asearch_gives_what_search_gives(filled: Searcher) -> None:
     assert await filled.asearch("keys vault") == filled.search("keys vault")
+    assert (
+        await filled.asearch("keys vault", k=2) == filled.search("keys vault", k=2) == filled.search("keys vault")[:2]
+    )
+
+
+def test_records_are_deleted_by_ids_or_by_a_filter(filled: Searcher) -> None:
+    assert filled.delete(["d00", "nobody", "d01"]) == 2
+    assert filled.delete([]) == 0
+    parsed = parse_filter({"size": {"$gte": 3}})
+    matching = [record.id for record in filled.store.records() if matches(parsed, record.metadata)]
+    assert filled.delete(filter={"size": {"$gte": 3}}) == len(matching) > 0
+    assert filled.store.count() == 78 - len(matching)
+    assert filled.store.get(matching) == []
 
 
 async def test_asearch_does_not_block_the_event_loop(filled: Searcher) -> None:
@@ -132,7 +149,7 @@ def test_the_query_is_encoded_once_and_documents_never_again(filled: Searcher) -
     encoder = filled.encoder
     assert isinstance(encoder, FakeEncoder)
     encoder.encoded.clear()
-    filled.search("keys vault", SearchOptions(mode="all", k=50, pool_size=80))
+    filled.search("keys vault", mode="all", k=50, pool_size=80)
     assert encoder.encoded == [("query", "keys vault")]
 
 
@@ -155,29 +172,6 @@ def test_bad_additions_are_refused(filled: Searcher) -> None:
     assert filled.store.count() == 80
 
 
-@pytest.mark.parametrize(
-    ("settings", "error", "message"),
-    [
-        ({"k": 0}, ValueError, "k must be at least 1, got 0"),
-        ({"k": 2.5}, TypeError, "k must be an integer, got 2.5"),
-        ({"k": True}, TypeError, "k must be an integer"),
-        ({"pool_size": 0}, ValueError, "pool_size must be at least 1"),
-        ({"rrf_k": -1}, ValueError, "rrf_k must be at least 0"),
-        ({"mode": "hybrid"}, ValueError, "mode must be one of dense, lexical, dense\\+lexical, multi_vector, all"),
-        ({"fusion": "max"}, ValueError, "fusion must be one of weighted, rrf, got 'max'"),
-        ({"bm25": "yes"}, ValueError, "bm25 must be one of off, extra, replace"),
-        ({"weights": "best"}, ValueError, "unknown weights 'best'"),
-        ({"weights": (1, 1, 1)}, TypeError, "weights must be ModeWeights"),
-        ({"score_threshold": float("nan")}, ValueError, "must be finite"),
-        ({"filter": {"a": {"$near": 1}}}, ValueError, "unknown"),
-        ({"filter": "a = 1"}, TypeError, "must be a mapping"),
-    ],
-)
-def test_options_out_of_range_are_refused(settings: dict[str, Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        SearchOptions(**settings)
-
-
 def test_modes_without_a_head_are_dropped_from_all_and_refused_by_name() -> None:
     searcher = Searcher(FakeEncoder(modes=("dense",)), open_store())
     searcher.add(["a b", "c d"], ids=["1", "2"])
@@ -187,19 +181,19 @@ def test_modes_without_a_head_are_dropped_from_all_and_refused_by_name() -> None
         with pytest.raises(
             ValueError, match=f"mode={mode!r} cannot be searched: there are dense vectors only".replace("+", r"\+")
         ):
-            searcher.search("a", SearchOptions(mode=mode))
+            searcher.search("a", mode=mode)
 
 
 def test_rrf_fuses_the_rankings_of_all_candidates(filled: Searcher) -> None:
     query = "keys vault"
-    _, raw = expected_ranking(filled, query, SearchOptions(k=80, pool_size=80))
+    _, raw = expected_ranking(filled, query, k=80, pool_size=80)
     fused: dict[str, float] = dict.fromkeys(raw, 0.0)
     for mode in ("dense", "lexical", "multi_vector"):
         ranking = sorted((i for i in raw if mode != "lexical" or raw[i][mode] > 0), key=lambda i: -raw[i][mode])
         for rank, id_ in enumerate(ranking, start=1):
             fused[id_] += (1 / 3) / (7 + rank)
     expected = sorted(fused.items(), key=lambda item: (-item[1], item[0]))[:10]
-    hits = filled.search(query, SearchOptions(k=10, pool_size=80, fusion="rrf", rrf_k=7))
+    hits = filled.search(query, k=10, pool_size=80, fusion="rrf", rrf_k=7)
     assert [hit.id for hit in hits] == [id_ for id_, _ in expected]
     assert [hit.score for hit in hits] == pytest.approx([score for _, score in expected])
 
@@ -209,22 +203,29 @@ def test_bm25_adds_candidates_that_the_other_legs_missed(filled: Searcher) -> No
     texts = [record.text.split() for record in filled.store.records()]
     best = int(np.argmax(BM25Okapi(texts).get_scores(["7"])))
     assert texts[best][-1] == "7"  # the only text with the token
-    without = filled.search("7", SearchOptions(mode="dense", k=1, pool_size=1))
+    without = filled.search("7", mode="dense", k=1, pool_size=1)
     assert without[0].id != "d07"
     for bm25 in ("extra", "replace"):
-        hit = filled.search("7", SearchOptions(mode="dense", k=2, pool_size=1, bm25=bm25, fusion="rrf", rrf_k=0))[0]
+        hit = filled.search("7", mode="dense", k=2, pool_size=1, bm25=bm25, fusion="rrf", rrf_k=0)[0]
         assert hit.id == "d07"
         assert hit.scores["bm25"] == pytest.approx(BM25Okapi(texts).get_scores(["7"])[7], rel=1e-5)
 
 
 def test_bm25_follows_changes_and_filters(filled: Searcher) -> None:
-    options = SearchOptions(mode="dense", fusion="rrf", bm25="replace", k=80, pool_size=80)
+    asked: SearchKeywords = {"mode": "dense", "fusion": "rrf", "bm25": "replace", "k": 80, "pool_size": 80}
     filled.add(["zebra"], ids=["z"], metadatas=[{"kind": "animal"}])
-    assert filled.search("zebra", options)[0].scores.keys() == {"dense", "bm25"}
-    only = SearchOptions(mode="dense", bm25="extra", filter={"kind": {"$exists": False}}, k=80)
-    assert "z" not in {hit.id for hit in filled.search("zebra", only)}
+    assert filled.search("zebra", **asked)[0].scores.keys() == {"dense", "bm25"}
+    unkind = filled.search("zebra", mode="dense", bm25="extra", filter={"kind": {"$exists": False}}, k=80)
+    assert "z" not in {hit.id for hit in unkind}
     filled.store.delete(["z"])
-    assert all("bm25" not in hit.scores for hit in filled.search("zebra", options))
+    assert all("bm25" not in hit.scores for hit in filled.search("zebra", **asked))
+
+
+def test_bm25_can_replace_the_learned_lexical_leg(filled: Searcher) -> None:
+    """No text has the word; some share a token of the fake's random lexical weights."""
+    assert filled.search("zebra", mode="lexical") != []
+    assert filled.search("zebra", mode="lexical", bm25="extra") != []
+    assert filled.search("zebra", mode="lexical", bm25="replace") == []
 
 
 def test_bm25_is_refused_where_the_store_is_not_in_memory(filled: Searcher) -> None:
@@ -236,7 +237,7 @@ def test_bm25_is_refused_where_the_store_is_not_in_memory(filled: Searcher) -> N
 
     searcher = Searcher(filled.encoder, Elsewhere())
     with pytest.raises(ValueError, match="BM25 needs a store in memory"):
-        searcher.search("a", SearchOptions(bm25="extra"))
+        searcher.search("a", bm25="extra")
 
 
 def test_a_record_deleted_during_a_search_is_passed_over(filled: Searcher) -> None:
@@ -251,7 +252,7 @@ def test_a_record_deleted_during_a_search_is_passed_over(filled: Searcher) -> No
     racing: Store = Racing()
     searcher = Searcher(FakeEncoder(), racing)
     searcher.add(["a b", "c d", "e f"], ids=["1", "2", "3"])
-    assert len(searcher.search("a b", SearchOptions(k=3))) == 2
+    assert len(searcher.search("a b", k=3)) == 2
 
 
 def test_the_next_best_take_the_places_of_records_deleted_after_they_were_scored() -> None:
@@ -266,12 +267,12 @@ def test_the_next_best_take_the_places_of_records_deleted_after_they_were_scored
     racing = Racing()
     searcher = Searcher(FakeEncoder(), racing)
     searcher.add([f"a b {i}" for i in range(20)], ids=[f"{i:02}" for i in range(20)])
-    best = [hit.id for hit in searcher.search("a b", SearchOptions(k=12))]
+    best = [hit.id for hit in searcher.search("a b", k=12)]
     gone += [best[0], *best[2:7]]
-    found = [hit.id for hit in searcher.search("a b", SearchOptions(k=6))]
+    found = [hit.id for hit in searcher.search("a b", k=6)]
     assert found == [best[1], *best[7:12]]
     gone += best
-    assert len(searcher.search("a b", SearchOptions(k=12))) == 8
+    assert len(searcher.search("a b", k=12)) == 8
 
 
 def test_a_store_of_another_model_is_refused(filled: Searcher) -> None:
@@ -313,29 +314,6 @@ def test_an_explanation_names_the_tokens(encoder: M3Encoder) -> None:
     assert [(pair.query_token, pair.document_token) for pair in same.multi_vector] == list(
         zip(others, others, strict=True)
     )
-
-
-def test_reranking_takes_stored_vectors_and_encodes_only_the_others(filled: Searcher) -> None:
-    encoder = filled.encoder
-    assert isinstance(encoder, FakeEncoder)
-    stored = {record.id: record.text for record in filled.store.get(["d05", "d01"])}
-    texts = ["a new text", stored["d05"], "changed since", stored["d01"], stored["d05"]]
-    ids = [None, "d05", "d01", "d01", "unknown"]
-    expected = rerank(encoder, "keys", texts, weights="miracl")
-    encoder.encoded.clear()
-    scores = rerank(encoder, "keys", texts, ids=ids, store=filled.store, weights="miracl")
-    assert [text for kind, text in encoder.encoded if kind == "document"] == ["a new text", "changed since", texts[4]]
-    for mode in ("dense", "lexical", "multi_vector", "combined"):
-        np.testing.assert_allclose(getattr(scores, mode), getattr(expected, mode), atol=1e-6)
-    one = brute_force(encoder.encode(["keys"]), encoder.encode([texts[0]]))
-    weights = ModeWeights.preset("miracl").normalized()
-    assert scores.combined[0] == pytest.approx(sum(weights[mode] * one[mode][0] for mode in weights), abs=1e-5)
-
-
-def test_reranking_refuses_what_does_not_fit(filled: Searcher) -> None:
-    with pytest.raises(ValueError, match="1 texts, but 2 ids"):
-        rerank(filled.encoder, "q", ["a"], ids=["x", "y"], store=filled.store)
-    assert rerank(filled.encoder, "q", []).combined.shape == (0,)
 
 
 def test_a_fingerprint_is_the_models_whatever_its_name_dtype_or_format(small: Path, wide: Path, tmp_path: Path) -> None:

@@ -11,17 +11,28 @@ ROOT = Path(__file__).parent.parent
 PROGRAM = "tests/typing/user_program.py"
 
 
-def test_mypy_finds_a_users_program_clean_and_notices_a_wrong_type_in_a_copy(tmp_path: Path) -> None:
-    right, wrong = "assert_type(ids, list[str])", "assert_type(ids, list[int])"
+WRONG = {
+    "assert_type(ids, list[str])": ("assert_type(ids, list[int])", "list[int]"),
+    'fusion="rrf"': ('fusion="max"', "Literal['max']"),
+    'weights="mldr"': ("wights=1", '"wights"'),
+}
+"""What the program says, what a wrong copy of it says, and what a checker names."""
+
+
+def test_mypy_finds_a_users_program_clean_and_notices_wrong_types_in_a_copy(tmp_path: Path) -> None:
+    program = wrong = (ROOT / PROGRAM).read_text()
+    for right, (replaced, _) in WRONG.items():
+        assert program.count(right) == 1
+        wrong = wrong.replace(right, replaced)
     copy = tmp_path / "wrong.py"
-    program = (ROOT / PROGRAM).read_text()
-    copy.write_text(program.replace(right, wrong))
+    copy.write_text(wrong)
     command = [sys.executable, "-m", "mypy", PROGRAM, str(copy)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    (error,) = [line for line in result.stdout.splitlines() if " error: " in line]
-    line = program[: program.index(right)].count("\n") + 1
-    assert error.startswith(f"{copy}:{line}: error: ")
-    assert "list[int]" in error
+    errors = [line for line in result.stdout.splitlines() if " error: " in line]
+    assert len(errors) == len(WRONG)
+    for right, (_, named) in WRONG.items():
+        line = program[: program.index(right)].count("\n") + 1
+        assert any(error.startswith(f"{copy}:{line}: error: ") and named in error for error in errors), errors
 
 
 def test_a_users_program_is_clean_under_pyright() -> None:

@@ -62,8 +62,8 @@ def search(
     if is_new(store):
         raise FileNotFoundError(f"no store at {store}: make one with m3 index PATH --store {store}")
     encoder = M3Encoder(model, device=device)
-    with Searcher(encoder, open_place(store, collection=collection)) as searcher:
-        hits = searcher.search(question, options)
+    with Searcher(encoder, open_place(store, collection=collection), options) as searcher:
+        hits = searcher.search(question)
         reasons = [searcher.explain(question, hit.id) for hit in hits] if explain else []
     if as_json:
         print(json.dumps(_document(question, options, hits, reasons), ensure_ascii=False, indent=2))  # noqa: T201

@@ -20,7 +20,7 @@ class M3Embeddings(EncoderFields, Embeddings):
 
     Key init args:
         model: A checkpoint folder, or a repository of the hub.
-        encoder: In the place of `model`: an encoder that is there already.
+        encoder: Instead of `model`: an encoder that exists already.
         model_kwargs: Further arguments of `M3Encoder`; only with `model`.
         show_progress: Whether `embed_documents` draws a progress bar.
 
@@ -54,7 +54,7 @@ class M3Embeddings(EncoderFields, Embeddings):
     show_progress: bool = False
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Give the dense vector of every text: d floats each, unit length.
+        """Return the dense vector of every text: d floats each, unit length.
 
         Raises:
             TypeError: If texts is one string or holds anything but strings.
@@ -63,7 +63,7 @@ class M3Embeddings(EncoderFields, Embeddings):
         return [row for part in parts for row in _floats(part.dense)]
 
     def embed_query(self, text: str) -> list[float]:
-        """Give the dense vector of a query: d floats, unit length.
+        """Return the dense vector of a query: d floats, unit length.
 
         Raises:
             TypeError: If text is no string.
@@ -71,14 +71,14 @@ class M3Embeddings(EncoderFields, Embeddings):
         return _floats(self.encoder.encode([text], kind="query", modes=("dense",)).dense)[0]
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Do what `embed_documents` does without blocking the event loop."""
+        """Embed texts as `embed_documents` does, without blocking the event loop."""
         if self.show_progress:
             return await asyncio.to_thread(self.embed_documents, texts)
         vectors = await self.encoder.aencode(texts, modes=("dense",))
         return await asyncio.to_thread(_floats, vectors.dense)
 
     async def aembed_query(self, text: str) -> list[float]:
-        """Do what `embed_query` does without blocking the event loop."""
+        """Embed a query as `embed_query` does, without blocking the event loop."""
         vectors = await self.encoder.aencode([text], kind="query", modes=("dense",))
         return _floats(vectors.dense)[0]
 

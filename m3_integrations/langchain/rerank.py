@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.cross_encoders import BaseCrossEncoder
 from langchain_core.documents import BaseDocumentCompressor, Document
-from pydantic import Field, SkipValidation, field_validator
+from pydantic import Field
 
-from m3_integrations.langchain.fields import WeightsFields, check_store
-from m3_integrations.scoring import top_rows
-from m3_integrations.search import rerank, resolve_weights
-from m3_integrations.store import Store
-from m3_integrations.vectors import M3Scores
+from m3_integrations.langchain.fields import EncoderFields, MaybeStore, Weights
+from m3_integrations.search import Ranked, rerank, resolve_weights
 
 
-class M3Rerank(WeightsFields, BaseDocumentCompressor):
+class M3Rerank(EncoderFields, BaseDocumentCompressor):
     """Ranks documents by BGE-M3's combined score: dense, lexical and multi-vector, weighted.
 
     Setup:
@@ -28,12 +24,13 @@ class M3Rerank(WeightsFields, BaseDocumentCompressor):
 
     Key init args:
         model: A checkpoint folder, or a repository of the hub.
-        encoder: In the place of `model`: an encoder that is there already.
+        encoder: Instead of `model`: an encoder that exists already.
         model_kwargs: Further arguments of `M3Encoder`; only with `model`.
         top_n: How many documents to keep; None for all.
         score_threshold: Only documents whose combined score is at least this.
-        weights: How the modes count; equal if None.
-        store: Documents whose id and text a record in it has are scored from its vectors; only others are encoded.
+        weights: How much each mode counts; equal if None.
+        store: A document whose id and text are those of a record in it is scored from the stored vectors; only the
+            others are encoded.
 
     Instantiate:
         ```python
@@ -67,57 +64,50 @@ class M3Rerank(WeightsFields, BaseDocumentCompressor):
         FileNotFoundError: If there is no such model.
     """
 
+    weights: Weights = None
     top_n: int | None = Field(default=3, ge=1)
     score_threshold: float | None = Field(default=None, allow_inf_nan=False)
-    store: SkipValidation[Store] | None = Field(default=None, exclude=True, repr=False)
-
-    @field_validator("store", mode="before")
-    @classmethod
-    def _check_store(cls, store: Store | None) -> Store | None:
-        return check_store(store)
+    store: MaybeStore = Field(default=None, exclude=True, repr=False)
 
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
-        """Give the best documents, best first; equal scores keep their order.
+        """Return the best documents, best first; equal scores keep their order.
 
         Returns:
-            Copies. Their metadata holds besides what it held "relevance_score", the combined score, and "m3_scores",
-            the raw score in every mode.
+            Copies. Their metadata have two more keys: "relevance_score", the combined score, and "m3_scores", the raw
+            score in every mode.
 
         Raises:
             TypeError: If query is no string.
             ValueError: If the store holds another model's vectors.
         """
         del callbacks  # there is no step inside that could report to them
-        if not documents:
-            return []
-        texts, ids = [document.page_content for document in documents], [document.id for document in documents]
-        scores = rerank(self.encoder, query, texts, ids=ids, store=self.store, weights=self.weights)
-        best = top_rows(scores.combined, len(documents) if self.top_n is None else self.top_n).tolist()
-        return [
-            _scored(documents[row], scores, row)
-            for row in best
-            if self.score_threshold is None or scores.combined[row] >= self.score_threshold
-        ]
+        ranked = rerank(
+            self.encoder,
+            query,
+            [document.page_content for document in documents],
+            ids=[document.id for document in documents],
+            store=self.store,
+            weights=self.weights,
+            top_n=self.top_n,
+            score_threshold=self.score_threshold,
+        )
+        return [_with_results(documents[each.row], each) for each in ranked]
 
     async def acompress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
-        """Do what `compress_documents` does without blocking the event loop."""
+        """Rank documents as `compress_documents` does, without blocking the event loop."""
         return await asyncio.to_thread(self.compress_documents, documents, query, callbacks)
 
 
-def _scored(document: Document, scores: M3Scores, row: int) -> Document:
-    metadata: dict[str, Any] = {
-        **document.metadata,
-        "relevance_score": float(scores.combined[row]),
-        "m3_scores": {mode: float(getattr(scores, mode)[row]) for mode in scores.modes},
-    }
+def _with_results(document: Document, ranked: Ranked) -> Document:
+    metadata = {**document.metadata, "relevance_score": ranked.score, "m3_scores": ranked.scores}
     return document.model_copy(update={"metadata": metadata})
 
 
-class M3CrossEncoder(WeightsFields, BaseCrossEncoder):
+class M3CrossEncoder(EncoderFields, BaseCrossEncoder):
     """BGE-M3's combined score where LangChain expects a cross-encoder, as in `CrossEncoderReranker`.
 
     `M3Rerank` does more: scores in the results, a threshold, stored vectors, async.
@@ -129,9 +119,9 @@ class M3CrossEncoder(WeightsFields, BaseCrossEncoder):
 
     Key init args:
         model: A checkpoint folder, or a repository of the hub.
-        encoder: In the place of `model`: an encoder that is there already.
+        encoder: Instead of `model`: an encoder that exists already.
         model_kwargs: Further arguments of `M3Encoder`; only with `model`.
-        weights: How the modes count; equal if None.
+        weights: How much each mode counts; equal if None.
 
     Instantiate:
         ```python
@@ -158,13 +148,13 @@ class M3CrossEncoder(WeightsFields, BaseCrossEncoder):
         FileNotFoundError: If there is no such model.
     """
 
+    weights: Weights = None
+
     def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:
-        """Give the combined score of every pair of a query and a text, in their order; higher is better.
+        """Return the combined score of every pair of a query and a text, in their order; higher is better.
 
         Raises:
             TypeError: If a query or a text is no string.
         """
-        scores: list[float] = self.encoder.score_pairs(
-            text_pairs, weights=resolve_weights(self.weights)
-        ).combined.tolist()
-        return scores
+        found = self.encoder.score_pairs(text_pairs, weights=resolve_weights(self.weights))
+        return [float(score) for score in found.combined]

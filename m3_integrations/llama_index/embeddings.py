@@ -21,7 +21,7 @@ class M3Embedding(NamedEncoderFields, BaseEmbedding):
 
     Args:
         model_name: A checkpoint folder, or a repository of the hub; `model` says the same.
-        encoder: In the place of `model_name`: an encoder that is there already.
+        encoder: Instead of `model_name`: an encoder that exists already.
         model_kwargs: Further arguments of `M3Encoder`; only with `model_name`.
         embed_batch_size: Texts handed to the encoder at a time, 1 to 2048. It plans its own forward passes, so there
             is no reason to lower it.
@@ -48,7 +48,7 @@ class M3Embedding(NamedEncoderFields, BaseEmbedding):
 
     @classmethod
     def class_name(cls) -> str:
-        """Give the name under which LlamaIndex knows the class."""
+        """Return the name under which LlamaIndex knows the class."""
         return "M3Embedding"
 
     def _get_query_embedding(self, query: str) -> list[float]:

@@ -1,4 +1,4 @@
-"""What the pydantic classes for LlamaIndex have in common: an encoder they were given, or the shared one of a model."""
+"""Fields that the pydantic classes for LlamaIndex have in common: those by which an encoder is given."""
 
 from __future__ import annotations
 
@@ -8,26 +8,14 @@ from typing import Any, cast
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation, model_validator
 
 from m3_integrations.search import open_encoder
-from m3_integrations.store import Store
 from m3_integrations.vectors import Encoder
-
-
-def check_store(store: Store) -> Store:
-    """Give back a store.
-
-    Raises:
-        TypeError: For anything else, such as the folder or URL of one.
-    """
-    if not callable(getattr(store, "candidates", None)):
-        raise TypeError(f"store must be a store, got {store!r}: open one with open_store")
-    return store
 
 
 class EncoderFields(BaseModel):
     """The fields by which an encoder is given.
 
-    Once made, `encoder` is always there and `model` is its name. The encoder is in no dump, so that the key of an
-    ingestion cache, which is made of one, says what the model is and not which object holds it.
+    Once made, `encoder` is always there and `model` is its name. A dump leaves the encoder out: the key of an ingestion
+    cache is made of a dump, and must depend on the model and not on the object that holds it.
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
@@ -40,7 +28,7 @@ class EncoderFields(BaseModel):
         exclude=True,
         repr=False,
     )
-    """In the place of `model`: an encoder that is there already."""
+    """Instead of `model`: an encoder that exists already."""
 
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of `M3Encoder`, such as device or max_length; only with `model`."""
@@ -52,8 +40,8 @@ class EncoderFields(BaseModel):
         self.model = self.encoder.model
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # LlamaIndex's own way drops what cannot be pickled, a store for instance, with no more than a log line. The
-        # callback manager stays behind: its handlers report to those who listen in this process.
+        # LlamaIndex's own way drops what cannot be pickled, such as a store, and writes only a log line. The callback
+        # manager stays behind: its handlers report to listeners in this process.
         fields = {name: value for name, value in self if name != "callback_manager"}
         if self.model_kwargs:
             del fields["encoder"]  # it was opened with these, and will be again

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from llama_index.core.vector_stores import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
 
-from m3_integrations.store import Filter, FilterLike, parse_filter
+from m3_integrations.store import FilterLike
 
 _OPERATORS: Final = {
     FilterOperator.EQ: "$eq",
@@ -22,26 +22,20 @@ _OPERATORS: Final = {
 }
 
 
-def parse_filters(filters: MetadataFilters | FilterLike) -> Filter | None:
-    """Turn `MetadataFilters`, or a filter in our own language, into one that can be evaluated and translated.
+def as_filter(filters: MetadataFilters | FilterLike) -> FilterLike:
+    """Turn `MetadataFilters` into a filter of our own language; return anything else as it is.
 
-    A list in the metadata matches if any of its elements does, and a single value counts as a list of one; so
+    A list in the metadata matches if any of its elements does, and a single value counts as a list of one. So
     `contains` and `any` compare whole values and never look for parts of a string. `is_empty` is true where the key is
     absent, None or an empty list. A missing key satisfies only `!=`, `nin` and `is_empty`.
 
-    Returns:
-        None if every record matches.
-
     Raises:
-        TypeError: If it is neither.
-        ValueError: For an operator that cannot be honoured exactly (`text_match`, `text_match_insensitive`), or a
-            value that the operator cannot compare exactly, such as a range on strings.
+        ValueError: For an operator that cannot be honoured exactly: `text_match`, `text_match_insensitive`, or `all`
+            without a list.
     """
-    return parse_filter(_as_mapping(filters) if isinstance(filters, MetadataFilters) else filters)
-
-
-def _as_mapping(filters: MetadataFilters) -> dict[str, Any]:
-    parts = [_as_mapping(part) if isinstance(part, MetadataFilters) else _condition(part) for part in filters.filters]
+    if not isinstance(filters, MetadataFilters):
+        return filters
+    parts = [as_filter(part) if isinstance(part, MetadataFilters) else _condition(part) for part in filters.filters]
     if not parts:
         return {}
     if filters.condition == FilterCondition.NOT:

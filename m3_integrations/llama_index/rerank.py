@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Annotated, Any
 
 from llama_index.core.callbacks import CBEventType, EventPayload
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
-from llama_index.core.schema import NodeWithScore, QueryBundle
-from pydantic import Field, SkipValidation, field_validator
+from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
+from pydantic import BeforeValidator, Field, SkipValidation, field_validator
 
-from m3_integrations.llama_index.fields import EncoderFields, check_store
-from m3_integrations.llama_index.nodes import SCORES_KEY, M3NodeWithScore, embedded_text, with_results
-from m3_integrations.scoring import top_rows
-from m3_integrations.search import rerank, resolve_weights
+from m3_integrations.llama_index.fields import EncoderFields
+from m3_integrations.llama_index.nodes import SCORES_KEY, M3NodeWithScore, with_results
+from m3_integrations.search import Ranked, check_store, rerank, resolve_weights
 from m3_integrations.store import Store
-from m3_integrations.vectors import M3Scores, ModeWeights
+from m3_integrations.vectors import ModeWeights
 
 _dispatcher = get_dispatcher(__name__)
 
@@ -28,19 +27,21 @@ class M3Rerank(EncoderFields, BaseNodePostprocessor):
     `pip install 'm3-integrations[llama-index]'`
 
     What is scored is a node's text for embedding models, so with its metadata. Results are copies, as
-    `M3NodeWithScore`. Their metadata hold besides "m3_scores", the raw score in every mode, and with
-    `keep_retrieval_score` "retrieval_score", the score they came with; neither is in a text for an embedding model
-    or an LLM.
+    `M3NodeWithScore`. Their metadata have one more key, "m3_scores", the raw score in every mode. With
+    `keep_retrieval_score` they also have "retrieval_score", the score that the node came with. Neither is in a text
+    for an embedding model or an LLM.
 
     Args:
         model: A checkpoint folder, or a repository of the hub.
-        encoder: In the place of `model`: an encoder that is there already.
+        encoder: Instead of `model`: an encoder that exists already.
         model_kwargs: Further arguments of `M3Encoder`; only with `model`.
         top_n: How many nodes to keep, 1 or more.
-        weights: How the modes count: `ModeWeights`, the name of a preset such as "miracl", or None for equal weights.
+        weights: How much each mode counts: `ModeWeights`, the name of a preset such as "miracl", or None for equal
+            weights.
         score_threshold: Only nodes whose combined score is at least this.
         keep_retrieval_score: Whether to keep the score that a node came with.
-        store: Nodes whose id and text a record in it has are scored from its vectors; only the others are encoded.
+        store: A node whose id and text are those of a record in it is scored from the stored vectors; only the others
+            are encoded.
         callback_manager: Who is told about reranking events.
 
     Raises:
@@ -64,12 +65,9 @@ class M3Rerank(EncoderFields, BaseNodePostprocessor):
     weights: ModeWeights | str | None = None
     score_threshold: float | None = Field(default=None, allow_inf_nan=False)
     keep_retrieval_score: bool = False
-    store: SkipValidation[Store] | None = Field(default=None, exclude=True, repr=False)
-
-    @field_validator("store", mode="before")
-    @classmethod
-    def _check_store(cls, store: Store | None) -> Store | None:
-        return None if store is None else check_store(store)
+    store: Annotated[SkipValidation[Store | None], BeforeValidator(check_store)] = Field(
+        default=None, exclude=True, repr=False
+    )
 
     @field_validator("weights")
     @classmethod
@@ -79,7 +77,7 @@ class M3Rerank(EncoderFields, BaseNodePostprocessor):
 
     @classmethod
     def class_name(cls) -> str:
-        """Give the name under which LlamaIndex knows the class."""
+        """Return the name under which LlamaIndex knows the class."""
         return "M3Rerank"
 
     def _postprocess_nodes(
@@ -109,19 +107,20 @@ class M3Rerank(EncoderFields, BaseNodePostprocessor):
         return await asyncio.to_thread(self._postprocess_nodes, nodes, query_bundle)
 
     def _rank(self, nodes: list[NodeWithScore], query: str) -> list[NodeWithScore]:
-        if not nodes:
-            return []
-        texts, ids = [embedded_text(found.node) for found in nodes], [found.node.node_id for found in nodes]
-        scores = rerank(self.encoder, query, texts, ids=ids, store=self.store, weights=self.weights)
-        return [
-            self._scored(nodes[row], scores, row)
-            for row in top_rows(scores.combined, self.top_n).tolist()
-            if self.score_threshold is None or scores.combined[row] >= self.score_threshold
-        ]
-
-    def _scored(self, found: NodeWithScore, scores: M3Scores, row: int) -> M3NodeWithScore:
-        each: dict[str, float] = {mode: float(getattr(scores, mode)[row]) for mode in scores.modes}
-        results = {SCORES_KEY: each, **({"retrieval_score": found.score} if self.keep_retrieval_score else {})}
-        return M3NodeWithScore(
-            node=with_results(found.node, results), score=float(scores.combined[row]), m3_scores=each
+        ranked = rerank(
+            self.encoder,
+            query,
+            [found.node.get_content(MetadataMode.EMBED) for found in nodes],
+            ids=[found.node.node_id for found in nodes],
+            store=self.store,
+            weights=self.weights,
+            top_n=self.top_n,
+            score_threshold=self.score_threshold,
         )
+        return [self._with_results(nodes[each.row], each) for each in ranked]
+
+    def _with_results(self, found: NodeWithScore, ranked: Ranked) -> M3NodeWithScore:
+        results: dict[str, Any] = {SCORES_KEY: ranked.scores}
+        if self.keep_retrieval_score:
+            results["retrieval_score"] = found.score
+        return M3NodeWithScore(node=with_results(found.node, results), score=ranked.score, m3_scores=ranked.scores)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any, Self, Unpack
 
@@ -12,18 +11,30 @@ from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.constants import DEFAULT_SIMILARITY_TOP_K
 from llama_index.core.ingestion import run_transformations
-from llama_index.core.schema import BaseNode, Document, IndexNode, NodeWithScore, QueryBundle, TransformComponent
+from llama_index.core.schema import (
+    BaseNode,
+    Document,
+    IndexNode,
+    MetadataMode,
+    NodeWithScore,
+    QueryBundle,
+    TransformComponent,
+)
 from llama_index.core.settings import Settings
 from llama_index.core.vector_stores import MetadataFilters
 
-from m3_integrations.fusion import DEFAULT_RRF_K
-from m3_integrations.llama_index.fields import check_store
-from m3_integrations.llama_index.filters import parse_filters
-from m3_integrations.llama_index.nodes import REF_DOC_KEY, as_metadata, as_result, embedded_text, without_results
-from m3_integrations.llama_index.settings import RetrieverSettings
-from m3_integrations.search import Bm25, Explanation, Fusion, Searcher, SearchMode, SearchOptions, open_encoder
-from m3_integrations.store import FilterLike, Store, open_store, parse_filter
-from m3_integrations.vectors import Encoder, ModeWeights
+from m3_integrations.llama_index.filters import as_filter
+from m3_integrations.llama_index.nodes import REF_DOC_KEY, as_metadata, as_result, without_results
+from m3_integrations.search import (
+    Explanation,
+    RankingKeywords,
+    Searcher,
+    SearchOptions,
+    check_store,
+    open_encoder,
+)
+from m3_integrations.store import FilterLike, Store, open_store
+from m3_integrations.vectors import Encoder
 
 
 class M3HybridRetriever(BaseRetriever):
@@ -38,22 +49,17 @@ class M3HybridRetriever(BaseRetriever):
 
     Args:
         model: A checkpoint folder, or a repository of the hub.
-        encoder: In the place of `model`: an encoder that is there already.
+        encoder: Instead of `model`: an encoder that exists already.
         model_kwargs: Further arguments of `M3Encoder`; only with `model`.
         store: Where the nodes are; a new one in memory if None.
         similarity_top_k: How many nodes to return at most.
-        mode: Which modes rank: "all", "dense+lexical", "dense", "lexical" or "multi_vector".
-        weights: How the modes count: `ModeWeights`, the name of a preset such as "miracl", or None for equal weights.
         filters: Only nodes whose metadata match: `MetadataFilters`, or a mapping such as `{"year": {"$gte": 2024}}`.
-        score_threshold: Only nodes whose final score is at least this.
-        pool_size: How many candidates the dense and the lexical leg find each.
-        fusion: "weighted" mean of the exact scores, or "rrf".
-        rrf_k: How little the first ranks stand out under "rrf".
-        bm25: "extra" or "replace" lets BM25 find candidates too; for a store in memory.
         callback_manager: Who is told about retrieval events.
         object_map: The objects of `IndexNode`s by their `index_id`.
         objects: `IndexNode`s whose objects to add to that map.
         verbose: Whether LlamaIndex prints when it follows an `IndexNode`.
+        **options: `mode`, `weights`, `score_threshold`, `pool_size`, `fusion`, `rrf_k` and `bm25`;
+            `m3_integrations.SearchOptions` explains each.
 
     Raises:
         TypeError: For an unknown argument, or one of a wrong type.
@@ -88,33 +94,19 @@ class M3HybridRetriever(BaseRetriever):
         model_kwargs: dict[str, Any] | None = None,
         store: Store | None = None,
         similarity_top_k: int = DEFAULT_SIMILARITY_TOP_K,
-        mode: SearchMode = "all",
-        weights: ModeWeights | str | None = None,
         filters: MetadataFilters | FilterLike = None,
-        score_threshold: float | None = None,
-        pool_size: int = 100,
-        fusion: Fusion = "weighted",
-        rrf_k: int = DEFAULT_RRF_K,
-        bm25: Bm25 = "off",
         callback_manager: CallbackManager | None = None,
         object_map: dict[str, Any] | None = None,
         objects: list[IndexNode] | None = None,
         verbose: bool = False,
+        **options: Unpack[RankingKeywords],
     ) -> None:
         # Before the encoder, so that a wrong setting is refused before a network is loaded.
-        self._options = SearchOptions(
-            k=similarity_top_k,
-            mode=mode,
-            weights=weights,
-            filter=parse_filters(filters),
-            score_threshold=score_threshold,
-            pool_size=pool_size,
-            fusion=fusion,
-            rrf_k=rrf_k,
-            bm25=bm25,
+        asked = SearchOptions(k=DEFAULT_SIMILARITY_TOP_K).changed(
+            k=similarity_top_k, filter=as_filter(filters), **options
         )
-        chosen = open_store() if store is None else check_store(store)
-        self._searcher = Searcher(open_encoder(model, encoder=encoder, model_kwargs=model_kwargs), chosen)
+        chosen = check_store(store) or open_store()
+        self._searcher = Searcher(open_encoder(model, encoder=encoder, model_kwargs=model_kwargs), chosen, asked)
         super().__init__(
             callback_manager=callback_manager,
             object_map=object_map,
@@ -134,13 +126,11 @@ class M3HybridRetriever(BaseRetriever):
 
     @property
     def similarity_top_k(self) -> int:
-        """How many nodes to return at most; `with_options` gives a retriever that returns more or fewer."""
-        return self._options.k
+        """How many nodes to return at most; `with_options` makes a retriever that returns more or fewer."""
+        return self._searcher.options.k
 
     @classmethod
-    def from_nodes(
-        cls, nodes: Iterable[BaseNode], *, show_progress: bool = False, **settings: Unpack[RetrieverSettings]
-    ) -> Self:
+    def from_nodes(cls, nodes: Iterable[BaseNode], *, show_progress: bool = False, **settings: Any) -> Self:
         """Make a retriever and add nodes to it, as `add_nodes` does.
 
         Args:
@@ -149,7 +139,7 @@ class M3HybridRetriever(BaseRetriever):
             **settings: The constructor's arguments; its errors are raised too.
 
         Raises:
-            ValueError: If a node holds what JSON has no form for, or the store another model's vectors.
+            ValueError: If a node holds a value that JSON has no form for, or the store holds another model's vectors.
         """
         retriever = cls(**settings)
         retriever.add_nodes(nodes, show_progress=show_progress)
@@ -162,7 +152,7 @@ class M3HybridRetriever(BaseRetriever):
         *,
         transformations: Sequence[TransformComponent] | None = None,
         show_progress: bool = False,
-        **settings: Unpack[RetrieverSettings],
+        **settings: Any,
     ) -> Self:
         """Make a retriever and add documents to it, cut into nodes.
 
@@ -173,7 +163,7 @@ class M3HybridRetriever(BaseRetriever):
             **settings: The constructor's arguments; its errors are raised too.
 
         Raises:
-            ValueError: If a node holds what JSON has no form for, or the store another model's vectors.
+            ValueError: If a node holds a value that JSON has no form for, or the store holds another model's vectors.
         """
         chosen = Settings.transformations if transformations is None else transformations
         retriever = cls(**settings)
@@ -185,58 +175,58 @@ class M3HybridRetriever(BaseRetriever):
         self,
         *,
         similarity_top_k: int | None = None,
-        mode: SearchMode | None = None,
-        weights: ModeWeights | str | None = None,
         filters: MetadataFilters | FilterLike = None,
-        score_threshold: float | None = None,
+        **options: Unpack[RankingKeywords],
     ) -> Self:
-        """Give a retriever over the same encoder and store that is asked for something else, for one request say.
+        """Return a retriever over the same encoder and store that asks for something else, perhaps for one request.
 
-        None leaves a setting as it is. `filters` take the place of the constructor's, so `{}` asks for all nodes.
+        None leaves an option as it is. The filters `{}` mean no filter.
+
+        Args:
+            similarity_top_k: As the constructor's.
+            filters: As the constructor's.
+            **options: As the constructor's.
 
         Raises:
-            TypeError: For an argument of a wrong type.
-            ValueError: If one is out of range.
+            TypeError: For an unknown argument, or one of a wrong type.
+            ValueError: If an argument is out of range.
         """
-        asked = {"k": similarity_top_k, "mode": mode, "weights": weights, "score_threshold": score_threshold}
-        changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-        if filters is not None:
-            changes["filter"] = parse_filters(filters)
+        asked = self._searcher.options.changed(k=similarity_top_k, filter=as_filter(filters), **options)
         other = copy.copy(self)
-        other._options = dataclasses.replace(self._options, **changes)
+        other._searcher = self._searcher.with_options(asked)
         return other
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return [as_result(hit) for hit in self._searcher.search(query_bundle.query_str, self._options)]
+        return [as_result(hit) for hit in self._searcher.search(query_bundle.query_str)]
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        hits = await self._searcher.asearch(query_bundle.query_str, self._options)
+        hits = await self._searcher.asearch(query_bundle.query_str)
         return await asyncio.to_thread(lambda: [as_result(hit) for hit in hits])
 
     def add_nodes(self, nodes: Iterable[BaseNode], *, show_progress: bool = False) -> list[str]:
         """Add nodes, replacing those with the same ids.
 
         Args:
-            nodes: They are not changed. Metadata are stored as JSON has them, the scores of an earlier reranking not
-                at all. The object of an `IndexNode` that is no node itself goes into this retriever's `object_map`.
+            nodes: They are not changed. Metadata are stored as JSON has them. The scores of an earlier reranking are
+                not stored. The object of an `IndexNode` goes into this retriever's `object_map` if it is no node.
             show_progress: Whether to draw a progress bar.
 
         Returns:
             The ids.
 
         Raises:
-            ValueError: If a node holds what JSON has no form for, or the store another model's vectors.
+            ValueError: If a node holds a value that JSON has no form for, or the store holds another model's vectors.
         """
         chosen = [self._storable(node) for node in nodes]
         return self._searcher.add(
-            [embedded_text(node) for node in chosen],
+            [node.get_content(MetadataMode.EMBED) for node in chosen],
             ids=[node.node_id for node in chosen],
             metadatas=[as_metadata(node) for node in chosen],
             show_progress=show_progress,
         )
 
     async def aadd_nodes(self, nodes: Iterable[BaseNode], *, show_progress: bool = False) -> list[str]:
-        """Do what `add_nodes` does without blocking the event loop."""
+        """Add nodes as `add_nodes` does, without blocking the event loop."""
         return await asyncio.to_thread(self.add_nodes, nodes, show_progress=show_progress)
 
     def _storable(self, node: BaseNode) -> BaseNode:
@@ -251,43 +241,34 @@ class M3HybridRetriever(BaseRetriever):
         """Delete nodes by their ids, or those that match filters.
 
         Args:
-            node_ids: Those that are not there are passed over.
-            filters: In the place of node_ids: which nodes to delete.
+            node_ids: Which nodes to delete; unknown ids are skipped.
+            filters: Instead of node_ids: the nodes to delete.
 
         Returns:
             How many were deleted.
 
         Raises:
             TypeError: If node_ids is one string.
-            ValueError: Unless there is one of node_ids and filters, or if the filters would match everything.
+            ValueError: Unless exactly one of node_ids and filters is given, or if the filters are empty.
         """
-        if isinstance(node_ids, str):
-            raise TypeError(f"node_ids must be a sequence of strings, got the string {node_ids!r}: pass [{node_ids!r}]")
-        if (node_ids is None) == (filters is None):
-            raise ValueError(f"delete needs either node_ids or filters, got {node_ids!r} and {filters!r}")
-        if node_ids is not None:
-            return self.store.delete(node_ids)
-        parsed = parse_filters(filters)
-        if parsed is None:
-            raise ValueError("empty filters match everything: delete by node_ids if that is what you want")
-        return self.store.delete_where(parsed)
+        return self._searcher.delete(node_ids, filter=as_filter(filters))
 
     async def adelete_nodes(
         self, node_ids: Sequence[str] | None = None, *, filters: MetadataFilters | FilterLike = None
     ) -> int:
-        """Do what `delete_nodes` does without blocking the event loop."""
+        """Delete nodes as `delete_nodes` does, without blocking the event loop."""
         return await asyncio.to_thread(self.delete_nodes, node_ids, filters=filters)
 
     def delete_ref_doc(self, ref_doc_id: str) -> int:
-        """Delete the nodes that were made of a document. Gives the number deleted."""
-        return self.delete_nodes(filters=parse_filter({REF_DOC_KEY: ref_doc_id}))
+        """Delete the nodes that were made of a document; return how many were deleted."""
+        return self._searcher.delete(filter={REF_DOC_KEY: ref_doc_id})
 
     async def adelete_ref_doc(self, ref_doc_id: str) -> int:
-        """Do what `delete_ref_doc` does without blocking the event loop."""
+        """Delete nodes as `delete_ref_doc` does, without blocking the event loop."""
         return await asyncio.to_thread(self.delete_ref_doc, ref_doc_id)
 
     def explain(self, query: str, node_id: str) -> Explanation:
-        """Say why a node matches a query: its scores, the shared tokens, and what each query token found.
+        """Return why a node matches a query: its scores, the shared tokens, and what each query token found.
 
         Raises:
             KeyError: If there is no such node.

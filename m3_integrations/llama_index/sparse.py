@@ -28,7 +28,7 @@ class M3SparseEmbedding(NamedEncoderFields, BaseSparseEmbedding):
 
     Args:
         model_name: A checkpoint folder, or a repository of the hub; `model` says the same.
-        encoder: In the place of `model_name`: an encoder that is there already.
+        encoder: Instead of `model_name`: an encoder that exists already.
         model_kwargs: Further arguments of `M3Encoder`; only with `model_name`.
         embed_batch_size: Texts handed to the encoder at a time, 1 to 2048.
         num_workers: How many batches the asynchronous methods have under way.
@@ -52,7 +52,7 @@ class M3SparseEmbedding(NamedEncoderFields, BaseSparseEmbedding):
 
     @classmethod
     def class_name(cls) -> str:
-        """Give the name under which LlamaIndex knows the class."""
+        """Return the name under which LlamaIndex knows the class."""
         return "M3SparseEmbedding"
 
     def _get_query_embedding(self, query: str) -> SparseEmbedding:
@@ -75,7 +75,7 @@ class M3SparseEmbedding(NamedEncoderFields, BaseSparseEmbedding):
         return await asyncio.to_thread(_dicts, vectors.lexical)
 
     def similarity(self, embedding1: SparseEmbedding, embedding2: SparseEmbedding) -> float:
-        """Give the lexical score: the weights' products summed over shared tokens, 0 or more and not bounded.
+        """Return the lexical score: the weights' products summed over shared tokens, 0 or more and not bounded.
 
         It is a dot product as in the paper (section 3.2), where the base class has a cosine.
         """
@@ -83,7 +83,7 @@ class M3SparseEmbedding(NamedEncoderFields, BaseSparseEmbedding):
 
 
 def sparse_doc_fn(encoder: Encoder) -> SparseFn:
-    """Give the function that `QdrantVectorStore` takes as its `sparse_doc_fn`.
+    """Return the function that `QdrantVectorStore` takes as its `sparse_doc_fn`.
 
     Nodes that `M3Embedding` of the same model has just embedded are not encoded again.
 
@@ -105,7 +105,7 @@ def sparse_doc_fn(encoder: Encoder) -> SparseFn:
 
 
 def sparse_query_fn(encoder: Encoder) -> SparseFn:
-    """Give the function that `QdrantVectorStore` takes as its `sparse_query_fn`; see `sparse_doc_fn`."""
+    """Return the function that `QdrantVectorStore` takes as its `sparse_query_fn`; see `sparse_doc_fn`."""
     return partial(_columns, encoder, "query")
 
 

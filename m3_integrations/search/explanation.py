@@ -73,7 +73,7 @@ def explain_record(encoder: Encoder, query: str, record: Record) -> Explanation:
 
 
 def _pooled_tokens(tokens: list[str], n: int) -> list[str]:
-    """Give what each of n pooled vectors stands for: the tokens of its run."""
+    """Return what each of n pooled vectors stands for: the tokens of its run."""
     starts = [*group_starts(len(tokens), n).tolist(), len(tokens)]
     return ["".join(tokens[a:b]) for a, b in pairwise(starts)]
 

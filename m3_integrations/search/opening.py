@@ -1,4 +1,4 @@
-"""`open_encoder`: the one way in which adapters come by an encoder."""
+"""The two things that every adapter is given: an encoder or the name of a model, and perhaps a store."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, Final
 
+from m3_integrations.store import Store
 from m3_integrations.vectors import Encoder
 
 _METHODS: Final = ("encode", "aencode", "encode_batches", "score_pairs", "tokenize")
@@ -17,7 +18,7 @@ def open_encoder(
     encoder: Encoder | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> Encoder:
-    """Give the encoder that was passed, or a handle on the network that the process shares for a model.
+    """Return the encoder that was passed, or a handle on the network that the process shares for a model.
 
     Args:
         model: A checkpoint folder or a repository of the hub. Beside an encoder it may only repeat the encoder's own
@@ -45,3 +46,15 @@ def open_encoder(
             f"model_kwargs={model_kwargs!r} cannot change them, so leave them out or leave encoder= out"
         )
     return encoder
+
+
+def check_store(store: Store | None) -> Store | None:
+    """Return a store, or None, as it was passed.
+
+    Raises:
+        TypeError: For anything else, such as a store's folder or URL.
+    """
+    # Not isinstance with the protocol: it would read every property, and a server is asked for some.
+    if store is not None and not callable(getattr(store, "candidates", None)):
+        raise TypeError(f"store must be a store, got {store!r}: open one with open_store")
+    return store

@@ -1,15 +1,15 @@
-"""What is asked of a search, checked once."""
+"""What may be asked of a search: every option once, with its type, default, meaning and check."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from dataclasses import dataclass, fields
+from typing import Final, Literal, TypedDict, Unpack, get_args
 
 from m3_integrations.fusion import DEFAULT_RRF_K
-from m3_integrations.store import FilterLike, parse_filter
-from m3_integrations.vectors import Mode, ModeWeights
+from m3_integrations.store import Filter, FilterLike, parse_filter
+from m3_integrations.vectors import PRESETS, Mode, ModeWeights
 
 SearchMode = Literal["dense", "lexical", "dense+lexical", "multi_vector", "all"]
 """Which modes rank the candidates that the dense and the lexical leg have found."""
@@ -18,7 +18,7 @@ Fusion = Literal["weighted", "rrf"]
 """How scores of several modes become one: their weighted mean, or reciprocal rank fusion."""
 
 Bm25 = Literal["off", "extra", "replace"]
-"""Whether BM25 finds candidates too: beside the learned lexical leg, or in its place."""
+"""Whether BM25 finds candidates too: beside the learned lexical leg, or instead of it."""
 
 MODES_OF: Final[Mapping[SearchMode, tuple[Mode, ...]]] = {
     "dense": ("dense",),
@@ -30,39 +30,65 @@ MODES_OF: Final[Mapping[SearchMode, tuple[Mode, ...]]] = {
 """The modes that rank, for each mode of search."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+class RankingKeywords(TypedDict, total=False):
+    """The options that have the same name in both frameworks."""
+
+    mode: SearchMode | None
+    weights: ModeWeights | str | None
+    score_threshold: float | None
+    pool_size: int | None
+    fusion: Fusion | None
+    rrf_k: int | None
+    bm25: Bm25 | None
+
+
+class SearchKeywords(RankingKeywords, total=False):
+    """The options as keywords of a call; `SearchOptions` says what each one means."""
+
+    k: int | None
+    filter: FilterLike
+
+
+@dataclass(frozen=True, init=False)
 class SearchOptions:
-    """What is asked of a search.
+    """What is asked of a search, checked and parsed; an option that is not given, or None, has its default.
 
     Attributes:
         k: How many results at most.
-        mode: Which modes rank the candidates. "all" leaves out those that the checkpoint has no head for or
+        mode: Which modes rank the candidates. "all" leaves out modes that the checkpoint has no head for and modes
             that the store does not keep: over a store without multi-vectors it is "dense+lexical".
-        weights: How the modes count; also the name of a preset. Equal if None.
-        filter: Only records that match, as `parse_filter` reads it.
-        score_threshold: Only results whose final score is at least this.
-        pool_size: How many candidates each leg finds; at least k are found in any case.
-        fusion: "weighted" for the weighted mean of the exact scores, "rrf" for reciprocal rank fusion of the rankings.
-        rrf_k: How little the first ranks stand out under "rrf".
-        bm25: Whether BM25 over the model's tokens finds candidates too (in memory only). Under "rrf" its ranking takes
-            part, with the weight of the lexical mode; with "replace" in the place of the learned lexical ranking.
+        weights: How much each mode counts. The name of a preset such as "miracl" is accepted too.
+        filter: Only records whose metadata match are found. A mapping such as `{"year": {"$gte": 2024}}` is accepted;
+            `parse_filter` describes the language.
+        score_threshold: Only results whose final score is at least this are returned.
+        pool_size: How many candidates each leg finds; never fewer than k.
+        fusion: "weighted" ranks by the weighted mean of the exact scores, "rrf" by reciprocal rank fusion.
+        rrf_k: The constant of "rrf": the larger it is, the less the first ranks stand out.
+        bm25: Whether BM25 over the model's tokens finds candidates too; only for a store in memory. Under "rrf" its
+            ranking takes part with the weight of the lexical mode; "replace" drops the learned lexical ranking.
 
     Raises:
-        TypeError: If k, pool_size or rrf_k is no integer, or the filter no mapping.
-        ValueError: If one is out of range or unknown.
+        TypeError: For an unknown option; if k, pool_size or rrf_k is no integer, the filter no mapping, or weights
+            neither ModeWeights nor a string.
+        ValueError: If an option is out of range or unknown.
     """
 
     k: int = 4
     mode: SearchMode = "all"
-    weights: ModeWeights | str | None = None
-    filter: FilterLike = None
+    weights: ModeWeights = PRESETS["equal"]
+    filter: Filter | None = None
     score_threshold: float | None = None
     pool_size: int = 100
     fusion: Fusion = "weighted"
     rrf_k: int = DEFAULT_RRF_K
     bm25: Bm25 = "off"
 
-    def __post_init__(self) -> None:
+    def __init__(self, **keywords: Unpack[SearchKeywords]) -> None:
+        if unknown := sorted(keywords.keys() - set(OPTION_NAMES)):
+            raise TypeError(f"a search has no option {unknown[0]}: it has {', '.join(OPTION_NAMES)}")
+        own = vars(self)  # the class has the defaults
+        own.update((name, value) for name, value in keywords.items() if value is not None)
+        own.update(weights=resolve_weights(self.weights), filter=parse_filter(self.filter))
         for name, least in (("k", 1), ("pool_size", 1), ("rrf_k", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
@@ -74,19 +100,32 @@ class SearchOptions:
                 raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {getattr(self, name)!r}")
         if self.score_threshold is not None and not math.isfinite(self.score_threshold):
             raise ValueError(f"score_threshold must be finite, got {self.score_threshold}")
-        resolve_weights(self.weights)
-        parse_filter(self.filter)
+
+    def changed(self, **keywords: Unpack[SearchKeywords]) -> SearchOptions:
+        """Return these options with some changed: None leaves an option as it is, and the filter {} means no filter.
+
+        Raises:
+            TypeError: As the constructor.
+            ValueError: As the constructor.
+        """
+        if not keywords:
+            return self
+        kept = {name: value for name, value in vars(self).items() if keywords.get(name) is None}
+        return SearchOptions(**{**keywords, **kept})
+
+
+OPTION_NAMES: Final = tuple(field.name for field in fields(SearchOptions))
 
 
 def resolve_weights(weights: ModeWeights | str | None) -> ModeWeights:
-    """Give the weights that a user named or passed; equal ones for None.
+    """Return the weights that a user named or passed; equal ones for None.
 
     Raises:
         TypeError: For anything else.
         ValueError: For an unknown preset.
     """
     if weights is None:
-        return ModeWeights()
+        return PRESETS["equal"]
     if isinstance(weights, str):
         return ModeWeights.preset(weights)
     if not isinstance(weights, ModeWeights):

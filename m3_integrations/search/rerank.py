@@ -1,15 +1,31 @@
-"""Scoring texts for a query, from stored vectors where they are known."""
+"""Ranking texts for a query, from stored vectors where the store knows a text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from m3_integrations.scoring import combine, score_vectors
+from m3_integrations.scoring import combine, raw_scores, top_rows
 from m3_integrations.search.options import resolve_weights
 from m3_integrations.store import Store
-from m3_integrations.vectors import Encoder, M3Scores, ModeWeights
+from m3_integrations.vectors import Encoder, Mode, ModeWeights
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """One text, ranked.
+
+    Attributes:
+        row: The text's position among those that were passed.
+        score: The weighted mean of its scores in all modes, higher is better.
+        scores: The raw score in every mode.
+    """
+
+    row: int
+    score: float
+    scores: dict[str, float]
 
 
 def rerank(
@@ -20,27 +36,35 @@ def rerank(
     ids: Sequence[str | None] | None = None,
     store: Store | None = None,
     weights: ModeWeights | str | None = None,
-) -> M3Scores:
-    """Score texts for a query in every mode, in their order.
+    top_n: int | None = None,
+    score_threshold: float | None = None,
+) -> list[Ranked]:
+    """Rank texts for a query by their exact scores in every mode; equal scores keep their order.
 
     Args:
         encoder: Encodes the query, and the texts that the store does not know.
         query: Encoded as a query.
-        texts: What to score.
-        ids: The store's id of every text, None where there is none.
+        texts: What to rank.
+        ids: The store's id of every text; None for a text that has none.
         store: Where a record has the same id and the same text, its stored vectors are used and nothing is encoded.
-        weights: How the modes count; also the name of a preset. Equal if None.
+        weights: How much each mode counts, or the name of a preset. Equal if None.
+        top_n: How many to return at most; all if None.
+        score_threshold: Only texts whose score is at least this are returned.
 
     Raises:
         TypeError: If query or a text is no string.
-        ValueError: If the store holds another model's vectors, or ids are not as many as texts.
+        ValueError: If the store holds another model's vectors, or there are not as many ids as texts.
     """
-    chosen = resolve_weights(weights)
-    known = _stored(encoder, texts, ids, store)
+    chosen, modes = resolve_weights(weights), encoder.modes
+    if ids is not None and len(ids) != len(texts):
+        raise ValueError(f"{len(texts)} texts, but {len(ids)} ids")
+    if not texts:
+        return []
+    known = _stored(encoder, modes, texts, ids, store)
     vectors = encoder.encode([query], kind="query")
-    columns = {mode: np.zeros(len(texts), dtype=np.float32) for mode in encoder.modes}
+    columns = {mode: np.zeros(len(texts), dtype=np.float32) for mode in modes}
     if known and store is not None:
-        found, scores = store.scores(vectors, list(dict.fromkeys(known.values())), encoder.modes)
+        found, scores = store.scores(vectors, list(dict.fromkeys(known.values())), modes)
         place = {id_: i for i, id_ in enumerate(found)}
         known = {row: id_ for row, id_ in known.items() if id_ in place}
         for mode, column in columns.items():
@@ -49,20 +73,26 @@ def rerank(
     start = 0
     for documents in encoder.encode_batches([texts[row] for row in rest]):
         rows = rest[start : start + len(documents)]
-        part = score_vectors(vectors, documents)
-        for mode, column in columns.items():
-            column[rows] = getattr(part, mode)
+        for mode, values in raw_scores(vectors, documents, modes).items():
+            columns[mode][rows] = values
         start += len(documents)
-    return M3Scores(combined=combine(columns, chosen), **columns)
+    combined = combine(columns, chosen)
+    return [
+        Ranked(row, float(combined[row]), {mode: float(column[row]) for mode, column in columns.items()})
+        for row in top_rows(combined, len(texts) if top_n is None else top_n).tolist()
+        if score_threshold is None or combined[row] >= score_threshold
+    ]
 
 
 def _stored(
-    encoder: Encoder, texts: Sequence[str], ids: Sequence[str | None] | None, store: Store | None
+    encoder: Encoder,
+    modes: Sequence[Mode],
+    texts: Sequence[str],
+    ids: Sequence[str | None] | None,
+    store: Store | None,
 ) -> dict[int, str]:
-    """Give the id of every text whose vectors the store has: same id, same text, all modes."""
-    if ids is not None and len(ids) != len(texts):
-        raise ValueError(f"{len(texts)} texts, but {len(ids)} ids")
-    if store is None or ids is None or not set(encoder.modes) <= set(store.modes):
+    """Return the id of every text that the store has the vectors of: same id, same text, all modes."""
+    if store is None or ids is None or not set(modes) <= set(store.modes):
         return {}
     store.bind(encoder.fingerprint)
     records = {record.id: record.text for record in store.get([id_ for id_ in ids if id_ is not None])}

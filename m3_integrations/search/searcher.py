@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Final, Self, Unpack
 
 import numpy as np
 
@@ -14,13 +15,13 @@ from m3_integrations.bm25 import Bm25Index
 from m3_integrations.fusion import reciprocal_rank_fusion
 from m3_integrations.scoring import combine, top_rows
 from m3_integrations.search.explanation import Explanation, explain_record
-from m3_integrations.search.options import MODES_OF, SearchOptions, resolve_weights
-from m3_integrations.store import Filter, Store, matches, parse_filter
+from m3_integrations.search.options import MODES_OF, SearchKeywords, SearchOptions
+from m3_integrations.store import Filter, FilterLike, Store, matches, parse_filter
 from m3_integrations.store.memory import MemoryStore
-from m3_integrations.vectors import Encoder, FloatArray, M3Vectors, Mode, ModeWeights
+from m3_integrations.vectors import Encoder, FloatArray, M3Vectors, Mode
 
 _BATCH_SIZE: Final = 64
-"""Queries encoded and records added at a time: bounds the memory of their multi-vectors."""
+"""Queries encoded at a time: bounds the memory of their multi-vectors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +48,28 @@ class Searcher:
 
     Args:
         encoder: Encodes queries and what is added.
-        store: Holds the records; it is bound to the encoder's model on first use.
+        store: Holds the records. It is bound to the encoder's model on first use.
+        options: What a search asks for where the call says nothing; `SearchOptions()` if None.
     """
 
-    def __init__(self, encoder: Encoder, store: Store) -> None:
+    def __init__(self, encoder: Encoder, store: Store, options: SearchOptions | None = None) -> None:
         self.encoder = encoder
         self.store = store
-        self._is_bound = False
-        self._bm25: tuple[int, Bm25Index] | None = None
+        self.options = options or SearchOptions()
+        self._modes: tuple[Mode, ...] = ()  # the encoder's, once the store is bound to its model
+        self._bm25 = _Bm25Leg(encoder, store)
 
-    def _bind(self) -> None:
-        if not self._is_bound:
+    def with_options(self, options: SearchOptions) -> Self:
+        """Return a searcher over the same encoder, store and BM25 index with other options."""
+        twin = copy.copy(self)
+        twin.options = options
+        return twin
+
+    def _bind(self) -> tuple[Mode, ...]:
+        if not self._modes:
             self.store.bind(self.encoder.fingerprint)
-            self._is_bound = True
+            self._modes = self.encoder.modes
+        return self._modes
 
     def add(
         self,
@@ -108,65 +118,98 @@ class Searcher:
         ids: Iterable[str | None] | None = None,
         metadatas: Iterable[Mapping[str, Any]] | None = None,
     ) -> list[str]:
-        """Do what `add` does without blocking the event loop."""
+        """Add texts as `add` does, without blocking the event loop."""
         return await asyncio.to_thread(self.add, texts, ids=ids, metadatas=metadatas)
 
-    def search(self, query: str, options: SearchOptions | None = None) -> list[Hit]:
-        """Give the records that answer a query best.
+    def delete(self, ids: Sequence[str] | None = None, *, filter: FilterLike = None) -> int:  # noqa: A002
+        """Delete records by their ids, or those that match a filter.
 
-        The query is encoded once. Each leg finds `pool_size` candidates; every candidate is scored exactly in every
-        mode that ranks, also those that only one leg found. Equal scores are in the order of the ids.
+        Args:
+            ids: Which records to delete; unknown ids are skipped.
+            filter: Instead of ids: the records to delete.
+
+        Returns:
+            How many were deleted.
 
         Raises:
-            TypeError: If the query is no string.
-            ValueError: If the mode is one that the checkpoint or the store has not, or BM25 is asked of a store that
-                is not in memory.
+            TypeError: If ids is one string.
+            ValueError: Unless exactly one of ids and filter is given, or if the filter is empty.
         """
-        return self.search_batch([query], options)[0]
+        if isinstance(ids, str):
+            raise TypeError(f"ids must be a sequence of strings, got the string {ids!r}: pass [{ids!r}]")
+        if (ids is None) == (filter is None):
+            raise ValueError(f"delete needs either ids or a filter, got ids={ids!r}, filter={filter!r}")
+        if ids is not None:
+            return self.store.delete(ids)
+        parsed = parse_filter(filter)
+        if parsed is None:
+            raise ValueError("an empty filter matches everything: delete by ids if that is what you want")
+        return self.store.delete_where(parsed)
 
-    def search_batch(self, queries: Sequence[str], options: SearchOptions | None = None) -> list[list[Hit]]:
-        """Give each query's results; the queries are encoded together."""
-        options = options or SearchOptions()
-        modes = self._bound_modes(options)
+    def search(self, query: str, **options: Unpack[SearchKeywords]) -> list[Hit]:
+        """Return the records that answer a query best, best first; equal scores in the order of their ids.
+
+        The query is encoded once. Each leg finds `pool_size` candidates. Every candidate is scored exactly in every
+        mode that ranks, even if only one leg found it.
+
+        Args:
+            query: Encoded as a query.
+            **options: As `SearchOptions` describes them. None means the searcher's own option; the filter {} means no
+                filter.
+
+        Raises:
+            TypeError: If the query is no string, an option is unknown or of a wrong type.
+            ValueError: If an option is out of range, the checkpoint or the store lacks the mode, BM25 is asked of a
+                store that is not in memory, or the store holds another model's vectors.
+        """
+        asked = self.options.changed(**options)
+        ranking, encoded = self._modes_of(asked)
+        return self._find(query, self.encoder.encode([query], kind="query", modes=encoded), ranking, asked)
+
+    def search_batch(self, queries: Sequence[str], **options: Unpack[SearchKeywords]) -> list[list[Hit]]:
+        """Return each query's results, as `search` does; the queries are encoded together."""
+        asked = self.options.changed(**options)
+        ranking, encoded = self._modes_of(asked)
         results: list[list[Hit]] = []
         for start in range(0, len(queries), _BATCH_SIZE):
             batch = queries[start : start + _BATCH_SIZE]
-            vectors = self.encoder.encode(batch, kind="query", modes=_encoded(modes, self.encoder))
-            results.extend(self._find(query, vectors[i], modes, options) for i, query in enumerate(batch))
+            vectors = self.encoder.encode(batch, kind="query", modes=encoded)
+            results.extend(self._find(query, vectors[i], ranking, asked) for i, query in enumerate(batch))
         return results
 
-    async def asearch(self, query: str, options: SearchOptions | None = None) -> list[Hit]:
-        """Do what `search` does without blocking the event loop."""
-        options = options or SearchOptions()
-        modes = await asyncio.to_thread(self._bound_modes, options)  # both may ask a server
-        vectors = await self.encoder.aencode([query], kind="query", modes=_encoded(modes, self.encoder))
-        return await asyncio.to_thread(self._find, query, vectors, modes, options)
+    async def asearch(self, query: str, **options: Unpack[SearchKeywords]) -> list[Hit]:
+        """Search as `search` does, without blocking the event loop."""
+        asked = self.options.changed(**options)
+        ranking, encoded = await asyncio.to_thread(self._modes_of, asked)  # may ask a server
+        vectors = await self.encoder.aencode([query], kind="query", modes=encoded)
+        return await asyncio.to_thread(self._find, query, vectors, ranking, asked)
 
-    def _bound_modes(self, options: SearchOptions) -> tuple[Mode, ...]:
-        """Give the modes that rank, of those that both the checkpoint and the store have, which are of one model."""
-        self._bind()
+    def _modes_of(self, options: SearchOptions) -> tuple[tuple[Mode, ...], tuple[Mode, ...]]:
+        """Return the modes that rank, and those to encode a query in: with a multi-vector also those that find."""
+        of_encoder, asked = self._bind(), MODES_OF[options.mode]
         stored = self.store.modes or self.store.kept_modes
-        present = [mode for mode in self.encoder.modes if mode in stored]
-        modes = tuple(mode for mode in MODES_OF[options.mode] if mode in present)
-        if not modes or (options.mode != "all" and len(modes) < len(MODES_OF[options.mode])):
+        present = tuple(mode for mode in of_encoder if mode in stored)
+        ranking = tuple(mode for mode in asked if mode in present)
+        if not ranking or (options.mode != "all" and len(ranking) < len(asked)):
             hint = ""
-            if "multi_vector" in MODES_OF[options.mode] and "multi_vector" in self.encoder.modes:
+            if "multi_vector" in asked and "multi_vector" in of_encoder:
                 hint = "; to have candidates encoded again and again for their multi-vectors, put M3Rerank after it"
             raise ValueError(
                 f"mode={options.mode!r} cannot be searched: there are {', '.join(present)} vectors only{hint}"
             )
-        return modes
+        return ranking, present if "multi_vector" in ranking else ranking
 
-    def _find(self, query: str, vectors: M3Vectors, modes: tuple[Mode, ...], options: SearchOptions) -> list[Hit]:
-        pool, filter_ = max(options.pool_size, options.k), parse_filter(options.filter)
-        legs = self._legs(modes, options)
-        found = self.store.candidates(vectors, dict.fromkeys(legs, pool), filter_) if legs else {}
-        bm25 = dict(self._bm25_leg(query, pool, filter_)) if options.bm25 != "off" else {}
+    def _find(self, query: str, vectors: M3Vectors, ranking: Sequence[Mode], options: SearchOptions) -> list[Hit]:
+        legs = [mode for mode in vectors.modes if mode != "multi_vector"]
+        if options.bm25 == "replace" and "lexical" in legs:
+            legs.remove("lexical")
+        pool = max(options.pool_size, options.k)
+        found = self.store.candidates(vectors, dict.fromkeys(legs, pool), options.filter) if legs else {}
+        bm25 = self._bm25.top(query, pool, options.filter) if options.bm25 != "off" else {}
         # In the order of the ids, so that equal scores rank the same whatever the store.
-        ids = sorted({id_ for hits in found.values() for id_ in hits.ids} | set(bm25))
-        ids, scores = self.store.scores(vectors, ids, modes, found)
-        weights = resolve_weights(options.weights)
-        final = combine(scores, weights) if options.fusion == "weighted" else _fuse(ids, scores, bm25, weights, options)
+        ids = sorted({id_ for hits in found.values() for id_ in hits.ids}.union(bm25))
+        ids, scores = self.store.scores(vectors, ids, ranking, found)
+        final = combine(scores, options.weights) if options.fusion == "weighted" else _fuse(ids, scores, bm25, options)
         ranked = top_rows(final, len(final))
         if options.score_threshold is not None:
             ranked = ranked[final[ranked] >= options.score_threshold]
@@ -181,32 +224,12 @@ class Searcher:
                     hits.append(Hit(record.id, record.text, dict(record.metadata), float(final[i]), each))
         return hits
 
-    def _legs(self, modes: tuple[Mode, ...], options: SearchOptions) -> list[Mode]:
-        """Give the modes that find candidates: the one asked for, or dense and lexical."""
-        legs: list[Mode] = ["dense", "lexical"] if "multi_vector" in modes else list(modes)
-        if options.bm25 == "replace" and "lexical" in legs:
-            legs.remove("lexical")
-        return [leg for leg in legs if leg in self.encoder.modes]
-
-    def _bm25_leg(self, query: str, n: int, filter_: Filter | None) -> list[tuple[str, float]]:
-        if not isinstance(self.store, MemoryStore):
-            raise ValueError("BM25 needs a store in memory: this one has its own lexical leg")  # noqa: TRY004
-        version = self.store.version
-        if self._bm25 is None or self._bm25[0] != version:
-            records = list(self.store.records())
-            tokens = self.encoder.tokenize([record.text for record in records])
-            self._bm25 = version, Bm25Index([record.id for record in records], [words[:-1] for words in tokens])
-        among = None
-        if filter_ is not None:
-            among = {record.id for record in self.store.records() if matches(filter_, record.metadata)}
-        (words,) = self.encoder.tokenize([query], kind="query")
-        return self._bm25[1].top(words[:-1], n, among=among)
-
     def explain(self, query: str, id: str) -> Explanation:  # noqa: A002 - the record's id
-        """Say why a record matches a query: its scores, the shared tokens, and what each query token found.
+        """Return why a record matches a query: its scores, the shared tokens, and what each query token found.
 
         Raises:
             KeyError: If there is no such record.
+            ValueError: If the store holds another model's vectors.
         """
         self._bind()
         records = self.store.get([id], with_vectors=True)
@@ -225,20 +248,35 @@ class Searcher:
         self.close()
 
 
-def _encoded(modes: tuple[Mode, ...], encoder: Encoder) -> tuple[Mode, ...]:
-    """Give the modes to encode a query in: those that rank, and those that find candidates for a multi-vector."""
-    return tuple(mode for mode in encoder.modes if mode in modes or "multi_vector" in modes)
+class _Bm25Leg:
+    """BM25 over a store in memory. Its index is made when it is first asked, and again after the records changed."""
+
+    def __init__(self, encoder: Encoder, store: Store) -> None:
+        self._encoder = encoder
+        self._store = store
+        self._made: tuple[int, Bm25Index] | None = None
+
+    def top(self, query: str, n: int, filter_: Filter | None) -> dict[str, float]:
+        """Return the n best records that share a token with the query and match, best first, by their ids."""
+        if not isinstance(self._store, MemoryStore):
+            raise ValueError("BM25 needs a store in memory: this one has its own lexical leg")  # noqa: TRY004
+        version = self._store.version
+        if self._made is None or self._made[0] != version:
+            records = list(self._store.records())
+            tokens = self._encoder.tokenize([record.text for record in records])
+            self._made = version, Bm25Index([record.id for record in records], [words[:-1] for words in tokens])
+        among = None
+        if filter_ is not None:
+            among = {record.id for record in self._store.records() if matches(filter_, record.metadata)}
+        (words,) = self._encoder.tokenize([query], kind="query")
+        return dict(self._made[1].top(words[:-1], n, among=among))
 
 
 def _fuse(
-    ids: Sequence[str],
-    scores: Mapping[Mode, FloatArray],
-    bm25: Mapping[str, float],
-    weights: ModeWeights,
-    options: SearchOptions,
+    ids: Sequence[str], scores: Mapping[Mode, FloatArray], bm25: Mapping[str, float], options: SearchOptions
 ) -> FloatArray:
     """Fuse the candidates' rankings by every mode; a text without a shared token is in no lexical ranking."""
-    parts = weights.normalized(scores)
+    parts = options.weights.normalized(scores)
     rankings: list[tuple[float, list[str]]] = []
     for mode, values in scores.items():
         if mode == "lexical" and options.bm25 == "replace":

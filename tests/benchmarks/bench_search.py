@@ -16,12 +16,13 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
-from m3_integrations import M3Encoder, M3Vectors, Searcher, SearchOptions, Store, open_store
+from m3_integrations import M3Encoder, M3Vectors, Searcher, Store, open_store
 from m3_integrations.evaluation import read_dataset
 from m3_integrations.evaluation.metrics import measure_queries
 from m3_integrations.search import SearchMode
@@ -61,8 +62,8 @@ def time_modes(store: Store, queries: M3Vectors, modes: tuple[SearchMode, ...]) 
     searcher = Searcher(KnownQueries(queries), store)
     for mode in modes:
         for what, filter_ in (("", None), (" year >= 2020", {"year": {"$gte": 2020}})):
-            options = SearchOptions(k=K, mode=mode, filter=filter_)
-            p50, p95, cpu = percentiles(lambda i, options=options: searcher.search(str(i), options))  # type: ignore[misc]
+            asked = partial(searcher.search, k=K, mode=mode, filter=filter_)
+            p50, p95, cpu = percentiles(lambda i, asked=asked: asked(str(i)))  # type: ignore[misc]
             print(f"    {mode + what:<32} p50 {p50:8.2f} ms   p95 {p95:8.2f} ms   CPU {cpu:8.2f} ms")
 
 
@@ -88,7 +89,7 @@ def measure_size(n: int, n_token_vectors: int, modes: tuple[SearchMode, ...]) ->
             opened = time.perf_counter() - start
             searcher = Searcher(KnownQueries(queries), store)
             for i in range(N_QUERIES):
-                searcher.search(str(i), SearchOptions(k=K, mode=modes[-1]))
+                searcher.search(str(i), k=K, mode=modes[-1])
         print(f"  opened again in {opened:.2f} s")
         peaks = {"adding": memory, "optimising": optimising, "opening and searching": again}
         print("  peak memory: " + ", ".join(f"{what} {peak.peak_mb:.0f} MB" for what, peak in peaks.items()))
@@ -107,7 +108,7 @@ def measure_peers(n: int) -> None:
         store.optimize()
         searcher = Searcher(KnownQueries(queries), store)
         contenders: dict[str, tuple[Callable[[int], Any], int]] = {
-            "ours, all modes": (lambda i: [hit.id for hit in searcher.search(str(i), SearchOptions(k=K))], N_QUERIES),
+            "ours, all modes": (lambda i: [hit.id for hit in searcher.search(str(i), k=K)], N_QUERIES),
             "BGEM3Index": (bge_m3_index(documents, queries, K), 5),
             "EnsembleRetriever": (ensemble(documents, queries, K), 20),
         }
@@ -146,7 +147,7 @@ def xquad_ndcg(folder: Path, xquad: Path, settings: dict[str, Any]) -> float:
     dataset = read_dataset(xquad, titles=False)  # titles are English in every language
     with Searcher(M3Encoder("tiny", device="cpu"), open_store(folder, **settings)) as searcher:
         searcher.add(list(dataset.corpus.texts()), ids=list(dataset.corpus.ids))
-        found = searcher.search_batch(list(dataset.queries.values()), SearchOptions(k=K))
+        found = searcher.search_batch(list(dataset.queries.values()), k=K)
     ranked = {query: [hit.id for hit in hits] for query, hits in zip(dataset.queries, found, strict=True)}
     return float(measure_queries(ranked, dataset.qrels, [f"nDCG@{K}"])[f"nDCG@{K}"].mean())
 
@@ -169,7 +170,7 @@ async def measure_loop(n: int) -> None:
     with tempfile.TemporaryDirectory() as place, open_store(Path(place) / "store") as store:
         searcher = Searcher(KnownQueries(queries), store)
         await asyncio.to_thread(store.upsert, *batches[0])
-        await searcher.asearch("0", SearchOptions(k=K))
+        await searcher.asearch("0", k=K)
         ticking = asyncio.create_task(tick())
 
         def add() -> None:
@@ -180,7 +181,7 @@ async def measure_loop(n: int) -> None:
         waits: list[float] = []
         while not adding.done():
             start = time.perf_counter()
-            await searcher.asearch(str(len(waits) % N_QUERIES), SearchOptions(k=K))
+            await searcher.asearch(str(len(waits) % N_QUERIES), k=K)
             waits.append(time.perf_counter() - start)
         await adding
         is_done = True

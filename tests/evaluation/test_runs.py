@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from rank_bm25 import BM25Okapi
 
-from m3_integrations import M3Vectors, ModeWeights, Searcher, SearchOptions, open_store
+from m3_integrations import M3Vectors, ModeWeights, Searcher, open_store
 from m3_integrations.evaluation import Dataset, EvaluationResult, Protocol, evaluate, ranking, read_dataset, runs
 from m3_integrations.evaluation.modes import COLUMNS, Column
 from m3_integrations.evaluation.ranking import Ranking
@@ -107,7 +107,7 @@ def test_the_products_column_is_what_searching_gives(world: Dataset) -> None:
     with Searcher(WorldEncoder(), open_store()) as searcher:
         searcher.add(world.corpus.texts(), ids=world.corpus.ids)
         for query, found in zip(world.queries.values(), result.rankings["search:all"], strict=True):
-            hits = searcher.search(query, SearchOptions(k=5, pool_size=5))
+            hits = searcher.search(query, k=5, pool_size=5)
             assert [world.corpus.ids[row] for row in found.rows[:5]] == [hit.id for hit in hits]
             np.testing.assert_allclose(found.scores[:5], [hit.score for hit in hits], atol=1e-6)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from m3_integrations import M3Encoder, Searcher, SearchOptions, open_store
+from m3_integrations import M3Encoder, Searcher, open_store
 from m3_integrations.cli import app
 
 M3 = Path(sys.executable).parent / "m3"
@@ -111,8 +111,7 @@ def test_json_has_the_hits_of_the_searcher(idx: Path) -> None:
     options = ["--k", 2, "--filter", '{"year": {"$exists": false}}', "--weights", "1,0.3,0", "--explain"]
     found = found_by(call("search", idx, question, "--json", "--device", "cpu", *map(str, options)))
     with Searcher(M3Encoder("tiny", device="cpu"), open_store(idx)) as searcher:
-        chosen = SearchOptions(k=2, filter={"year": {"$exists": False}}, weights="miracl")
-        (hit,) = searcher.search(question, chosen)
+        (hit,) = searcher.search(question, k=2, filter={"year": {"$exists": False}}, weights="miracl")
         reason = searcher.explain(question, hit.id)
     (shown,) = found["hits"]
     assert (found["question"], found["mode"], found["k"]) == (question, "all", 2)
@@ -146,7 +145,7 @@ def test_results_are_shown_with_scores_place_and_reason(idx: Path, monkeypatch: 
     monkeypatch.chdir(idx.parent)
     result = call("search", "idx", "how to rotate keys", "--k", "1", "--explain", "--device", "cpu")
     with Searcher(M3Encoder("tiny", device="cpu"), open_store(idx)) as searcher:
-        (hit,) = searcher.search("how to rotate keys", SearchOptions(k=1))
+        (hit,) = searcher.search("how to rotate keys", k=1)
     first, scores, text, shared, pairs, *_ = result.stdout.splitlines()
     assert first == f"1.  {hit.score:.3f}  docs/guide.md#0 > Vault > Keys"
     assert scores.split() == ["dense", f"{hit.scores['dense']:.3f}", "lexical", f"{hit.scores['lexical']:.3f}",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from m3_integrations import M3Encoder, M3Vectors, Searcher, SearchOptions, Store, open_store
+from m3_integrations import M3Encoder, M3Vectors, Searcher, Store, open_store
 from m3_integrations.indexing import IndexReport, Splitting, index_files, indexing
 from m3_integrations.vectors import MODES, Kind, Mode
 from tests.fakes import FakeEncoder
@@ -97,7 +97,7 @@ def test_what_did_not_change_is_not_encoded_again(docs: Path, tiny: M3Encoder) -
         (docs / "b.txt").write_text("The museum is closed on Tuesdays.")
         report = index_files([docs], tiny, store)
         assert (tiny.stats.encoded_texts - before, report.changed) == (3, [docs / "b.txt"])
-        hits = Searcher(tiny, store).search("when is the museum closed?", SearchOptions(k=1))
+        hits = Searcher(tiny, store).search("when is the museum closed?", k=1)
         assert [hit.text for hit in hits] == ["The museum is closed on Tuesdays."]
         assert store.count() == 2
 

@@ -7,19 +7,9 @@ import pytest
 from langchain_core.documents import Document
 
 from m3_integrations.langchain import M3HybridRetriever
+from tests.adapters.drivers import SENTENCES, WORDS
 from tests.fakes import FakeEncoder
 from tests.test_filters import random_metadata
-
-WORDS = ("keys", "vault", "museum", "rain", "train", "tea", "code", "blue")
-
-SENTENCES = (
-    "The vault keeps the keys.",
-    "Rain is expected in Bergen tomorrow.",
-    "The night train to Vienna leaves at nine.",
-    "Green tea is brewed below boiling.",
-    "Rotate the signing keys every month.",
-    "The museum opens on Tuesdays.",
-)
 
 
 @pytest.fixture

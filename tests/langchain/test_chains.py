@@ -19,7 +19,7 @@ from langchain_core.vectorstores import InMemoryVectorStore
 
 from m3_integrations import M3Encoder
 from m3_integrations.langchain import M3Embeddings, M3HybridRetriever, M3Rerank
-from tests.langchain.conftest import SENTENCES
+from tests.adapters.drivers import SENTENCES
 from tests.langchain.test_retriever_contract import Recorder
 
 PROMPT = ChatPromptTemplate.from_template("Answer from this:\n{context}\nQuestion: {input}")

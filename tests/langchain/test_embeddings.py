@@ -2,22 +2,14 @@ import copy
 import pickle
 import shutil
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
 from m3_integrations import M3Encoder
-from m3_integrations.langchain import M3CrossEncoder, M3Embeddings, M3HybridRetriever, M3Rerank
-from m3_integrations.langchain_qdrant import M3SparseEmbeddings
-from m3_integrations.search import open_encoder
+from m3_integrations.langchain import M3Embeddings, M3HybridRetriever
+from tests.adapters.drivers import SENTENCES
 from tests.fakes import FakeEncoder
-from tests.langchain.conftest import SENTENCES
-
-
-def network(holder: Any) -> object:
-    return cast("M3Encoder", holder.encoder)._live_engine().network
 
 
 def test_vectors_are_the_encoders_dense_ones_as_python_floats(encoder: M3Encoder) -> None:
@@ -67,30 +59,6 @@ def test_an_instruction_that_was_asked_for_is_put_before_queries_only(small: Pat
     assert instructed.embed_documents(["keys"]) == plain.embed_documents(["keys"])
 
 
-def test_everything_in_the_process_holds_one_network(small: Path, fake: FakeEncoder) -> None:
-    model = str(small)
-    embeddings = M3Embeddings(model=model, model_kwargs={"max_length": 32})
-    holders = [
-        M3HybridRetriever(model=model),
-        M3Rerank(model=model),
-        M3CrossEncoder(model=model),
-        M3SparseEmbeddings(model, model_kwargs={"cache_size_bytes": 0}),
-        M3Rerank(encoder=embeddings.encoder),
-        copy.deepcopy(embeddings),
-        pickle.loads(pickle.dumps(embeddings)),
-    ]
-    assert {id(network(holder)) for holder in holders} == {id(network(embeddings))}
-
-
-def test_a_deep_copy_shares_even_a_network_that_was_loaded_alone(encoder: M3Encoder) -> None:
-    embeddings = M3Embeddings(encoder=encoder)
-    twin = copy.deepcopy(embeddings)
-    assert network(twin) is network(embeddings)
-    assert twin.encoder is not encoder
-    twin.encoder.close()  # type: ignore[attr-defined]
-    assert embeddings.embed_query("keys")
-
-
 async def test_settings_hold_on_every_path_and_survive_pickling(small: Path) -> None:
     text = " ".join(SENTENCES)
     short = M3Encoder(small, shared=False, device="cpu", max_length=8)
@@ -136,35 +104,6 @@ def test_the_model_is_named_and_the_encoder_stays_out_of_repr_and_dump(small: Pa
     assert embeddings.model_dump() == {"model": str(small.resolve()), "model_kwargs": {}, "show_progress": False}
 
 
-@pytest.mark.parametrize("made", [M3Embeddings, M3HybridRetriever, M3Rerank, M3CrossEncoder])
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({}, ValidationError, r"give model= .* or encoder="),
-        ({"encoder": FakeEncoder(), "model": "other"}, ValidationError, r"encoder= \(fake\) comes with a model"),
-        ({"encoder": FakeEncoder(), "model_kwargs": {"device": "cpu"}}, ValidationError, "cannot change them"),
-        ({"encoder": "BAAI/bge-m3"}, TypeError, r"encoder must be an encoder.*'BAAI/bge-m3'.*no aencode\(\)"),
-        ({"model": "/no/such/folder", "modle_kwargs": {}}, ValidationError, "modle_kwargs\n.*[Ee]xtra"),
-        ({"model": "/no/such/folder"}, FileNotFoundError, "/no/such/folder"),
-    ],
-)
-def test_wrong_arguments_are_refused_before_anything_is_loaded(
-    made: type[Any], arguments: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        made(**arguments)
-
-
-def test_a_misspelt_setting_of_the_model_is_refused(small: Path) -> None:
-    with pytest.raises(TypeError, match="devise"):
-        M3Embeddings(model=str(small), model_kwargs={"devise": "cpu"})
-
-
 def test_one_string_in_the_place_of_texts_is_refused(encoder: M3Encoder) -> None:
     with pytest.raises(TypeError, match="one string"):
         M3Embeddings(encoder=encoder).embed_documents("text")  # type: ignore[arg-type]
-
-
-def test_an_encoder_may_come_with_its_own_name(fake: FakeEncoder) -> None:
-    assert open_encoder("fake", encoder=fake, model_kwargs={}) is fake
-    assert M3Embeddings(**dict(M3Embeddings(encoder=fake))).encoder is fake

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from m3_integrations import M3Encoder
-from tests.langchain.conftest import SENTENCES
+from tests.adapters.drivers import SENTENCES
 
 if find_spec("langchain_milvus") is None:
     pytest.skip("langchain-milvus is not installed", allow_module_level=True)

@@ -13,7 +13,7 @@ from qdrant_client import QdrantClient, models
 from m3_integrations import M3Encoder
 from m3_integrations.langchain import M3Embeddings, M3HybridRetriever, M3Rerank
 from m3_integrations.langchain_qdrant import M3SparseEmbeddings
-from tests.langchain.conftest import SENTENCES
+from tests.adapters.drivers import SENTENCES
 
 QUERY = "which keys are rotated?"
 

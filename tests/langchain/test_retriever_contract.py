@@ -1,8 +1,7 @@
 """The retriever as LangChain handles it: configuration, callbacks, batches, pickling."""
 
-import pickle
-from pathlib import Path
-from typing import Any, get_type_hints
+from functools import partial
+from typing import Any, Optional, get_type_hints
 from uuid import UUID
 
 import pytest
@@ -14,7 +13,7 @@ from pydantic import ValidationError
 
 from m3_integrations import M3Encoder, open_store
 from m3_integrations.langchain import M3HybridRetriever
-from m3_integrations.langchain.settings import RetrieverSettings
+from m3_integrations.search import OPTION_NAMES, SearchKeywords, SearchOptions
 from tests.fakes import FakeEncoder
 
 
@@ -48,78 +47,30 @@ def recorder() -> Recorder:
     return Recorder()
 
 
-def found_ids(documents: list[Document]) -> list[str | None]:
-    return [document.id for document in documents]
+def test_the_fields_are_the_options_of_a_search(fake: FakeEncoder) -> None:
+    """With the same names, types and defaults; each may be None in a call."""
+    fields, keywords = get_type_hints(M3HybridRetriever), get_type_hints(SearchKeywords)
+    assert [name for name in M3HybridRetriever.model_fields if name in OPTION_NAMES] == list(OPTION_NAMES)
+    assert {name: Optional[fields[name]] for name in OPTION_NAMES} == keywords  # noqa: UP045
+    assert M3HybridRetriever(encoder=fake)._searcher().options == SearchOptions()
 
 
-async def test_k_of_a_call_counts_sync_and_async(retriever: M3HybridRetriever) -> None:
-    for k in (1, 3, 7):
-        assert len(retriever.invoke("keys", k=k)) == len(await retriever.ainvoke("keys", k=k)) == k
-        assert len(retriever.bind(k=k).invoke("keys")) == k
-    assert len(retriever.invoke("keys")) == 4
-
-
-@pytest.mark.parametrize("unknown", ["top_k", "filters", "verbose"])
-async def test_unknown_arguments_of_a_call_are_refused(retriever: M3HybridRetriever, unknown: str) -> None:
-    with pytest.raises(TypeError, match=unknown):
-        retriever.invoke("keys", None, **{unknown: 1})
-    with pytest.raises(TypeError, match=unknown):
-        await retriever.ainvoke("keys", None, **{unknown: 1})
-
-
-def test_unknown_and_impossible_arguments_of_the_constructor_are_refused(
-    fake: FakeEncoder, documents: list[Document]
-) -> None:
-    for settings, message in (
-        ({"top_k": 3}, "top_k"),
-        ({"K": 3}, "K"),
-        ({"k": 0}, "k must be at least 1, got 0"),
-        ({"pool_size": 0}, "pool_size must be at least 1"),
-        ({"mode": "sparse"}, "mode"),
-        ({"weights": "best"}, "unknown weights 'best'"),
-        ({"filter": {"a": {"$near": 1}}}, r"unknown \$near"),
-        ({"score_threshold": float("nan")}, "score_threshold must be finite"),
-    ):
-        with pytest.raises(ValidationError, match=message):
-            M3HybridRetriever(encoder=fake, **settings)
-        with pytest.raises(ValidationError, match=message):
-            M3HybridRetriever.from_documents(documents, encoder=fake, **settings)
-        with pytest.raises(ValidationError, match=message):
-            M3HybridRetriever.from_texts(["a"], encoder=fake, **settings)
-    with pytest.raises(TypeError, match=r"store must be a store, got './folder': open one with open_store"):
-        M3HybridRetriever(encoder=fake, store="./folder")  # type: ignore[arg-type]
+def test_what_is_neither_field_nor_option_is_refused(fake: FakeEncoder, documents: list[Document]) -> None:
+    makers: list[Any] = [
+        M3HybridRetriever,
+        partial(M3HybridRetriever.from_documents, documents),
+        partial(M3HybridRetriever.from_texts, ["a"]),
+    ]
+    for make in makers:
+        for settings, message in (({"top_k": 3}, "top_k"), ({"k": 0}, "k must be at least 1, got 0")):
+            with pytest.raises(ValidationError, match=message):
+                make(encoder=fake, **settings)
     assert fake.encoded == []
 
 
-async def test_impossible_arguments_of_a_call_are_refused(retriever: M3HybridRetriever) -> None:
-    for asked, message in (
-        ({"k": 0}, "k must be at least 1"),
-        ({"weights": "best"}, "unknown weights"),
-        ({"mode": "sparse"}, "mode must be one of"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            retriever.invoke("keys", **asked)
-        with pytest.raises(ValueError, match=message):
-            await retriever.ainvoke("keys", **asked)
-    with pytest.raises(TypeError, match="weights must be ModeWeights"):
-        retriever.invoke("keys", weights=(1, -1, 1))
-
-
-def test_no_store_is_a_new_one_in_memory(fake: FakeEncoder) -> None:
-    one, two = M3HybridRetriever(encoder=fake), M3HybridRetriever.from_texts(["b"], encoder=fake, store=None)
-    one.add_texts(["a"])
-    assert [d.page_content for d in one.invoke("a")] == ["a"]
-    assert [d.page_content for d in two.invoke("a")] == ["b"]
-
-
-def test_a_store_that_is_still_empty_is_used(fake: FakeEncoder) -> None:
-    store = open_store()
-    M3HybridRetriever.from_texts(["a"], encoder=fake, store=store)
-    assert store.count() == 1
-
-
-def test_the_settings_type_names_every_field() -> None:
-    assert set(get_type_hints(RetrieverSettings)) == set(M3HybridRetriever.model_fields)
+def test_options_of_a_call_can_be_bound(retriever: M3HybridRetriever) -> None:
+    assert retriever.bind(k=7).invoke("keys") == retriever.invoke("keys", k=7)
+    assert len(retriever.invoke("keys")) == 4
 
 
 async def test_configurable_fields_keep_encoder_and_store(retriever: M3HybridRetriever) -> None:
@@ -147,6 +98,25 @@ def test_alternatives_can_be_chosen_at_run_time(retriever: M3HybridRetriever, fa
     assert found.page_content == "something else"
 
 
+def test_a_field_that_is_replaced_or_changed_in_place_counts_from_the_next_call(retriever: M3HybridRetriever) -> None:
+    whole = [document.id for document in retriever.invoke("keys", k=40)]
+    copied = retriever.model_copy(update={"k": 6, "filter": {"row": {"$in": [1, 2]}}})
+    assert sorted(d.metadata["row"] for d in copied.invoke("keys")) == [1, 2]
+    assert len(retriever.invoke("keys")) == 4
+    assert isinstance(copied.filter, dict)
+    copied.filter["row"]["$in"].append(3)
+    assert sorted(d.metadata["row"] for d in copied.invoke("keys")) == [1, 2, 3]
+    copied.filter["row"] = True  # equals 1 in Python, and no row in the language of filters
+    assert copied.invoke("keys") == []
+    copied.filter, copied.mode = None, "dense"
+    assert [list(d.metadata["m3_scores"]) for d in copied.invoke("keys")] == [["dense"]] * 6
+    retriever.k = 40
+    assert [document.id for document in retriever.invoke("keys")] == whole
+    retriever.k = 0
+    with pytest.raises(ValueError, match="k must be at least 1"):
+        retriever.invoke("keys")
+
+
 def test_a_copy_with_another_store_searches_that_store(retriever: M3HybridRetriever) -> None:
     retriever.invoke("keys")
     empty = retriever.model_copy(update={"store": open_store()})
@@ -154,6 +124,17 @@ def test_a_copy_with_another_store_searches_that_store(retriever: M3HybridRetrie
     assert len(retriever.invoke("keys")) == 4
     retriever.store = open_store()
     assert retriever.invoke("keys") == []
+
+
+def test_options_are_parsed_and_a_bm25_index_is_made_only_when_something_changed(
+    retriever: M3HybridRetriever,
+) -> None:
+    made = retriever._searcher()
+    assert retriever._searcher() is made
+    retriever.k = 2
+    other = retriever._searcher()
+    assert (other.options.k, other._bm25) == (2, made._bm25)
+    assert retriever.model_copy()._searcher() is other
 
 
 def test_the_representation_shows_settings_and_neither_encoder_nor_store(retriever: M3HybridRetriever) -> None:
@@ -217,24 +198,26 @@ async def test_an_error_of_the_encoder_reaches_caller_and_callback(
 
 
 async def test_a_batch_gives_what_single_queries_give(retriever: M3HybridRetriever, recorder: Recorder) -> None:
-    queries = [f"keys {i}" for i in range(40)]
-    configs: list[RunnableConfig] = [{"callbacks": [recorder], "metadata": {"row": i}} for i in range(40)]
+    queries = [f"keys {i}" for i in range(20)]
+    configs: list[RunnableConfig] = [{"callbacks": [recorder], "metadata": {"row": i}} for i in range(20)]
     expected = [retriever.invoke(query, k=2) for query in queries]
     assert retriever.batch(queries, configs, k=2) == expected
     assert await retriever.abatch(queries, configs, k=2) == expected
-    assert sorted(start["metadata"]["row"] for start in recorder.starts) == sorted([*range(40)] * 2)
-    assert sorted(recorder.names) == ["end"] * 80 + ["start"] * 80
+    assert sorted(start["metadata"]["row"] for start in recorder.starts) == sorted([*range(20)] * 2)
+    assert sorted(recorder.names) == ["end"] * 40 + ["start"] * 40
     assert retriever.batch([]) == await retriever.abatch([]) == []
 
 
-async def test_the_queries_of_a_batch_share_forward_passes(sentences: M3HybridRetriever) -> None:
-    encoder = sentences.encoder
-    assert isinstance(encoder, M3Encoder)
-    before = encoder.stats
-    sentences.batch([f"sync {i}" for i in range(40)])
-    await sentences.abatch([f"async {i}" for i in range(40)])
-    assert encoder.stats.encoded_texts - before.encoded_texts == 80
-    assert encoder.stats.forward_passes - before.forward_passes == 6  # 16, 16 and 8 queries, twice
+async def test_the_queries_of_a_batch_share_forward_passes(uncached: M3Encoder) -> None:
+    """LangChain asks them one by one, from threads or tasks; the encoder's queue joins them, without a cache."""
+    retriever = M3HybridRetriever.from_texts(["the vault keeps the keys", "green tea"], encoder=uncached)
+    before = uncached.stats
+    retriever.batch([f"sync {i}" for i in range(20)])
+    assert uncached.stats.encoded_texts - before.encoded_texts == 20
+    before = uncached.stats
+    await retriever.abatch([f"async {i}" for i in range(20)])
+    assert uncached.stats.encoded_texts - before.encoded_texts == 20
+    assert uncached.stats.forward_passes - before.forward_passes <= 6
 
 
 async def test_one_bad_query_of_a_batch_leaves_the_others_alone(sentences: M3HybridRetriever) -> None:
@@ -248,14 +231,5 @@ async def test_one_bad_query_of_a_batch_leaves_the_others_alone(sentences: M3Hyb
         assert results[3] == sentences.invoke("tea", k=1)
     with pytest.raises(TypeError):
         sentences.batch(queries)
-
-
-def test_a_retriever_over_memory_refuses_to_be_pickled_and_names_the_way_out(retriever: M3HybridRetriever) -> None:
-    with pytest.raises(TypeError, match="use a server store"):
-        pickle.dumps(retriever)
-
-
-def test_a_store_of_another_model_is_refused(small: Path, retriever: M3HybridRetriever) -> None:
-    other = M3HybridRetriever(model=str(small), store=retriever.store)
-    with pytest.raises(ValueError, match="vectors of the model fa4e"):
-        other.invoke("keys")
+    with pytest.raises(TypeError):
+        await sentences.abatch(queries)

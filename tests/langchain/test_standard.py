@@ -9,7 +9,7 @@ from langchain_tests.integration_tests import EmbeddingsIntegrationTests, Retrie
 from langchain_tests.unit_tests import EmbeddingsUnitTests
 
 from m3_integrations.langchain import M3Embeddings, M3HybridRetriever
-from tests.langchain.conftest import SENTENCES
+from tests.adapters.drivers import SENTENCES
 
 
 class _Embeddings:

@@ -1,8 +1,6 @@
 """Nodes behind a fake encoder, six sentences behind a small random network, and recorders of LlamaIndex's events."""
 
-import asyncio
-import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +16,8 @@ from llama_index.core.schema import BaseNode, NodeRelationship, NodeWithScore, R
 from m3_integrations import M3Vectors
 from m3_integrations.llama_index import M3HybridRetriever
 from m3_integrations.vectors import Kind, Mode
+from tests.adapters.drivers import SENTENCES, WORDS
 from tests.fakes import FakeEncoder
-
-WORDS = ("keys", "vault", "museum", "rain", "train", "tea", "code", "blue")
-
-SENTENCES = (
-    "The vault keeps the keys.",
-    "Rain is expected in Bergen tomorrow.",
-    "The night train to Vienna leaves at nine.",
-    "Green tea is brewed below boiling.",
-    "Rotate the signing keys every month.",
-    "The museum opens on Tuesdays.",
-)
 
 
 class CountingEncoder(FakeEncoder):
@@ -156,26 +144,3 @@ def ids_of(found: Sequence[NodeWithScore]) -> list[str]:
 
 def with_scores(nodes: Sequence[BaseNode]) -> list[NodeWithScore]:
     return [NodeWithScore(node=node, score=row / 10) for row, node in enumerate(nodes)]
-
-
-async def longest_pause_s(work: Callable[[], Awaitable[object]]) -> float:
-    """The longest time that the event loop was kept from an idle task while the work was done.
-
-    Where that is over 50 ms, the best of three attempts: the machine may have had something else to do.
-    """
-    best, attempts = float("inf"), 0
-    while best >= 0.05 and attempts < 3:
-        attempts += 1
-        ticks = [time.perf_counter()]
-
-        async def tick(ticks: list[float] = ticks) -> None:
-            while True:
-                ticks.append(time.perf_counter())
-                await asyncio.sleep(0.002)
-
-        ticker = asyncio.create_task(tick())
-        await asyncio.sleep(0)
-        await work()
-        ticker.cancel()
-        best = min(best, float(np.diff([*ticks, time.perf_counter()]).max()))
-    return best

@@ -1,9 +1,8 @@
 """`M3Embedding` alone: its vectors, how texts reach the encoder, its names and its pickles."""
 
-import copy
 import pickle
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,12 +15,9 @@ from pydantic import ValidationError, create_model
 
 from m3_integrations import M3Encoder
 from m3_integrations.llama_index import M3Embedding, M3HybridRetriever, M3Rerank, M3SparseEmbedding
+from tests.adapters.drivers import SENTENCES
 from tests.fakes import FakeEncoder
-from tests.llama_index.conftest import SENTENCES, CallbackRecorder, CountingEncoder, ids_of, longest_pause_s
-
-
-def network(holder: Any) -> object:
-    return cast("M3Encoder", holder.encoder)._live_engine().network
+from tests.llama_index.conftest import CallbackRecorder, CountingEncoder, ids_of
 
 
 async def test_vectors_are_the_encoders_dense_ones_as_python_floats(encoder: M3Encoder) -> None:
@@ -62,33 +58,10 @@ async def test_whole_lists_reach_the_encoder_in_one_call(fake: CountingEncoder) 
     assert M3Embedding(encoder=fake).embed_batch_size == 2048
 
 
-async def test_async_never_blocks_the_event_loop(nodes: list[TextNode]) -> None:
-    slow = M3Embedding(encoder=FakeEncoder(delay_s=0.3))
-    assert await longest_pause_s(lambda: slow.aget_query_embedding("q")) < 0.05
-    assert await longest_pause_s(lambda: slow.aget_text_embedding_batch(["a", "b"])) < 0.05
-    assert await longest_pause_s(lambda: slow.aget_text_embedding("a")) < 0.05
-    assert await longest_pause_s(lambda: slow.acall(nodes)) < 0.05
-
-
 async def test_the_text_embedded_is_a_nodes_embed_content(nodes: list[TextNode], fake: CountingEncoder) -> None:
     M3Embedding(encoder=fake)(nodes[:2])
     assert [text for _, text in fake.encoded] == [node.get_content(MetadataMode.EMBED) for node in nodes[:2]]
     assert fake.encoded[1][1].startswith("row: 1\ncolor: blue\n\n")
-
-
-def test_everything_in_the_process_holds_one_network(small: Path) -> None:
-    model = str(small)
-    first = M3Embedding(model_name=model, model_kwargs={"max_length": 32})
-    holders = [
-        M3Embedding(model=model),
-        M3SparseEmbedding(model_name=model, model_kwargs={"cache_size_bytes": 0}),
-        M3Rerank(model=model),
-        M3HybridRetriever(model=model),
-        M3Embedding(encoder=first.encoder),
-        copy.deepcopy(first),
-        pickle.loads(pickle.dumps(first)),
-    ]
-    assert {id(network(holder)) for holder in holders} == {id(network(first))}
 
 
 def test_settings_of_the_model_hold_and_survive_pickling(small: Path) -> None:
@@ -181,25 +154,6 @@ def test_the_encoder_stays_out_of_the_representation(fake: CountingEncoder) -> N
     assert "CountingEncoder" not in repr(M3Embedding(encoder=fake)) + repr(M3SparseEmbedding(encoder=fake))
     assert isinstance(M3Embedding(encoder=fake), BaseEmbedding)
     assert [made.class_name() for made in (M3Embedding, M3SparseEmbedding)] == ["M3Embedding", "M3SparseEmbedding"]
-
-
-@pytest.mark.parametrize("made", [M3Embedding, M3SparseEmbedding, M3Rerank])
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({}, ValidationError, r"give model= .* or encoder="),
-        ({"encoder": FakeEncoder(), "model": "other"}, ValidationError, r"encoder= \(fake\) comes with a model"),
-        ({"encoder": FakeEncoder(), "model_kwargs": {"device": "cpu"}}, ValidationError, "cannot change them"),
-        ({"encoder": "BAAI/bge-m3"}, TypeError, r"encoder must be an encoder.*'BAAI/bge-m3'.*no aencode\(\)"),
-        ({"model": "/no/such/folder", "modle_kwargs": {}}, ValidationError, "modle_kwargs\n.*[Ee]xtra"),
-        ({"model": "/no/such/folder"}, FileNotFoundError, "/no/such/folder"),
-    ],
-)
-def test_wrong_arguments_are_refused_before_anything_is_loaded(
-    made: type[Any], arguments: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        made(**arguments)
 
 
 @pytest.mark.parametrize("made", [M3Embedding, M3SparseEmbedding])

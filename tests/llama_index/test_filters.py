@@ -9,8 +9,8 @@ from llama_index.core.vector_stores import FilterCondition, FilterOperator, Meta
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 
 from m3_integrations.llama_index import M3HybridRetriever
-from m3_integrations.llama_index.filters import parse_filters
-from m3_integrations.store import matches
+from m3_integrations.llama_index.filters import as_filter
+from m3_integrations.store import matches, parse_filter
 from tests.llama_index.conftest import CountingEncoder, ids_of
 
 COLORS, TAGS = ["red", "blue", "green"], ["new", "old", "x"]
@@ -21,7 +21,7 @@ def one(key: str, operator: str, value: Any = None) -> MetadataFilter:
 
 
 def ours(filters: MetadataFilters, metadata: dict[str, Any]) -> bool:
-    return matches(parse_filters(filters), metadata)
+    return matches(parse_filter(as_filter(filters)), metadata)
 
 
 def theirs(filters: MetadataFilters, metadata: dict[str, Any]) -> bool:
@@ -179,7 +179,7 @@ def test_what_cannot_be_honoured_exactly_is_refused(condition: MetadataFilter, m
     if depth:
         filters = MetadataFilters(filters=[one("b", "==", 1), filters], condition=FilterCondition.OR)
     with pytest.raises(ValueError, match=message):
-        parse_filters(filters)
+        parse_filter(as_filter(filters))
     with pytest.raises(ValueError, match=message):
         M3HybridRetriever(encoder=CountingEncoder(), filters=filters)
 

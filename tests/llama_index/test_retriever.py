@@ -1,8 +1,7 @@
 """`M3HybridRetriever` alone: results, adding and deleting, settings, async, events."""
 
-import pickle
-from pathlib import Path
-from typing import Any, get_type_hints
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +11,11 @@ from llama_index.core.schema import Document, MetadataMode, QueryBundle, TextNod
 from llama_index.core.settings import Settings
 from llama_index.core.vector_stores import FilterOperator, MetadataFilter, MetadataFilters
 
-from m3_integrations import M3Encoder, ModeWeights, Searcher, SearchOptions, open_store
+from m3_integrations import M3Encoder, ModeWeights
 from m3_integrations.llama_index import M3HybridRetriever, M3NodeWithScore
-from m3_integrations.llama_index.settings import RetrieverSettings
 from m3_integrations.scoring import score_vectors
 from tests.fakes import FakeEncoder
-from tests.llama_index.conftest import CallbackRecorder, CountingEncoder, EventRecorder, ids_of, longest_pause_s
+from tests.llama_index.conftest import CallbackRecorder, CountingEncoder, EventRecorder, ids_of
 
 
 async def test_results_are_the_exact_scores_of_the_embed_content(
@@ -44,45 +42,6 @@ async def test_results_are_the_exact_scores_of_the_embed_content(
             assert {type(value) for value in (each.score, *each.m3_scores.values())} == {float}
 
 
-@pytest.mark.parametrize(
-    ("settings", "options"),
-    [
-        ({}, {"k": 2}),
-        ({"similarity_top_k": 7}, {"k": 7}),
-        ({"mode": "dense"}, {"k": 2, "mode": "dense"}),
-        (
-            {"mode": "dense+lexical", "weights": ModeWeights(0, 1, 0)},
-            {"k": 2, "mode": "dense+lexical", "weights": ModeWeights(0, 1, 0)},
-        ),
-        ({"score_threshold": 0.5, "similarity_top_k": 40}, {"score_threshold": 0.5, "k": 40}),
-        ({"pool_size": 2, "similarity_top_k": 2}, {"pool_size": 2, "k": 2}),
-        ({"fusion": "rrf", "rrf_k": 3, "similarity_top_k": 5}, {"fusion": "rrf", "rrf_k": 3, "k": 5}),
-        ({"bm25": "replace", "similarity_top_k": 5}, {"bm25": "replace", "k": 5}),
-        ({"bm25": "extra", "mode": "lexical"}, {"bm25": "extra", "mode": "lexical", "k": 2}),
-        ({"filters": {"row": {"$lt": 9}}}, {"filter": {"row": {"$lt": 9}}, "k": 2}),
-    ],
-)
-async def test_every_setting_reaches_the_search(
-    retriever: M3HybridRetriever, fake: CountingEncoder, settings: dict[str, Any], options: dict[str, Any]
-) -> None:
-    expected = Searcher(fake, retriever.store).search("keys rain", SearchOptions(**options))
-    other = M3HybridRetriever(encoder=fake, store=retriever.store, **settings)
-    for found in (other.retrieve("keys rain"), await other.aretrieve("keys rain")):
-        assert [(each.node.node_id, each.score, each.m3_scores) for each in found] == [  # type: ignore[attr-defined]
-            (hit.id, hit.score, hit.scores) for hit in expected
-        ]
-
-
-def test_bm25_and_the_learned_weights_are_both_reported(retriever: M3HybridRetriever, fake: CountingEncoder) -> None:
-    (best,) = M3HybridRetriever(encoder=fake, store=retriever.store, bm25="extra", similarity_top_k=1).retrieve("keys")
-    assert isinstance(best, M3NodeWithScore)
-    assert set(best.m3_scores) >= {"dense", "lexical", "multi_vector"}
-
-
-def test_the_settings_type_names_every_argument_of_the_constructor() -> None:
-    assert get_type_hints(RetrieverSettings).keys() == get_type_hints(M3HybridRetriever.__init__).keys() - {"return"}
-
-
 async def test_other_options_leave_the_retriever_and_its_store_alone(retriever: M3HybridRetriever) -> None:
     before = retriever.retrieve("keys")
     other = retriever.with_options(
@@ -102,53 +61,26 @@ async def test_other_options_leave_the_retriever_and_its_store_alone(retriever: 
         retriever.similarity_top_k = 3  # type: ignore[misc]
 
 
-@pytest.mark.parametrize(
-    ("settings", "error", "message"),
-    [
-        ({"top_k": 3}, TypeError, "top_k"),
-        ({"similarity_top_k": 0}, ValueError, "k must be at least 1, got 0"),
-        ({"similarity_top_k": "3"}, TypeError, "k must be an integer"),
-        ({"mode": "sparse"}, ValueError, "mode must be one of"),
-        ({"weights": (1, 1)}, TypeError, "weights must be ModeWeights"),
-        ({"weights": "best"}, ValueError, "unknown weights"),
-        ({"filters": {"a": {"$near": 1}}}, ValueError, r"unknown \$near"),
-        ({"filters": "a = 1"}, TypeError, "must be a mapping"),
-        ({"score_threshold": float("nan")}, ValueError, "score_threshold must be finite"),
-        ({"pool_size": 0}, ValueError, "pool_size"),
-        ({"fusion": "mean"}, ValueError, "fusion must be one of"),
-        ({"store": "./folder"}, TypeError, "open one with open_store"),
-    ],
-)
-def test_wrong_settings_are_refused_before_anything_is_loaded(
-    settings: dict[str, Any], error: type[Exception], message: str
+def test_two_nodes_are_returned_by_default_as_in_llama_indexs_own_retrievers(
+    retriever: M3HybridRetriever, fake: CountingEncoder
 ) -> None:
-    for make in (M3HybridRetriever, lambda **given: M3HybridRetriever.from_nodes([], **given)):
-        with pytest.raises(error, match=message):
-            make(model="/no/such/folder", **settings)
+    by_default = M3HybridRetriever(encoder=fake, store=retriever.store)
+    assert by_default.similarity_top_k == len(by_default.retrieve("keys")) == 2
 
 
-def test_an_encoder_is_needed_and_only_one(fake: CountingEncoder) -> None:
-    with pytest.raises(ValueError, match=r"give model= .* or encoder="):
-        M3HybridRetriever()
-    with pytest.raises(ValueError, match="comes with a model"):
-        M3HybridRetriever(model="other", encoder=fake)
-    with pytest.raises(FileNotFoundError, match="/no/such/folder"):
-        M3HybridRetriever(model="/no/such/folder")
-
-
-def test_options_of_a_call_are_checked_too(retriever: M3HybridRetriever) -> None:
-    with pytest.raises(ValueError, match="k must be at least 1"):
-        retriever.with_options(similarity_top_k=0)
-    with pytest.raises(TypeError, match="top_k"):
-        retriever.with_options(top_k=3)  # type: ignore[call-arg]
-
-
-def test_no_store_is_a_new_one_in_memory_and_an_empty_one_is_used(fake: CountingEncoder) -> None:
-    store = open_store()
-    one, two = M3HybridRetriever(encoder=fake, store=store), M3HybridRetriever(encoder=fake)
-    one.add_nodes([TextNode(id_="a", text="a")])
-    assert (store.count(), two.store.count()) == (1, 0)
-    assert two.retrieve("a") == []
+@pytest.mark.parametrize("unknown", ["top_k", "k", "filter"])
+def test_what_is_no_argument_of_the_constructor_is_refused(fake: CountingEncoder, unknown: str) -> None:
+    """`k` and `filter` have names of their own in LlamaIndex."""
+    makers: list[Any] = [
+        M3HybridRetriever,
+        partial(M3HybridRetriever.from_nodes, []),
+        partial(M3HybridRetriever.from_documents, []),
+        M3HybridRetriever(encoder=fake).with_options,
+    ]
+    for make in makers:
+        arguments = {} if make is makers[-1] else {"model": "/no/such/folder"}
+        with pytest.raises(TypeError, match=unknown):
+            make(**arguments, **{unknown: 3})
 
 
 async def test_nodes_are_added_replaced_and_deleted(fake: CountingEncoder) -> None:
@@ -181,16 +113,9 @@ async def test_nodes_are_deleted_by_filters_and_by_their_document(retriever: M3H
     assert sorted(ids_of(everything.retrieve("keys"))) == [f"n{row:02}" for row in left if row % 8 not in {1, 2}]
 
 
-def test_deleting_needs_to_be_told_what(retriever: M3HybridRetriever) -> None:
-    for arguments in ({}, {"node_ids": ["a"], "filters": {"row": 1}}):
-        with pytest.raises(ValueError, match="either node_ids or filters"):
-            retriever.delete_nodes(**arguments)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="got the string 'n01'"):
-        retriever.delete_nodes("n01")
-    everything: dict[str, Any] | MetadataFilters
-    for everything in ({}, MetadataFilters(filters=[])):
-        with pytest.raises(ValueError, match="match everything"):
-            retriever.delete_nodes(filters=everything)
+def test_empty_filters_delete_nothing(retriever: M3HybridRetriever) -> None:
+    with pytest.raises(ValueError, match="empty filter matches everything"):
+        retriever.delete_nodes(filters=MetadataFilters(filters=[]))
     assert retriever.store.count() == 40
 
 
@@ -229,30 +154,6 @@ def test_a_progress_bar_is_drawn_only_on_request(
     assert "6/6" in capsys.readouterr().err
 
 
-async def test_async_never_blocks_the_event_loop(nodes: list[TextNode]) -> None:
-    slow = FakeEncoder(delay_s=0.3)
-    retriever = M3HybridRetriever(encoder=slow)
-    assert await longest_pause_s(lambda: _blocking(slow)) > 0.25  # what the measure says of a call that blocks
-    assert await longest_pause_s(lambda: retriever.aadd_nodes(nodes[:1])) < 0.05
-    assert await longest_pause_s(lambda: retriever.aretrieve("keys")) < 0.05
-    assert await longest_pause_s(lambda: retriever.adelete_ref_doc("nobody")) < 0.05
-
-
-async def _blocking(encoder: FakeEncoder) -> None:
-    encoder.encode(["keys"])
-
-
-async def test_async_gives_what_sync_gives_to_many_at_once(on_network: M3HybridRetriever) -> None:
-    import asyncio
-
-    queries = [f"query {i} of keys" for i in range(12)]
-    found = await asyncio.gather(*(on_network.aretrieve(query) for query in queries))
-    for query, each in zip(queries, found, strict=True):
-        expected = on_network.retrieve(query)
-        assert ids_of(each) == ids_of(expected)
-        assert [one.score for one in each] == pytest.approx([one.score for one in expected], abs=1e-5)
-
-
 async def test_retrieval_events_come_once_and_in_pairs(
     retriever: M3HybridRetriever, fake: CountingEncoder, instrumentation: EventRecorder
 ) -> None:
@@ -277,22 +178,3 @@ async def test_an_error_of_the_encoder_reaches_caller_and_callbacks(on_network: 
     with pytest.raises(RuntimeError, match="was closed"):
         await on_network.aretrieve("keys")
     assert [name for name, _ in recorder.events] == ["start", "end"] * 2
-
-
-def test_a_retriever_over_memory_refuses_to_be_pickled_and_names_the_way_out(retriever: M3HybridRetriever) -> None:
-    with pytest.raises(TypeError, match="use a server store"):
-        pickle.dumps(retriever)
-
-
-def test_a_store_of_another_model_is_refused(small: Path, retriever: M3HybridRetriever) -> None:
-    with pytest.raises(ValueError, match="vectors of the model fa4e"):
-        M3HybridRetriever(model=str(small), store=retriever.store).retrieve("keys")
-
-
-def test_a_match_can_be_explained(on_network: M3HybridRetriever) -> None:
-    (best,) = on_network.with_options(similarity_top_k=1).retrieve("rotate the keys")
-    explanation = on_network.explain("rotate the keys", best.node.node_id)
-    assert explanation.scores == pytest.approx(best.m3_scores, abs=1e-5)  # type: ignore[attr-defined]
-    assert sum(match.score for match in explanation.lexical) == pytest.approx(explanation.scores["lexical"], abs=1e-5)
-    with pytest.raises(KeyError, match="nobody"):
-        on_network.explain("rotate the keys", "nobody")

@@ -14,8 +14,8 @@ from llama_index.core.vector_stores.types import VectorStoreQueryMode
 from m3_integrations import M3Encoder
 from m3_integrations.llama_index import M3Embedding, M3SparseEmbedding, sparse_doc_fn, sparse_query_fn
 from m3_integrations.scoring import score_vectors
-from tests.fakes import FakeEncoder
-from tests.llama_index.conftest import SENTENCES, CountingEncoder, EventRecorder, longest_pause_s
+from tests.adapters.drivers import SENTENCES
+from tests.llama_index.conftest import CountingEncoder, EventRecorder
 
 
 def as_dicts(indices: list[list[int]], values: list[list[float]]) -> list[dict[int, float]]:
@@ -58,13 +58,6 @@ def test_similarity_is_the_dot_product(encoder: M3Encoder) -> None:
     assert found == pytest.approx(expected, abs=1e-6)
     norms = [math.sqrt(sum(value**2 for value in sparse.get_text_embedding(t).values())) for t in SENTENCES[:5:4]]
     assert found != pytest.approx(expected / (norms[0] * norms[1]), rel=0.01)
-
-
-async def test_async_never_blocks_the_event_loop() -> None:
-    slow = M3SparseEmbedding(encoder=FakeEncoder(delay_s=0.3))
-    assert await longest_pause_s(lambda: slow.aget_query_embedding("q")) < 0.05
-    assert await longest_pause_s(lambda: slow.aget_text_embedding("a")) < 0.05
-    assert await longest_pause_s(lambda: slow.aget_text_embedding_batch(["a", "b"])) < 0.05
 
 
 def test_pickling_keeps_the_encoder(fake: CountingEncoder, small: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from m3_integrations import Record, Searcher, SearchOptions
+from m3_integrations import Record, Searcher
 from m3_integrations.vectors import MultiVectorRows, offsets_of
 from m3_integrations.vectors.pooling import group_starts, pool_tokens, pooled_lengths
 from tests.fakes import FakeEncoder, random_vectors
@@ -47,11 +47,11 @@ def test_without_multi_vectors_all_modes_are_dense_and_lexical(kind: str, open_k
     with Searcher(encoder, open_kind(kind, multi_vector="none")) as searcher:
         searcher.add(["a text of five words", "another"], ids=["a", "b"])
         assert searcher.store.modes == searcher.store.kept_modes == ("dense", "lexical")
-        both = searcher.search("a text", SearchOptions(mode="dense+lexical"))
+        both = searcher.search("a text", mode="dense+lexical")
         assert [(hit.id, hit.score) for hit in searcher.search("a text")] == [(hit.id, hit.score) for hit in both]
         assert set(both[0].scores) == {"dense", "lexical"}
         with pytest.raises(ValueError, match=r"dense, lexical vectors only; .* put M3Rerank after it"):
-            searcher.search("a text", SearchOptions(mode="multi_vector"))
+            searcher.search("a text", mode="multi_vector")
 
 
 def test_vectors_that_are_not_kept_are_not_computed(open_kind: OpenStore) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from m3_integrations import M3Vectors, Record, Searcher, SearchOptions, Store, open_store, scoring
+from m3_integrations import M3Vectors, Record, Searcher, Store, open_store, scoring
 from m3_integrations.store.edge import EdgeStore
 from m3_integrations.store.memory import MemoryStore
 from m3_integrations.store.qdrant import QdrantStore
@@ -119,7 +119,7 @@ async def test_a_loop_goes_on_while_records_are_added_and_searched(tmp_path: Pat
         adding = asyncio.create_task(searcher.aadd(texts))
         searches = 0
         while not adding.done():
-            (hit,) = await searcher.asearch("first", SearchOptions(k=1, mode="dense", score_threshold=-1.0))
+            (hit,) = await searcher.asearch("first", k=1, mode="dense", score_threshold=-1.0)
             assert hit.id
             searches += 1
         assert len(await adding) == 300
@@ -173,8 +173,8 @@ def test_the_same_program_gives_the_same_ids_in_the_same_order_on_all_stores(ope
         for mode in ("all", "dense", "lexical", "dense+lexical", "multi_vector"):
             for filter_ in (None, {"year": {"$gte": 2003}}):
                 for fusion in ("weighted", "rrf"):
-                    options = SearchOptions(k=10, mode=mode, filter=filter_, fusion=fusion)
-                    hits = searcher.search_batch(["which cats are new", "number 7"], options)
+                    queries = ["which cats are new", "number 7"]
+                    hits = searcher.search_batch(queries, k=10, mode=mode, filter=filter_, fusion=fusion)
                     found.append([[hit.id for hit in each] for each in hits])
         outcomes[kind] = found
     assert isinstance(open_kind("memory"), MemoryStore)

@@ -58,9 +58,13 @@ def search(encoder: Encoder) -> list[Hit]:
     ids = searcher.add(["a", "b"], ids=["1", None], metadatas=[{"year": 2024}, {}])
     assert_type(ids, list[str])
     assert_type(store.get(ids), list[Record])
-    options = SearchOptions(k=3, mode="dense+lexical", weights=ModeWeights(1, 2, 0), filter={"year": {"$gte": 2020}})
-    hits = asyncio.run(searcher.asearch("query", options))
+    weights = ModeWeights(1, 2, 0)
+    hits = asyncio.run(searcher.asearch("query", k=3, mode="dense+lexical", weights=weights, filter={"year": 2020}))
     assert_type(hits[0].scores, dict[str, float])
+    assert_type(searcher.search("query", weights="miracl", filter={}, score_threshold=None), list[Hit])
+    assert_type(searcher.search_batch(["query"], fusion="rrf", bm25="extra"), list[list[Hit]])
+    settled = Searcher(encoder, store, SearchOptions(k=3, filter={"year": {"$gte": 2020}}, weights="mldr"))
+    assert_type(settled.options.weights, ModeWeights)
     assert_type(searcher.explain("query", ids[0]).lexical[0].token, str)
     return hits
 
@@ -88,5 +92,7 @@ def use_llama_index(nodes: list[TextNode]) -> None:
     assert_type(M3SparseEmbedding(encoder=encoder).get_query_embedding("query"), dict[int, float])
     retriever = NodeRetriever.from_nodes(nodes, encoder=encoder, similarity_top_k=20)
     assert_type(retriever.retrieve("query"), list[NodeWithScore])
+    narrowed = retriever.with_options(similarity_top_k=3, filters={"year": 2024}, mode="dense", weights="miracl")
+    assert_type(narrowed, NodeRetriever)
     rerank = NodeRerank(encoder=encoder, top_n=3, keep_retrieval_score=True)
     RetrieverQueryEngine.from_args(retriever, node_postprocessors=[rerank])
