@@ -1,4 +1,4 @@
-"""The public API as type checkers see it. The `mypy` of CI checks the same program, and leaves its cache for this one."""
+"""The public API as type checkers see it. CI's own run of mypy checks the same program, and leaves a cache for this."""
 
 import shutil
 import subprocess

@@ -7,6 +7,7 @@ await, display hooks and a module state of their own. They talk to us through Un
 which the suite allows; sockets to anywhere else are off in them as they are in the tests.
 """
 
+import asyncio
 import os
 import re
 import sys
@@ -64,7 +65,7 @@ def execute(notebook: Any) -> None:
             # Sums are rounded alike, and torch's threads do not wait for each other, which is slow on a busy machine.
             "OMP_NUM_THREADS": "1",
         }
-        client.execute(env=environment, cwd=folder)
+        asyncio.run(client.async_execute(env=environment, cwd=folder))
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
