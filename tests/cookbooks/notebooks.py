@@ -95,7 +95,7 @@ def shown(cell: Any) -> list[str]:
 
 
 def differences(committed: Any, fresh: Any) -> list[str]:
-    """Say where two runs of a notebook show different things.
+    """Return where two runs of a notebook show different things.
 
     Words must be equal, and so must whole numbers; others to 0.015, since they are printed with two digits or more and
     float32 is rounded differently by other processors. In cells that are tagged so, numbers are not compared.
