@@ -89,7 +89,7 @@ def file_of(module: str) -> str | None:
 
 
 def circle_through(name: str) -> list[str]:
-    """The shortest way from a file over its imports back to itself; empty if there is none."""
+    """The shortest way from a file over its imports back to itself; empty if no way leads back."""
     ways: dict[str, list[str]] = {name: [name]}
     waiting = [name]
     for here in waiting:

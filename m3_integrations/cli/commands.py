@@ -1,4 +1,4 @@
-"""What `m3` understands. Every command is a function in a file of its own, and imports what it needs when it runs."""
+"""What `m3` understands. Every command is one function in one file, and imports what it needs when it runs."""
 
 from __future__ import annotations
 

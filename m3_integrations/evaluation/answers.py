@@ -45,7 +45,7 @@ def read_questions(path: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
         The text and the answers of every question, by its id.
 
     Raises:
-        ValueError: If a line is no such object, or there is none.
+        ValueError: If a line is no such object, or the file has no question.
     """
     queries, answers = {}, {}
     for number, (_, line) in enumerate(read_lines(path), start=1):
@@ -64,7 +64,7 @@ def check_answer_metrics(metrics: Sequence[str] | None) -> Sequence[str]:
 
     Raises:
         TypeError: If metrics is one string.
-        ValueError: If there is none, or one is unknown or another than Success.
+        ValueError: If metrics is empty, or one is unknown or not Success.
     """
     chosen = check_metrics(metrics, default=ANSWER_METRICS)
     if {parse_metric(metric).NAME for metric in chosen} != {"Success"}:

@@ -43,7 +43,7 @@ class Dataset:
 
         Raises:
             TypeError: If metrics is one string.
-            ValueError: If there is none, one is unknown, or one has no meaning for answers.
+            ValueError: If metrics is empty, one is unknown, or one has no meaning for answers.
         """
         return check_answer_metrics(metrics) if self.answers else check_metrics(metrics)
 
@@ -105,7 +105,7 @@ def find_folders(folder: str | os.PathLike[str]) -> list[Path]:
     """Return the folder itself if it has a corpus.jsonl, or else the folders in it that have one, by name.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If there is no such folder.
     """
     folder = Path(folder)
     found = [

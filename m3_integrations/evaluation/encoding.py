@@ -69,7 +69,7 @@ class EncodedCorpus:
         return spans[-1][1] if spans else 0
 
     def blocks(self) -> Iterator[Block]:
-        """Give all documents, in the order of the corpus; token vectors stay in their file until they are used."""
+        """Yield all documents, in the order of the corpus. Token vectors stay in their file until they are used."""
         for start, end in _spans(self.folder):
             yield Block(np.arange(start, end), _load(self.folder / _span_name(start, end), self.modes))
 
@@ -117,7 +117,7 @@ def _span_name(start: int, end: int) -> str:
 
 
 def _spans(folder: Path) -> list[tuple[int, int]]:
-    """Give the first row and the row after the last of every block, as far as they follow one another from 0."""
+    """Return the first row and the row after the last of every block, up to the first gap."""
     spans, reached = [], 0
     for path in sorted(folder.glob("[0-9]*-[0-9]*")):
         start, end = map(int, path.name.split("-"))

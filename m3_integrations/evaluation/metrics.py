@@ -53,7 +53,7 @@ def check_metrics(metrics: Sequence[str] | None, *, default: Sequence[str] = DEF
 
     Raises:
         TypeError: If metrics is one string.
-        ValueError: If there is none, or one is unknown.
+        ValueError: If metrics is empty, or one is unknown.
     """
     if metrics is None:
         return default

@@ -41,7 +41,7 @@ DEPTH: Final = 1000
 
 
 def check_columns(columns: Iterable[str], modes: Sequence[Mode]) -> tuple[Column, ...]:
-    """Give the columns in their usual order, each once.
+    """Return the columns in their usual order, each once.
 
     Args:
         columns: What is asked for.
@@ -49,7 +49,7 @@ def check_columns(columns: Iterable[str], modes: Sequence[Mode]) -> tuple[Column
 
     Raises:
         TypeError: If columns is one string.
-        ValueError: If there is none, one is unknown, or the checkpoint cannot give it.
+        ValueError: If columns is empty, one is unknown, or the checkpoint lacks a head that one needs.
     """
     if isinstance(columns, str):
         raise TypeError(f"modes must be a sequence such as ({columns!r},), got the string {columns!r}")
@@ -63,12 +63,12 @@ def check_columns(columns: Iterable[str], modes: Sequence[Mode]) -> tuple[Column
 
 
 def possible_columns(modes: Sequence[Mode]) -> tuple[Column, ...]:
-    """Give the columns that a checkpoint with these heads can fill."""
+    """Return the columns that a checkpoint with these heads can fill."""
     return tuple(column for column in COLUMNS if set(NEEDED[column]) <= set(modes))
 
 
 def check_weights(weights: Mapping[str, ModeWeights | str] | None) -> dict[Column, ModeWeights]:
-    """Give the weights of every column that has some.
+    """Return the weights of every column that has some.
 
     Args:
         weights: For a column, weights or the name of a preset; `DEFAULT_WEIGHTS` for the others.

@@ -59,7 +59,7 @@ def write_report(
 
 
 def model_names(results: Sequence[EvaluationResult]) -> dict[str, str]:
-    """Give what tables call each model: the last part of its name, or all of it where two end alike."""
+    """Return what tables call each model: the last part of its name, or the whole name if two models end alike."""
     models = list(dict.fromkeys(result.model for result in results))
     short = [Path(model).name for model in models]
     return {model: name if short.count(name) == 1 else model for model, name in zip(models, short, strict=True)}
@@ -68,7 +68,7 @@ def model_names(results: Sequence[EvaluationResult]) -> dict[str, str]:
 def make_tables(
     results: Sequence[EvaluationResult], baseline: Column, tuned: Sequence[TunedWeights] = ()
 ) -> Iterator[Table]:
-    """Give all tables: every metric of every model, its modes compared, models compared, tuned weights.
+    """Yield all tables: every metric of every model, its modes compared, models compared, tuned weights.
 
     Arguments are those of `write_report`.
     """
@@ -133,7 +133,7 @@ def _comparison(comparison: Comparison) -> str:
 
 
 def notes(results: Sequence[EvaluationResult]) -> Iterator[str]:
-    """Say what was measured, how, and what was left out."""
+    """Yield what was measured, how, and what was left out."""
     for result in {result.dataset.name: result for result in results}.values():
         judged = "judged by answers" if result.dataset.answers else "with judgements"
         left_out = f"; {result.dataset.unjudged} without judgements left out" if result.dataset.unjudged else ""

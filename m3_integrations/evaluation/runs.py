@@ -235,7 +235,7 @@ def _falling(scores: FloatArray) -> FloatArray:
 
 @contextmanager
 def _progress(what: str, total: int, show: bool) -> Iterator[Callable[[int], object]]:
-    """Give what moves a progress bar on, or what does nothing: a bar that is not shown starts a thread all the same."""
+    """Yield a function that advances a bar. Without a bar it does nothing: a hidden one would still start a thread."""
     if not show:
         yield lambda _: None
         return

@@ -22,7 +22,7 @@ class Estimate:
 
     Attributes:
         mean: The mean.
-        low: Lower end of the 95 % interval; the mean itself where there is one query only.
+        low: Lower end of the 95 % interval; the mean itself if there is one query only.
         high: Upper end.
     """
 
@@ -47,7 +47,7 @@ class Comparison:
 
 
 def estimate_mean(values: NDArray[np.float64], *, seed: int = 0) -> Estimate:
-    """Give the mean with the percentile interval of a bootstrap over queries.
+    """Return the mean with the percentile interval of a bootstrap over queries.
 
     Args:
         values: (queries,) one number a query.
@@ -82,7 +82,7 @@ def compare_paired(better: NDArray[np.float64], worse: NDArray[np.float64], *, s
         seed: Of the resampling.
 
     Raises:
-        ValueError: If they are not as many, or there is none.
+        ValueError: If their numbers differ, or there is no query.
     """
     if len(better) != len(worse):
         raise ValueError(f"a paired test needs the same queries, got {len(better)} and {len(worse)}")

@@ -42,7 +42,7 @@ class Half:
     ids: Sequence[str]
 
     def measure(self, weightings: Sequence[ModeWeights], metric: str) -> NDArray[np.float64]:
-        """Give the metric of every query under each of these weights: (weightings, queries) float64."""
+        """Return the metric of every query under each of these weights: (weightings, queries) float64."""
         depth = cutoff_of(metric) or DEPTH
         values = np.zeros((len(weightings), len(self.queries)))
         for column, (query, candidates) in enumerate(zip(self.queries, self.candidates, strict=True)):
@@ -55,7 +55,7 @@ class Half:
 
 
 def _best(candidates: Candidates, weightings: Sequence[ModeWeights], depth: int) -> IntArray:
-    """Give (weightings, depth) rows of the corpus, best first: what `combine` and a stable sort give."""
+    """Return (weightings, depth) rows of the corpus, best first, as `combine` and a stable sort would order them."""
     shares = [weights.normalized(MODES) for weights in weightings]
     total = np.zeros((len(weightings), len(candidates.rows)))
     for mode in MODES:
@@ -83,11 +83,11 @@ class TunedWeights:
     values: Mapping[str, NDArray[np.float64]]
 
     def estimate(self, name: str = TUNED) -> Estimate:
-        """Give the mean on the other half, of "tuned" or a preset, with its 95 % interval."""
+        """Return the mean on the other half, of "tuned" or a preset, with its 95 % interval."""
         return estimate_mean(self.values[name])
 
     def compare(self, preset: str) -> Comparison:
-        """Give by how much the tuned weights are better than a preset on the other half."""
+        """Return by how much the tuned weights are better than a preset on the other half."""
         return compare_paired(self.values[TUNED], self.values[preset])
 
 
@@ -143,7 +143,7 @@ def tune_weights(
 
 
 def split_queries(queries: Mapping[str, str], *, seed: int) -> tuple[list[str], list[str]]:
-    """Give the ids of two random halves, in which no text is in both.
+    """Return the ids of two random halves. No text is in both.
 
     Raises:
         ValueError: If there are fewer than two different texts.
@@ -159,14 +159,14 @@ def split_queries(queries: Mapping[str, str], *, seed: int) -> tuple[list[str], 
 
 
 def find_weights(half: Half, metric: str, *, steps: int) -> ModeWeights:
-    """Give the weights of the grid with the highest mean."""
+    """Return the weights of the grid with the highest mean."""
     grid = weight_grid(steps)
     means = half.measure(grid, metric).mean(axis=1)
     return grid[int(np.argmax(means))]  # the first of equals
 
 
 def weight_grid(steps: int) -> list[ModeWeights]:
-    """Give all weights that are multiples of 1 / steps and sum to 1, those nearest to equal ones first."""
+    """Return all weights that are multiples of 1 / steps and sum to 1, those nearest to equal ones first."""
     cuts = [(a, b) for a in range(steps + 1) for b in range(a, steps + 1)]
     points = [tuple((high - low) / steps for low, high in pairwise((0, a, b, steps))) for a, b in cuts]
     points.sort(key=lambda point: (sum((part - 1 / len(MODES)) ** 2 for part in point), point))

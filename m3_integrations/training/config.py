@@ -25,7 +25,7 @@ class TrainingConfig:
         train_group_size: Passages per query; 1 for the positive alone, with the batch's others as negatives.
         query_max_length: The most tokens of a query, special tokens included.
         passage_max_length: The same for passages.
-        query_instruction: Put before every query that has no prompt of its own.
+        query_instruction: Put before every query whose example has no prompt.
         learning_rate: Its peak.
         warmup_steps: It rises over so many steps and falls to zero on a line.
         weight_decay: AdamW's.

@@ -104,7 +104,7 @@ class TrainingBatches(Dataset[dict[str, torch.Tensor]]):
         group_size: Passages per query: one positive and group_size - 1 negatives, some twice if there are too few.
         query_max_length: The most tokens of a query, special tokens included.
         passage_max_length: The same for passages.
-        instruction: Put before queries whose example has none of its own.
+        instruction: Put before queries whose example has no prompt.
         steps: How many batches.
         seed: For the order and for which positive and negatives are taken.
 
@@ -139,7 +139,7 @@ class TrainingBatches(Dataset[dict[str, torch.Tensor]]):
         self._plan: NDArray[np.int64] = np.empty((0, batch_size), dtype=np.int64)
 
     def _measure(self) -> NDArray[np.int64]:
-        """Give about how many tokens the first positive of every example has: (examples,)."""
+        """Return about how many tokens the first positive of every example has: (examples,)."""
         firsts = [example.positives[0] for example in self._examples]
         tokens = self._tokenizer(firsts, max_length=self._passage_max_length)
         return np.array([len(text) for text in tokens], dtype=np.int64)
@@ -148,7 +148,7 @@ class TrainingBatches(Dataset[dict[str, torch.Tensor]]):
         return self._steps
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        """Give one batch: the padded queries and passages; passage i * group_size answers query i."""
+        """Return one batch: the padded queries and passages; passage i * group_size answers query i."""
         if not 0 <= step < self._steps:
             raise IndexError(f"batch {step} of {self._steps}")
         epoch, place = divmod(step, len(self._examples) // self._batch_size)
@@ -172,7 +172,7 @@ class TrainingBatches(Dataset[dict[str, torch.Tensor]]):
         }
 
     def _plan_epoch(self, epoch: int) -> NDArray[np.int64]:
-        """Give the rows of every batch of an epoch: (batches, batch_size). What does not fill a batch is left out."""
+        """Return the rows of every batch of an epoch: (batches, batch_size). A batch that is not full is left out."""
         generator = np.random.default_rng([self._seed, epoch])
         order = generator.permutation(len(self._examples))
         pool = self._batch_size * _POOL_BATCHES

@@ -69,7 +69,7 @@ class LossTerms:
 
 
 def compute_loss(scores: BatchScores, positives: torch.Tensor, settings: LossSettings | None = None) -> LossTerms:
-    """Give the loss of the paper's section 3.3 in its fourth version (arXiv 2402.03216v4).
+    """Return the loss of the paper's section 3.3 in its fourth version (arXiv 2402.03216v4).
 
     With every score divided by the temperature, s_inter = w1 s_dense + w2 s_lex + w3 s_mul;
     L = (l1 L_dense + l2 L_lex + l3 L_mul + L_inter) / 4; L' = (l1 L'_dense + l2 L'_lex + l3 L'_mul) / 3, where the

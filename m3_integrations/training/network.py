@@ -47,7 +47,7 @@ class TrainingNetwork(nn.Module):
         return cls(backbone, heads, load_tokenizer(folder))
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> TextViews:
-        """Give the views of n texts.
+        """Return the views of n texts.
 
         Args:
             input_ids: (n, tokens) int64, padded on the right.

@@ -45,7 +45,7 @@ def score_batch(queries: TextViews, passages: TextViews) -> BatchScores:
 
 
 def lexical_scores(queries: TextViews, passages: TextViews) -> torch.Tensor:
-    """Give the sum, over tokens that both texts have, of the product of their weights: (queries, passages).
+    """Return the sum, over tokens that both texts have, of the product of their weights: (queries, passages).
 
     A token that a text repeats counts once, with its highest weight. Only the ids that occur in a query get a column,
     so memory is texts times distinct query tokens: nothing here has the size of the vocabulary.
@@ -55,7 +55,7 @@ def lexical_scores(queries: TextViews, passages: TextViews) -> torch.Tensor:
 
 
 def _highest_weights(texts: TextViews, columns: torch.Tensor) -> torch.Tensor:
-    """Give the highest weight of every text for every id in columns: (n, distinct), 0 where it lacks the id."""
+    """Return the highest weight of every text for every id in columns: (n, distinct), 0 where it lacks the id."""
     places = torch.searchsorted(columns, texts.token_ids).clamp(max=len(columns) - 1)
     is_shared = columns[places] == texts.token_ids
     weights = torch.where(is_shared, texts.token_weights, 0.0)
@@ -64,7 +64,7 @@ def _highest_weights(texts: TextViews, columns: torch.Tensor) -> torch.Tensor:
 
 
 def multi_vector_scores(queries: TextViews, passages: TextViews) -> torch.Tensor:
-    """Give the mean, over a query's tokens, of the best inner product with a token of the passage: (queries, passages).
+    """Return the mean, over a query's tokens, of the best inner product with a passage token: (queries, passages).
 
     Padding of a passage never wins, even where every real product is negative.
     """

@@ -49,7 +49,7 @@ class M3Trainer(Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = False
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Give the batches in the order they were planned."""
+        """Return the batches in the order they were planned."""
         batches = self.train_dataset
         loader = DataLoader(batches, batch_size=1, sampler=SequentialSampler(batches), collate_fn=_only)
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
@@ -103,7 +103,7 @@ class M3Trainer(Trainer):  # type: ignore[misc]
 
 
 def find_last_checkpoint(folder: Path) -> Path | None:
-    """Give the last whole checkpoint of a run, or None."""
+    """Return the last whole checkpoint of a run, or None."""
     steps = {
         int(path.name.rpartition("-")[2]): path
         for path in folder.glob("checkpoint-*")
@@ -113,6 +113,6 @@ def find_last_checkpoint(folder: Path) -> Path | None:
 
 
 def _only(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Give the one item, which is a whole batch already."""
+    """Return the one item, which is a whole batch already."""
     (item,) = items
     return item

@@ -7,6 +7,7 @@ await, display hooks and a module state of their own. They talk to us through Un
 which the suite allows; sockets to anywhere else are off in them as they are in the tests.
 """
 
+import asyncio
 import os
 import re
 import sys
@@ -64,7 +65,7 @@ def execute(notebook: Any) -> None:
             # Sums are rounded alike, and torch's threads do not wait for each other, which is slow on a busy machine.
             "OMP_NUM_THREADS": "1",
         }
-        client.execute(env=environment, cwd=folder)
+        asyncio.run(client.async_execute(env=environment, cwd=folder))
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
@@ -94,7 +95,7 @@ def shown(cell: Any) -> list[str]:
 
 
 def differences(committed: Any, fresh: Any) -> list[str]:
-    """Say where two runs of a notebook show different things.
+    """Return where two runs of a notebook show different things.
 
     Words must be equal, and so must whole numbers; others to 0.015, since they are printed with two digits or more and
     float32 is rounded differently by other processors. In cells that are tagged so, numbers are not compared.

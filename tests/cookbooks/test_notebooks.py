@@ -3,7 +3,10 @@
 import copy
 import json
 import re
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,14 +51,28 @@ def test_a_cookbook_says_what_one_gets_and_what_to_change_for_the_real_model(pat
     assert any("BAAI/bge-m3" in text for text in texts)
 
 
-@pytest.mark.parametrize("path", notebooks(), ids=named)
-def test_a_cookbook_runs_and_shows_what_it_was_committed_with(path: Path) -> None:
-    committed = read(path)
-    fresh = copy.deepcopy(committed)
-    for cell in code_cells(fresh):
+def execute_anew(path: Path) -> Any:
+    notebook = read(path)
+    for cell in code_cells(notebook):
         cell.outputs, cell.execution_count = [], None
-    execute(fresh)
-    assert differences(committed, fresh) == []
+    execute(notebook)
+    return notebook
+
+
+@pytest.fixture(scope="module")
+def running(request: pytest.FixtureRequest) -> Iterator[dict[Path, Future[Any]]]:
+    """The notebooks that were asked for, two at a time: a kernel computes with one thread."""
+    calls = [getattr(item, "callspec", None) for item in request.session.items if "running" in item.fixturenames]  # type: ignore[attr-defined]
+    pool = ThreadPoolExecutor(max_workers=2)
+    # The one that trains takes longest, so it begins.
+    paths = sorted((call.params["path"] for call in calls if call), key=lambda path: "fine_tune" not in path.stem)
+    yield {path: pool.submit(execute_anew, path) for path in paths}
+    pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("path", notebooks(), ids=named)
+def test_a_cookbook_runs_and_shows_what_it_was_committed_with(path: Path, running: dict[Path, Future[Any]]) -> None:
+    assert differences(read(path), running[path].result()) == []
 
 
 def test_all_cookbooks_together_are_small() -> None:

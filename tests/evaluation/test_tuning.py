@@ -36,7 +36,7 @@ def favouring(dataset: Dataset, queries: Mapping[str, int]) -> Dataset:
 
 
 def leaks(tune: Callable[[Dataset], TunedWeights], dataset: Dataset) -> bool:
-    """Say whether judgements of the half that is reported on have any part in the weights that are found."""
+    """Whether judgements of the half that is reported on have any part in the weights that are found."""
     found = tune(dataset)
     for mode in (0, 1):
         if tune(favouring(dataset, dict.fromkeys(found.reported_on, mode))).weights != found.weights:
