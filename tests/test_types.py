@@ -32,7 +32,8 @@ def test_mypy_finds_a_users_program_clean_and_notices_wrong_types_in_a_copy(tmp_
     assert len(errors) == len(WRONG)
     for right, (_, named) in WRONG.items():
         line = program[: program.index(right)].count("\n") + 1
-        assert any(error.startswith(f"{copy}:{line}: error: ") and named in error for error in errors), errors
+        # mypy's cache may name the folder of an earlier run.
+        assert any(f"{copy.name}:{line}: error: " in error and named in error for error in errors), errors
 
 
 def test_a_users_program_is_clean_under_pyright() -> None:
