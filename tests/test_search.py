@@ -97,6 +97,19 @@ def test_every_mode_weight_and_filter_equals_float64_brute_force(filled: Searche
     assert one_leg_only > 10  # candidates that only the dense leg found were among them
 
 
+def test_a_score_that_equals_the_threshold_is_enough(filled: Searcher) -> None:
+    best = filled.search("keys vault", k=20)
+    assert filled.search("keys vault", k=20, score_threshold=best[4].score) == best[:5]
+
+
+def test_equal_scores_come_in_the_order_of_the_ids() -> None:
+    searcher = Searcher(FakeEncoder(), open_store())
+    searcher.add(["the same text"] * 5, ids=["d", "b", "e", "c", "a"])
+    asked: list[SearchKeywords] = [{}, {"mode": "dense"}, {"mode": "lexical"}, {"fusion": "rrf"}, {"bm25": "extra"}]
+    for each in asked:
+        assert [hit.id for hit in searcher.search("the same text", **each)] == ["a", "b", "c", "d"], each
+
+
 def test_results_of_a_batch_are_those_of_single_queries(filled: Searcher, random: np.random.Generator) -> None:
     queries = make_texts(random, 150)
     batch = filled.search_batch(queries, k=3)

@@ -190,18 +190,23 @@ def test_a_spawned_process_shares_anew_from_a_pickle(small: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
 @pytest.mark.filterwarnings("ignore:.*fork")
-def test_a_fork_raises_at_once_and_never_hangs(small: Path) -> None:
+def test_a_fork_raises_at_once_and_never_hangs(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = M3Encoder(small, device="cpu")
     encoder.encode(["before"])
     carried = pickle.dumps(encoder)
     closed = M3Encoder(small, shared=False, device="cpu")
     closed.close()
+    monkeypatch.setattr("m3_integrations.encoder._WINDOW_TEXTS", 1)
+    begun = encoder.encode_batches(["a", "stream", "of", "texts"])
+    next(begun)
+    encoder.encode(["after what the stream has queued"])
     locks = (encoder._live_engine().scheduler._changed, opening._loading_lock, tqdm.get_lock())  # type: ignore[no-untyped-call]
     uses = (
         lambda: encoder.encode(["in the child"]),
         lambda: M3Encoder(small, device="cpu"),
         lambda: M3Encoder(small, shared=False, device="cpu"),
         lambda: pickle.loads(carried).encode(["unpickled in the child"]),
+        lambda: next(begun),
     )
     for use in uses:
         for lock in locks:  # held by somebody at the moment of the fork, and never released in the child

@@ -49,6 +49,19 @@ def test_all_records_are_given_once(store: Store, random: np.random.Generator) -
     assert len(list(store.records())) == 300
 
 
+def test_any_number_of_ids_is_looked_up(store: Store, random: np.random.Generator) -> None:
+    add(store, records(random, ["a", "b"]))
+    ids = ["a", *(f"absent {i}" for i in range(2000)), "b"]  # more than an engine is asked for at once
+    assert [record.id for record in store.get(ids)] == ["a", "b"]
+    assert store.delete(ids) == 2
+    assert store.count() == 0
+
+
+def test_a_record_pooled_elsewhere_stays_flagged(store: Store, random: np.random.Generator) -> None:
+    store.upsert(["a", "b"], ["", ""], [{}, {}], vectors(random, 2), is_pooled=np.array([True, False]))
+    assert [record.is_pooled for record in store.get(["a", "b"], with_vectors=True)] == [True, False]
+
+
 def test_an_upsert_replaces_and_the_later_of_two_counts(store: Store, random: np.random.Generator) -> None:
     add(store, records(random, ["a", "b"]))
     one, two = records(random, ["a", "a"])
