@@ -102,9 +102,9 @@ class Searcher:
         if len(given) != len(texts) or len(metadata) != len(texts):
             raise ValueError(f"{len(texts)} texts, but {len(given)} ids and {len(metadata)} metadatas")
         chosen = [str(uuid.uuid4()) if id_ is None else id_ for id_ in given]
-        self._bind()
+        of_encoder, kept = self._bind(), self.store.kept_modes
         start = 0
-        modes = tuple(mode for mode in self.encoder.modes if mode in self.store.kept_modes)
+        modes = tuple(mode for mode in of_encoder if mode in kept)
         for vectors in self.encoder.encode_batches(texts, modes=modes, show_progress=show_progress):
             end = start + len(vectors)
             self.store.upsert(chosen[start:end], texts[start:end], metadata[start:end], vectors)

@@ -53,7 +53,9 @@ def test_tiny_in_int8_is_near_tiny_in_float32() -> None:
         )
         for dtype in (torch.float32, torch.int8)
     )
-    texts = tokenizer(TEXTS, max_length=full.max_positions)
+    # Every token is rounded by itself, so long texts show no more; without AVX-512 VNNI a thousand tokens take 12 s.
+    texts = [text for text in tokenizer(TEXTS, max_length=full.max_positions) if len(text) <= 64]
+    assert len(texts) > 80
     expected, actual = encode(full, texts), encode(rounded, texts)
     assert_same(actual, expected, tolerance=0.024)
     assert (actual.dense * expected.dense).sum(axis=1).min() > 0.996
