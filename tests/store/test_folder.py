@@ -77,17 +77,24 @@ def test_a_foreign_folder_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
 
 def test_a_future_version_is_refused_and_left_as_it_is(filled: Path) -> None:
     write_format(filled, version=2)
-    with pytest.raises(ValueError, match=r"format version 2.*upgrade m3-integrations"):
+    with pytest.raises(ValueError, match=r"format version 2.*upgrade m3-integrations") as refused:
         open_store(filled)
     write_format(filled, version=1)
     with open_store(filled) as store:
         assert store.count() == 3
+    assert refused.traceback  # as below
 
 
 def test_a_damaged_format_file_is_an_error(filled: Path) -> None:
-    (filled / "m3-store.json").write_text('{"format": ')
-    with pytest.raises(ValueError, match=r"m3-store\.json is damaged"):
+    file = filled / "m3-store.json"
+    right = file.read_text()
+    file.write_text('{"format": ')
+    with pytest.raises(ValueError, match=r"m3-store\.json is damaged") as refused:
         open_store(filled)
+    file.write_text(right)
+    with open_store(filled) as store:
+        assert store.count() == 3
+    assert refused.traceback  # as below
 
 
 def test_a_lost_engine_folder_is_an_error(filled: Path) -> None:
