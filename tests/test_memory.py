@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from m3_integrations import M3Encoder
 
 
@@ -13,6 +15,7 @@ def resident_mb() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+@pytest.mark.slow
 def test_encode_batches_over_50_000_texts_holds_memory_flat(small: Path) -> None:
     encoder = M3Encoder(small, shared=False, device="cpu", cache_size_bytes=2_000_000)
     taken = 0
