@@ -134,10 +134,10 @@ def _not(part: Filter) -> Filter:
     return part.filter if isinstance(part, Not) else Not(part)
 
 
-def _parse_entry(key: object, value: Any) -> Filter:
-    if not isinstance(key, str):
-        raise TypeError(f"a filter's keys must be strings, got {key!r}")
-    key = check_value(key, "a filter's key")
+def _parse_entry(given: object, value: Any) -> Filter:
+    if not isinstance(given, str):
+        raise TypeError(f"a filter's keys must be strings, got {given!r}")
+    key: str = check_value(given, "a filter's key")
     if key in {"$and", "$or"}:
         if not isinstance(value, Sequence) or isinstance(value, str) or not value:
             raise ValueError(f"{key} needs a list of one or more filters, got {value!r}")

@@ -202,7 +202,8 @@ def _read_metadata(payload: Mapping[str, Any]) -> dict[str, Any]:
     if "exact" in payload:
         return read_exact(payload["exact"])
     metadata = payload["metadata"]
-    return json.loads(metadata) if isinstance(metadata, str) else metadata  # a text in version 1
+    read: dict[str, Any] = json.loads(metadata) if isinstance(metadata, str) else metadata  # a text in version 1
+    return read
 
 
 def renewed_payload(payload: Mapping[str, Any]) -> dict[str, Any] | None:

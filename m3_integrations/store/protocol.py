@@ -243,7 +243,7 @@ def deletion_filter(filter: FilterLike) -> Filter:  # noqa: A002
     """
     parsed = parse_filter(filter)
     if parsed is None:
-        raise ValueError(f"the filter {filter!r} matches everything: delete by ids if that is what you want")
+        raise ValueError(f"an empty filter matches everything, got {filter!r}: delete by ids if that is what you want")
     return parsed
 
 

@@ -129,6 +129,10 @@ def _container(value: Any, owner: str, trail: _Trail) -> Any:
 
 def _plain(value: Any, owner: str, trail: _Trail) -> Any:  # noqa: PLR0911 - likewise
     """Return the value of Python's own that something means; dates are as they are kept."""
+    if hints := [
+        hint for kinds, hint in _WAYS_OUT if isinstance(value, kinds)
+    ]:  # before a timedelta64 counts as integer
+        _refuse(value, owner, trail, hints[0])
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, np.datetime64):
@@ -143,16 +147,13 @@ def _plain(value: Any, owner: str, trail: _Trail) -> Any:  # noqa: PLR0911 - lik
         return str(value)
     if isinstance(value, bool | np.bool_):
         return bool(value)
-    if isinstance(value, np.integer) and not isinstance(value, np.timedelta64):
+    if isinstance(value, int | np.integer):
         return int(value)
-    if isinstance(value, int):
-        return int.__int__(value)
     if isinstance(value, float | np.floating):
         number = float(value)
         if number == value or not math.isfinite(number):  # a long double may have more digits
             return number
-    hint = next((hint for kinds, hint in _WAYS_OUT if isinstance(value, kinds)), _ANY_WAY_OUT)
-    return _refuse(value, owner, trail, hint)
+    return _refuse(value, owner, trail, _ANY_WAY_OUT)
 
 
 def _from_datetime64(value: np.datetime64, owner: str, trail: _Trail) -> datetime | date:
@@ -165,7 +166,7 @@ def _from_datetime64(value: np.datetime64, owner: str, trail: _Trail) -> datetim
 
 
 def _moment(value: datetime, owner: str, trail: _Trail) -> datetime:
-    if value != value or getattr(value, "nanosecond", 0):  # noqa: PLR0124 - the NaT of pandas is a datetime
+    if value != value or getattr(value, "nanosecond", False):  # noqa: PLR0124 - the NaT of pandas is a datetime
         _refuse(value, owner, trail, "dates have microseconds at most: round it, or use None where there is none")
     offset = value.utcoffset()
     zone = None if offset is None else timezone(offset)

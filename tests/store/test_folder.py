@@ -145,7 +145,13 @@ def test_settings_of_another_kind_of_store_are_refused(
 
 
 def test_numbers_are_indexed_when_a_filter_first_compares_them(tmp_path: Path, random: np.random.Generator) -> None:
-    metadata = {"year": 2024, "a.b": [1.5], "name": "x", "day": date(2024, 5, 1), "wide": {f"n{i}": i for i in range(9)}}
+    metadata = {
+        "year": 2024,
+        "a.b": [1.5],
+        "name": "x",
+        "day": date(2024, 5, 1),
+        "wide": {f"n{i}": i for i in range(9)},
+    }
     year, day = "numbers.kyear[].high", "dates.kday[].high"
     with EdgeStore(tmp_path / "s") as store:
         add(store, [Record("a", "", metadata, random_vectors(random, 1))])
