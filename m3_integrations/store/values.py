@@ -89,7 +89,7 @@ def _mapping(metadata: Mapping[Any, Any], owner: str, trail: _Trail) -> dict[str
             _refuse(key, owner, (*trail, repr(key)), "keys must be strings, and this one is not: use str(...)")
         name = key if type(key) is str else _kept(key, owner, trail)
         if not name.isascii():
-            _check_unicode(name, owner, (*trail, ascii(name)))
+            _check_unicode(name, owner, (*trail, ascii(name)[1:-1]))
         kept[name] = _kept(value, owner, (*trail, name))
     return kept
 
