@@ -273,7 +273,10 @@ def _is_read_exactly(number: float) -> bool:
     """
     if number.is_integer() and abs(number) <= 2**53:
         return True
-    digits = Decimal(repr(number)).as_tuple()
+    written = repr(number)
+    if len(written) <= 16 and "e" not in written:  # 15 digits: most numbers that people write
+        return True
+    digits = Decimal(written).as_tuple()
     whole = int("".join(map(str, digits.digits)))
     return whole <= 2**53 and isinstance(digits.exponent, int) and abs(digits.exponent) <= 22
 
