@@ -6,7 +6,6 @@ from typing import Any, Unpack
 
 import numpy as np
 import pytest
-from rank_bm25 import BM25Okapi
 
 from m3_integrations import M3Encoder, ModeWeights, Record, Searcher, SearchOptions, Store, open_store
 from m3_integrations.search import SearchKeywords, rerank
@@ -16,6 +15,7 @@ from m3_integrations.store.memory import MemoryStore
 from m3_integrations.vectors import Mode
 from tests.fakes import FakeEncoder
 from tests.test_filters import random_filter, random_metadata
+from tests.test_fusion_and_bm25 import brute_force as bm25_scores
 from tests.test_scoring import brute_force
 
 WORDS = ["keys", "vault", "museum", "rain", "train", "tea", "code", "blue"]
@@ -213,15 +213,15 @@ def test_rrf_fuses_the_rankings_of_all_candidates(filled: Searcher) -> None:
 
 def test_bm25_adds_candidates_that_the_other_legs_missed(filled: Searcher) -> None:
     assert isinstance(filled.store, MemoryStore)
-    texts = [record.text.split() for record in filled.store.records()]
-    best = int(np.argmax(BM25Okapi(texts).get_scores(["7"])))
-    assert texts[best][-1] == "7"  # the only text with the token
+    texts = {i: record.text.split() for i, record in enumerate(filled.store.records())}
+    ((best, score),) = bm25_scores(texts, ["7"]).items()  # the only text with the token
+    assert best == 7
     without = filled.search("7", mode="dense", k=1, pool_size=1)
     assert without[0].id != "d07"
     for bm25 in ("extra", "replace"):
         hit = filled.search("7", mode="dense", k=2, pool_size=1, bm25=bm25, fusion="rrf", rrf_k=0)[0]
         assert hit.id == "d07"
-        assert hit.scores["bm25"] == pytest.approx(BM25Okapi(texts).get_scores(["7"])[7], rel=1e-5)
+        assert hit.scores["bm25"] == pytest.approx(score, rel=1e-5)
 
 
 def test_bm25_follows_changes_and_filters(filled: Searcher) -> None:
@@ -232,6 +232,80 @@ def test_bm25_follows_changes_and_filters(filled: Searcher) -> None:
     assert "z" not in {hit.id for hit in unkind}
     filled.store.delete(["z"])
     assert all("bm25" not in hit.scores for hit in filled.search("zebra", **asked))
+
+
+def test_bm25_tokenizes_only_what_is_new_and_never_copies_for_a_filter(
+    filled: Searcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenized: list[list[str]] = []
+    tokenize = filled.encoder.tokenize
+
+    def counting(texts: Sequence[str], **kwargs: Any) -> list[list[str]]:
+        tokenized.append(list(texts))
+        return tokenize(texts, **kwargs)
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("all records were copied")
+
+    monkeypatch.setattr(filled.encoder, "tokenize", counting)
+    monkeypatch.setattr(filled.store, "records", refuse)
+    asked: SearchKeywords = {"mode": "dense", "bm25": "extra", "filter": {"kind": {"$exists": False}}}
+    filled.search("zebra", **asked)
+    assert [len(texts) for texts in tokenized] == [80, 1]
+    filled.add(["zebra", "other"], ids=["d01", "new"])
+    filled.store.delete(["d02", "d03"])
+    tokenized.clear()
+    for _ in range(2):
+        assert [hit.id for hit in filled.search("zebra", **asked) if "bm25" in hit.scores] == ["d01"]
+    assert tokenized == [["zebra", "other"], ["zebra"], ["zebra"]]
+
+
+def test_bm25_equals_brute_force_through_changes_of_the_store(filled: Searcher, random: np.random.Generator) -> None:
+    assert isinstance(filled.store, MemoryStore)
+    for trial in range(30):
+        filled.add(make_texts(random, 3), ids=[f"d{i:02}" for i in random.integers(0, 99, 3)])
+        filled.store.delete([f"d{i:02}" for i in random.integers(0, 99, 5)])
+        filter_ = parse_filter(random_filter(random)) if trial % 2 else None
+        records = list(filled.store.records())
+        texts = {i: record.text.split() for i, record in enumerate(records)}
+        words = ["keys", "tea", "vault"]
+        expected = {
+            records[i].id: score
+            for i, score in bm25_scores(texts, words).items()
+            if matches(filter_, records[i].metadata)
+        }
+        found = filled.search(
+            " ".join(words),
+            mode="dense",
+            bm25="extra",
+            k=200,
+            pool_size=200,
+            **({"filter": filter_} if filter_ else {}),
+        )
+        assert {hit.id: hit.scores["bm25"] for hit in found if "bm25" in hit.scores} == pytest.approx(expected)
+
+
+def test_bm25_alone_finds_in_the_readmes_two_documents() -> None:
+    """Every token of one of two texts is in half of them."""
+    searcher = Searcher(M3Encoder("tiny", device="cpu"), open_store())
+    searcher.add(
+        ["Rotate the keys of the vault once a year.", "The museum is closed on Mondays."], ids=["vault", "museum"]
+    )
+    found = searcher.search("how do I rotate the keys?", bm25="replace", mode="lexical")
+    assert found[0].id == "vault"
+    found = searcher.search("closed Mondays", bm25="replace", mode="lexical")
+    assert [hit.id for hit in found] == ["museum"]
+
+
+def test_bm25_does_not_look_for_the_words_of_an_instruction(small: Path) -> None:
+    found = []
+    for instruction in ("", "museum opens on "):
+        with M3Encoder(small, shared=False, device="cpu", query_instruction=instruction) as encoder:
+            searcher = Searcher(encoder, open_store())
+            searcher.add(["The museum opens on Tuesdays.", "Rotate the keys."], ids=["museum", "keys"])
+            hits = searcher.search("keys", mode="dense", bm25="extra")
+            found.append({hit.id: hit.scores["bm25"] for hit in hits if "bm25" in hit.scores})
+    assert found[0] == found[1]
 
 
 def test_bm25_can_replace_the_learned_lexical_leg(filled: Searcher) -> None:

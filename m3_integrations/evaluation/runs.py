@@ -12,11 +12,11 @@ from typing import Final
 import numpy as np
 from tqdm.auto import tqdm
 
-from m3_integrations.bm25 import Bm25Index
 from m3_integrations.evaluation.corpus import Corpus
 from m3_integrations.evaluation.data import Dataset
 from m3_integrations.evaluation.encoding import Block, EncodedCorpus, EvaluatedEncoder
 from m3_integrations.evaluation.modes import DEPTH, Column
+from m3_integrations.evaluation.okapi import OkapiIndex
 from m3_integrations.evaluation.ranking import Candidates, Ranking, first_stages, score_candidates
 from m3_integrations.scoring import combine, top_rows
 from m3_integrations.vectors import MODES, FloatArray, IntArray, M3Vectors, Mode, ModeWeights
@@ -178,10 +178,10 @@ def rank_bm25(encoder: EvaluatedEncoder, dataset: Dataset, column: Column) -> li
     """
     documents, queries = dataset.corpus.texts(), list(dataset.queries.values())
     if column == "bm25":
-        index = Bm25Index(dataset.corpus.ids, _without_separators(encoder.tokenize(list(documents))))
-        tokens = _without_separators(encoder.tokenize(queries, kind="query"))
+        index = OkapiIndex(_without_separators(encoder.tokenize(list(documents))))
+        tokens = _without_separators(encoder.tokenize(queries))  # an instruction is for the network
     else:
-        index = Bm25Index(dataset.corpus.ids, [_WORDS.findall(text.lower()) for text in documents])
+        index = OkapiIndex([_WORDS.findall(text.lower()) for text in documents])
         tokens = [_WORDS.findall(text.lower()) for text in queries]
     rankings = []
     for query in tokens:
