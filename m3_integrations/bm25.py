@@ -20,8 +20,8 @@ _B: Final = 0.75
 class Bm25Index:
     """BM25 over tokenized texts that come and go, by their keys; adding a text costs what the text is long.
 
-    A token that occurs f times in a text of a length of l tokens adds idf · f / (f + k1 · (1 − b + b · l / average l))
-    to its score, with idf = ln(1 + (N − n + 0.5) / (n + 0.5)) where n of N texts have the token, k1 = 1.2 and
+    A token that occurs f times in a text of a length of l tokens adds idf · f / (f + k1 · (1 - b + b · l / average l))
+    to its score, with idf = ln(1 + (N - n + 0.5) / (n + 0.5)) where n of N texts have the token, k1 = 1.2 and
     b = 0.75. This is BM25 as Lucene 8 and later have it. Its idf is positive whatever n is, so a text that shares a
     token always scores more than one that does not.
 

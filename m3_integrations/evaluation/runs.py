@@ -211,16 +211,27 @@ def write_trec_run(path: Path, dataset: Dataset, rankings: Sequence[Ranking], ta
     Raises:
         ValueError: If an id has white space in it, which the format cannot hold.
     """
+    check_run_ids(dataset)
     ids = dataset.corpus.ids
-    for id_ in (*dataset.queries, *ids):
-        if len(id_.split()) != 1:
-            raise ValueError(f"a TREC run file cannot hold the id {id_!r}: it is empty or has white space")
     with path.open("w", encoding="utf-8") as file:
         for id_, ranking in zip(dataset.queries, rankings, strict=True):
             scores = _falling(ranking.scores).tolist()
             file.writelines(
                 f"{id_} Q0 {ids[row]} {rank} {score:.9g} {tag}\n"
                 for rank, (row, score) in enumerate(zip(ranking.rows.tolist(), scores, strict=True), start=1)
+            )
+
+
+def check_run_ids(dataset: Dataset) -> None:
+    """Refuse a dataset with an id that a TREC run file cannot hold.
+
+    Raises:
+        ValueError: If an id is empty or has white space in it.
+    """
+    for id_ in (*dataset.queries, *dataset.corpus.ids):
+        if len(id_.split()) != 1:
+            raise ValueError(
+                f"a TREC run file cannot hold the id {id_!r} of {dataset.name}: use ids without white space"
             )
 
 
