@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments, set_seed
 
-from m3_integrations.checkpoint import find_checkpoint
+from m3_integrations.checkpoint import find_checkpoint, head_files
 from m3_integrations.training.config import TrainingConfig, load_config
 from m3_integrations.training.data import TrainingBatches, read_examples
 from m3_integrations.training.health import HeadWatch
@@ -42,7 +42,7 @@ def run_training(config_path: str | os.PathLike[str], *, show_progress: bool = T
 def train(config: TrainingConfig, *, show_progress: bool = True) -> Path:
     """Train as the settings say. Returns and raises what `run_training` does."""
     final = config.output_dir / FINAL_FOLDER
-    if (final / "config.json").exists():
+    if is_whole(final):
         raise FileExistsError(f"{final} holds this run's result already: choose another output_dir")
     set_seed(config.seed)
     network = TrainingNetwork.load(find_checkpoint(config.model))
@@ -71,8 +71,13 @@ def train(config: TrainingConfig, *, show_progress: bool = True) -> Path:
     last = find_last_checkpoint(config.output_dir)
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
     plot_losses(trainer.state.log_history, config.output_dir / "loss.png")
-    network.save(final)
+    network.save(final, is_replacing=True)
     return final
+
+
+def is_whole(final: Path) -> bool:
+    """Whether a run has saved its result to the end. One that was killed while it did left no config.json or no heads."""
+    return (final / "config.json").exists() and len(head_files(final)) == 2
 
 
 def _arguments(config: TrainingConfig, show_progress: bool) -> TrainingArguments:
