@@ -1,5 +1,6 @@
 import asyncio
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -12,7 +13,8 @@ from m3_integrations.search import SearchKeywords, rerank
 from m3_integrations.search.options import MODES_OF
 from m3_integrations.store import Hits, matches, parse_filter
 from m3_integrations.store.memory import MemoryStore
-from m3_integrations.vectors import Mode
+from m3_integrations.tokenizer import Pooling
+from m3_integrations.vectors import M3Vectors, Mode, MultiVectorRows
 from tests.fakes import FakeEncoder
 from tests.test_filters import random_filter, random_metadata
 from tests.test_fusion_and_bm25 import brute_force as bm25_scores
@@ -401,6 +403,59 @@ def test_an_explanation_names_the_tokens(encoder: M3Encoder) -> None:
     assert [(pair.query_token, pair.document_token) for pair in same.multi_vector] == list(
         zip(others, others, strict=True)
     )
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mcls"])
+@pytest.mark.parametrize("instruction", ["", "find what says: "])
+def test_an_explanation_names_the_tokens_whatever_the_limits(pooling: Pooling, instruction: str) -> None:
+    """The document is cut at 12 tokens or not at all, and explained by handles with a shorter and a longer limit."""
+    text = " ".join(f"word{i} of many" for i in range(150))
+    settings: dict[str, Any] = {"device": "cpu", "pooling": pooling}
+    query = "many of word2"
+    with M3Encoder("tiny", **settings) as whole:
+        (tokens,) = whole.tokenize([text])
+        (words,) = whole.tokenize([instruction + query])
+        for indexed_at in (12, 1022):
+            with M3Encoder("tiny", max_length=indexed_at, **settings) as indexing, warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the text is cut
+                store = open_store()
+                Searcher(indexing, store).add([text], ids=["a"])
+                (record,) = store.get(["a"], with_vectors=True)
+                assert record.vectors is not None
+                rows = record.vectors.multi_vector[0]
+            names = [*tokens[: len(rows) - 1], tokens[-1]]
+            for asked_at in (8, 300, 1022):
+                limits = {"max_length": asked_at, "query_max_length": 60, "query_instruction": instruction}
+                with M3Encoder("tiny", **limits, **settings) as asking:
+                    explanation = Searcher(asking, store).explain(query, "a")
+                    similarities = asking.encode([query], kind="query").multi_vector[0] @ rows.T
+                assert [(pair.query_token, pair.document_token) for pair in explanation.multi_vector] == [
+                    (word, names[best]) for word, best in zip(words, similarities.argmax(axis=1), strict=True)
+                ]
+                found = [pair.similarity for pair in explanation.multi_vector]
+                assert found == pytest.approx(similarities.max(axis=1), abs=1e-5)
+                assert np.mean(found) == pytest.approx(explanation.scores["multi_vector"], abs=1e-5)
+
+
+def test_an_explanation_says_which_tokens_it_cannot_name(encoder: M3Encoder) -> None:
+    """More vectors than the text has tokens for this encoder."""
+    store = open_store()
+    searcher = Searcher(encoder, store)
+    vectors = encoder.encode(["Rotate the keys once a year."])
+    searcher.add(["warm up"])
+    store.upsert(["a"], ["Rotate"], [{}], vectors)
+    (words,), n = encoder.tokenize(["Rotate"]), len(vectors.multi_vector[0])
+    names = [*words[:-1], *["?"] * (n - len(words)), words[-1]]
+    found = searcher.explain("Rotate the keys once a year.", "a").multi_vector
+    assert [pair.document_token for pair in found] == names
+
+
+def test_a_record_without_token_vectors_is_explained(filled: Searcher) -> None:
+    vectors = filled.encoder.encode(["text"])
+    empty = MultiVectorRows(np.zeros(2, np.int64), vectors.multi_vector.flat[:0])
+    filled.store.upsert(["e"], [""], [{}], M3Vectors(dense=vectors.dense, lexical=vectors.lexical, multi_vector=empty))
+    explanation = filled.explain("keys", "e")
+    assert (explanation.multi_vector, explanation.scores["multi_vector"]) == ([], 0)
 
 
 def test_a_fingerprint_is_the_models_whatever_its_name_dtype_or_format(small: Path, wide: Path, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def train(config: TrainingConfig, *, show_progress: bool = True) -> Path:
 
 
 def is_whole(final: Path) -> bool:
-    """Whether a run has saved its result to the end. One that was killed while it did left no config.json or no heads."""
+    """Whether a run saved its result to the end; one that was killed meanwhile left no config.json or no heads."""
     return (final / "config.json").exists() and len(head_files(final)) == 2
 
 
