@@ -276,14 +276,8 @@ def test_bm25_equals_brute_force_through_changes_of_the_store(filled: Searcher, 
             for i, score in bm25_scores(texts, words).items()
             if matches(filter_, records[i].metadata)
         }
-        found = filled.search(
-            " ".join(words),
-            mode="dense",
-            bm25="extra",
-            k=200,
-            pool_size=200,
-            **({"filter": filter_} if filter_ else {}),
-        )
+        asked: SearchKeywords = {"mode": "dense", "bm25": "extra", "k": 200, "pool_size": 200, "filter": filter_}
+        found = filled.search(" ".join(words), **asked)
         assert {hit.id: hit.scores["bm25"] for hit in found if "bm25" in hit.scores} == pytest.approx(expected)
 
 
@@ -425,7 +419,11 @@ def test_an_explanation_names_the_tokens_whatever_the_limits(pooling: Pooling, i
                 rows = record.vectors.multi_vector[0]
             names = [*tokens[: len(rows) - 1], tokens[-1]]
             for asked_at in (8, 300, 1022):
-                limits = {"max_length": asked_at, "query_max_length": 60, "query_instruction": instruction}
+                limits: dict[str, Any] = {
+                    "max_length": asked_at,
+                    "query_max_length": 60,
+                    "query_instruction": instruction,
+                }
                 with M3Encoder("tiny", **limits, **settings) as asking:
                     explanation = Searcher(asking, store).explain(query, "a")
                     similarities = asking.encode([query], kind="query").multi_vector[0] @ rows.T

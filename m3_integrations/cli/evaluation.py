@@ -17,7 +17,7 @@ from m3_integrations.vectors import MODES, Mode, ModeWeights
 
 if TYPE_CHECKING:
     from m3_integrations.encoder import M3Encoder
-    from m3_integrations.evaluation import Dataset
+    from m3_integrations.evaluation import Dataset, EvaluationResult, TunedWeights
     from m3_integrations.evaluation.report import Table
 
 _FILE_WIDTH: Final = 160
@@ -56,7 +56,7 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
 
     console = Console()
     (compared_with,) = check_columns([baseline], MODES)
-    chosen, asked = check_weights(parse_weights(weights or [])), metrics.split(",") if metrics else None
+    chosen, asked = parse_weights(weights or []), metrics.split(",") if metrics else None
     protocol = evaluation.Protocol(rerank_depth=rerank_depth, pool_size=pool_size, encode_candidates=encode_candidates)
     datasets = [
         evaluation.read_dataset(folder, queries_from=queries_from, split=split, titles=titles)
@@ -66,10 +66,12 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
     opened = partial(M3Encoder, shared=False, device=device, max_length=max_length)
     common = _common_modes(opened, models)
     columns = check_columns(modes.split(","), common) if modes else possible_columns(common)
+    check_weights(chosen)
     _check_datasets(datasets, asked, common, tune=tune)
     out.mkdir(parents=True, exist_ok=True)
     work = work or out / "vectors"
-    results, tuned = [], []
+    results: list[EvaluationResult] = []
+    tuned: list[TunedWeights] = []
     for name in models:
         with opened(name) as encoder:
             for dataset in datasets:
