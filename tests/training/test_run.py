@@ -113,6 +113,26 @@ def test_a_half_written_checkpoint_is_passed_over_and_written_again(write_config
     assert [name for name in expected if not expected[name].equal(got[name])] == []
 
 
+def test_a_run_does_not_go_on_with_other_settings_or_data(write_config: WriteConfig, tmp_path: Path) -> None:
+    whole = run_training(write_config(), show_progress=False)
+    expected = weights_of(whole)
+    shutil.rmtree(whole)
+    for settings, named in (
+        ({"learning_rate": 1e-4}, "learning_rate"),
+        ({"batch_size": 3, "steps": 7}, "steps, batch_size"),
+    ):
+        with pytest.raises(ValueError, match=f"was begun with another {named}: give it what it had"):
+            run_training(write_config(**settings), show_progress=False)
+    config = write_config(log_every=2, save_every=2, keep_checkpoints=1)
+    text = (tmp_path / "examples.jsonl").read_text()
+    (tmp_path / "examples.jsonl").write_text(text + text.splitlines()[0])
+    with pytest.raises(ValueError, match="was begun with another train_data"):
+        run_training(config, show_progress=False)
+    (tmp_path / "examples.jsonl").write_text(text)
+    got = weights_of(run_training(config, show_progress=False))
+    assert [name for name in expected if not expected[name].equal(got[name])] == []
+
+
 def test_a_run_logs_every_mode_draws_the_loss_and_saves_what_the_encoder_loads(
     write_config: WriteConfig, tmp_path: Path
 ) -> None:
