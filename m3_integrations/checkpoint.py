@@ -9,6 +9,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -51,6 +52,10 @@ _WEIGHTS: Final = (
     ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json"),
 )
+_CONFIG: Final = "config.json"
+_UNFINISHED: Final = ".unfinished"
+"""Where a checkpoint is written before its files are moved to their places."""
+
 _HEADS: Final = ("colbert_linear", "sparse_linear")
 _KNOWN_REPOSITORIES: Final = ("BAAI/bge-m3",)
 _HubError: Final[type[Exception]] = next(b for b in HfHubHTTPError.__mro__ if b.__name__ == "HTTPError")
@@ -336,31 +341,47 @@ def _read_state(path: Path) -> Mapping[str, torch.Tensor]:
 
 
 def save_checkpoint(
-    folder: str | os.PathLike[str], *, backbone: nn.Module, heads: Heads | None, tokenizer: Tokenizer
+    folder: str | os.PathLike[str],
+    *,
+    backbone: nn.Module,
+    heads: Heads | None,
+    tokenizer: Tokenizer,
+    is_replacing: bool = False,
 ) -> None:
     """Write a checkpoint that `find_checkpoint` and FlagEmbedding read.
 
-    The backbone goes to model.safetensors, the heads to colbert_linear.pt and sparse_linear.pt.
+    The backbone goes to model.safetensors, the heads to colbert_linear.pt and sparse_linear.pt. All files are written
+    aside and then moved, config.json last: what a killed process left without it is no checkpoint and can be replaced.
 
     Args:
-        folder: Is made if absent. Nothing in it is deleted.
+        folder: Is made if absent. Nothing else in it is deleted.
         backbone: A model of transformers.
         heads: None for a dense-only checkpoint.
         tokenizer: Its tokenizer.
+        is_replacing: Whether a checkpoint that the folder holds is replaced.
 
     Raises:
-        FileExistsError: If the folder holds a checkpoint already.
+        FileExistsError: If the folder holds a checkpoint already, unless it is to be replaced.
         ValueError: If the backbone's weights are rounded to 8 bits: what was lost would be missing for good.
     """
     if any(buffer.dtype == torch.int8 for buffer in backbone.buffers()):
         raise ValueError("a network in int8 cannot be saved: load it with dtype='float32' to save it")
     target = Path(folder)
-    if (target / "config.json").exists():
+    if (target / _CONFIG).exists() and not is_replacing:
         raise FileExistsError(f"{target} holds a checkpoint already: choose an empty folder")
-    target.mkdir(parents=True, exist_ok=True)
-    backbone.save_pretrained(target)  # type: ignore[operator]
-    tokenizer.source.save_pretrained(target)
-    if heads is None:
-        return
-    for name, head in zip(_HEADS, (heads.multi_vector, heads.lexical), strict=True):
-        torch.save({key: value.detach().cpu() for key, value in head.state_dict().items()}, target / f"{name}.pt")
+    aside = target / _UNFINISHED
+    if aside.exists():
+        shutil.rmtree(aside)  # what a killed process left
+    aside.mkdir(parents=True)
+    try:
+        backbone.save_pretrained(aside)  # type: ignore[operator]
+        tokenizer.source.save_pretrained(aside)
+        if heads is not None:
+            for name, head in zip(_HEADS, (heads.multi_vector, heads.lexical), strict=True):
+                state = {key: value.detach().cpu() for key, value in head.state_dict().items()}
+                torch.save(state, aside / f"{name}.pt")
+        (target / _CONFIG).unlink(missing_ok=True)
+        for path in sorted(aside.iterdir(), key=lambda path: path.name == _CONFIG):
+            path.replace(target / path.name)
+    finally:
+        shutil.rmtree(aside)

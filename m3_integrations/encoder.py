@@ -274,12 +274,14 @@ class M3Encoder:
             _warn_of_cut(n_cut, len(prepared), options.max_length)
         return vectors
 
-    def tokenize(self, texts: Iterable[str], *, kind: Kind = "document") -> list[list[str]]:
+    def tokenize(
+        self, texts: Iterable[str], *, kind: Kind = "document", max_length: int | None = None
+    ) -> list[list[str]]:
         """Return the tokens of texts as the network reads them, [CLS] left out: one for every row of a multi-vector.
 
         Arguments and errors are those of `encode`. The last one is [SEP].
         """
-        instructed, options = self._prepared(texts, kind, None, None)
+        instructed, options = self._prepared(texts, kind, None, max_length)
         tokenizer = self._live_engine().tokenizer
         tokens = tokenizer(instructed, max_length=options.max_length, pooling=self.pooling)
         vocabulary = tokenizer.vocabulary

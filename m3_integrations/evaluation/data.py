@@ -117,7 +117,8 @@ def find_folders(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def _read_queries(path: Path) -> dict[str, str]:
-    rows = [parse_row(line, path, number) for number, (_, line) in enumerate(read_lines(path), start=1)]
+    known: set[str] = set()
+    rows = [parse_row(line, path, number, known=known) for number, (_, line) in enumerate(read_lines(path), start=1)]
     return {row["_id"]: row["text"] for row in rows}
 
 
@@ -137,12 +138,14 @@ def _read_qrels(path: Path) -> dict[str, dict[str, int]]:
         if number == 1 and cells[-1] == "score":
             continue
         try:
-            query, document, gain = cells
-            qrels.setdefault(query, {})[document] = int(gain)
+            query, document, cell = cells
+            gain = int(cell)
         except ValueError as error:
             raise ValueError(
                 f"{path}, line {number} must be query-id, corpus-id and a whole number: {cells}"
             ) from error
+        if qrels.setdefault(query, {}).setdefault(document, gain) != gain:
+            raise ValueError(f"{path}, line {number} judges {query!r} and {document!r} again, and differently")
     return qrels
 
 

@@ -28,7 +28,7 @@ class M3Rerank(EncoderFields, BaseDocumentCompressor):
         encoder: Instead of `model`: an encoder that exists already.
         model_kwargs: Further arguments of `M3Encoder`; only with `model`.
         top_n: How many documents to keep; None for all.
-        score_threshold: Only documents whose combined score is at least this.
+        score_threshold: Only documents whose combined score is at least this. `compress_documents` states its range.
         weights: How much each mode counts; equal if None.
         store: A document whose id and text are those of a record in it is scored from the stored vectors; only the
             others are encoded.
@@ -78,6 +78,9 @@ class M3Rerank(EncoderFields, BaseDocumentCompressor):
         Returns:
             Copies, as `M3Document`. Their metadata have two more keys: "relevance_score", the combined score, and
             "m3_scores", the raw score in every mode. They are their `score` and `m3_scores` too, as of a retriever's.
+            Dense and multi-vector scores are in [-1, 1]; lexical ones are 0 or more and not bounded. So the combined
+            score is -1 or more, and it can exceed 1 unless the lexical weight is 0. It ranks the documents of a query,
+            and is no probability.
 
         Raises:
             TypeError: If query is no string.
@@ -153,6 +156,8 @@ class M3CrossEncoder(EncoderFields, BaseCrossEncoder):
 
     def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:
         """Return the combined score of every pair of a query and a text, in their order; higher is better.
+
+        Its range is that of `M3Rerank.compress_documents`.
 
         Raises:
             TypeError: If a query or a text is no string.

@@ -38,7 +38,8 @@ class M3Rerank(EncoderFields, BaseNodePostprocessor):
         top_n: How many nodes to keep, 1 or more.
         weights: How much each mode counts: `ModeWeights`, the name of a preset such as "miracl", or None for equal
             weights.
-        score_threshold: Only nodes whose combined score is at least this.
+        score_threshold: Only nodes whose combined score is at least this. It is -1 or more, and not bounded above
+            unless the lexical weight is 0, because lexical scores are not bounded.
         keep_retrieval_score: Whether to keep the score that a node came with.
         store: A node whose id and text are those of a record in it is scored from the stored vectors; only the others
             are encoded.

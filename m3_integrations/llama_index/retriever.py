@@ -126,8 +126,12 @@ class M3HybridRetriever(BaseRetriever):
 
     @property
     def similarity_top_k(self) -> int:
-        """How many nodes to return at most; `with_options` makes a retriever that returns more or fewer."""
+        """How many nodes to return at most; for one request alone, `with_options` makes a retriever of its own."""
         return self._searcher.options.k
+
+    @similarity_top_k.setter
+    def similarity_top_k(self, similarity_top_k: int) -> None:
+        self._searcher = self._searcher.with_options(self._searcher.options.changed(k=similarity_top_k))
 
     @classmethod
     def from_nodes(cls, nodes: Iterable[BaseNode], *, show_progress: bool = False, **settings: Any) -> Self:

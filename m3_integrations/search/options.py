@@ -60,7 +60,9 @@ class SearchOptions:
         weights: How much each mode counts. The name of a preset such as "miracl" is accepted too.
         filter: Only records whose metadata match are found. A mapping such as `{"year": {"$gte": 2024}}` is accepted;
             `parse_filter` describes the language.
-        score_threshold: Only results whose final score is at least this are returned.
+        score_threshold: Only results whose final score is at least this are returned. Under "weighted" a score is -1
+            or more and, where lexical scores take part, not bounded above; under "rrf" it is 0 or more and at most
+            the sum of the rankings' weights divided by rrf_k + 1.
         pool_size: How many candidates each leg finds; never fewer than k.
         fusion: "weighted" ranks by the weighted mean of the exact scores, "rrf" by reciprocal rank fusion.
         rrf_k: The constant of "rrf": the larger it is, the less the first ranks stand out.

@@ -19,7 +19,7 @@ class Ranked:
 
     Attributes:
         row: The text's position among those that were passed.
-        score: The weighted mean of its scores in all modes, higher is better.
+        score: The weighted mean of its scores in all modes, higher is better; its range is that of `combine`.
         scores: The raw score in every mode.
     """
 

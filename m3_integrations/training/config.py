@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import tomllib
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ class TrainingConfig:
         learning_rate: Its peak.
         warmup_steps: It rises over so many steps and falls to zero on a line.
         weight_decay: AdamW's.
-        max_grad_norm: Gradients are cut to this length.
+        max_grad_norm: Gradients are cut to this length; 0 leaves them as they are.
         gradient_accumulation_steps: Batches per update of the weights; each is its own set of negatives.
         freeze_position_embeddings: Whether positions stay as they are; for training on texts much shorter than those
             that will be searched.
@@ -74,8 +75,14 @@ class TrainingConfig:
                      "save_every", "keep_checkpoints", "dead_head_patience"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        for name in ("query_max_length", "passage_max_length"):
+            if getattr(self, name) < 3:
+                raise ValueError(f"{name} must be at least 3 ([CLS], one token, [SEP]), got {getattr(self, name)}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be positive and finite, got {self.learning_rate}")
+        for name in ("warmup_steps", "weight_decay", "max_grad_norm"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 or more and finite, got {getattr(self, name)}")
         if self.precision not in {"float32", "float16", "bfloat16"}:
             raise ValueError(f"precision must be 'float32', 'float16' or 'bfloat16', got {self.precision!r}")
         if self.device not in {"auto", "cpu"}:
@@ -94,9 +101,11 @@ def load_config(path: str | os.PathLike[str]) -> TrainingConfig:
     file = Path(path)
     try:
         values = tomllib.loads(file.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # also of text that is not UTF-8
         raise ValueError(f"{file} is not TOML: {error}") from error
     loss = values.pop("loss", {})
+    if not isinstance(loss, dict):
+        raise ValueError(f"{file}: loss must be a table, [loss], got {loss!r}")  # noqa: TRY004 - the file's content
     _check(file, values, TrainingConfig)
     _check(file, loss, LossSettings)
     data = values.get("train_data", [])
@@ -127,5 +136,6 @@ def _check_type(file: Path, name: str, value: object, kind: str) -> None:
     accepted: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
     types = accepted.get(kind, (str, list))
     is_misplaced_flag = isinstance(value, bool) and kind != "bool"
-    if not isinstance(value, types) or is_misplaced_flag:
+    is_misfilled_list = isinstance(value, list) and not all(isinstance(each, str) for each in value)
+    if not isinstance(value, types) or is_misplaced_flag or is_misfilled_list:
         raise ValueError(f"{file}: {name} must be of type {kind}, got {value!r}")

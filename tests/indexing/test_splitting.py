@@ -114,7 +114,9 @@ class ByCharacters(FakeEncoder):
 
     looked_at = 0
 
-    def tokenize(self, texts: Sequence[str], *, kind: Kind = "document") -> list[list[str]]:
+    def tokenize(
+        self, texts: Sequence[str], *, kind: Kind = "document", max_length: int | None = None
+    ) -> list[list[str]]:
         self.looked_at += sum(map(len, texts))
         return [[*text, "</s>"] for text in texts]
 

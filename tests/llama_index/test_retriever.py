@@ -57,8 +57,19 @@ async def test_other_options_leave_the_retriever_and_its_store_alone(retriever: 
     everything: dict[str, Any] | MetadataFilters
     for everything in ({}, MetadataFilters(filters=[])):
         assert len(other.with_options(filters=everything, similarity_top_k=99).retrieve("keys")) == 40
-    with pytest.raises(AttributeError, match="similarity_top_k"):
-        retriever.similarity_top_k = 3  # type: ignore[misc]
+
+
+async def test_how_many_nodes_are_returned_can_be_set_as_on_llama_indexs_own_retrievers(
+    retriever: M3HybridRetriever,
+) -> None:
+    other = retriever.with_options(similarity_top_k=3)
+    retriever.similarity_top_k = 5
+    assert (retriever.similarity_top_k, other.similarity_top_k) == (5, 3)
+    assert [len(retriever.retrieve("keys")), len(await retriever.aretrieve("keys"))] == [5, 5]
+    assert len(other.retrieve("keys")) == 3
+    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+        retriever.similarity_top_k = 0
+    assert retriever.similarity_top_k == 5
 
 
 def test_two_nodes_are_returned_by_default_as_in_llama_indexs_own_retrievers(
