@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal, get_args
 
-from m3_integrations.search import resolve_weights
-from m3_integrations.vectors import MODES, Mode, ModeWeights
+from m3_integrations.vectors import MODES, Mode, ModeWeights, WeightsLike, resolve_weights
 
 Column = Literal["dense", "lexical", "multi_vector", "dense+lexical", "all", "search:all", "bm25", "bm25:words"]
 """One way to rank a corpus.
@@ -67,14 +66,14 @@ def possible_columns(modes: Sequence[Mode]) -> tuple[Column, ...]:
     return tuple(column for column in COLUMNS if set(NEEDED[column]) <= set(modes))
 
 
-def check_weights(weights: Mapping[str, ModeWeights | str] | None) -> dict[Column, ModeWeights]:
+def check_weights(weights: Mapping[str, WeightsLike] | None) -> dict[Column, ModeWeights]:
     """Return the weights of every column that has some.
 
     Args:
-        weights: For a column, weights or the name of a preset; `DEFAULT_WEIGHTS` for the others.
+        weights: For a column, any `WeightsLike`; `DEFAULT_WEIGHTS` for the others.
 
     Raises:
-        TypeError: If weights are neither.
+        TypeError: If weights are none.
         ValueError: For a column without weights, an unknown preset, or weights that lie on no mode of the column.
     """
     given = weights or {}

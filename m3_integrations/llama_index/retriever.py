@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self, Unpack
 
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -30,6 +30,8 @@ from m3_integrations.search import (
     RankingKeywords,
     Searcher,
     SearchOptions,
+    check_names,
+    check_options,
     check_store,
     open_encoder,
 )
@@ -101,11 +103,13 @@ class M3HybridRetriever(BaseRetriever):
         verbose: bool = False,
         **options: Unpack[RankingKeywords],
     ) -> None:
+        _check_options(options)
         # Before the encoder, so that a wrong setting is refused before a network is loaded.
         asked = SearchOptions(k=DEFAULT_SIMILARITY_TOP_K).changed(
             k=similarity_top_k, filter=as_filter(filters), **options
         )
         chosen = check_store(store) or open_store()
+        check_options(asked, chosen)
         self._searcher = Searcher(open_encoder(model, encoder=encoder, model_kwargs=model_kwargs), chosen, asked)
         super().__init__(
             callback_manager=callback_manager,
@@ -113,6 +117,9 @@ class M3HybridRetriever(BaseRetriever):
             objects=objects,
             verbose=verbose,
         )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.encoder!r}, {self.store!r}, {self._searcher.options!r})"
 
     @property
     def encoder(self) -> Encoder:
@@ -191,6 +198,7 @@ class M3HybridRetriever(BaseRetriever):
             TypeError: For an unknown argument, or one of a wrong type.
             ValueError: If an argument is out of range.
         """
+        _check_options(options)
         asked = self._searcher.options.changed(k=similarity_top_k, filter=as_filter(filters), **options)
         other = copy.copy(self)
         other._searcher = self._searcher.with_options(asked)
@@ -215,9 +223,10 @@ class M3HybridRetriever(BaseRetriever):
             The ids.
 
         Raises:
+            TypeError: If nodes is a single one, or holds anything but nodes.
             ValueError: If a node holds a value that JSON has no form for, or the store holds another model's vectors.
         """
-        chosen = [self._storable(node) for node in nodes]
+        chosen = [self._storable(node) for node in _checked_nodes(nodes)]
         return self._searcher.add(
             [node.get_content(MetadataMode.EMBED) for node in chosen],
             ids=[node.node_id for node in chosen],
@@ -274,3 +283,23 @@ class M3HybridRetriever(BaseRetriever):
             KeyError: If there is no such node.
         """
         return self._searcher.explain(query, node_id)
+
+
+def _checked_nodes(nodes: Iterable[BaseNode], kind: type[BaseNode] = BaseNode) -> list[BaseNode]:
+    # A node is iterable too: it gives its fields.
+    name = "document" if kind is Document else "node"
+    if isinstance(nodes, BaseNode | str) or not isinstance(nodes, Iterable):
+        raise TypeError(f"{name}s must be several, got a single {type(nodes).__name__}: pass [{name}]")
+    nodes = list(nodes)
+    for i, node in enumerate(nodes):
+        if isinstance(node, NodeWithScore):
+            raise TypeError(f"every {name} must be a {kind.__name__}, got NodeWithScore at position {i}: pass its node")
+        if not isinstance(node, kind):
+            hint = f": pass {kind.__name__}(text=...)" if isinstance(node, str) and kind is Document else ""
+            raise TypeError(f"every {name} must be a {kind.__name__}, got {type(node).__name__} at position {i}{hint}")
+    return nodes
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    known = ("similarity_top_k", "filters", *RankingKeywords.__annotations__)
+    check_names(options, known)

@@ -1,7 +1,7 @@
 """Hybrid search and reranking, free of any framework: candidates, exact scores of all of them, weights, the best k."""
 
 from m3_integrations.search.explanation import Explanation, TokenMatch, TokenPair
-from m3_integrations.search.opening import check_store, open_encoder
+from m3_integrations.search.opening import changed_settings, check_store, open_encoder, warn_of_absent_heads
 from m3_integrations.search.options import (
     OPTION_NAMES,
     Bm25,
@@ -10,10 +10,11 @@ from m3_integrations.search.options import (
     SearchKeywords,
     SearchMode,
     SearchOptions,
-    resolve_weights,
+    as_integer,
+    check_names,
 )
-from m3_integrations.search.rerank import Ranked, rerank
-from m3_integrations.search.searcher import Hit, Searcher
+from m3_integrations.search.rerank import Ranked, check_ranking, rerank
+from m3_integrations.search.searcher import Hit, Searcher, check_options
 
 __all__ = [
     "OPTION_NAMES",
@@ -29,8 +30,13 @@ __all__ = [
     "Searcher",
     "TokenMatch",
     "TokenPair",
+    "as_integer",
+    "changed_settings",
+    "check_names",
+    "check_options",
+    "check_ranking",
     "check_store",
     "open_encoder",
     "rerank",
-    "resolve_weights",
+    "warn_of_absent_heads",
 ]
