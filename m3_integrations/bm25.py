@@ -30,6 +30,9 @@ class Bm25Index:
         # rank-bm25 divides by the number of tokens, so a collection without any has no postings.
         self._postings = _postings(BM25Okapi(tokens)) if any(tokens) else {}
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self._ids)} texts, {len(self._postings)} tokens)"
+
     def scores(self, query: Sequence[str]) -> FloatArray:
         """Give the BM25 score of every text: (n,) float32, 0 where no token is shared."""
         total = np.zeros(len(self._ids))

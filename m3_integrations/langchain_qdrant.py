@@ -83,6 +83,9 @@ class M3SparseEmbeddings(SparseEmbeddings):
         self.encoder = open_encoder(model, encoder=encoder, model_kwargs=model_kwargs)
         check_heads(self.encoder.model, self.encoder.modes, ("lexical",))
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.encoder!r})"
+
     def embed_documents(self, texts: list[str]) -> list[SparseVector]:
         """Return the lexical weights of every text; the indices are the model's token ids.
 

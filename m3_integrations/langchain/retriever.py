@@ -298,16 +298,16 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
         return self._searcher().explain(query, id)
 
 
-def _checked_documents(documents: Iterable[Document]) -> list[Document]:
+def _checked_documents(documents: Any) -> list[Document]:
     # A document is iterable too: it gives its fields.
     if isinstance(documents, Document | str) or not isinstance(documents, Iterable):
         raise TypeError(f"documents must be several, got a single {type(documents).__name__}: pass [document]")
-    documents = list(documents)
-    for i, document in enumerate(documents):
+    checked: list[Document] = list(documents)
+    for i, document in enumerate(checked):
         if not isinstance(document, Document):
             hint = ": add_texts takes strings" if isinstance(document, str) else ""
             raise TypeError(f"every document must be a Document, got {type(document).__name__} at position {i}{hint}")
-    return documents
+    return checked
 
 
 def _as_documents(found: Sequence[Record | Hit]) -> list[Document]:

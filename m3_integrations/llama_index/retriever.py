@@ -285,19 +285,19 @@ class M3HybridRetriever(BaseRetriever):
         return self._searcher.explain(query, node_id)
 
 
-def _checked_nodes(nodes: Iterable[BaseNode], kind: type[BaseNode] = BaseNode) -> list[BaseNode]:
+def _checked_nodes(nodes: Any, kind: type[BaseNode] = BaseNode) -> list[BaseNode]:
     # A node is iterable too: it gives its fields.
     name = "document" if kind is Document else "node"
     if isinstance(nodes, BaseNode | str) or not isinstance(nodes, Iterable):
         raise TypeError(f"{name}s must be several, got a single {type(nodes).__name__}: pass [{name}]")
-    nodes = list(nodes)
-    for i, node in enumerate(nodes):
+    checked: list[BaseNode] = list(nodes)
+    for i, node in enumerate(checked):
         if isinstance(node, NodeWithScore):
             raise TypeError(f"every {name} must be a {kind.__name__}, got NodeWithScore at position {i}: pass its node")
         if not isinstance(node, kind):
             hint = f": pass {kind.__name__}(text=...)" if isinstance(node, str) and kind is Document else ""
             raise TypeError(f"every {name} must be a {kind.__name__}, got {type(node).__name__} at position {i}{hint}")
-    return nodes
+    return checked
 
 
 def _check_options(options: Mapping[str, Any]) -> None:

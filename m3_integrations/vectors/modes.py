@@ -51,7 +51,7 @@ def absent_heads(model: str, there: Iterable[Mode], absent: Iterable[Mode]) -> s
     """Return the sentence that says what a checkpoint lacks, the same at every door."""
     return (
         f"the checkpoint {model} has no heads for {', '.join(absent)}, only {', '.join(there)} can be computed; "
-        "BGE-M3's heads are in colbert_linear.pt and sparse_linear.pt, which a download of *.json and *.safetensors leaves out"
+        "BGE-M3's heads are in colbert_linear.pt and sparse_linear.pt, which a download of *.json *.safetensors lacks"
     )
 
 

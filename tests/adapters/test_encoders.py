@@ -82,3 +82,21 @@ def test_an_encoder_may_come_with_its_own_name() -> None:
     for made in (langchain.M3Embeddings, langchain.M3HybridRetriever, langchain.M3Rerank):
         assert made(**dict(made(encoder=fake))).encoder is fake  # as LangChain makes one anew from another's fields
     assert check_store(None) is None
+
+
+MODELS = [each for each in [*MADE, langchain.M3CrossEncoder] if hasattr(each, "model_dump")]
+
+
+@pytest.mark.parametrize("made", MODELS, ids=lambda made: f"{made.__module__.split('.')[1]}.{made.__name__}")
+def test_what_is_made_anew_of_a_dump_or_of_the_fields_has_the_same_settings(made: type[Any], small: Path) -> None:
+    settings = {"max_length": 32, "query_instruction": "search: ", "device": "cpu"}
+    named = made(model=str(small), model_kwargs=settings)
+    given = made(encoder=M3Encoder(small, **settings))  # type: ignore[arg-type]
+    for first in (named, given):
+        assert first.model_dump()["model_kwargs"] == settings
+        for other in (made(**first.model_dump()), made(**dict(first)), copy.copy(first)):
+            assert other.encoder.max_length == 32
+            assert other.model_kwargs == settings
+            assert other.encoder.settings == first.encoder.settings
+    with pytest.raises(ValueError, match="cannot change them"):
+        made(encoder=named.encoder, model_kwargs={"max_length": 33})

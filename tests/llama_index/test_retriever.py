@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
 from llama_index.core.node_parser import SentenceSplitter
-from llama_index.core.schema import Document, MetadataMode, QueryBundle, TextNode
+from llama_index.core.schema import Document, MetadataMode, NodeWithScore, QueryBundle, TextNode
 from llama_index.core.settings import Settings
 from llama_index.core.vector_stores import FilterOperator, MetadataFilter, MetadataFilters
 
@@ -178,3 +178,25 @@ async def test_an_error_of_the_encoder_reaches_caller_and_callbacks(on_network: 
     with pytest.raises(RuntimeError, match="was closed"):
         await on_network.aretrieve("keys")
     assert [name for name, _ in recorder.events] == ["start", "end"] * 2
+
+
+def test_what_are_no_nodes_is_refused_with_what_to_pass() -> None:
+    retriever = M3HybridRetriever(encoder=FakeEncoder())
+    for wrong, message in (
+        (TextNode(text="a"), r"got a single TextNode: pass \[node\]"),
+        ("abc", "got a single str"),
+        ([TextNode(text="a"), "abc"], "got str at position 1"),
+        ([NodeWithScore(node=TextNode(text="a"))], "got NodeWithScore at position 0: pass its node"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            retriever.add_nodes(wrong)  # type: ignore[arg-type]
+    assert retriever.store.count() == 0
+
+
+def test_another_frameworks_name_of_an_option_is_answered_with_llama_indexs() -> None:
+    for name, meant in (("k", "similarity_top_k"), ("filter", "filters"), ("top_k", "similarity_top_k")):
+        asked: dict[str, Any] = {name: 3}
+        with pytest.raises(
+            TypeError, match=f"no option {name}: did you mean {meant}. It has similarity_top_k, filters"
+        ):
+            M3HybridRetriever(encoder=FakeEncoder(), **asked)
