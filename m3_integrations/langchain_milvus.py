@@ -18,7 +18,7 @@ except ModuleNotFoundError as error:
     if error.name != "langchain_milvus":
         raise
     raise ImportError(
-        "m3_integrations.langchain_milvus needs langchain-milvus: pip install 'm3-integrations[langchain-milvus]'"
+        "m3_integrations.langchain_milvus needs langchain-milvus: pip install 'PATH_TO_THE_CLONE[langchain-milvus]'"
     ) from error
 
 __all__ = ["M3SparseEmbeddings"]
@@ -32,7 +32,7 @@ class M3SparseEmbeddings(BaseSparseEmbedding):
 
     Setup:
         ```bash
-        pip install 'm3-integrations[langchain-milvus]'
+        pip install 'PATH_TO_THE_CLONE[langchain-milvus]'
         ```
 
     Key init args:

@@ -15,7 +15,7 @@ except ModuleNotFoundError as error:
     if error.name != "langchain_qdrant":
         raise
     raise ImportError(
-        "m3_integrations.langchain_qdrant needs langchain-qdrant: pip install 'm3-integrations[langchain-qdrant]'"
+        "m3_integrations.langchain_qdrant needs langchain-qdrant: pip install 'PATH_TO_THE_CLONE[langchain-qdrant]'"
     ) from error
 
 __all__ = ["M3SparseEmbeddings"]
@@ -29,7 +29,7 @@ class M3SparseEmbeddings(SparseEmbeddings):
 
     Setup:
         ```bash
-        pip install 'm3-integrations[langchain-qdrant]'
+        pip install 'PATH_TO_THE_CLONE[langchain-qdrant]'
         ```
 
     Key init args:

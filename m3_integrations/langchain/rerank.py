@@ -21,7 +21,7 @@ class M3Rerank(EncoderFields, BaseDocumentCompressor):
 
     Setup:
         ```bash
-        pip install 'm3-integrations[langchain]'
+        pip install 'PATH_TO_THE_CLONE[langchain]'
         ```
 
     Key init args:
@@ -121,7 +121,7 @@ class M3CrossEncoder(EncoderFields, BaseCrossEncoder):
 
     Setup:
         ```bash
-        pip install 'm3-integrations[langchain]'
+        pip install 'PATH_TO_THE_CLONE[langchain]'
         ```
 
     Key init args:

@@ -40,7 +40,7 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
 
     Setup:
         ```bash
-        pip install 'm3-integrations[langchain]'
+        pip install 'PATH_TO_THE_CLONE[langchain]'
         ```
 
     Key init args:
@@ -302,7 +302,7 @@ def _checked_documents(documents: Any) -> list[Document]:
     # A document is iterable too: it gives its fields.
     if isinstance(documents, Document | str) or not isinstance(documents, Iterable):
         raise TypeError(f"documents must be several, got a single {type(documents).__name__}: pass [document]")
-    checked: list[Document] = list(documents)
+    checked: list[Any] = list(documents)
     for i, document in enumerate(checked):
         if not isinstance(document, Document):
             hint = ": add_texts takes strings" if isinstance(document, str) else ""

@@ -23,7 +23,7 @@ _dispatcher = get_dispatcher(__name__)
 class M3Rerank(EncoderFields, BaseNodePostprocessor):
     """Ranks nodes by BGE-M3's combined score: dense, lexical and multi-vector, weighted.
 
-    `pip install 'm3-integrations[llama-index]'`
+    `pip install 'PATH_TO_THE_CLONE[llama-index]'`
 
     What is scored is a node's text for embedding models, so with its metadata. Results are copies, as
     `M3NodeWithScore`. Their metadata have one more key, "m3_scores", the raw score in every mode. With

@@ -42,7 +42,7 @@ from m3_integrations.vectors import Encoder
 class M3HybridRetriever(BaseRetriever):
     """Finds nodes by BGE-M3's dense and lexical vectors and ranks them by the exact score of all three modes.
 
-    `pip install 'm3-integrations[llama-index]'`
+    `pip install 'PATH_TO_THE_CLONE[llama-index]'`
 
     What is encoded is a node's text for embedding models, so with its metadata; of a query, its `query_str`. A node
     comes back as it was added (a `Document` as a `TextNode`, as in LlamaIndex's stores), in an `M3NodeWithScore`,
@@ -290,7 +290,7 @@ def _checked_nodes(nodes: Any, kind: type[BaseNode] = BaseNode) -> list[BaseNode
     name = "document" if kind is Document else "node"
     if isinstance(nodes, BaseNode | str) or not isinstance(nodes, Iterable):
         raise TypeError(f"{name}s must be several, got a single {type(nodes).__name__}: pass [{name}]")
-    checked: list[BaseNode] = list(nodes)
+    checked: list[Any] = list(nodes)
     for i, node in enumerate(checked):
         if isinstance(node, NodeWithScore):
             raise TypeError(f"every {name} must be a {kind.__name__}, got NodeWithScore at position {i}: pass its node")

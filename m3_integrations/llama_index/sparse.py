@@ -22,7 +22,7 @@ SparseFn = Callable[[list[str]], tuple[list[list[int]], list[list[float]]]]
 class M3SparseEmbedding(NamedEncoderFields, BaseSparseEmbedding):
     """BGE-M3's lexical weights as a LlamaIndex sparse embedding model: {token id: weight}.
 
-    `pip install 'm3-integrations[llama-index]'`
+    `pip install 'PATH_TO_THE_CLONE[llama-index]'`
 
     Beside `M3Embedding` of the same model it costs no second pass: what one has encoded, the other finds in the
     encoder's cache.

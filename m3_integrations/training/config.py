@@ -93,7 +93,7 @@ def load_config(path: str | os.PathLike[str]) -> TrainingConfig:
     """
     file = Path(path)
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
+        values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{file} is not TOML: {error}") from error
     loss = values.pop("loss", {})

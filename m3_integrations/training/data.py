@@ -61,7 +61,7 @@ def read_examples(paths: Sequence[Path]) -> list[Example]:
 
 
 def _read(path: Path) -> Iterator[Example]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
