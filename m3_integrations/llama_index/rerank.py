@@ -26,7 +26,8 @@ class M3Rerank(EncoderFields, BaseNodePostprocessor):
     `pip install 'PATH_TO_THE_CLONE[llama-index]'`
 
     What is scored is a node's text for embedding models, so with its metadata. Results are copies, as
-    `M3NodeWithScore`. Their metadata have one more key, "m3_scores", the raw score in every mode. With
+    `M3NodeWithScore`, and so have `score` and `m3_scores` as those of `M3HybridRetriever` have. Their metadata have
+    "m3_scores" too, for what keeps the node alone. With
     `keep_retrieval_score` they also have "retrieval_score", the score that the node came with. Neither is in a text
     for an embedding model or an LLM.
 
@@ -56,7 +57,7 @@ class M3Rerank(EncoderFields, BaseNodePostprocessor):
         reranker = M3Rerank(model="BAAI/bge-m3", top_n=3)
         engine = RetrieverQueryEngine.from_args(retriever, node_postprocessors=[reranker])
         response = engine.query("how do I rotate the keys?")
-        response.source_nodes[0].metadata["m3_scores"]
+        response.source_nodes[0].score, response.source_nodes[0].m3_scores
         ```
     """
 

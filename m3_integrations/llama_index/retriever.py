@@ -25,6 +25,7 @@ from llama_index.core.vector_stores import MetadataFilters
 
 from m3_integrations.llama_index.filters import as_filter
 from m3_integrations.llama_index.nodes import REF_DOC_KEY, as_metadata, as_result, without_results
+from m3_integrations.llama_index.splitting import split_long_nodes
 from m3_integrations.search import (
     Explanation,
     RankingKeywords,
@@ -75,7 +76,7 @@ class M3HybridRetriever(BaseRetriever):
 
         retriever = M3HybridRetriever.from_documents(documents, model="BAAI/bge-m3", similarity_top_k=5)
         found = retriever.retrieve("how do I rotate the keys?")
-        found[0].score, found[0].m3_scores
+        found[0].score, found[0].m3_scores  # the same two after `M3Rerank`, and in an engine's source_nodes
 
         engine = RetrieverQueryEngine.from_args(retriever)
         engine.query("how do I rotate the keys?")
@@ -165,16 +166,21 @@ class M3HybridRetriever(BaseRetriever):
 
         Args:
             documents: They are not changed.
-            transformations: What makes nodes of them; `Settings.transformations` if None, which cuts at sentences.
+            transformations: What makes nodes of them. If None, `Settings.transformations`, which cuts at sentences, and
+                what is still longer than the model reads is split by the model's own tokens.
             show_progress: Whether to draw progress bars.
             **settings: The constructor's arguments; its errors are raised too.
 
         Raises:
+            TypeError: If documents is a single one, or holds anything but documents.
             ValueError: If a node holds a value that JSON has no form for, or the store holds another model's vectors.
         """
+        given = _checked_nodes(documents, Document)
         chosen = Settings.transformations if transformations is None else transformations
         retriever = cls(**settings)
-        nodes = run_transformations(list(documents), chosen, show_progress=show_progress)
+        nodes = run_transformations(given, chosen, show_progress=show_progress)
+        if transformations is None:
+            nodes = split_long_nodes(nodes, retriever.encoder)
         retriever.add_nodes(nodes, show_progress=show_progress)
         return retriever
 

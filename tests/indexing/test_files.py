@@ -40,7 +40,9 @@ def test_hidden_paths_are_indexed_if_they_are_named(docs: Path) -> None:
 
 
 def test_a_file_of_another_kind_is_refused_if_it_is_named(docs: Path) -> None:
-    with pytest.raises(ValueError, match=r"x.pdf: only .txt, .md, .markdown, .rst, .html, .htm, .jsonl files can be indexed"):
+    with pytest.raises(
+        ValueError, match=r"x.pdf: only .txt, .md, .markdown, .rst, .html, .htm, .jsonl files can be indexed"
+    ):
         find_files([write(docs / "x.pdf")])
     with pytest.raises(ValueError, match="at least one file or folder"):
         find_files([])
