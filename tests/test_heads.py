@@ -1,5 +1,6 @@
 """A checkpoint without heads: every door says at once, and alike, what it lacks; what works is warned of once."""
 
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -7,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from m3_integrations import M3Encoder, ModeWeights, Searcher, SearchOptions, langchain, langchain_qdrant, llama_index
+from m3_integrations.cli import app
+from m3_integrations.evaluation.modes import check_columns
 from m3_integrations.store import open_store
 
 LACKS = r"the checkpoint .*plain has no heads for {}, only dense can be computed; BGE-M3's heads are in colbert_linear"
@@ -36,6 +40,7 @@ DOORS: dict[str, Callable[[M3Encoder], Any]] = {
     "llama_index.sparse": lambda e: llama_index.M3SparseEmbedding(encoder=e),
     "sparse_doc_fn": llama_index.sparse_doc_fn,
     "sparse_query_fn": llama_index.sparse_query_fn,
+    "evaluate": lambda e: check_columns(["lexical"], e.modes, e.model),
 }
 
 
@@ -97,3 +102,15 @@ def test_dense_that_is_asked_for_is_silent(plain: M3Encoder) -> None:
 def test_weights_on_absent_modes_alone_are_refused_at_once(plain: M3Encoder, door: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match="puts all its weight on modes that are absent: only dense"):
         door(plain, ModeWeights(0, 1, 1))
+
+
+def test_the_command_line_says_it_in_one_line(plain: M3Encoder, tmp_path: Path) -> None:
+    with open_store(tmp_path / "idx") as store:
+        Searcher(plain, store, SearchOptions(mode="dense")).add(["a text"])
+    arguments = ["search", str(tmp_path / "idx"), "text", "--model", plain.model, "--device", "cpu"]
+    result = CliRunner().invoke(app, [*arguments, "--mode", "lexical"])
+    assert result.exit_code == 1
+    assert re.search(LACKS.format("lexical"), result.stderr)
+    with pytest.warns(UserWarning, match="'all' modes are dense here"):
+        assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert CliRunner().invoke(app, [*arguments, "--mode", "dense"]).exit_code == 0

@@ -6,6 +6,10 @@ from llama_index.core.schema import Document as LlamaIndexDocument
 
 from m3_integrations import M3Encoder, Searcher, SearchOptions, langchain, langchain_qdrant, llama_index, open_store
 from m3_integrations.bm25 import Bm25Index
+from m3_integrations.evaluation import evaluate, read_dataset, tune_weights
+from m3_integrations.indexing import Splitter, Splitting, index_files
+from m3_integrations.training import TrainingConfig
+from tests.evaluation.worlds import write_beir
 
 
 def test_every_object_is_shown_short_and_without_an_address(encoder: M3Encoder, tmp_path: Path) -> None:
@@ -42,6 +46,30 @@ def test_every_object_is_shown_short_and_without_an_address(encoder: M3Encoder, 
         text = repr(each).replace(encoder.model, "MODEL")
         assert len(text) <= 400, (name, text)
         assert "0x" not in text, (name, text)
+
+
+def test_what_holds_a_whole_collection_is_shown_by_its_size(encoder: M3Encoder, tmp_path: Path) -> None:
+    texts = {str(i): "The keys of the vault." for i in range(200)}
+    write_beir(
+        tmp_path / "data", texts, {str(i): f"keys {i}?" for i in range(100)}, {str(i): {"1": 1} for i in range(100)}
+    )
+    dataset = read_dataset(tmp_path / "data")
+    assert repr(dataset) == "Dataset('data', 200 documents, 100 queries, qrels)"
+    assert repr(dataset.corpus) == f"Corpus({str(tmp_path / 'data' / 'corpus.jsonl')!r}, 200 documents)"
+    result = evaluate(encoder, dataset, modes=["dense"], metrics=["nDCG@10"])
+    assert repr(result) == f"EvaluationResult({encoder.model!r} on {dataset!r}, dense)"
+    tuned = tune_weights(encoder, dataset, metric="nDCG@10", steps=1)
+    assert repr(tuned).endswith(", by nDCG@10 on 50 queries, reported on 50)")
+    config = TrainingConfig(model="tiny", train_data=(Path("a"),), output_dir=Path("b"), steps=3)
+    assert (
+        repr(config)
+        == f"TrainingConfig(model='tiny', train_data={config.train_data!r}, output_dir={Path('b')!r}, steps=3)"
+    )
+    for i in range(30):
+        (tmp_path / f"{i}.txt").write_text("text")
+    report = index_files([*tmp_path.glob("*.txt")], encoder, open_store(), splitting=Splitting(64))
+    assert repr(report) == "IndexReport(30 added, 30 parts encoded)"
+    assert repr(Splitter(encoder, Splitting(64))) == f"Splitter({encoder!r}, Splitting(size=64, overlap=32))"
 
 
 def test_the_representation_says_what_matters(encoder: M3Encoder) -> None:

@@ -67,7 +67,8 @@ def search(
     if is_new(store):
         raise FileNotFoundError(f"no store at {store}: make one with m3 index PATH --store {store}")
     encoder = M3Encoder(model, device=device)
-    with Searcher(encoder, open_place(store, collection=collection), options) as searcher:
+    with open_place(store, collection=collection) as opened:
+        searcher = Searcher(encoder, opened, options)
         hits = searcher.search(question)
         reasons = [searcher.explain(question, hit.id) for hit in hits] if explain or not as_json else []
     if as_json:

@@ -22,7 +22,7 @@ _LAYOUT: Final = (
 )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Dataset:
     """Queries, the corpus they are asked of, and what is relevant to them.
 
@@ -42,6 +42,10 @@ class Dataset:
     qrels: Mapping[str, Mapping[str, int]]
     answers: Mapping[str, Sequence[str]]
     unjudged: int = 0
+
+    def __repr__(self) -> str:
+        judged_by = "answers" if self.answers else "qrels"
+        return f"Dataset({self.name!r}, {len(self.corpus)} documents, {len(self.queries)} queries, {judged_by})"
 
     def check_metrics(self, metrics: Sequence[str] | None) -> Sequence[str]:
         """Return the metrics, or the usual ones for this kind of relevance if None.

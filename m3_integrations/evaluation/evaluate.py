@@ -29,7 +29,7 @@ from m3_integrations.evaluation.statistics import Comparison, Estimate, compare_
 from m3_integrations.vectors import MODES, Mode, ModeWeights, WeightsLike
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class EvaluationResult:
     """What the columns are worth on one dataset.
 
@@ -53,6 +53,9 @@ class EvaluationResult:
     # Resampling takes a while, and tables, JSON and the plot ask for the same again.
     _estimates: dict[tuple[Column, str], Estimate] = field(default_factory=dict, init=False, repr=False)
     _comparisons: dict[tuple[Column, Column, str], Comparison] = field(default_factory=dict, init=False, repr=False)
+
+    def __repr__(self) -> str:
+        return f"EvaluationResult({self.model!r} on {self.dataset!r}, {', '.join(self.columns)})"
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -111,7 +114,7 @@ def evaluate(
         ValueError: For an unknown mode, metric or preset, a mode that the checkpoint has no head for, or a metric that
             has no meaning for answers.
     """
-    columns = possible_columns(encoder.modes) if modes is None else check_columns(modes, encoder.modes)
+    columns = possible_columns(encoder.modes) if modes is None else check_columns(modes, encoder.modes, encoder.model)
     protocol, chosen = protocol or Protocol(), check_weights(weights)
     metrics = dataset.check_metrics(metrics)
     rankings: dict[Column, Sequence[Ranking]] = {}

@@ -82,6 +82,9 @@ class Splitter:
                 f"{longest + _SPECIAL_TOKENS}, so size can be {longest + _SPECIAL_TOKENS - 1} at most"
             )
 
+    def __repr__(self) -> str:
+        return f"Splitter({self._encoder!r}, {self.splitting!r})"
+
     def split(self, text: str, *, markup: Markup = "plain") -> list[Part]:
         """Give the parts of a text in their order; none for a blank one.
 

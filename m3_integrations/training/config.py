@@ -12,7 +12,7 @@ from typing import Any
 from m3_integrations.training.losses import LossSettings
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class TrainingConfig:
     """Settings of one run. Paths in a file are relative to that file.
 
@@ -69,6 +69,12 @@ class TrainingConfig:
     dead_head_patience: int = 20
     loss: LossSettings = field(default_factory=LossSettings)
 
+    def __repr__(self) -> str:
+        """Only what is not the default."""
+        own = [(each.name, getattr(self, each.name), each) for each in dataclasses.fields(self)]
+        shown = ", ".join(f"{name}={value!r}" for name, value, each in own if value != _default(each))
+        return f"{type(self).__name__}({shown})"
+
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "train_group_size", "gradient_accumulation_steps", "log_every",
                      "save_every", "keep_checkpoints", "dead_head_patience"):  # fmt: skip
@@ -116,6 +122,11 @@ def _check(file: Path, values: dict[str, Any], kind: type) -> None:
         raise ValueError(f"{file} lacks {', '.join(missing)}")
     for name, value in values.items():
         _check_type(file, name, value, str(fields[name].type))
+
+
+def _default(setting: dataclasses.Field[Any]) -> object:
+    is_made = setting.default_factory is not dataclasses.MISSING
+    return setting.default_factory() if is_made else setting.default
 
 
 def _is_required(setting: dataclasses.Field[Any]) -> bool:
