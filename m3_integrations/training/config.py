@@ -125,8 +125,8 @@ def _check(file: Path, values: dict[str, Any], kind: type) -> None:
 
 
 def _default(setting: dataclasses.Field[Any]) -> object:
-    is_made = setting.default_factory is not dataclasses.MISSING
-    return setting.default_factory() if is_made else setting.default
+    make = setting.default_factory
+    return setting.default if make is dataclasses.MISSING else make()
 
 
 def _is_required(setting: dataclasses.Field[Any]) -> bool:
