@@ -42,7 +42,9 @@ def open_encoder(
     if absent := [name for name in _METHODS if not callable(getattr(encoder, name, None))]:
         raise TypeError(f"encoder must be an encoder such as M3Encoder, got {encoder!r}, which has no {absent[0]}()")
     own = getattr(encoder, "settings", {})
-    is_repeated = all(name in own and own[name] == value for name, value in (model_kwargs or {}).items())
+    is_repeated = all(
+        name in own and _plain(own[name]) == _plain(value) for name, value in (model_kwargs or {}).items()
+    )
     if not is_repeated or (model and os.fspath(model) != encoder.model):
         raise ValueError(
             f"encoder= ({encoder.model}) comes with a model and its settings: model={model!r} and "
@@ -59,7 +61,12 @@ def changed_settings(encoder: Encoder) -> dict[str, Any]:
     from m3_integrations.encoder import M3Encoder  # noqa: PLC0415 - likewise
 
     defaults = signature(M3Encoder).parameters
-    return {name: value for name, value in settings.items() if value != defaults[name].default}
+    return {name: _plain(value) for name, value in settings.items() if value != defaults[name].default}
+
+
+def _plain(setting: Any) -> Any:
+    """Return a setting as JSON can hold it: torch's devices and types have names."""
+    return str(setting).removeprefix("torch.") if type(setting).__module__ == "torch" else setting
 
 
 def check_store(store: Store | None) -> Store | None:
