@@ -58,8 +58,9 @@ class PipedConsole(Console):
 
 
 def counted(n: int, things: str) -> str:
-    """Return a number with what it counts: "1 file", "2 files". Of several words the first plural is changed."""
-    return f"{n:,} {things if n != 1 else re.sub(r'(?<=[a-z])s(?=$| )', '', things, count=1)}"
+    """Return a number with the files, links or records that it counts: "1 .js file", "2 files without text"."""
+    one = re.sub(r"(?<![.])\b(file|link|record)s\b", r"\1", things, count=1)
+    return f"{n:,} {one if n == 1 else things}"
 
 
 def folder_of(where: str) -> Path | None:

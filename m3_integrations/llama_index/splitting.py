@@ -25,13 +25,13 @@ def split_long_nodes(nodes: Sequence[BaseNode], encoder: Encoder) -> list[BaseNo
 
     Args:
         nodes: They are not changed.
-        encoder: Its tokens are counted. One that states no `max_length` cuts nothing.
+        encoder: Its tokens are counted. For one that states no `max_length`, or so short a one that nothing but pieces
+            of sentences would be left, nothing is split.
     """
-    limit = getattr(encoder, "max_length", None)
-    if limit is None:
-        return list(nodes)
     # A text over the limit is counted as just as long as the limit, so that parts must stay under it.
-    capacity = limit - _SPECIAL_TOKENS - 1
+    capacity = getattr(encoder, "max_length", 0) - _SPECIAL_TOKENS - 1
+    if capacity < _LEAST_ROOM:
+        return list(nodes)
 
     def tokenize(text: str) -> list[str]:
         return encoder.tokenize([text])[0][:-1]  # without [SEP]

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from m3_integrations import M3Encoder, Searcher, langchain, llama_index, open_store
 from m3_integrations.cli import app
+from m3_integrations.cli.shared import counted
 
 M3 = Path(sys.executable).parent / "m3"
 
@@ -254,6 +255,19 @@ def test_a_store_that_another_has_open_is_one_line(idx: Path) -> None:
         result = call("search", idx, "museum")
     assert result.exit_code == 1
     assert "is open already, in this process or another" in result.stderr.splitlines()[-1]
+
+
+def test_one_of_a_kind_is_no_plural() -> None:
+    for things, one in (
+        (".js files", ".js file"),
+        (".css files", ".css file"),
+        ("files without text", "file without text"),
+        ("links to folders", "link to folders"),
+        ("records", "record"),
+    ):
+        assert (counted(1, things), counted(0, things), counted(2345, things)) == (
+            f"1 {one}", f"0 {things}", f"2,345 {things}",
+        )  # fmt: skip
 
 
 def test_a_question_needs_no_quotes(idx: Path) -> None:

@@ -231,7 +231,8 @@ def test_nodes_that_fit_keep_their_ids_and_metadata_without_room_are_left(small:
     short = TextNode(text="Short.", id_="mine")
     crowded = TextNode(text="a b " * 200, metadata={"note": "word " * 150})
     assert split_long_nodes([short, crowded], encoder) == [short, crowded]
-    assert split_long_nodes([crowded], FakeEncoder()) == [crowded]
+    for other in (FakeEncoder(), M3Encoder(small, device="cpu", max_length=3)):
+        assert split_long_nodes([crowded], other) == [crowded]
 
 
 def test_scores_are_found_in_one_way_after_the_retriever_and_after_reranking(retriever: M3HybridRetriever) -> None:
