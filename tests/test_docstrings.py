@@ -103,7 +103,7 @@ def test_llama_indexs_sections_are_there() -> None:
         }:  # a result, and two that name each other
             sections = re.findall(r"^ {4}([A-Z][a-z ]+):$", documented.__doc__, re.MULTILINE)
             assert sections == ["Args", "Raises", "Examples"], name
-            assert "pip install 'm3-integrations[llama-index]'" in documented.__doc__
+            assert "pip install 'PATH_TO_THE_CLONE[llama-index]'" in documented.__doc__
 
 
 def test_examples_were_found() -> None:

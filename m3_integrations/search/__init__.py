@@ -2,7 +2,7 @@
 
 from m3_integrations.search.adding import NODE_KEYS, IncompleteAddError, holds_node
 from m3_integrations.search.explanation import Explanation, TokenMatch, TokenPair
-from m3_integrations.search.opening import check_store, open_encoder
+from m3_integrations.search.opening import changed_settings, check_store, open_encoder, warn_of_absent_heads
 from m3_integrations.search.options import (
     OPTION_NAMES,
     Bm25,
@@ -11,10 +11,11 @@ from m3_integrations.search.options import (
     SearchKeywords,
     SearchMode,
     SearchOptions,
-    resolve_weights,
+    as_integer,
+    check_names,
 )
-from m3_integrations.search.rerank import Ranked, rerank
-from m3_integrations.search.searcher import Hit, Searcher
+from m3_integrations.search.rerank import Ranked, check_ranking, rerank
+from m3_integrations.search.searcher import Hit, Searcher, check_options
 
 __all__ = [
     "NODE_KEYS",
@@ -32,9 +33,14 @@ __all__ = [
     "Searcher",
     "TokenMatch",
     "TokenPair",
+    "as_integer",
+    "changed_settings",
+    "check_names",
+    "check_options",
+    "check_ranking",
     "check_store",
     "holds_node",
     "open_encoder",
     "rerank",
-    "resolve_weights",
+    "warn_of_absent_heads",
 ]

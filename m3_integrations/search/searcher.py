@@ -17,10 +17,11 @@ from m3_integrations.fusion import reciprocal_rank_fusion
 from m3_integrations.scoring import combine, top_rows
 from m3_integrations.search.adding import add_texts
 from m3_integrations.search.explanation import Explanation, explain_record
+from m3_integrations.search.opening import warn_of_absent_heads
 from m3_integrations.search.options import MODES_OF, SearchKeywords, SearchOptions
 from m3_integrations.store import Filter, FilterLike, Record, Store
 from m3_integrations.store.memory import MemoryStore
-from m3_integrations.vectors import Encoder, FloatArray, M3Vectors, Mode
+from m3_integrations.vectors import Encoder, FloatArray, M3Vectors, Mode, check_heads
 
 _BATCH_SIZE: Final = 64
 """Queries encoded at a time: bounds the memory of their multi-vectors."""
@@ -52,20 +53,44 @@ class Searcher:
         encoder: Encodes queries and what is added.
         store: Holds the records. It is bound to the encoder's model on first use.
         options: What a search asks for where the call says nothing; `SearchOptions()` if None.
+
+    A checkpoint that lacks heads is warned of where the mode is "all".
+
+    Raises:
+        ValueError: If the options ask for a mode that the checkpoint has no head for, put all weight on such modes, or
+            ask for BM25 over a store that is not in memory.
     """
 
     def __init__(self, encoder: Encoder, store: Store, options: SearchOptions | None = None) -> None:
         self.encoder = encoder
         self.store = store
         self.options = options or SearchOptions()
+        check_options(self.options, store, encoder)
+        if self.options.mode == "all":
+            warn_of_absent_heads(encoder)
         self._modes: tuple[Mode, ...] = ()  # the encoder's, once the store is bound to its model
         self._bm25 = _Bm25Leg(encoder, store)
 
     def with_options(self, options: SearchOptions) -> Self:
-        """Return a searcher over the same encoder, store and BM25 index with other options."""
+        """Return a searcher over the same encoder, store and BM25 index with other options.
+
+        Raises:
+            ValueError: As the constructor.
+        """
+        check_options(options, self.store, self.encoder)
         twin = copy.copy(self)
         twin.options = options
         return twin
+
+    def _asked(self, options: SearchKeywords) -> SearchOptions:
+        if not options:
+            return self.options
+        asked = self.options.changed(**options)
+        check_options(asked, self.store, self.encoder)
+        return asked
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.encoder!r}, {self.store!r}, {self.options!r})"
 
     def _bind(self) -> tuple[Mode, ...]:
         if not self._modes:
@@ -158,13 +183,13 @@ class Searcher:
             ValueError: If an option is out of range, the checkpoint or the store lacks the mode, BM25 is asked of a
                 store that is not in memory, or the store holds another model's vectors.
         """
-        asked = self.options.changed(**options)
+        asked = self._asked(options)
         ranking, encoded = self._modes_of(asked)
         return self._find(query, self.encoder.encode([query], kind="query", modes=encoded), ranking, asked)
 
     def search_batch(self, queries: Sequence[str], **options: Unpack[SearchKeywords]) -> list[list[Hit]]:
         """Return each query's results, as `search` does; the queries are encoded together."""
-        asked = self.options.changed(**options)
+        asked = self._asked(options)
         ranking, encoded = self._modes_of(asked)
         results: list[list[Hit]] = []
         for start in range(0, len(queries), _BATCH_SIZE):
@@ -175,7 +200,7 @@ class Searcher:
 
     async def asearch(self, query: str, **options: Unpack[SearchKeywords]) -> list[Hit]:
         """Search as `search` does, without blocking the event loop."""
-        asked = self.options.changed(**options)
+        asked = await asyncio.to_thread(self._asked, options)  # may open the network
         ranking, encoded = await asyncio.to_thread(self._modes_of, asked)  # may ask a server
         vectors = await self.encoder.aencode([query], kind="query", modes=encoded)
         return await asyncio.to_thread(self._find, query, vectors, ranking, asked)
@@ -242,6 +267,32 @@ class Searcher:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def check_options(options: SearchOptions, store: Store, encoder: Encoder | None = None) -> None:
+    """Refuse options that an encoder and a store can never honour.
+
+    Args:
+        options: What a search will ask for.
+        store: Where it will search.
+        encoder: What it will encode with; None if that is not open yet.
+
+    Raises:
+        ValueError: For BM25 over a store that is not in memory, a mode that the checkpoint has no head for, or weights
+            that lie on no mode that is there.
+    """
+    if options.bm25 != "off" and not isinstance(store, MemoryStore):
+        raise ValueError(
+            f"bm25={options.bm25!r} needs a store in memory (open_store()), got {store!r}: leave bm25 out, as "
+            "the lexical mode finds by words too"
+        )
+    if encoder is None:
+        return
+    asked = MODES_OF[options.mode]
+    if options.mode != "all":
+        check_heads(encoder.model, encoder.modes, asked)
+    if options.fusion == "weighted":
+        options.weights.normalized([mode for mode in asked if mode in encoder.modes])
 
 
 class _Bm25Leg:
