@@ -139,7 +139,7 @@ class M3HybridRetriever(BaseRetriever):
             **settings: The constructor's arguments; its errors are raised too.
 
         Raises:
-            ValueError: If a node holds a value that JSON has no form for, or the store holds another model's vectors.
+            ValueError: If metadata hold what cannot be kept, or the store holds another model's vectors.
         """
         retriever = cls(**settings)
         retriever.add_nodes(nodes, show_progress=show_progress)
@@ -163,7 +163,7 @@ class M3HybridRetriever(BaseRetriever):
             **settings: The constructor's arguments; its errors are raised too.
 
         Raises:
-            ValueError: If a node holds a value that JSON has no form for, or the store holds another model's vectors.
+            ValueError: If metadata hold what cannot be kept, or the store holds another model's vectors.
         """
         chosen = Settings.transformations if transformations is None else transformations
         retriever = cls(**settings)
@@ -207,33 +207,35 @@ class M3HybridRetriever(BaseRetriever):
         """Add nodes, replacing those with the same ids.
 
         Args:
-            nodes: They are not changed. Metadata are stored as JSON has them. The scores of an earlier reranking are
-                not stored. The object of an `IndexNode` goes into this retriever's `object_map` if it is no node.
+            nodes: They are not changed. The scores of an earlier reranking are not stored. The object of an
+                `IndexNode` goes into this retriever's `object_map` if it is no node.
             show_progress: Whether to draw a progress bar.
 
         Returns:
             The ids.
 
         Raises:
-            ValueError: If a node holds a value that JSON has no form for, or the store holds another model's vectors.
+            ValueError: If metadata hold what cannot be kept, as `m3_integrations.store.values` says, or the store
+                holds another model's vectors. Then nothing was added.
+            IncompleteAddError: If it fails when some nodes may be in the store already, such as on a full disk. Adding
+                all of them again makes no duplicates.
         """
-        chosen = [self._storable(node) for node in nodes]
-        return self._searcher.add(
+        given = list(nodes)
+        objects = {node.index_id: node.obj for node in given if isinstance(node, IndexNode) and _has_object(node)}
+        stored = [node.model_copy(update={"obj": None}) if _has_object(node) else node for node in given]
+        chosen = list(map(without_results, stored))
+        ids = self._searcher.add(
             [node.get_content(MetadataMode.EMBED) for node in chosen],
             ids=[node.node_id for node in chosen],
             metadatas=[as_metadata(node) for node in chosen],
             show_progress=show_progress,
         )
+        self.object_map.update(objects)
+        return ids
 
     async def aadd_nodes(self, nodes: Iterable[BaseNode], *, show_progress: bool = False) -> list[str]:
         """Add nodes as `add_nodes` does, without blocking the event loop."""
         return await asyncio.to_thread(self.add_nodes, nodes, show_progress=show_progress)
-
-    def _storable(self, node: BaseNode) -> BaseNode:
-        if isinstance(node, IndexNode) and node.obj is not None and not isinstance(node.obj, BaseNode):
-            self.object_map[node.index_id] = node.obj
-            node = node.model_copy(update={"obj": None})
-        return without_results(node)
 
     def delete_nodes(
         self, node_ids: Sequence[str] | None = None, *, filters: MetadataFilters | FilterLike = None
@@ -274,3 +276,8 @@ class M3HybridRetriever(BaseRetriever):
             KeyError: If there is no such node.
         """
         return self._searcher.explain(query, node_id)
+
+
+def _has_object(node: BaseNode) -> bool:
+    """Return whether a node points at something that is no node, and so cannot be stored."""
+    return isinstance(node, IndexNode) and node.obj is not None and not isinstance(node.obj, BaseNode)
