@@ -54,7 +54,8 @@ def test_relevance_lies_between_0_and_1_and_never_contradicts_the_ranking(
     filled: Searcher, random: np.random.Generator, mode: Any, bm25: Any, fusion: Any
 ) -> None:
     for query in make_texts(random, 4):
-        options = SearchOptions(mode=mode, bm25=bm25, fusion=fusion, k=80, weights=ModeWeights(*random.uniform(0, 1, 3)))
+        weights = ModeWeights(*random.uniform(0, 1, 3))
+        options = SearchOptions(mode=mode, bm25=bm25, fusion=fusion, k=80, weights=weights)
         hits = filled.with_options(options).search(query)
         found = [relevance(each, options) for each in hits]
         assert all(0 <= each <= 1 for each in found)

@@ -119,10 +119,11 @@ def test_a_source_may_be_a_path_or_a_number(searcher: Searcher) -> None:
 def test_what_cannot_be_kept_is_refused_before_anything_is_changed(searcher: Searcher, fake: FakeEncoder) -> None:
     replace(searcher, ("one", "a"), ("two", "a"))
     encoded(fake)
-    for source in (None, True, 1.5, ["a"], {}):
+    wrong: list[Any] = [None, True, 1.5, ["a"], {}]
+    for source in wrong:
         with pytest.raises(ValueError, match="text 1 must say its source"):
             replace(searcher, ("new", "a"), ("x", {"source": source}))
-    with pytest.raises(ValueError, match="text 0 must say its source.*'source'.*got None"):
+    with pytest.raises(ValueError, match=r"text 0 must say its source.*'source'.*got None"):
         replace(searcher, ("new", {"origin": "a"}))
     with pytest.raises(ValueError, match="two texts have the id 'x'"):
         replace(searcher, ("new", "a"), ("newer", "a"), ids=["x", "x"])
