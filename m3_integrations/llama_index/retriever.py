@@ -224,10 +224,11 @@ class M3HybridRetriever(BaseRetriever):
         objects = {node.index_id: node.obj for node in given if isinstance(node, IndexNode) and _has_object(node)}
         stored = [node.model_copy(update={"obj": None}) if _has_object(node) else node for node in given]
         chosen = list(map(without_results, stored))
+        metadatas = list(map(as_metadata, chosen))  # first, as it refuses what cannot be kept
         ids = self._searcher.add(
             [node.get_content(MetadataMode.EMBED) for node in chosen],
             ids=[node.node_id for node in chosen],
-            metadatas=[as_metadata(node) for node in chosen],
+            metadatas=metadatas,
             show_progress=show_progress,
         )
         self.object_map.update(objects)

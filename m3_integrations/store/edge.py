@@ -163,6 +163,9 @@ class EdgeStore(QdrantStore):
         index = edge.IntegerIndexParams(lookup=False, range=True)
         self._update(edge.UpdateOperation.create_field_index(path, index))
 
+    def _unindex(self, path: str) -> None:
+        self._update(edge.UpdateOperation.delete_field_index(path))
+
     def _write(self, points: list[Any], size_bytes: int) -> None:
         self._check_writable()
         self._check_disk(size_bytes)

@@ -131,7 +131,7 @@ class StoreFormat:
                 "upgrade m3-integrations to open it"
             )
         return cls(
-            fingerprint=found["fingerprint"],
+            fingerprint=found.get("fingerprint"),  # a server drops what is None
             modes=tuple(found["modes"]),
             dense_dim=int(found["dense_dim"]),
             token_dim=int(found["token_dim"]),

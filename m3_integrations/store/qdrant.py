@@ -289,6 +289,9 @@ class QdrantStore(Store):
                 self._overwrite({id_: payload for id_, payload in renewed.items() if payload is not None})
                 if after is None:
                     break
+            for path in self._indexed_paths - {"terms"}:  # of numbers as they were kept then
+                self._unindex(path)
+            self._indexed_paths &= {"terms"}
         self._format = self._format.renewed()
         self._write_format(self._format)
 
@@ -340,6 +343,10 @@ class QdrantStore(Store):
     @abstractmethod
     def _index(self, path: str) -> None:
         """Index the integers at this path of the payloads."""
+
+    @abstractmethod
+    def _unindex(self, path: str) -> None:
+        """Drop an index."""
 
     @abstractmethod
     def _write(self, points: list[Any], size_bytes: int) -> None:

@@ -176,6 +176,9 @@ class ServerStore(QdrantStore):
         with contextlib.suppress(PermissionError):
             self._ask(self._client.create_payload_index, path, field_schema=index, wait=True)
 
+    def _unindex(self, path: str) -> None:
+        self._ask(self._client.delete_payload_index, path, wait=True)
+
     def _write(self, points: list[Any], size_bytes: int) -> None:  # noqa: ARG002
         if _TERMS not in self._indexed_paths:  # also where whoever made the collection did not get as far
             index = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD)

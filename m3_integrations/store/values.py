@@ -89,7 +89,7 @@ def _mapping(metadata: Mapping[Any, Any], owner: str, trail: _Trail) -> dict[str
             _refuse(key, owner, (*trail, repr(key)), "keys must be strings, and this one is not: use str(...)")
         name = key if type(key) is str else _kept(key, owner, trail)
         if not name.isascii():
-            _check_unicode(name, owner, (*trail, ascii(name)))
+            _check_unicode(name, owner, (*trail, ascii(name)[1:-1]))
         kept[name] = _kept(value, owner, (*trail, name))
     return kept
 
@@ -273,7 +273,10 @@ def _is_read_exactly(number: float) -> bool:
     """
     if number.is_integer() and abs(number) <= 2**53:
         return True
-    digits = Decimal(repr(number)).as_tuple()
+    written = repr(number)
+    if len(written) <= 16 and "e" not in written:  # 15 digits: most numbers that people write
+        return True
+    digits = Decimal(written).as_tuple()
     whole = int("".join(map(str, digits.digits)))
     return whole <= 2**53 and isinstance(digits.exponent, int) and abs(digits.exponent) <= 22
 
