@@ -122,7 +122,7 @@ def kept(filter_: Any, *metadatas: dict[str, Any]) -> list[int]:
 
 
 def test_every_comparator_and_operator_means_what_it_says() -> None:
-    numbers = [{"n": n} for n in (1, 2, 3)]
+    numbers: list[dict[str, Any]] = [{"n": n} for n in (1, 2, 3)]
     for comparator, value, rows in (
         (Comparator.EQ, 2, [1]),
         (Comparator.NE, 2, [0, 2]),
@@ -134,7 +134,7 @@ def test_every_comparator_and_operator_means_what_it_says() -> None:
         (Comparator.NIN, [1, 3], [1]),
     ):
         assert kept(Comparison(comparator, "n", value), *numbers) == rows
-    lists = [{"tags": ["a", "b"]}, {"tags": ["ab"]}, {"tags": []}]
+    lists: list[dict[str, Any]] = [{"tags": ["a", "b"]}, {"tags": ["ab"]}, {"tags": []}]
     assert kept(Comparison(Comparator.CONTAIN, "tags", "a"), *lists) == [0]
     one, three = Comparison(Comparator.EQ, "n", 1), Comparison(Comparator.EQ, "n", 3)
     assert kept(Operation(Operator.OR, [one, three]), *numbers) == [0, 2]
