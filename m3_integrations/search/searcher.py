@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import threading
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, Self, Unpack
 
 import numpy as np
 
-from m3_integrations.bm25 import Bm25Index
 from m3_integrations.fusion import reciprocal_rank_fusion
 from m3_integrations.scoring import combine, top_rows
 from m3_integrations.search.adding import add_texts
+from m3_integrations.search.bm25_leg import Bm25Leg
 from m3_integrations.search.explanation import Explanation, explain_record
-from m3_integrations.search.opening import warn_of_absent_heads
+from m3_integrations.search.opening import check_options, warn_of_absent_heads
 from m3_integrations.search.options import MODES_OF, SearchKeywords, SearchOptions
-from m3_integrations.store import Filter, FilterLike, Record, Store
-from m3_integrations.store.memory import MemoryStore
-from m3_integrations.vectors import Encoder, FloatArray, M3Vectors, Mode, check_heads
+from m3_integrations.store import FilterLike, Store, matches
+from m3_integrations.vectors import Encoder, FloatArray, M3Vectors, Mode
 
 _BATCH_SIZE: Final = 64
 """Queries encoded at a time: bounds the memory of their multi-vectors."""
@@ -69,7 +66,7 @@ class Searcher:
         if self.options.mode == "all":
             warn_of_absent_heads(encoder)
         self._modes: tuple[Mode, ...] = ()  # the encoder's, once the store is bound to its model
-        self._bm25 = _Bm25Leg(encoder, store)
+        self._bm25 = Bm25Leg(encoder, store)
 
     def with_options(self, options: SearchOptions) -> Self:
         """Return a searcher over the same encoder, store and BM25 index with other options.
@@ -82,11 +79,12 @@ class Searcher:
         twin.options = options
         return twin
 
-    def _asked(self, options: SearchKeywords) -> SearchOptions:
-        if not options:
-            return self.options
+    def _asked(self, query: str | None, options: SearchKeywords) -> SearchOptions:
         asked = self.options.changed(**options)
-        check_options(asked, self.store, self.encoder)
+        if query is None:  # there is a dense vector alone
+            asked = asked.changed(mode="dense", bm25="off", weights="equal")
+        if asked is not self.options:
+            check_options(asked, self.store, self.encoder)
         return asked
 
     def __repr__(self) -> str:
@@ -167,29 +165,41 @@ class Searcher:
             return self.store.delete(ids)
         return self.store.delete_where(filter)
 
-    def search(self, query: str, **options: Unpack[SearchKeywords]) -> list[Hit]:
+    def search(
+        self,
+        query: str | None,
+        *,
+        dense: FloatArray | None = None,
+        ids: Sequence[str] | None = None,
+        **options: Unpack[SearchKeywords],
+    ) -> list[Hit]:
         """Return the records that answer a query best, best first; equal scores in the order of their ids.
 
         The query is encoded once. Each leg finds `pool_size` candidates. Every candidate is scored exactly in every
         mode that ranks, even if only one leg found it.
 
         Args:
-            query: Encoded as a query.
+            query: Encoded as a query. None if there is a dense vector alone: then the dense mode ranks, whatever the
+                options say, and BM25 finds nothing.
+            dense: (d,) float32 of any length, instead of the query's own dense vector.
+            ids: Instead of what the legs find: the candidates. Unknown ids are skipped.
             **options: As `SearchOptions` describes them. None means the searcher's own option; the filter {} means no
                 filter.
 
         Raises:
-            TypeError: If the query is no string, an option is unknown or of a wrong type.
+            TypeError: If the query is no string and there is no dense vector, an option is unknown or of a wrong type.
             ValueError: If an option is out of range, the checkpoint or the store lacks the mode, BM25 is asked of a
-                store that is not in memory, or the store holds another model's vectors.
+                store that is not in memory, the store holds another model's vectors, or the dense vector is not of the
+                model's size or not finite.
         """
-        asked = self._asked(options)
+        asked = self._asked(query, options)
         ranking, encoded = self._modes_of(asked)
-        return self._find(query, self.encoder.encode([query], kind="query", modes=encoded), ranking, asked)
+        vectors = None if query is None else self.encoder.encode([query], kind="query", modes=encoded)
+        return self._find(query, self._with_dense(vectors, dense), ranking, asked, ids)
 
     def search_batch(self, queries: Sequence[str], **options: Unpack[SearchKeywords]) -> list[list[Hit]]:
         """Return each query's results, as `search` does; the queries are encoded together."""
-        asked = self._asked(options)
+        asked = self._asked("", options)
         ranking, encoded = self._modes_of(asked)
         results: list[list[Hit]] = []
         for start in range(0, len(queries), _BATCH_SIZE):
@@ -198,12 +208,38 @@ class Searcher:
             results.extend(self._find(query, vectors[i], ranking, asked) for i, query in enumerate(batch))
         return results
 
-    async def asearch(self, query: str, **options: Unpack[SearchKeywords]) -> list[Hit]:
+    async def asearch(
+        self,
+        query: str | None,
+        *,
+        dense: FloatArray | None = None,
+        ids: Sequence[str] | None = None,
+        **options: Unpack[SearchKeywords],
+    ) -> list[Hit]:
         """Search as `search` does, without blocking the event loop."""
-        asked = await asyncio.to_thread(self._asked, options)  # may open the network
+        asked = await asyncio.to_thread(self._asked, query, options)  # may open the network
         ranking, encoded = await asyncio.to_thread(self._modes_of, asked)  # may ask a server
-        vectors = await self.encoder.aencode([query], kind="query", modes=encoded)
-        return await asyncio.to_thread(self._find, query, vectors, ranking, asked)
+        vectors = None if query is None else await self.encoder.aencode([query], kind="query", modes=encoded)
+        return await asyncio.to_thread(self._find, query, self._with_dense(vectors, dense), ranking, asked, ids)
+
+    def _with_dense(self, vectors: M3Vectors | None, dense: FloatArray | None) -> M3Vectors:
+        """Return a query's vectors with another dense vector, which is made of unit length; 0 stays 0."""
+        if dense is None:
+            if vectors is None:
+                raise TypeError("a search needs a query, which is a string, or a dense vector; got neither")
+            return vectors
+        if dense.shape != (self.encoder.dim,) or not np.isfinite(dense).all():
+            shown = np.array2string(dense, threshold=8, edgeitems=3)
+            raise ValueError(
+                f"a dense vector is {self.encoder.dim} finite numbers, as {self.encoder.model} makes them; got shape "
+                f"{dense.shape}: {shown}"
+            )
+        length = float(np.linalg.norm(dense)) or 1.0
+        row = (dense / length).astype(np.float32).reshape(1, -1)
+        if vectors is None:
+            return M3Vectors(dense=row)
+        columns: dict[str, Any] = {mode: getattr(vectors, mode) for mode in vectors.modes}
+        return M3Vectors(**columns | ({"dense": row} if "dense" in columns else {}))
 
     def _modes_of(self, options: SearchOptions) -> tuple[tuple[Mode, ...], tuple[Mode, ...]]:
         """Return the modes that rank, and those to encode a query in: with a multi-vector also those that find."""
@@ -220,18 +256,35 @@ class Searcher:
             )
         return ranking, present if "multi_vector" in ranking else ranking
 
-    def _find(self, query: str, vectors: M3Vectors, ranking: Sequence[Mode], options: SearchOptions) -> list[Hit]:
-        legs = [mode for mode in vectors.modes if mode != "multi_vector"]
+    def _find(
+        self,
+        query: str | None,
+        vectors: M3Vectors,
+        ranking: Sequence[Mode],
+        options: SearchOptions,
+        among: Sequence[str] | None = None,
+    ) -> list[Hit]:
+        legs = [mode for mode in vectors.modes if mode != "multi_vector" and among is None]
         if options.bm25 == "replace" and "lexical" in legs:
             legs.remove("lexical")
         pool = max(options.pool_size, options.k)
         found = self.store.candidates(vectors, dict.fromkeys(legs, pool), options.filter) if legs else {}
-        bm25 = self._bm25.top(query, pool, options.filter) if options.bm25 != "off" else {}
+        bm25: dict[str, float] = {}
+        if options.bm25 != "off" and query is not None:
+            if among is not None:
+                raise ValueError("BM25 looks for candidates: leave it off where ids are given")
+            bm25 = self._bm25.top(query, pool, options.filter)
+        candidates = {id_ for hits in found.values() for id_ in hits.ids}.union(bm25)
+        if among is not None:
+            given = self.store.get(list(dict.fromkeys(among)))
+            candidates = {record.id for record in given if matches(options.filter, record.metadata)}
         # In the order of the ids, so that equal scores rank the same whatever the store.
-        ids = sorted({id_ for hits in found.values() for id_ in hits.ids}.union(bm25))
+        ids = sorted(candidates)
         ids, scores = self.store.scores(vectors, ids, ranking, found)
         final = combine(scores, options.weights) if options.fusion == "weighted" else _fuse(ids, scores, bm25, options)
         ranked = top_rows(final, len(final))
+        if among is not None and list(ranking) == ["lexical"]:
+            ranked = ranked[final[ranked] > 0]  # a text without a shared token is no lexical hit
         if options.score_threshold is not None:
             ranked = ranked[final[ranked] >= options.score_threshold]
         hits: list[Hit] = []
@@ -267,71 +320,6 @@ class Searcher:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def check_options(options: SearchOptions, store: Store, encoder: Encoder | None = None) -> None:
-    """Refuse options that an encoder and a store can never honour.
-
-    Args:
-        options: What a search will ask for.
-        store: Where it will search.
-        encoder: What it will encode with; None if that is not open yet.
-
-    Raises:
-        ValueError: For BM25 over a store that is not in memory, a mode that the checkpoint has no head for, or weights
-            that lie on no mode that is there.
-    """
-    if options.bm25 != "off" and not isinstance(store, MemoryStore):
-        raise ValueError(
-            f"bm25={options.bm25!r} needs a store in memory (open_store()), got {store!r}: leave bm25 out, as "
-            "the lexical mode finds by words too"
-        )
-    if encoder is None:
-        return
-    asked = MODES_OF[options.mode]
-    if options.mode != "all":
-        check_heads(encoder.model, encoder.modes, asked)
-    if options.fusion == "weighted":
-        options.weights.normalized([mode for mode in asked if mode in encoder.modes])
-
-
-class _Bm25Leg:
-    """BM25 over a store in memory. A record is tokenized once, by the first search after it was added."""
-
-    def __init__(self, encoder: Encoder, store: Store) -> None:
-        self._encoder = encoder
-        self._store = store
-        self._index = Bm25Index()
-        self._records: Mapping[int, Record] = {}  # the store's, by row, as they are in the index
-        self._version = -1  # the store's, when they were read
-        # A lock cannot be pickled, and a searcher over a server can: there is nothing to lock there.
-        self._lock = threading.Lock() if isinstance(store, MemoryStore) else nullcontext()
-
-    def top(self, query: str, n: int, filter_: Filter | None) -> dict[str, float]:
-        """Return the n best records that share a token with the query and match, best first, by their ids.
-
-        The query is tokenized without an instruction, which is for the network: its words are not looked for.
-        """
-        if not isinstance(self._store, MemoryStore):
-            raise ValueError("BM25 needs a store in memory: this one has its own lexical leg")  # noqa: TRY004
-        with self._lock:
-            self._update(self._store)
-            (words,) = self._encoder.tokenize([query])
-            among = None if filter_ is None else self._store.rows(filter_)
-            best = self._index.top(words[:-1], n, among=among)
-            return {self._records[row].id: score for row, score in best}
-
-    def _update(self, store: MemoryStore) -> None:
-        """Tokenize what was added since the last time, and forget what was deleted."""
-        version = store.version  # before the records, so that what changes in between is seen the next time
-        if version == self._version:
-            return
-        records = store.rows()
-        new = [row for row in records if row not in self._records]
-        tokens = self._encoder.tokenize([records[row].text for row in new])
-        self._index.discard(self._records.keys() - records.keys())
-        self._index.add({row: words[:-1] for row, words in zip(new, tokens, strict=True)})
-        self._records, self._version = records, version
 
 
 def _fuse(
