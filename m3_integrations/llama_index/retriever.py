@@ -15,7 +15,6 @@ from llama_index.core.schema import (
     BaseNode,
     Document,
     IndexNode,
-    MetadataMode,
     NodeWithScore,
     QueryBundle,
     TransformComponent,
@@ -23,8 +22,9 @@ from llama_index.core.schema import (
 from llama_index.core.settings import Settings
 from llama_index.core.vector_stores import MetadataFilters
 
+from m3_integrations.llama_index.adding import add_nodes, delete_document
 from m3_integrations.llama_index.filters import as_filter
-from m3_integrations.llama_index.nodes import REF_DOC_KEY, as_metadata, as_result, without_results
+from m3_integrations.llama_index.nodes import as_result, without_results
 from m3_integrations.search import (
     Explanation,
     RankingKeywords,
@@ -156,6 +156,10 @@ class M3HybridRetriever(BaseRetriever):
     ) -> Self:
         """Make a retriever and add documents to it, cut into nodes.
 
+        Whatever else a store that is not empty has of these documents is deleted once they are in, and a text that it
+        has of them is not encoded again. A document is known by its `id_`, which `SimpleDirectoryReader` makes of the
+        file's name if it is told `filename_as_id=True`, and is random otherwise.
+
         Args:
             documents: They are not changed.
             transformations: What makes nodes of them; `Settings.transformations` if None, which cuts at sentences.
@@ -168,7 +172,7 @@ class M3HybridRetriever(BaseRetriever):
         chosen = Settings.transformations if transformations is None else transformations
         retriever = cls(**settings)
         nodes = run_transformations(list(documents), chosen, show_progress=show_progress)
-        retriever.add_nodes(nodes, show_progress=show_progress)
+        retriever.add_nodes(nodes, replace_documents=True, show_progress=show_progress)
         return retriever
 
     def with_options(
@@ -203,12 +207,22 @@ class M3HybridRetriever(BaseRetriever):
         hits = await self._searcher.asearch(query_bundle.query_str)
         return await asyncio.to_thread(lambda: [as_result(hit) for hit in hits])
 
-    def add_nodes(self, nodes: Iterable[BaseNode], *, show_progress: bool = False) -> list[str]:
-        """Add nodes, replacing those with the same ids.
+    def add_nodes(
+        self, nodes: Iterable[BaseNode], *, replace_documents: bool = False, show_progress: bool = False
+    ) -> list[str]:
+        """Add nodes, replacing those with the same ids and those that their documents had before.
+
+        So a script that is run again leaves the same nodes, though LlamaIndex's splitters give them other ids every
+        time, and encodes only texts that the store does not have of the same document. Once all nodes are in, it
+        deletes what an earlier version of a document had (its hash in the nodes' relationships tells), and the same
+        piece of the same version. A document that is added in several calls keeps the nodes of all of them. What is
+        of a document that is gone stays: see `delete_ref_doc`.
 
         Args:
             nodes: They are not changed. Metadata are stored as JSON has them. The scores of an earlier reranking are
                 not stored. The object of an `IndexNode` goes into this retriever's `object_map` if it is no node.
+            replace_documents: Whether these are all nodes of their documents. Then whatever else the store has of them
+                is deleted, also if it is of the same version, but was cut in another way.
             show_progress: Whether to draw a progress bar.
 
         Returns:
@@ -218,16 +232,15 @@ class M3HybridRetriever(BaseRetriever):
             ValueError: If a node holds a value that JSON has no form for, or the store holds another model's vectors.
         """
         chosen = [self._storable(node) for node in nodes]
-        return self._searcher.add(
-            [node.get_content(MetadataMode.EMBED) for node in chosen],
-            ids=[node.node_id for node in chosen],
-            metadatas=[as_metadata(node) for node in chosen],
-            show_progress=show_progress,
-        )
+        return add_nodes(self._searcher, chosen, replace_documents=replace_documents, show_progress=show_progress)
 
-    async def aadd_nodes(self, nodes: Iterable[BaseNode], *, show_progress: bool = False) -> list[str]:
+    async def aadd_nodes(
+        self, nodes: Iterable[BaseNode], *, replace_documents: bool = False, show_progress: bool = False
+    ) -> list[str]:
         """Add nodes as `add_nodes` does, without blocking the event loop."""
-        return await asyncio.to_thread(self.add_nodes, nodes, show_progress=show_progress)
+        return await asyncio.to_thread(
+            self.add_nodes, nodes, replace_documents=replace_documents, show_progress=show_progress
+        )
 
     def _storable(self, node: BaseNode) -> BaseNode:
         if isinstance(node, IndexNode) and node.obj is not None and not isinstance(node.obj, BaseNode):
@@ -260,8 +273,8 @@ class M3HybridRetriever(BaseRetriever):
         return await asyncio.to_thread(self.delete_nodes, node_ids, filters=filters)
 
     def delete_ref_doc(self, ref_doc_id: str) -> int:
-        """Delete the nodes that were made of a document; return how many were deleted."""
-        return self._searcher.delete(filter={REF_DOC_KEY: ref_doc_id})
+        """Delete the nodes that were made of a document, or a document that was added whole; return how many."""
+        return delete_document(self._searcher, ref_doc_id)
 
     async def adelete_ref_doc(self, ref_doc_id: str) -> int:
         """Delete nodes as `delete_ref_doc` does, without blocking the event loop."""
