@@ -146,25 +146,37 @@ class Searcher:
             raise ValueError("an empty filter matches everything: delete by ids if that is what you want")
         return self.store.delete_where(parsed)
 
-    def search(self, query: str, **options: Unpack[SearchKeywords]) -> list[Hit]:
+    def search(
+        self,
+        query: str | None,
+        *,
+        dense: FloatArray | None = None,
+        ids: Sequence[str] | None = None,
+        **options: Unpack[SearchKeywords],
+    ) -> list[Hit]:
         """Return the records that answer a query best, best first; equal scores in the order of their ids.
 
         The query is encoded once. Each leg finds `pool_size` candidates. Every candidate is scored exactly in every
         mode that ranks, even if only one leg found it.
 
         Args:
-            query: Encoded as a query.
+            query: Encoded as a query. None if there is a dense vector alone: then the dense mode ranks, whatever the
+                options say, and BM25 finds nothing.
+            dense: (d,) float32 of any length, instead of the query's own dense vector.
+            ids: Instead of what the legs find: the candidates. Unknown ids are skipped.
             **options: As `SearchOptions` describes them. None means the searcher's own option; the filter {} means no
                 filter.
 
         Raises:
             TypeError: If the query is no string, an option is unknown or of a wrong type.
             ValueError: If an option is out of range, the checkpoint or the store lacks the mode, BM25 is asked of a
-                store that is not in memory, or the store holds another model's vectors.
+                store that is not in memory, the store holds another model's vectors, the dense vector is not of the
+                model's size or not finite, or there is neither a query nor a dense vector.
         """
-        asked = self.options.changed(**options)
+        asked = self._asked(query, options)
         ranking, encoded = self._modes_of(asked)
-        return self._find(query, self.encoder.encode([query], kind="query", modes=encoded), ranking, asked)
+        vectors = None if query is None else self.encoder.encode([query], kind="query", modes=encoded)
+        return self._find(query, self._with_dense(vectors, dense), ranking, asked, ids)
 
     def search_batch(self, queries: Sequence[str], **options: Unpack[SearchKeywords]) -> list[list[Hit]]:
         """Return each query's results, as `search` does; the queries are encoded together."""
@@ -177,12 +189,38 @@ class Searcher:
             results.extend(self._find(query, vectors[i], ranking, asked) for i, query in enumerate(batch))
         return results
 
-    async def asearch(self, query: str, **options: Unpack[SearchKeywords]) -> list[Hit]:
+    async def asearch(
+        self,
+        query: str | None,
+        *,
+        dense: FloatArray | None = None,
+        ids: Sequence[str] | None = None,
+        **options: Unpack[SearchKeywords],
+    ) -> list[Hit]:
         """Search as `search` does, without blocking the event loop."""
-        asked = self.options.changed(**options)
+        asked = self._asked(query, options)
         ranking, encoded = await asyncio.to_thread(self._modes_of, asked)  # may ask a server
-        vectors = await self.encoder.aencode([query], kind="query", modes=encoded)
-        return await asyncio.to_thread(self._find, query, vectors, ranking, asked)
+        vectors = None if query is None else await self.encoder.aencode([query], kind="query", modes=encoded)
+        return await asyncio.to_thread(self._find, query, self._with_dense(vectors, dense), ranking, asked, ids)
+
+    def _asked(self, query: str | None, options: SearchKeywords) -> SearchOptions:
+        asked = self.options.changed(**options)
+        return asked.changed(mode="dense", bm25="off") if query is None else asked
+
+    def _with_dense(self, vectors: M3Vectors | None, dense: FloatArray | None) -> M3Vectors:
+        """Return a query's vectors with another dense vector, which is made of unit length; 0 stays 0."""
+        if dense is None:
+            if vectors is None:
+                raise ValueError("a search needs a query or a dense vector, got neither")
+            return vectors
+        if dense.shape != (self.encoder.dim,) or not np.isfinite(dense).all():
+            raise ValueError(f"a dense vector is {self.encoder.dim} finite numbers, got {dense!r}")
+        length = float(np.linalg.norm(dense)) or 1.0
+        row = (dense / length).astype(np.float32).reshape(1, -1)
+        if vectors is None:
+            return M3Vectors(dense=row)
+        columns: dict[str, Any] = {mode: getattr(vectors, mode) for mode in vectors.modes}
+        return M3Vectors(**columns | ({"dense": row} if "dense" in columns else {}))
 
     def _modes_of(self, options: SearchOptions) -> tuple[tuple[Mode, ...], tuple[Mode, ...]]:
         """Return the modes that rank, and those to encode a query in: with a multi-vector also those that find."""
@@ -199,18 +237,35 @@ class Searcher:
             )
         return ranking, present if "multi_vector" in ranking else ranking
 
-    def _find(self, query: str, vectors: M3Vectors, ranking: Sequence[Mode], options: SearchOptions) -> list[Hit]:
-        legs = [mode for mode in vectors.modes if mode != "multi_vector"]
+    def _find(
+        self,
+        query: str | None,
+        vectors: M3Vectors,
+        ranking: Sequence[Mode],
+        options: SearchOptions,
+        among: Sequence[str] | None = None,
+    ) -> list[Hit]:
+        legs = [mode for mode in vectors.modes if mode != "multi_vector" and among is None]
         if options.bm25 == "replace" and "lexical" in legs:
             legs.remove("lexical")
         pool = max(options.pool_size, options.k)
         found = self.store.candidates(vectors, dict.fromkeys(legs, pool), options.filter) if legs else {}
-        bm25 = self._bm25.top(query, pool, options.filter) if options.bm25 != "off" else {}
+        bm25: dict[str, float] = {}
+        if options.bm25 != "off" and query is not None:
+            if among is not None:
+                raise ValueError("BM25 looks for candidates: leave it off where ids are given")
+            bm25 = self._bm25.top(query, pool, options.filter)
+        candidates = {id_ for hits in found.values() for id_ in hits.ids}.union(bm25)
+        if among is not None:
+            given = self.store.get(list(dict.fromkeys(among)))
+            candidates = {record.id for record in given if matches(options.filter, record.metadata)}
         # In the order of the ids, so that equal scores rank the same whatever the store.
-        ids = sorted({id_ for hits in found.values() for id_ in hits.ids}.union(bm25))
+        ids = sorted(candidates)
         ids, scores = self.store.scores(vectors, ids, ranking, found)
         final = combine(scores, options.weights) if options.fusion == "weighted" else _fuse(ids, scores, bm25, options)
         ranked = top_rows(final, len(final))
+        if among is not None and list(ranking) == ["lexical"]:
+            ranked = ranked[final[ranked] > 0]  # a text without a shared token is no lexical hit
         if options.score_threshold is not None:
             ranked = ranked[final[ranked] >= options.score_threshold]
         hits: list[Hit] = []
