@@ -1,7 +1,7 @@
 """Nodes into a store and out of it: unchanged texts keep their vectors, and what a document had before goes.
 
-LlamaIndex's splitters give a node a new random id whenever they make it. So an id does not say which node of the store a
-new one is; its document, the document's hash and its place in the text do.
+LlamaIndex's splitters give a node a new random id whenever they make it. So an id does not say which node of the store
+a new one is; its document, the document's hash and its place in the text do.
 """
 
 from __future__ import annotations
@@ -17,13 +17,18 @@ from llama_index.core.schema import BaseNode, MetadataMode
 from m3_integrations.llama_index.nodes import REF_DOC_KEY, as_metadata, as_result
 from m3_integrations.search import Hit, Searcher
 from m3_integrations.store import Record, Store, matches, parse_filter
-from m3_integrations.vectors import M3Vectors
+from m3_integrations.vectors import Encoder, M3Vectors
 
 _COPIED_AT_ONCE: Final = 50
 """Records read with their vectors at a time: bounds the memory."""
 
 _DOCUMENTS_AT_ONCE: Final = 500
 """Documents in one filter."""
+
+
+_LEAST_COSINE: Final = 0.99
+"""Of a node's embedding and our dense vector of its text. Other arithmetic of the same model stays above 0.999; another
+model's vectors are as good as random."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +112,7 @@ def _keep_vectors(store: Store, old: Sequence[Record], new: _New) -> list[int]:
     for start in range(0, len(kept), _COPIED_AT_ONCE):
         rows = kept[start : start + _COPIED_AT_ONCE]
         records = {
-            record.text: record
-            for record in store.get([by_text[new.texts[row]] for row in rows], with_vectors=True)
+            record.text: record for record in store.get([by_text[new.texts[row]] for row in rows], with_vectors=True)
         }
         there_still = [row for row in rows if new.texts[row] in records]
         fresh.extend(row for row in rows if new.texts[row] not in records)  # somebody has deleted or changed it
@@ -155,3 +159,29 @@ def _place(node: BaseNode) -> str:
     if content.get("start_char_idx") is not None:
         del content["metadata"]  # where the piece stands is enough; an extractor may have called it otherwise this time
     return json.dumps([node.ref_doc_id, _version(node), content], sort_keys=True)
+
+
+def check_embeddings(encoder: Encoder, nodes: Sequence[BaseNode]) -> None:
+    """Raise ValueError if a node has an embedding that is not, but for rounding, our dense vector of its text."""
+    nodes = [node for node in nodes if node.embedding]
+    for node in nodes:
+        if len(node.get_embedding()) != encoder.dim:
+            raise _foreign(node, encoder, f"has {len(node.get_embedding())} numbers, not {encoder.dim}")
+    start = 0
+    # In the cache still, if `M3Embedding` has made them just now; otherwise it costs a pass.
+    for vectors in encoder.encode_batches([node.get_content(MetadataMode.EMBED) for node in nodes], modes=("dense",)):
+        some = nodes[start : start + len(vectors)]
+        given = np.array([node.get_embedding() for node in some], dtype=np.float32)
+        lengths = np.linalg.norm(given, axis=1)
+        cosines = np.einsum("nd,nd->n", given, vectors.dense) / np.where(lengths > 0, lengths, 1)
+        for row in np.flatnonzero(~(cosines >= _LEAST_COSINE)):  # true for what is no number, too
+            raise _foreign(some[row], encoder, f"has a cosine of {cosines[row]:.2f} with it")
+        start += len(vectors)
+
+
+def _foreign(node: BaseNode, encoder: Encoder, what: str) -> ValueError:
+    return ValueError(
+        f"the embedding of node {node.node_id!r} is not the dense vector that {encoder.model} makes of its text: it "
+        f"{what}. Nothing was stored. Another model's vectors cannot be compared with this store's: let the index or "
+        "the pipeline use `embed_model` of this vector store"
+    )

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Iterable, Sequence
 from typing import Any, Self, Unpack
 
+import numpy as np
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.constants import DEFAULT_SIMILARITY_TOP_K
@@ -34,7 +35,7 @@ from m3_integrations.search import (
     open_encoder,
 )
 from m3_integrations.store import FilterLike, Store, open_store
-from m3_integrations.vectors import Encoder
+from m3_integrations.vectors import Encoder, FloatArray
 
 
 class M3HybridRetriever(BaseRetriever):
@@ -42,7 +43,9 @@ class M3HybridRetriever(BaseRetriever):
 
     `pip install 'm3-integrations[llama-index]'`
 
-    What is encoded is a node's text for embedding models, so with its metadata; of a query, its `query_str`. A node
+    What is encoded is a node's text for embedding models, so with its metadata; of a query, its `query_str`. A query's
+    `embedding`, or the mean of those of its `custom_embedding_strs` (as HyDE sets them), takes the place of the query's
+    own dense vector; without a `query_str` the dense mode ranks alone. The mode "lexical" has no use for them. A node
     comes back as it was added (a `Document` as a `TextNode`, as in LlamaIndex's stores), in an `M3NodeWithScore`,
     whose `m3_scores` are the scores in every mode. They are not in the metadata, because `QueryFusionRetriever`
     recognises a node by them.
@@ -201,10 +204,18 @@ class M3HybridRetriever(BaseRetriever):
         return other
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return [as_result(hit) for hit in self._searcher.search(query_bundle.query_str)]
+        dense = None if query_bundle.embedding is None else np.array(query_bundle.embedding, dtype=np.float32)
+        if dense is None and query_bundle.custom_embedding_strs:
+            # In all modes: the query is among them as a rule, and is in the cache then.
+            dense = self.encoder.encode(query_bundle.custom_embedding_strs, kind="query").dense.mean(axis=0)
+        return [as_result(hit) for hit in self._searcher.search(_text(query_bundle, dense), dense=dense)]
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        hits = await self._searcher.asearch(query_bundle.query_str)
+        dense = None if query_bundle.embedding is None else np.array(query_bundle.embedding, dtype=np.float32)
+        if dense is None and query_bundle.custom_embedding_strs:
+            vectors = await self.encoder.aencode(query_bundle.custom_embedding_strs, kind="query")
+            dense = vectors.dense.mean(axis=0)
+        hits = await self._searcher.asearch(_text(query_bundle, dense), dense=dense)
         return await asyncio.to_thread(lambda: [as_result(hit) for hit in hits])
 
     def add_nodes(
@@ -287,3 +298,8 @@ class M3HybridRetriever(BaseRetriever):
             KeyError: If there is no such node.
         """
         return self._searcher.explain(query, node_id)
+
+
+def _text(query_bundle: QueryBundle, dense: FloatArray | None) -> str | None:
+    """Return the text to encode; None where a dense vector stands alone."""
+    return query_bundle.query_str if query_bundle.query_str or dense is None else None

@@ -1,6 +1,6 @@
 """What `add_nodes` does with a document that was added before."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -216,7 +216,7 @@ def test_what_an_index_passes_over_is_found_all_the_same(
     adding: M3HybridRetriever, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adding.add_nodes(pieces("a", *PARAGRAPHS))
-    whole: Callable[..., dict[str, object]] = adding.store.candidates
+    whole = adding.store.candidates
     monkeypatch.setattr(adding.store, "candidates", lambda q, limits, f=None: whole(q, {"dense": 2}, f))
     adding.add_nodes(pieces("a", PARAGRAPHS[3]))
     monkeypatch.undo()
