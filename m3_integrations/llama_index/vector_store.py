@@ -88,7 +88,7 @@ class M3VectorStore(EncoderFields, BasePydanticVectorStore):
 
         vectors = M3VectorStore(model="BAAI/bge-m3", store=open_store("./my-index"))
         context = StorageContext.from_defaults(vector_store=vectors)
-        index = VectorStoreIndex(nodes, storage_context=context, embed_model=vectors.embed_model)
+        index = VectorStoreIndex.from_documents(documents, storage_context=context, embed_model=vectors.embed_model)
         index.as_retriever(similarity_top_k=5, vector_store_kwargs={"weights": "miracl"}).retrieve("rotate the keys")
         ```
 
