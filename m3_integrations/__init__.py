@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from m3_integrations.encoder import M3Encoder
     from m3_integrations.engine import EncoderStats
-    from m3_integrations.search import Hit, Searcher, SearchOptions
+    from m3_integrations.search import Hit, IncompleteAddError, Searcher, SearchOptions
     from m3_integrations.store import Record, Store, open_store
     from m3_integrations.vectors import PRESETS, Encoder, LexicalWeights, M3Scores, M3Vectors, ModeWeights
 
@@ -17,6 +17,7 @@ __all__ = [
     "Encoder",
     "EncoderStats",
     "Hit",
+    "IncompleteAddError",
     "LexicalWeights",
     "M3Encoder",
     "M3Scores",
@@ -32,7 +33,7 @@ __all__ = [
 _HOMES = {
     "EncoderStats": "engine",
     "M3Encoder": "encoder",
-    **dict.fromkeys(("Hit", "SearchOptions", "Searcher"), "search"),
+    **dict.fromkeys(("Hit", "IncompleteAddError", "SearchOptions", "Searcher"), "search"),
     **dict.fromkeys(("Record", "Store", "open_store"), "store"),
     **dict.fromkeys(("PRESETS", "Encoder", "LexicalWeights", "M3Scores", "M3Vectors", "ModeWeights"), "vectors"),
 }

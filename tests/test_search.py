@@ -176,9 +176,9 @@ def test_adding_gives_ids_replaces_and_makes_missing_ones(filled: Searcher) -> N
 
 
 def test_bad_additions_are_refused(filled: Searcher) -> None:
-    with pytest.raises(ValueError, match="2 texts, but 1 ids and 2 metadatas"):
+    with pytest.raises(ValueError, match="2 texts and 1 ids"):
         filled.add(["a", "b"], ids=["x"])
-    with pytest.raises(ValueError, match="2 texts, but 2 ids and 3 metadatas"):
+    with pytest.raises(ValueError, match="2 texts and 3 metadatas"):
         filled.add(["a", "b"], metadatas=[{}, {}, {}])
     with pytest.raises(TypeError, match="one string"):
         filled.add("text")

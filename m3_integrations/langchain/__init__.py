@@ -1,6 +1,7 @@
 """BGE-M3 for LangChain: embeddings, a hybrid retriever, a reranker and a cross-encoder on one network."""
 
 try:
+    from m3_integrations.langchain.documents import M3Document
     from m3_integrations.langchain.embeddings import M3Embeddings
     from m3_integrations.langchain.rerank import M3CrossEncoder, M3Rerank
     from m3_integrations.langchain.retriever import M3HybridRetriever
@@ -11,4 +12,4 @@ except ModuleNotFoundError as error:
         "m3_integrations.langchain needs langchain-core: pip install 'm3-integrations[langchain]'"
     ) from error
 
-__all__ = ["M3CrossEncoder", "M3Embeddings", "M3HybridRetriever", "M3Rerank"]
+__all__ = ["M3CrossEncoder", "M3Document", "M3Embeddings", "M3HybridRetriever", "M3Rerank"]

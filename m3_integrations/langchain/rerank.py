@@ -10,6 +10,7 @@ from langchain_core.cross_encoders import BaseCrossEncoder
 from langchain_core.documents import BaseDocumentCompressor, Document
 from pydantic import Field
 
+from m3_integrations.langchain.documents import with_scores
 from m3_integrations.langchain.fields import EncoderFields, MaybeStore, Weights
 from m3_integrations.search import Ranked, rerank, resolve_weights
 
@@ -75,8 +76,8 @@ class M3Rerank(EncoderFields, BaseDocumentCompressor):
         """Return the best documents, best first; equal scores keep their order.
 
         Returns:
-            Copies. Their metadata have two more keys: "relevance_score", the combined score, and "m3_scores", the raw
-            score in every mode.
+            Copies, as `M3Document`. Their metadata have two more keys: "relevance_score", the combined score, and
+            "m3_scores", the raw score in every mode. They are their `score` and `m3_scores` too, as of a retriever's.
 
         Raises:
             TypeError: If query is no string.
@@ -104,7 +105,7 @@ class M3Rerank(EncoderFields, BaseDocumentCompressor):
 
 def _with_results(document: Document, ranked: Ranked) -> Document:
     metadata = {**document.metadata, "relevance_score": ranked.score, "m3_scores": ranked.scores}
-    return document.model_copy(update={"metadata": metadata})
+    return with_scores(document.model_copy(update={"metadata": metadata}), ranked.score, ranked.scores)
 
 
 class M3CrossEncoder(EncoderFields, BaseCrossEncoder):

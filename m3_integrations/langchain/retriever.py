@@ -5,33 +5,27 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Final, Self, Unpack
+from typing import Annotated, Any, Self, Unpack
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, SkipValidation
 
+from m3_integrations.langchain.documents import as_documents, without_scores
 from m3_integrations.langchain.fields import EncoderFields, Weights
 from m3_integrations.search import (
     OPTION_NAMES,
     Bm25,
     Explanation,
     Fusion,
-    Hit,
     Searcher,
     SearchKeywords,
     SearchMode,
     SearchOptions,
     check_store,
 )
-from m3_integrations.store import FilterLike, Record, Store, open_store
-
-_RESULT_KEYS: Final = frozenset({"relevance_score", "m3_scores"})
-"""Under these a result's metadata hold its scores."""
-
-_FOREIGN_PREFIX: Final = "_node"
-"""Keys that begin so were written by the adapter for LlamaIndex, for itself."""
+from m3_integrations.store import FilterLike, Store, open_store
 
 
 class M3HybridRetriever(EncoderFields, BaseRetriever):
@@ -59,12 +53,15 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
         ```
 
     Usage:
+        Documents are equal to those that were added. Their scores are attributes and no part of their metadata, as
+        `M3Document` describes.
+
         Every option of a search can be given to a call too. There None means the constructor's option, and the filter
         `{}` means no filter.
 
         ```python
         found = retriever.invoke("how do I rotate the keys?", k=3, filter={"product": "vault"})
-        found[0].metadata["relevance_score"], found[0].metadata["m3_scores"]
+        found[0].score, found[0].m3_scores
         ```
 
     Use within a chain:
@@ -136,13 +133,13 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **options: Unpack[SearchKeywords]
     ) -> list[Document]:
         del run_manager  # there is no step inside that could report to it
-        return _as_documents(self._searcher().search(query, **options))
+        return as_documents(self._searcher().search(query, **options))
 
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **options: Unpack[SearchKeywords]
     ) -> list[Document]:
         del run_manager  # likewise
-        return _as_documents(await self._searcher().asearch(query, **options))
+        return as_documents(await self._searcher().asearch(query, **options))
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
         params = super()._get_ls_params(**kwargs)
@@ -155,7 +152,7 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
     def from_texts(
         cls,
         texts: Iterable[str],
-        metadatas: Iterable[Mapping[str, Any]] | None = None,
+        metadatas: Iterable[Mapping[str, Any] | None] | None = None,
         *,
         ids: Iterable[str | None] | None = None,
         **settings: Any,
@@ -195,7 +192,7 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
     def add_texts(
         self,
         texts: Iterable[str],
-        metadatas: Iterable[Mapping[str, Any]] | None = None,
+        metadatas: Iterable[Mapping[str, Any] | None] | None = None,
         *,
         ids: Iterable[str | None] | None = None,
     ) -> list[str]:
@@ -203,25 +200,27 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
 
         Args:
             texts: Encoded as documents.
-            metadatas: One per text. The scores of an earlier search are not stored.
+            metadatas: One per text, None for none; `m3_integrations.store.values` says what they may hold. The scores
+                of an earlier `M3Rerank` are not stored.
             ids: One per text; None makes a random one.
 
         Returns:
             The ids.
 
         Raises:
-            TypeError: If texts is one string or holds anything but strings.
-            ValueError: If there are not as many ids or metadatas as texts, or the store holds another model's vectors.
+            TypeError: If texts is one string or holds anything but strings, or an id is no string.
+            ValueError: If there are not as many ids or metadatas as texts, metadata hold what cannot be kept, or the
+                store holds another model's vectors. Then nothing was added.
+            IncompleteAddError: If it fails when some texts may be in the store already, such as on a full disk. It has
+                all ids; adding again with these makes no duplicates.
         """
-        own = None
-        if metadatas is not None:
-            own = [{key: value for key, value in each.items() if key not in _RESULT_KEYS} for each in metadatas]
+        own = None if metadatas is None else [without_scores(each) for each in metadatas]
         return self._searcher().add(texts, ids=ids, metadatas=own, show_progress=self.show_progress)
 
     async def aadd_texts(
         self,
         texts: Iterable[str],
-        metadatas: Iterable[Mapping[str, Any]] | None = None,
+        metadatas: Iterable[Mapping[str, Any] | None] | None = None,
         *,
         ids: Iterable[str | None] | None = None,
     ) -> list[str]:
@@ -232,7 +231,7 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
         """Add documents, replacing those with the same ids.
 
         Args:
-            documents: They are not changed. The scores of an earlier search in their metadata are not stored.
+            documents: They are not changed. The scores of an earlier `M3Rerank` in their metadata are not stored.
             ids: One per document; by default their own. None makes a random one.
 
         Returns:
@@ -276,7 +275,7 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Return copies of the documents with these ids, in the given order; unknown ids are skipped."""
-        return _as_documents(self.store.get(ids))
+        return as_documents(self.store.get(ids))
 
     async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Return documents as `get_by_ids` does, without blocking the event loop."""
@@ -289,13 +288,3 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
             KeyError: If there is no such document.
         """
         return self._searcher().explain(query, id)
-
-
-def _as_documents(found: Sequence[Record | Hit]) -> list[Document]:
-    documents = []
-    for each in found:
-        metadata = {key: value for key, value in each.metadata.items() if not key.startswith(_FOREIGN_PREFIX)}
-        if isinstance(each, Hit):
-            metadata |= {"relevance_score": each.score, "m3_scores": each.scores}
-        documents.append(Document(id=each.id, page_content=each.text, metadata=metadata))
-    return documents

@@ -46,12 +46,9 @@ def add_nodes(
 ) -> list[str]:
     """Add nodes as `M3HybridRetriever.add_nodes` describes; return their ids, as many as nodes."""
     latest = list({node.node_id: node for node in nodes}.values())
-    new = _New(
-        latest,
-        [node.node_id for node in latest],
-        [node.get_content(MetadataMode.EMBED) for node in latest],
-        [as_metadata(node) for node in latest],
-    )
+    metadatas = list(map(as_metadata, latest))  # first, as it refuses what cannot be kept
+    texts = [node.get_content(MetadataMode.EMBED) for node in latest]
+    new = _New(latest, [node.node_id for node in latest], texts, metadatas)
     store = searcher.store
     store.bind(searcher.encoder.fingerprint)  # vectors of another model are not kept
     old = _stored_nodes(store, searcher.encoder.dim, new)

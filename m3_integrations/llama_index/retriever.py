@@ -142,7 +142,7 @@ class M3HybridRetriever(BaseRetriever):
             **settings: The constructor's arguments; its errors are raised too.
 
         Raises:
-            ValueError: If a node holds a value that JSON has no form for, or the store holds another model's vectors.
+            ValueError: If metadata hold what cannot be kept, or the store holds another model's vectors.
         """
         retriever = cls(**settings)
         retriever.add_nodes(nodes, show_progress=show_progress)
@@ -170,7 +170,7 @@ class M3HybridRetriever(BaseRetriever):
             **settings: The constructor's arguments; its errors are raised too.
 
         Raises:
-            ValueError: If a node holds a value that JSON has no form for, or the store holds another model's vectors.
+            ValueError: If metadata hold what cannot be kept, or the store holds another model's vectors.
         """
         chosen = Settings.transformations if transformations is None else transformations
         retriever = cls(**settings)
@@ -230,8 +230,8 @@ class M3HybridRetriever(BaseRetriever):
         of a document that is gone stays: see `delete_ref_doc`.
 
         Args:
-            nodes: They are not changed. Metadata are stored as JSON has them. The scores of an earlier reranking are
-                not stored. The object of an `IndexNode` goes into this retriever's `object_map` if it is no node.
+            nodes: They are not changed. The scores of an earlier reranking are not stored. The object of an
+                `IndexNode` goes into this retriever's `object_map` if it is no node.
             replace_documents: Whether these are all nodes of their documents. Then whatever else the store has of them
                 is deleted, also if it is of the same version, but was cut in another way.
             show_progress: Whether to draw a progress bar.
@@ -240,10 +240,18 @@ class M3HybridRetriever(BaseRetriever):
             The ids.
 
         Raises:
-            ValueError: If a node holds a value that JSON has no form for, or the store holds another model's vectors.
+            ValueError: If metadata hold what cannot be kept, as `m3_integrations.store.values` says, or the store
+                holds another model's vectors. Then nothing was added.
+            IncompleteAddError: If it fails when some nodes may be in the store already, such as on a full disk. Adding
+                all of them again makes no duplicates.
         """
-        chosen = [self._storable(node) for node in nodes]
-        return add_nodes(self._searcher, chosen, replace_documents=replace_documents, show_progress=show_progress)
+        given = list(nodes)
+        objects = {node.index_id: node.obj for node in given if isinstance(node, IndexNode) and _has_object(node)}
+        stored = [node.model_copy(update={"obj": None}) if _has_object(node) else node for node in given]
+        chosen = list(map(without_results, stored))
+        ids = add_nodes(self._searcher, chosen, replace_documents=replace_documents, show_progress=show_progress)
+        self.object_map.update(objects)
+        return ids
 
     async def aadd_nodes(
         self, nodes: Iterable[BaseNode], *, replace_documents: bool = False, show_progress: bool = False
@@ -252,12 +260,6 @@ class M3HybridRetriever(BaseRetriever):
         return await asyncio.to_thread(
             self.add_nodes, nodes, replace_documents=replace_documents, show_progress=show_progress
         )
-
-    def _storable(self, node: BaseNode) -> BaseNode:
-        if isinstance(node, IndexNode) and node.obj is not None and not isinstance(node.obj, BaseNode):
-            self.object_map[node.index_id] = node.obj
-            node = node.model_copy(update={"obj": None})
-        return without_results(node)
 
     def delete_nodes(
         self, node_ids: Sequence[str] | None = None, *, filters: MetadataFilters | FilterLike = None
@@ -303,3 +305,8 @@ class M3HybridRetriever(BaseRetriever):
 def _text(query_bundle: QueryBundle, dense: FloatArray | None) -> str | None:
     """Return the text to encode; None where a dense vector stands alone."""
     return query_bundle.query_str if query_bundle.query_str or dense is None else None
+
+
+def _has_object(node: BaseNode) -> bool:
+    """Return whether a node points at something that is no node, and so cannot be stored."""
+    return isinstance(node, IndexNode) and node.obj is not None and not isinstance(node.obj, BaseNode)

@@ -1,5 +1,6 @@
 """Hybrid search and reranking, free of any framework: candidates, exact scores of all of them, weights, the best k."""
 
+from m3_integrations.search.adding import NODE_KEYS, IncompleteAddError, holds_node
 from m3_integrations.search.explanation import Explanation, TokenMatch, TokenPair
 from m3_integrations.search.opening import check_store, open_encoder
 from m3_integrations.search.options import (
@@ -16,11 +17,13 @@ from m3_integrations.search.rerank import Ranked, rerank
 from m3_integrations.search.searcher import Hit, Searcher
 
 __all__ = [
+    "NODE_KEYS",
     "OPTION_NAMES",
     "Bm25",
     "Explanation",
     "Fusion",
     "Hit",
+    "IncompleteAddError",
     "Ranked",
     "RankingKeywords",
     "SearchKeywords",
@@ -30,6 +33,7 @@ __all__ = [
     "TokenMatch",
     "TokenPair",
     "check_store",
+    "holds_node",
     "open_encoder",
     "rerank",
     "resolve_weights",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self, Unpack
@@ -14,9 +13,10 @@ import numpy as np
 from m3_integrations.bm25 import Bm25Index
 from m3_integrations.fusion import reciprocal_rank_fusion
 from m3_integrations.scoring import combine, top_rows
+from m3_integrations.search.adding import add_texts
 from m3_integrations.search.explanation import Explanation, explain_record
 from m3_integrations.search.options import MODES_OF, SearchKeywords, SearchOptions
-from m3_integrations.store import Filter, FilterLike, Store, matches, parse_filter
+from m3_integrations.store import Filter, FilterLike, Store, matches
 from m3_integrations.store.memory import MemoryStore
 from m3_integrations.vectors import Encoder, FloatArray, M3Vectors, Mode
 
@@ -76,49 +76,47 @@ class Searcher:
         texts: Iterable[str],
         *,
         ids: Iterable[str | None] | None = None,
-        metadatas: Iterable[Mapping[str, Any]] | None = None,
+        metadatas: Iterable[Mapping[str, Any] | None] | None = None,
         show_progress: bool = False,
     ) -> list[str]:
         """Encode texts and put them into the store, replacing records with the same ids.
 
+        The whole call is checked before the first text is encoded: what is refused leaves the store as it was. Then
+        texts are encoded and stored some thousand at a time.
+
         Args:
-            texts: Encoded as documents.
+            texts: Encoded as documents. Every iterable is read once.
             ids: One per text; None makes a random one.
-            metadatas: One per text.
+            metadatas: One per text, None for none; `m3_integrations.store.values` says what they may hold.
             show_progress: Whether to draw a progress bar.
 
         Returns:
             The ids.
 
         Raises:
-            TypeError: If texts is one string or holds anything but strings.
-            ValueError: If ids or metadatas are not as many as texts, or the store holds another model's vectors.
+            TypeError: If texts is one string or holds anything but strings, an id is no string, or metadata are no
+                mapping.
+            ValueError: If ids or metadatas are not as many as texts, metadata hold what cannot be kept, a text is not
+                valid Unicode, or the store holds another model's vectors.
+            IncompleteAddError: If it fails when some texts may be in the store already, such as on a full disk. It has
+                the ids of all texts; adding them again with these makes no duplicates.
         """
-        if isinstance(texts, str):
-            raise TypeError("texts must be strings, got one string: pass [text]")
-        texts = list(texts)
-        given = list(ids) if ids is not None else [None] * len(texts)
-        metadata = list(metadatas) if metadatas is not None else [{}] * len(texts)
-        if len(given) != len(texts) or len(metadata) != len(texts):
-            raise ValueError(f"{len(texts)} texts, but {len(given)} ids and {len(metadata)} metadatas")
-        chosen = [str(uuid.uuid4()) if id_ is None else id_ for id_ in given]
-        of_encoder, kept = self._bind(), self.store.kept_modes
-        start = 0
-        modes = tuple(mode for mode in of_encoder if mode in kept)
-        for vectors in self.encoder.encode_batches(texts, modes=modes, show_progress=show_progress):
-            end = start + len(vectors)
-            self.store.upsert(chosen[start:end], texts[start:end], metadata[start:end], vectors)
-            start = end
-        return chosen
+        modes = tuple(mode for mode in self._bind() if mode in self.store.kept_modes)
+        return add_texts(
+            self.encoder, self.store, modes, texts, ids=ids, metadatas=metadatas, show_progress=show_progress
+        )
 
     async def aadd(
         self,
         texts: Iterable[str],
         *,
         ids: Iterable[str | None] | None = None,
-        metadatas: Iterable[Mapping[str, Any]] | None = None,
+        metadatas: Iterable[Mapping[str, Any] | None] | None = None,
     ) -> list[str]:
-        """Add texts as `add` does, without blocking the event loop."""
+        """Add texts as `add` does, without blocking the event loop.
+
+        A call that is cancelled goes on in its thread: give ids where that may happen.
+        """
         return await asyncio.to_thread(self.add, texts, ids=ids, metadatas=metadatas)
 
     def delete(self, ids: Sequence[str] | None = None, *, filter: FilterLike = None) -> int:  # noqa: A002
@@ -132,19 +130,15 @@ class Searcher:
             How many were deleted.
 
         Raises:
-            TypeError: If ids is one string.
-            ValueError: Unless exactly one of ids and filter is given, or if the filter is empty.
+            TypeError: If ids is one string, or one of them is no string.
+            ValueError: Unless exactly one of ids and filter is given, or if the filter says nothing and so matches
+                everything.
         """
-        if isinstance(ids, str):
-            raise TypeError(f"ids must be a sequence of strings, got the string {ids!r}: pass [{ids!r}]")
         if (ids is None) == (filter is None):
             raise ValueError(f"delete needs either ids or a filter, got ids={ids!r}, filter={filter!r}")
         if ids is not None:
             return self.store.delete(ids)
-        parsed = parse_filter(filter)
-        if parsed is None:
-            raise ValueError("an empty filter matches everything: delete by ids if that is what you want")
-        return self.store.delete_where(parsed)
+        return self.store.delete_where(filter)
 
     def search(
         self,

@@ -202,7 +202,7 @@ def test_parts_are_as_long_as_asked_for(docs: Path) -> None:
         (["search", "IDX", "museum", "--filter", "[1]"], "--filter must be a JSON object"),
         (["search", "IDX", "museum", "--filter", '{"year": {"$near": 1}}'], "unknown $near on 'year'"),
         (["search", "IDX", "museum", "--filter", '{"$not": 5}'], "--filter: a filter must be a mapping"),
-        (["search", "IDX", "museum", "--filter", f'{{"year": 1{"0" * 400}}}'], "numbers must be finite and within"),
+        (["search", "IDX", "museum", "--filter", f'{{"year": 1{"0" * 400}}}'], "integers must be below 2**1023"),
         (["search", "IDX", "museum", "--weights", "1,2"], "--weights must be three numbers"),
         (["search", "IDX", "museum", "--weights", "0,0,0"], "mode weights must be finite"),
         (["search", "IDX", "museum", "--weights", "best"], "unknown weights 'best'"),
@@ -249,4 +249,4 @@ def test_a_store_that_another_has_open_is_one_line(idx: Path) -> None:
     with open_store(idx):
         result = call("search", idx, "museum")
     assert result.exit_code == 1
-    assert "is open already, in this process or another" in result.stderr.splitlines()[-1]
+    assert "is open already in this process" in result.stderr.splitlines()[-1]

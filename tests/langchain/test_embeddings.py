@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from m3_integrations import M3Encoder
-from m3_integrations.langchain import M3Embeddings, M3HybridRetriever
+from m3_integrations.langchain import M3Document, M3Embeddings, M3HybridRetriever
 from tests.adapters.drivers import SENTENCES
 from tests.fakes import FakeEncoder
 
@@ -87,7 +87,8 @@ async def test_a_checkpoint_without_heads_is_enough(small: Path, tmp_path: Path)
     assert embeddings.embed_query("keys") == await embeddings.aembed_query("keys") == complete.embed_query("keys")
     retriever = M3HybridRetriever.from_texts(texts, encoder=embeddings.encoder, k=1)
     (found,) = retriever.invoke(texts[4])
-    assert (found.page_content, list(found.metadata["m3_scores"])) == (texts[4], ["dense"])
+    assert isinstance(found, M3Document)
+    assert (found.page_content, list(found.m3_scores)) == (texts[4], ["dense"])
 
 
 def test_a_progress_bar_is_drawn_only_on_request(encoder: M3Encoder, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,7 +28,13 @@ def outcome(module: str, absent: str) -> str:
 
 
 def test_the_public_names_are_these() -> None:
-    assert m3_integrations.langchain.__all__ == ["M3CrossEncoder", "M3Embeddings", "M3HybridRetriever", "M3Rerank"]
+    assert m3_integrations.langchain.__all__ == [
+        "M3CrossEncoder",
+        "M3Document",
+        "M3Embeddings",
+        "M3HybridRetriever",
+        "M3Rerank",
+    ]
     assert m3_integrations.langchain_qdrant.__all__ == ["M3SparseEmbeddings"]
 
 

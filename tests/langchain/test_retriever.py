@@ -6,7 +6,7 @@ import pytest
 from langchain_core.documents import Document
 
 from m3_integrations import open_store
-from m3_integrations.langchain import M3HybridRetriever
+from m3_integrations.langchain import M3HybridRetriever, M3Rerank
 from tests.fakes import FakeEncoder
 
 
@@ -20,11 +20,8 @@ def test_a_result_is_the_document_with_its_id_text_and_metadata(documents: list[
     found = retriever.invoke("keys")
     assert sorted(document.id or "" for document in found) == sorted(document.id or "" for document in documents)
     for document in found:
-        original = own[document.id]
-        results = {key: document.metadata[key] for key in ("relevance_score", "m3_scores")}
-        assert document == Document(
-            id=original.id, page_content=original.page_content, metadata={**original.metadata, **results}
-        )
+        assert document == own[document.id]
+        assert own[document.id] == document
 
 
 def test_a_retriever_is_made_of_any_iterable_and_of_an_empty_one(fake: FakeEncoder, documents: list[Document]) -> None:
@@ -60,12 +57,13 @@ async def test_documents_come_by_their_ids_in_the_given_order(
 def test_a_result_added_again_does_not_carry_its_scores_into_the_index(retriever: M3HybridRetriever) -> None:
     found = retriever.invoke("keys", k=3)
     assert retriever.add_documents(found) == ids_of(found)
-    for record, document in zip(retriever.store.get([str(d.id) for d in found]), found, strict=True):
-        own = {k: v for k, v in document.metadata.items() if k not in {"relevance_score", "m3_scores"}}
-        assert record.metadata == own
-        assert "relevance_score" in document.metadata
-    retriever.add_texts(["new"], [{"m3_scores": 1, "relevance_score": 2, "kept": 3}], ids=["new"])
-    assert retriever.get_by_ids(["new"]) == [Document(id="new", page_content="new", metadata={"kept": 3})]
+    best = M3Rerank(encoder=retriever.encoder).compress_documents(found, "keys")
+    assert all({"m3_scores", "relevance_score"} <= document.metadata.keys() for document in best)
+    assert retriever.add_documents(best) == ids_of(best)
+    assert sorted(retriever.get_by_ids([str(d.id) for d in found]), key=str) == sorted(found, key=str)
+    own = Document(id="new", page_content="new", metadata={"relevance_score": 2, "kept": 3})
+    retriever.add_documents([own])
+    assert retriever.get_by_ids(["new"]) == [own]
 
 
 def test_what_the_llama_index_adapter_keeps_for_itself_is_left_out(fake: FakeEncoder) -> None:
@@ -75,8 +73,7 @@ def test_what_the_llama_index_adapter_keeps_for_itself_is_left_out(fake: FakeEnc
     store.upsert(["n"], ["a text"], [metadata], fake.encode(["a text"]))
     retriever = M3HybridRetriever(encoder=fake, store=store)
     (found,) = retriever.invoke("text")
-    assert set(found.metadata) == {"_other", "node", "relevance_score", "m3_scores"}
-    assert list(found.metadata["m3_scores"]) == ["dense", "lexical", "multi_vector"]
+    assert found.metadata == {"_other": 1, "node": 2, "m3_scores": "stale"}
     assert retriever.get_by_ids(["n"])[0].metadata == {"_other": 1, "node": 2, "m3_scores": "stale"}
 
 
@@ -89,7 +86,7 @@ def test_ids_beside_the_documents_take_precedence(fake: FakeEncoder) -> None:
 
 
 def test_additions_that_do_not_fit_together_are_refused(retriever: M3HybridRetriever) -> None:
-    with pytest.raises(ValueError, match="2 texts, but 1 ids and 2 metadatas"):
+    with pytest.raises(ValueError, match="2 texts and 1 ids"):
         retriever.add_documents([Document("a"), Document("b")], ids=["1"])
     with pytest.raises(TypeError, match="one string"):
         retriever.add_texts("text")

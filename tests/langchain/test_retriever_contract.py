@@ -12,7 +12,7 @@ from langchain_core.runnables.config import RunnableConfig
 from pydantic import ValidationError
 
 from m3_integrations import M3Encoder, open_store
-from m3_integrations.langchain import M3HybridRetriever
+from m3_integrations.langchain import M3Document, M3HybridRetriever
 from m3_integrations.search import OPTION_NAMES, SearchKeywords, SearchOptions
 from tests.fakes import FakeEncoder
 
@@ -109,7 +109,7 @@ def test_a_field_that_is_replaced_or_changed_in_place_counts_from_the_next_call(
     copied.filter["row"] = True  # equals 1 in Python, and no row in the language of filters
     assert copied.invoke("keys") == []
     copied.filter, copied.mode = None, "dense"
-    assert [list(d.metadata["m3_scores"]) for d in copied.invoke("keys")] == [["dense"]] * 6
+    assert [list(d.m3_scores) for d in copied.invoke("keys") if isinstance(d, M3Document)] == [["dense"]] * 6
     retriever.k = 40
     assert [document.id for document in retriever.invoke("keys")] == whole
     retriever.k = 0
