@@ -24,6 +24,7 @@ from m3_integrations.search import (
     SearchMode,
     SearchOptions,
     check_store,
+    replace_sources,
 )
 from m3_integrations.store import FilterLike, Store, open_store
 
@@ -227,31 +228,56 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
         """Add texts as `add_texts` does, without blocking the event loop."""
         return await asyncio.to_thread(self.add_texts, texts, metadatas, ids=ids)
 
-    def add_documents(self, documents: Iterable[Document], *, ids: Iterable[str | None] | None = None) -> list[str]:
-        """Add documents, replacing those with the same ids.
+    def add_documents(
+        self,
+        documents: Iterable[Document],
+        *,
+        ids: Iterable[str | None] | None = None,
+        source_key: str | None = None,
+    ) -> list[str]:
+        """Add documents, replacing those with the same ids, or all of the same sources.
 
         Args:
             documents: They are not changed. The scores of an earlier `M3Rerank` in their metadata are not stored.
-            ids: One per document; by default their own. None makes a random one.
+            ids: One per document; by default their own. None makes a random one, or with source_key always the same
+                for the same text of a source.
+            source_key: If given, these are all documents of their sources, which the metadata name under this key:
+                what else the store has of these sources is deleted, last. A text that it has already keeps its vectors
+                and is not encoded again. A call with the same documents changes nothing. If None, nothing is deleted.
 
         Returns:
             The ids.
 
         Raises:
-            ValueError: If there are not as many ids as documents, or the store holds another model's vectors.
+            ValueError: If there are not as many ids as documents, or the store holds another model's vectors. With
+                source_key also if a document does not name its source, or two have the same id. Then nothing was
+                changed.
+            IncompleteAddError: As `add_texts`. Nothing was deleted then.
         """
         documents = list(documents)
-        return self.add_texts(
-            [document.page_content for document in documents],
-            [document.metadata for document in documents],
-            ids=[document.id for document in documents] if ids is None else ids,
+        texts = [document.page_content for document in documents]
+        metadatas = [document.metadata for document in documents]
+        chosen = [document.id for document in documents] if ids is None else ids
+        if source_key is None:
+            return self.add_texts(texts, metadatas, ids=chosen)
+        return replace_sources(
+            self._searcher(),
+            texts,
+            source_key=source_key,
+            ids=chosen,
+            metadatas=[without_scores(metadata) for metadata in metadatas],
+            show_progress=self.show_progress,
         )
 
     async def aadd_documents(
-        self, documents: Iterable[Document], *, ids: Iterable[str | None] | None = None
+        self,
+        documents: Iterable[Document],
+        *,
+        ids: Iterable[str | None] | None = None,
+        source_key: str | None = None,
     ) -> list[str]:
         """Add documents as `add_documents` does, without blocking the event loop."""
-        return await asyncio.to_thread(self.add_documents, documents, ids=ids)
+        return await asyncio.to_thread(self.add_documents, documents, ids=ids, source_key=source_key)
 
     def delete(self, ids: Sequence[str] | None = None, *, filter: FilterLike = None) -> int:  # noqa: A002
         """Delete documents by their ids, or those that match a filter.

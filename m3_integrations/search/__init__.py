@@ -1,6 +1,7 @@
 """Hybrid search and reranking, free of any framework: candidates, exact scores of all of them, weights, the best k."""
 
 from m3_integrations.search.adding import NODE_KEYS, IncompleteAddError, holds_node
+from m3_integrations.search.diversity import diverse_hits
 from m3_integrations.search.explanation import Explanation, TokenMatch, TokenPair
 from m3_integrations.search.opening import check_store, open_encoder
 from m3_integrations.search.options import (
@@ -13,6 +14,8 @@ from m3_integrations.search.options import (
     SearchOptions,
     resolve_weights,
 )
+from m3_integrations.search.relevance import relevance
+from m3_integrations.search.replacing import matching_records, replace_sources
 from m3_integrations.search.rerank import Ranked, rerank
 from m3_integrations.search.searcher import Hit, Searcher
 
@@ -33,8 +36,12 @@ __all__ = [
     "TokenMatch",
     "TokenPair",
     "check_store",
+    "diverse_hits",
     "holds_node",
+    "matching_records",
     "open_encoder",
+    "relevance",
+    "replace_sources",
     "rerank",
     "resolve_weights",
 ]

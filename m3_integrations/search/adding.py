@@ -52,7 +52,7 @@ def add_texts(
     show_progress: bool,
 ) -> list[str]:
     """Encode texts in these modes and put them into a store, as `Searcher.add` says."""
-    chosen, listed, kept = _checked(texts, ids, metadatas)
+    chosen, listed, kept = check_added(texts, ids, metadatas)
     start = 0
     is_writing = False
     try:
@@ -72,10 +72,15 @@ def add_texts(
     return chosen
 
 
-def _checked(
+def check_added(
     texts: Iterable[str], ids: Iterable[str | None] | None, metadatas: Iterable[Mapping[str, Any] | None] | None
 ) -> tuple[list[str], list[str], list[dict[str, Any]]]:
-    """Return the ids, the texts, and the metadata as they are kept."""
+    """Return the ids, random where there was none, the texts, and the metadata as they are kept.
+
+    Raises:
+        TypeError: As `Searcher.add`.
+        ValueError: As `Searcher.add`.
+    """
     for name, column in (("texts", texts), ("ids", ids)):
         if isinstance(column, str):
             raise TypeError(f"{name} must be strings, got one string: pass [{name.removesuffix('s')}]")
