@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Final
 
-import numpy as np
 from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores import MetadataFilters, VectorStoreQuery, VectorStoreQueryResult
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
@@ -16,10 +15,9 @@ from m3_integrations.llama_index.adding import add_nodes, check_embeddings, dele
 from m3_integrations.llama_index.embeddings import M3Embedding, QueryEmbedding
 from m3_integrations.llama_index.fields import EncoderFields
 from m3_integrations.llama_index.filters import as_filter
-from m3_integrations.llama_index.nodes import as_result, without_results
-from m3_integrations.llama_index.querying import AskedQuery, Diversity, read_query
-from m3_integrations.scoring import diverse_rows
-from m3_integrations.search import Bm25, Fusion, Hit, Searcher, SearchMode, SearchOptions, check_store
+from m3_integrations.llama_index.nodes import as_node, without_results
+from m3_integrations.llama_index.querying import AskedQuery, read_query
+from m3_integrations.search import Bm25, Fusion, Hit, Searcher, SearchMode, SearchOptions, check_store, diverse_hits
 from m3_integrations.store import Record, Store, matches, open_store, parse_filter
 from m3_integrations.store.memory import MemoryStore
 from m3_integrations.vectors import ModeWeights
@@ -244,7 +242,7 @@ class M3VectorStore(EncoderFields, BasePydanticVectorStore):
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
         """Return the nodes with these ids in their order, those that match filters, or all; unknown ids are skipped."""
-        return [as_result(_hit(record)).node for record in self._records(node_ids, filters)]
+        return [as_node(record.id, record.text, record.metadata) for record in self._records(node_ids, filters)]
 
     async def aget_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
@@ -287,21 +285,12 @@ class M3VectorStore(EncoderFields, BasePydanticVectorStore):
 
     def _result(self, hits: Sequence[Hit], asked: AskedQuery) -> VectorStoreQueryResult:
         if asked.diversity is not None:
-            hits = self._diverse(hits, asked.diversity)
+            hits = diverse_hits(self.store, hits, asked.diversity.n, asked.diversity.threshold)
         return VectorStoreQueryResult(
-            nodes=[as_result(hit).node for hit in hits],
+            nodes=[as_node(hit.id, hit.text, hit.metadata) for hit in hits],
             similarities=[hit.score for hit in hits],
             ids=[hit.id for hit in hits],
         )
-
-    def _diverse(self, hits: Sequence[Hit], diversity: Diversity) -> list[Hit]:
-        records = {record.id: record for record in self.store.get([hit.id for hit in hits], with_vectors=True)}
-        there = [(hit, vectors.dense) for hit in hits if hit.id in records and (vectors := records[hit.id].vectors)]
-        if not there:
-            return []
-        relevance = np.array([hit.score for hit, _ in there], dtype=np.float32)
-        rows = diverse_rows(relevance, np.concatenate([dense for _, dense in there]), diversity.n, diversity.threshold)
-        return [there[row][0] for row in rows]
 
     def persist(self, persist_path: str, fs: Any = None) -> None:
         """Return when everything is durable where the store is: in its folder or on its server, whatever the path.
@@ -315,10 +304,6 @@ class M3VectorStore(EncoderFields, BasePydanticVectorStore):
                 "a store in memory cannot be persisted: make the vector store over open_store(folder)"
             )
         self.store.flush()
-
-
-def _hit(record: Record) -> Hit:
-    return Hit(record.id, record.text, dict(record.metadata), 0.0, {})
 
 
 def _refuse(unknown: dict[str, Any], name: str) -> None:

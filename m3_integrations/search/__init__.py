@@ -15,7 +15,7 @@ from m3_integrations.search.options import (
     resolve_weights,
 )
 from m3_integrations.search.relevance import relevance
-from m3_integrations.search.replacing import matching_records, replace_sources
+from m3_integrations.search.replacing import add_unless_known, matching_records, records_of, replace_sources
 from m3_integrations.search.rerank import Ranked, rerank
 from m3_integrations.search.searcher import Hit, Searcher
 
@@ -35,11 +35,13 @@ __all__ = [
     "Searcher",
     "TokenMatch",
     "TokenPair",
+    "add_unless_known",
     "check_store",
     "diverse_hits",
     "holds_node",
     "matching_records",
     "open_encoder",
+    "records_of",
     "relevance",
     "replace_sources",
     "rerank",

@@ -1,6 +1,7 @@
 """What `add_nodes` does with a document that was added before."""
 
 from collections.abc import Iterator, Sequence
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,46 @@ def test_nodes_with_ids_of_their_own_keep_the_vectors_of_unchanged_texts(
         assert found[f"a-{i}"].m3_scores["dense"] == pytest.approx(float(query.dense[0] @ text.dense[0]), abs=1e-6)  # type: ignore[attr-defined]
 
 
+def test_metadata_that_changed_are_stored_without_a_pass(adding: M3HybridRetriever, fake: CountingEncoder) -> None:
+    for year in (2023, 2024):
+        node = TextNode(id_="n", text="text", metadata={"year": year}, excluded_embed_metadata_keys=["year"])
+        adding.add_nodes([node])
+    assert [kind for kind, _ in fake.encoded] == ["document"]
+    assert [each.node.metadata for each in adding.retrieve("text")] == [{"year": 2024}]
+
+
+def test_nodes_whose_ids_stay_are_left_alone(adding: M3HybridRetriever, fake: CountingEncoder) -> None:
+    nodes = [node.model_copy(update={"id_": f"a-{i}"}) for i, node in enumerate(pieces("a", *PARAGRAPHS))]
+    for _ in range(2):
+        for replace_documents in (False, True):
+            adding.add_nodes(nodes, replace_documents=replace_documents)
+            assert sorted(ids_of(adding.retrieve("keys"))) == ids(nodes)
+    assert [kind for kind, _ in fake.encoded].count("document") == 4
+
+
+def test_a_piece_is_known_by_its_place_whatever_an_extractor_says_of_it(adding: M3HybridRetriever) -> None:
+    for title in ("first", "second"):
+        nodes = pieces("a", *PARAGRAPHS)
+        for node in nodes:
+            node.metadata["title"] = title
+        adding.add_nodes(nodes)
+        found = adding.retrieve("keys")
+        assert sorted(ids_of(found)) == ids(nodes)
+        assert {each.node.metadata["title"] for each in found} == {title}
+
+
+def test_pieces_without_a_place_are_told_apart_by_their_metadata(adding: M3HybridRetriever) -> None:
+    def page(number: int) -> TextNode:
+        source = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id="doc", hash="1")}
+        metadata = {"page": np.int64(number), "day": date(2024, 5, number)}
+        return TextNode(text="The same footer.", metadata=metadata, relationships=source)
+
+    for _ in range(2):
+        for number in (1, 2):
+            adding.add_nodes([page(number)])
+    assert sorted(each.node.metadata["page"] for each in adding.retrieve("footer")) == [1, 2]
+
+
 def test_vectors_that_were_pooled_are_not_pooled_again(tmp_path: Path) -> None:
     encoder = FakeEncoder()
     with open_store(tmp_path / "index", token_pooling=2) as store:
@@ -224,9 +265,11 @@ def test_what_an_index_passes_over_is_found_all_the_same(
 
 
 def test_a_document_that_was_added_whole_is_deleted_by_its_id(adding: M3HybridRetriever) -> None:
-    adding.add_nodes([Document(id_="a", text="text"), Document(id_="b", text="text"), *pieces("a", "keys")])
+    of_another = pieces("b", "keys")[0].model_copy(update={"id_": "c"})
+    adding.add_nodes([Document(id_="a", text="text"), Document(id_="b", text="text"), *pieces("a", "keys"), of_another])
     assert adding.delete_ref_doc("a") == 2
-    assert ids_of(adding.retrieve("text")) == ["b"]
+    assert adding.delete_ref_doc("c") == 0
+    assert sorted(ids_of(adding.retrieve("text"))) == ["b", "c"]
 
 
 def test_a_script_that_is_run_again_encodes_nothing_on_a_network(small: Path, tmp_path: Path) -> None:

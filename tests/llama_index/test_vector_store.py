@@ -19,11 +19,11 @@ from llama_index.core.vector_stores import (
 from llama_index.core.vector_stores.types import VectorStoreQueryMode
 
 from m3_integrations import M3Encoder, ModeWeights, Searcher, open_store
-from m3_integrations.llama_index import M3Embedding, M3VectorStore
+from m3_integrations.llama_index import M3Embedding, M3Rerank, M3VectorStore
 from m3_integrations.scoring import score_vectors
 from m3_integrations.store import Store
 from tests.fakes import FakeEncoder
-from tests.llama_index.conftest import CountingEncoder
+from tests.llama_index.conftest import CountingEncoder, with_scores
 
 M = VectorStoreQueryMode
 QUERY = "keys tea"
@@ -128,6 +128,7 @@ def test_the_stores_own_options_are_what_default_means(store: Store, nodes: list
     check(own.query(asked()), {name: score for name, score in dense.items() if score >= 0.1})
     check(own.query(asked(), mode="all", score_threshold=-9), ranking(nodes, ModeWeights.preset("miracl")))
     check(own.query(asked(mode=M.HYBRID), score_threshold=-9), ranking(nodes, ModeWeights.preset("miracl")))
+    assert own.model_copy(update={"store": open_store()}).query(asked()).ids == []
     check(
         own.model_copy(update={"mode": "all", "score_threshold": None}).query(asked()),
         ranking(nodes, ModeWeights.preset("miracl")),
@@ -389,7 +390,10 @@ def embedded(nodes: Sequence[TextNode], embeddings: Any) -> list[TextNode]:
     ]
 
 
-@pytest.mark.parametrize("kind", ["another model's", "of another size", "of the text without metadata", "not a number"])
+@pytest.mark.parametrize(
+    "kind",
+    ["another model's", "a sibling's", "of another size", "of the text without metadata", "not a number", "zeros"],
+)
 async def test_nodes_with_another_models_embeddings_are_refused_and_nothing_is_stored(
     store: Store, nodes: list[TextNode], kind: str
 ) -> None:
@@ -397,9 +401,11 @@ async def test_nodes_with_another_models_embeddings_are_refused_and_nothing_is_s
     good = encoder.encode([node.get_content(MetadataMode.EMBED) for node in nodes]).dense
     bad: dict[str, Any] = {
         "another model's": np.random.default_rng(0).normal(size=8),
+        "a sibling's": 0.95 * good[39] + 0.3 * np.array([good[39][1], -good[39][0], 0, 0, 0, 0, 0, 0]),
         "of another size": np.ones(9),
         "of the text without metadata": encoder.encode([nodes[39].get_content()]).dense[0],
         "not a number": np.full(8, np.nan),
+        "zeros": np.zeros(8),
     }
     some = embedded(nodes, [*good[:39], bad[kind]])
     vectors = M3VectorStore(encoder=encoder, store=store)
@@ -451,6 +457,16 @@ async def test_the_stores_embedding_model_leaves_texts_to_the_store(fake: Counti
     again = pickle.loads(pickle.dumps(model))
     assert type(again) is type(model)
     assert model.to_dict()["class_name"] == model.class_name() == "M3QueryEmbedding"
+
+
+def test_scores_of_an_earlier_reranking_are_not_stored(vectors: M3VectorStore, nodes: list[TextNode]) -> None:
+    reranked = M3Rerank(encoder=FakeEncoder()).postprocess_nodes(with_scores(nodes), query_str=QUERY)
+    other = M3VectorStore(encoder=FakeEncoder())
+    other.add([each.node for each in reranked])
+    assert all("m3_scores" in each.node.metadata for each in reranked)
+    assert sorted(other.get_nodes(), key=lambda node: node.node_id) == sorted(
+        (nodes[int(each.node.node_id[1:])] for each in reranked), key=lambda node: node.node_id
+    )
 
 
 def test_records_of_others_are_nodes_too(store: Store) -> None:
