@@ -72,11 +72,15 @@ def _version(node: BaseNode) -> str | None:
 
 
 def _place(node: BaseNode) -> str:
-    """Return what two nodes share that are the same piece of the same document, made twice."""
+    """Return what two nodes share that are the same piece of the same document, made twice.
+
+    Pieces with the same text, place and parent's text are taken for one if several calls add them.
+    """
     content = node.model_dump(mode="json", exclude={"id_", "embedding", "relationships"})
     if content.get("start_char_idx") is not None:
         del content["metadata"]  # where the piece stands is enough; an extractor may have called it otherwise this time
-    return json.dumps([node.ref_doc_id, content], sort_keys=True)
+    parent = None if node.parent_node is None else node.parent_node.hash  # a piece of a piece says where it is in that
+    return json.dumps([node.ref_doc_id, parent, content], sort_keys=True)
 
 
 def check_embeddings(encoder: Encoder, nodes: Sequence[BaseNode]) -> None:

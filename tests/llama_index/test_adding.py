@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from llama_index.core.node_parser import SentenceSplitter
+from llama_index.core.node_parser import HierarchicalNodeParser, SentenceSplitter, get_leaf_nodes
 from llama_index.core.schema import BaseNode, Document, NodeRelationship, RelatedNodeInfo, TextNode
 
 from m3_integrations import M3Encoder, open_store
@@ -207,6 +207,18 @@ def test_pieces_without_a_place_are_told_apart_by_their_metadata(adding: M3Hybri
         for number in (1, 2):
             adding.add_nodes([page(number)])
     assert sorted(each.node.metadata["page"] for each in adding.retrieve("footer")) == [1, 2]
+
+
+def test_pieces_of_pieces_are_told_apart_by_what_they_are_pieces_of(adding: M3HybridRetriever) -> None:
+    """Their places are those in the larger piece."""
+    text = "\n\n\n".join(f"{'The same header stands here. ' * 6}\n\n\n{paragraph * 8}" for paragraph in PARAGRAPHS)
+    parser = HierarchicalNodeParser.from_defaults(chunk_sizes=[100, 60], chunk_overlap=0)
+    for _ in range(2):
+        leaves = get_leaf_nodes(parser.get_nodes_from_documents([Document(id_="doc", text=text)]))
+        assert len(leaves) > len({(node.get_content(), node.start_char_idx) for node in leaves})  # type: ignore[attr-defined]
+        for leaf in leaves:
+            adding.add_nodes([leaf])
+        assert sorted(ids_of(adding.retrieve("keys"))) == ids(leaves)
 
 
 def test_vectors_that_were_pooled_are_not_pooled_again(tmp_path: Path) -> None:
