@@ -22,6 +22,7 @@ from m3_integrations import M3Encoder, ModeWeights, Searcher, open_store
 from m3_integrations.llama_index import M3Embedding, M3Rerank, M3VectorStore
 from m3_integrations.scoring import score_vectors
 from m3_integrations.store import Store
+from tests.adapters.drivers import longest_pause_s
 from tests.fakes import FakeEncoder
 from tests.llama_index.conftest import CountingEncoder, with_scores
 
@@ -381,6 +382,19 @@ async def test_a_document_that_is_added_again_replaces_its_former_nodes(store: S
     assert ids(vectors.get_nodes()) == ["c"]
     vectors.add([piece("d", "2")], replace_documents=True)
     assert ids(vectors.get_nodes()) == ["d"]
+
+
+async def test_nothing_that_is_awaited_blocks_the_event_loop(nodes: list[TextNode]) -> None:
+    vectors = M3VectorStore(encoder=FakeEncoder(delay_s=0.1))
+    embeddings = embedded(nodes[:3], FakeEncoder().encode([n.get_content(MetadataMode.EMBED) for n in nodes[:3]]).dense)
+
+    async def work() -> None:
+        await vectors.async_add(embeddings)
+        for mode in (M.DEFAULT, M.MMR):
+            await vectors.aquery(asked(mode=mode, k=2))
+        await vectors.embed_model.aget_query_embedding(QUERY)
+
+    assert await longest_pause_s(work) < 0.09
 
 
 def embedded(nodes: Sequence[TextNode], embeddings: Any) -> list[TextNode]:
