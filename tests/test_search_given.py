@@ -46,7 +46,8 @@ def expected(searcher: Searcher, dense: FloatArray | None, weights: ModeWeights)
 
 async def test_a_given_dense_vector_takes_the_place_of_the_querys(filled: Searcher, dense: FloatArray) -> None:
     ranked = expected(filled, dense, ModeWeights())
-    for given in (dense, dense * 100):
+    variants: list[Any] = [dense, dense * 100, dense.astype(np.float64)]
+    for given in variants:
         for hits in (filled.search(QUERY, dense=given, k=9), await filled.asearch(QUERY, dense=given, k=9)):
             assert [hit.id for hit in hits] == list(ranked)[:9]
             assert [hit.score for hit in hits] == pytest.approx(list(ranked.values())[:9], abs=1e-5)

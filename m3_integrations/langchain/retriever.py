@@ -215,8 +215,9 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
             IncompleteAddError: If it fails when some texts may be in the store already, such as on a full disk. It has
                 all ids; adding again with these makes no duplicates.
         """
-        own = None if metadatas is None else [without_scores(each) for each in metadatas]
-        return self._searcher().add(texts, ids=ids, metadatas=own, show_progress=self.show_progress)
+        if metadatas is not None and not isinstance(metadatas, Mapping):  # a mapping is refused below
+            metadatas = [without_scores(each) for each in metadatas]
+        return self._searcher().add(texts, ids=ids, metadatas=metadatas, show_progress=self.show_progress)
 
     async def aadd_texts(
         self,

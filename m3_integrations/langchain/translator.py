@@ -14,19 +14,32 @@ _DATES: Final = ("date", "datetime")
 class M3Translator(Visitor):
     """Translates the queries of `SelfQueryRetriever` into searches of `M3VectorStore`.
 
-    Use:
-        ```python
-        from langchain_classic.retrievers import SelfQueryRetriever
-        from m3_integrations.langchain import M3Translator
-
-        retriever = SelfQueryRetriever.from_llm(
-            chat_model, vectors, "what the documents are about", metadata_field_info,
-            structured_query_translator=M3Translator(),
-        )
-        ```
-
     A model that uses `like`, which no filter of ours can honour, gets an error. `contain` is understood of lists: one
     of the elements is the value.
+
+    Setup:
+        ```bash
+        pip install 'm3-integrations[langchain]' langchain-classic lark
+        ```
+
+    Key init args:
+        None.
+
+    Instantiate:
+        ```python
+        from m3_integrations.langchain import M3Translator
+
+        translator = M3Translator()
+        ```
+
+    Usage:
+        ```python
+        from langchain_classic.retrievers import SelfQueryRetriever
+
+        retriever = SelfQueryRetriever.from_llm(
+            chat_model, vectors, "notes on keys", metadata_field_info, structured_query_translator=translator
+        )
+        ```
     """
 
     allowed_comparators = (

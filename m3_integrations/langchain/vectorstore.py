@@ -51,10 +51,9 @@ class M3VectorStore(VectorStore):
 
     Instantiate:
         ```python
-        from m3_integrations import open_store
         from m3_integrations.langchain import M3VectorStore
 
-        vectors = M3VectorStore(model="BAAI/bge-m3", store=open_store("./my-index"))
+        vectors = M3VectorStore(model="BAAI/bge-m3")  # store=open_store("./my-index"), or it is in memory
         ```
 
     Add documents:
@@ -75,7 +74,7 @@ class M3VectorStore(VectorStore):
         vectors.delete(["an-id"])
         ```
 
-    Search:
+    Usage:
         Every option of a search can be given to a call too. There None means the constructor's option, and the filter
         `{}` means no filter.
 
@@ -83,7 +82,7 @@ class M3VectorStore(VectorStore):
         vectors.similarity_search("how do I rotate the keys?", k=3, filter={"product": "vault"}, weights="miracl")
         vectors.similarity_search_with_score("how do I rotate the keys?")  # the score of all modes, as ranked
         vectors.similarity_search_with_relevance_scores("how do I rotate the keys?", score_threshold=0.5)
-        vectors.similarity_search_by_vector(a_vector)  # by the dense mode alone
+        vectors.similarity_search_by_vector(vectors.embeddings.embed_query("keys"))  # by the dense mode alone
         vectors.max_marginal_relevance_search("how do I rotate the keys?", lambda_mult=0.3)
         ```
 
@@ -289,11 +288,17 @@ class M3VectorStore(VectorStore):
             The ids.
 
         Raises:
-            TypeError: For an unknown argument.
+            TypeError: For an unknown argument, or source_key in `upsert_kwargs` of `index`, which brings only what is
+                new of a source.
             ValueError: As `M3HybridRetriever.add_documents`.
             IncompleteAddError: As `M3HybridRetriever.add_texts`.
         """
         _refuse_unknown(unused)
+        if source_key is not None and "batch_size" in unused:
+            raise TypeError(
+                "index() brings only what is new of a source, so source_key= would delete the rest of it: use "
+                "index(cleanup=...) without it, or add_documents(documents, source_key=...) without index()"
+            )
         return self._retriever.add_documents(documents, ids=ids, source_key=source_key)
 
     async def aadd_documents(

@@ -105,8 +105,8 @@ def as_result(hit: Hit) -> M3NodeWithScore:
 
 def as_node(id_: str, text: str, metadata: Mapping[str, Any]) -> BaseNode:
     """Return a record as the node that was added, or as a `TextNode` if it was not added as one."""
-    if holds_node(metadata):
-        with suppress(ValueError):  # it was written by somebody else, for something else
+    if holds_node(metadata) and '"id_"' in metadata["_node_content"]:
+        with suppress(ValueError, TypeError):  # it was written by somebody else, for something else
             node = metadata_dict_to_node(dict(metadata))
             # From the record, where dates are dates; the content is JSON.
             node.metadata = {key: metadata[key] for key in node.metadata if key in metadata}

@@ -208,7 +208,11 @@ class Searcher:
                 raise ValueError("a search needs a query or a dense vector, got neither")
             return vectors
         if dense.shape != (self.encoder.dim,) or not np.isfinite(dense).all():
-            raise ValueError(f"a dense vector is {self.encoder.dim} finite numbers, got {dense!r}")
+            shown = np.array2string(dense, threshold=8, edgeitems=3)
+            raise ValueError(
+                f"a dense vector is {self.encoder.dim} finite numbers, as {self.encoder.model} makes them; got shape "
+                f"{dense.shape}: {shown}"
+            )
         length = float(np.linalg.norm(dense)) or 1.0
         row = (dense / length).astype(np.float32).reshape(1, -1)
         if vectors is None:

@@ -34,6 +34,8 @@ def test_the_public_names_are_these() -> None:
         "M3Embeddings",
         "M3HybridRetriever",
         "M3Rerank",
+        "M3Translator",
+        "M3VectorStore",
     ]
     assert m3_integrations.langchain_qdrant.__all__ == ["M3SparseEmbeddings"]
 

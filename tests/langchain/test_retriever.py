@@ -1,12 +1,20 @@
 """The retriever's LangChain documents: how they come back, are added and replaced. The rest is in tests/adapters."""
 
 import copy
+import json
+import pickle
 
 import pytest
+from langchain_classic.retrievers import EnsembleRetriever, MultiQueryRetriever
 from langchain_core.documents import Document
+from langchain_core.language_models import GenericFakeChatModel
+from langchain_core.load import dumps
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import Runnable
 
 from m3_integrations import open_store
-from m3_integrations.langchain import M3HybridRetriever, M3Rerank
+from m3_integrations.langchain import M3Document, M3HybridRetriever, M3Rerank
+from m3_integrations.llama_index import M3HybridRetriever as NodeRetriever
 from tests.fakes import FakeEncoder
 
 
@@ -75,6 +83,63 @@ def test_what_the_llama_index_adapter_keeps_for_itself_is_left_out(fake: FakeEnc
     (found,) = retriever.invoke("text")
     assert found.metadata == {"_other": 1, "node": 2, "m3_scores": "stale"}
     assert retriever.get_by_ids(["n"])[0].metadata == {"_other": 1, "node": 2, "m3_scores": "stale"}
+
+
+def test_a_users_own_keys_that_look_like_a_nodes_come_back(fake: FakeEncoder) -> None:
+    store = open_store()
+    own = {"_node_content": "mine", "_node_count": 3, "_nodes": ["a"], "document_id": "d", "relevance_score": 0.5}
+    document = Document(id="n", page_content="a text", metadata=own)
+    retriever = M3HybridRetriever.from_documents([document], encoder=fake, store=store)
+    assert retriever.invoke("text") == retriever.get_by_ids(["n"]) == [document]
+    nodes = NodeRetriever(encoder=fake, store=store).retrieve("text")
+    assert [(each.node.node_id, each.node.metadata) for each in nodes] == [("n", own)]
+
+
+@pytest.mark.parametrize("content", ["not JSON", "5", "{}", "[]"])
+def test_what_only_looks_like_a_node_is_a_plain_record_to_llama_index(content: str, fake: FakeEncoder) -> None:
+    store = open_store()
+    own = {"_node_content": content, "_node_type": "Mine", "n": 1}
+    M3HybridRetriever.from_texts(["a text"], [own], ids=["n"], encoder=fake, store=store)
+    (found,) = NodeRetriever(encoder=fake, store=store).retrieve("text")
+    assert (found.node.get_content(), found.score is not None) == ("a text", True)
+
+
+def test_scores_are_attributes_and_no_part_of_what_a_document_is(documents: list[Document]) -> None:
+    retriever = M3HybridRetriever.from_documents(documents, encoder=FakeEncoder(), k=3)
+    first, second = retriever.invoke("keys")[0], retriever.invoke("rotate the keys", k=40)
+    again = next(document for document in second if document.id == first.id)
+    assert isinstance(first, M3Document)
+    assert isinstance(again, M3Document)
+    assert first.score != again.score
+    assert set(first.m3_scores) == {"dense", "lexical", "multi_vector"}
+    stored = next(document for document in documents if document.id == first.id)
+    assert first == again == stored
+    assert stored == first
+    assert not first != stored  # noqa: SIM202 - the operator is what is tried
+    assert first in documents
+    assert dumps(first) == dumps(again) == dumps(stored)
+    assert json.loads(dumps(first))["id"] == Document.lc_id()
+    for twin in (first.model_copy(deep=True), pickle.loads(pickle.dumps(first))):
+        assert (twin, twin.score, twin.m3_scores) == (first, first.score, first.m3_scores)
+    assert first != Document(id=first.id, page_content="other", metadata=first.metadata)
+    assert first != "text"
+
+
+def test_recipes_that_compare_documents_see_one_document_as_one(documents: list[Document]) -> None:
+    retriever = M3HybridRetriever.from_documents(documents[:3], encoder=FakeEncoder(), k=3)
+    model = GenericFakeChatModel(messages=iter([AIMessage("one question\nanother question\na third question")]))
+    found = MultiQueryRetriever.from_llm(retriever, model).invoke("keys")
+    assert sorted(str(document.id) for document in found) == sorted(str(document.id) for document in documents[:3])
+
+    fused: dict[str, float] = {}  # as RAG fusion has it
+    for query in ("one", "another", "a third"):
+        for rank, document in enumerate(retriever.invoke(query)):
+            fused[dumps(document)] = fused.get(dumps(document), 0.0) + 1 / (rank + 60)
+    assert len(fused) == 3
+
+    both: list[Runnable[str, list[Document]]] = [retriever, retriever.model_copy(update={"mode": "dense"})]
+    ensemble = EnsembleRetriever(retrievers=both, weights=[0.5, 0.5])
+    assert len(ensemble.invoke("keys")) == 3
 
 
 def test_ids_beside_the_documents_take_precedence(fake: FakeEncoder) -> None:

@@ -19,6 +19,6 @@ class TestInMemory(VectorStoreIntegrationTests):
 
 class TestInAFolder(VectorStoreIntegrationTests):
     @pytest.fixture
-    def vectorstore(self, small: Path, tmp_path: Path) -> Iterator[VectorStore]:  # type: ignore[override]
+    def vectorstore(self, small: Path, tmp_path: Path) -> Iterator[VectorStore]:
         with open_store(tmp_path / "store") as store:
             yield M3VectorStore(model=str(small), store=store)

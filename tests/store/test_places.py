@@ -123,7 +123,7 @@ def test_a_folder_in_which_nothing_may_be_written_opens_for_reading(
             store.optimize,
         ):
             with pytest.raises(PermissionError, match="opened for reading"):
-                change()  # type: ignore[no-untyped-call]
+                change()
         store.flush()
         assert store.count() == 60
         with open_store(tmp_path / "copy") as copy:
@@ -152,7 +152,7 @@ def test_a_read_only_folder_that_is_being_changed_is_not_opened(
 def as_in_the_first_format(payload: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]:
     """Metadata as one text, numbers in two halves each, no dates, no terms of what is nested."""
     numbers = {f"k{key}": [{"high": 1, "low": 2}] for key, value in metadata.items() if type(value) in {int, float}}
-    kept = {name: payload[name] for name in ("id", "text", "is_pooled") if name in payload}
+    kept: dict[str, Any] = {name: payload[name] for name in ("id", "text", "is_pooled") if name in payload}
     return {**kept, "metadata": json.dumps(metadata), "terms": ['["old"]'], "numbers": numbers}
 
 

@@ -7,6 +7,7 @@ from typing import assert_type
 
 import numpy as np
 from langchain_core.documents import Document
+from langchain_core.structured_query import StructuredQuery
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.schema import NodeWithScore, TextNode
 from numpy.typing import NDArray
@@ -27,7 +28,14 @@ from m3_integrations import (
     Store,
     open_store,
 )
-from m3_integrations.langchain import M3CrossEncoder, M3Embeddings, M3HybridRetriever, M3Rerank
+from m3_integrations.langchain import (
+    M3CrossEncoder,
+    M3Embeddings,
+    M3HybridRetriever,
+    M3Rerank,
+    M3Translator,
+    M3VectorStore,
+)
 from m3_integrations.langchain_qdrant import M3SparseEmbeddings
 from m3_integrations.llama_index import M3Embedding, M3SparseEmbedding
 from m3_integrations.llama_index import M3HybridRetriever as NodeRetriever
@@ -84,6 +92,12 @@ def use_langchain(documents: list[Document]) -> None:
     rerank = M3Rerank(encoder=encoder, store=retriever.store, top_n=3)
     rerank.compress_documents(documents, "query")
     assert_type(M3CrossEncoder(encoder=encoder).score([("query", "text")]), list[float])
+    vectors = M3VectorStore.from_documents(documents, M3Embeddings(encoder=encoder), store=retriever.store, k=5)
+    assert_type(vectors.add_documents(documents, source_key="source"), list[str])
+    assert_type(vectors.similarity_search("query", 3, mode="dense"), list[Document])
+    assert_type(vectors.similarity_search_with_relevance_scores("query"), list[tuple[Document, float]])
+    assert_type(vectors.embeddings, M3Embeddings)
+    assert_type(M3Translator().visit_structured_query(StructuredQuery("query", None))[0], str)
 
 
 def use_llama_index(nodes: list[TextNode]) -> None:
