@@ -154,6 +154,11 @@ async def test_documents_are_inserted_updated_refreshed_and_deleted(vectors: M3V
     index.update_ref_doc(document("c", 0))
     index.delete_ref_doc("b")
     assert contents(vectors) == pieces_of(changed, document("c", 0))
+    # LlamaIndex itself still has the document's hash, and would take it for unchanged if it came back.
+    index.docstore.delete_document("b", raise_error=False)
+    assert index.refresh_ref_docs([document("b", 5)]) == [True]
+    assert contents(vectors) == pieces_of(changed, document("b", 5), document("c", 0))
+    index.delete_ref_doc("b")
     await index.adelete_ref_doc("a")
     index.delete_nodes([node.node_id for node in vectors.get_nodes()])
     assert contents(vectors) == []
