@@ -6,10 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from qdrant_client import QdrantClient
 
 from m3_integrations import M3Vectors, Searcher, Store, open_store
 from m3_integrations.search import IncompleteAddError, matching_records, replace_sources
+from m3_integrations.store.server import ServerStore
 from tests.fakes import DIM, FakeEncoder
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local"),
+    pytest.mark.filterwarnings("ignore:Local mode performs exact"),
+]
 
 
 @pytest.fixture
@@ -17,10 +24,14 @@ def fake() -> FakeEncoder:
     return FakeEncoder()
 
 
-@pytest.fixture(params=["memory", "folder"])
+@pytest.fixture(params=["memory", "folder", "local"])
 def searcher(request: pytest.FixtureRequest, fake: FakeEncoder, tmp_path: Path) -> Iterator[Searcher]:
-    with open_store(tmp_path / "store" if request.param == "folder" else None) as store:
-        yield Searcher(fake, store)
+    if request.param == "local":
+        with ServerStore("local", client=QdrantClient(":memory:")) as store:
+            yield Searcher(fake, store)
+    else:
+        with open_store(tmp_path / "store" if request.param == "folder" else None) as other:
+            yield Searcher(fake, other)
 
 
 def replace(searcher: Searcher, *rows: tuple[str, Any], ids: Sequence[str | None] | None = None) -> list[str]:

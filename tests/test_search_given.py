@@ -82,9 +82,9 @@ async def test_a_dense_vector_that_is_none_is_refused(filled: Searcher) -> None:
         for dense in bad:
             with pytest.raises(ValueError, match="a dense vector is 8 finite numbers"):
                 searcher.search(QUERY, dense=dense)
-        with pytest.raises(ValueError, match="got neither"):
+        with pytest.raises(TypeError, match="got neither"):
             searcher.search(None)
-        with pytest.raises(ValueError, match="got neither"):
+        with pytest.raises(TypeError, match="got neither"):
             await searcher.asearch(None)
 
 

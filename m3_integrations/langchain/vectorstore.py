@@ -21,7 +21,7 @@ from langchain_core.vectorstores import VectorStore
 from m3_integrations.langchain.documents import as_documents
 from m3_integrations.langchain.embeddings import M3Embeddings
 from m3_integrations.langchain.retriever import M3HybridRetriever
-from m3_integrations.search import Hit, RankingKeywords, Searcher, diverse_hits, relevance
+from m3_integrations.search import Hit, RankingKeywords, Searcher, SearchOptions, diverse_hits, relevance
 from m3_integrations.store import FilterLike, Store
 from m3_integrations.vectors import Encoder, FloatArray
 
@@ -404,20 +404,45 @@ class M3VectorStore(VectorStore):
         """Search as `similarity_search_with_score` does, without blocking the event loop."""
         return _with_score(await self._searcher.asearch(query, k=k, filter=filter, **options))
 
-    # What LangChain's own `similarity_search_with_relevance_scores` calls, before it applies its `score_threshold`.
-    def _similarity_search_with_relevance_scores(
-        self, query: str, k: int | None = None, **options: Any
+    def similarity_search_with_relevance_scores(
+        self,
+        query: str,
+        k: int | None = None,
+        *,
+        filter: FilterLike = None,  # noqa: A002
+        **options: Unpack[RankingKeywords],
     ) -> list[tuple[Document, float]]:
-        """Return documents with their scores from 0 to 1: `m3_integrations.search.relevance` has the formula."""
-        searcher = self._searcher
-        return _with_relevance(searcher.search(query, k=k, **options), searcher, options)
+        """Return documents as `similarity_search` does, each with its score on a scale from 0 to 1.
 
-    async def _asimilarity_search_with_relevance_scores(
-        self, query: str, k: int | None = None, **options: Any
+        `m3_integrations.search.relevance` has the formula: (score + c) / (1 + c), at most 1, where c is the share of
+        the weights that lies on the dense and the multi-vector mode.
+
+        Args:
+            query: Encoded once, as a query.
+            k: How many at most.
+            filter: Only documents whose metadata match.
+            **options: As `m3_integrations.SearchOptions` describes them, but `score_threshold` is one on that scale.
+
+        Raises:
+            TypeError: As `Searcher.search`.
+            ValueError: As `Searcher.search`.
+        """
+        searcher, least = self._searcher, options.pop("score_threshold", None)
+        hits = searcher.search(query, k=k, filter=filter, **options)
+        return _with_relevance(hits, searcher.options.changed(**options), least)
+
+    async def asimilarity_search_with_relevance_scores(
+        self,
+        query: str,
+        k: int | None = None,
+        *,
+        filter: FilterLike = None,  # noqa: A002
+        **options: Unpack[RankingKeywords],
     ) -> list[tuple[Document, float]]:
-        """Search as `_similarity_search_with_relevance_scores` does, without blocking the event loop."""
-        searcher = self._searcher
-        return _with_relevance(await searcher.asearch(query, k=k, **options), searcher, options)
+        """Search as `similarity_search_with_relevance_scores` does, without blocking the event loop."""
+        searcher, least = self._searcher, options.pop("score_threshold", None)
+        hits = await searcher.asearch(query, k=k, filter=filter, **options)
+        return _with_relevance(hits, searcher.options.changed(**options), least)
 
     def similarity_search_by_vector(
         self,
@@ -595,9 +620,9 @@ def _with_score(hits: Sequence[Hit]) -> list[tuple[Document, float]]:
     return [(document, hit.score) for document, hit in zip(as_documents(hits), hits, strict=True)]
 
 
-def _with_relevance(hits: Sequence[Hit], searcher: Searcher, options: Any) -> list[tuple[Document, float]]:
-    asked = searcher.options.changed(**options)
-    return [(document, relevance(hit, asked)) for document, hit in zip(as_documents(hits), hits, strict=True)]
+def _with_relevance(hits: Sequence[Hit], asked: SearchOptions, least: float | None) -> list[tuple[Document, float]]:
+    found = [(document, relevance(hit, asked)) for document, hit in zip(as_documents(hits), hits, strict=True)]
+    return found if least is None else [each for each in found if each[1] >= least]
 
 
 def _vector(embedding: Sequence[float] | FloatArray) -> FloatArray:

@@ -162,10 +162,10 @@ class Searcher:
                 filter.
 
         Raises:
-            TypeError: If the query is no string, an option is unknown or of a wrong type.
+            TypeError: If the query is no string and there is no dense vector, an option is unknown or of a wrong type.
             ValueError: If an option is out of range, the checkpoint or the store lacks the mode, BM25 is asked of a
-                store that is not in memory, the store holds another model's vectors, the dense vector is not of the
-                model's size or not finite, or there is neither a query nor a dense vector.
+                store that is not in memory, the store holds another model's vectors, or the dense vector is not of the
+                model's size or not finite.
         """
         asked = self._asked(query, options)
         ranking, encoded = self._modes_of(asked)
@@ -205,7 +205,7 @@ class Searcher:
         """Return a query's vectors with another dense vector, which is made of unit length; 0 stays 0."""
         if dense is None:
             if vectors is None:
-                raise ValueError("a search needs a query or a dense vector, got neither")
+                raise TypeError("a search needs a query, which is a string, or a dense vector; got neither")
             return vectors
         if dense.shape != (self.encoder.dim,) or not np.isfinite(dense).all():
             shown = np.array2string(dense, threshold=8, edgeitems=3)

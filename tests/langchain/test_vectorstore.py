@@ -164,6 +164,8 @@ async def test_relevance_scores_are_the_scores_on_a_scale_from_0_to_1(vectors: M
     threshold = every[4][1]
     assert vectors.similarity_search_with_relevance_scores("keys", k=40, score_threshold=threshold) == every[:5]
     store = M3VectorStore(encoder=vectors.encoder, store=vectors.store, mode="dense", k=40)
+    assert len(store.similarity_search_with_relevance_scores("keys")) == 40
+    assert len(await store.asimilarity_search_with_relevance_scores("keys", 7, score_threshold=0)) == 7
     (best, score), *_ = store.similarity_search_with_relevance_scores(vectors.get_by_ids(["d03"])[0].page_content)
     assert best.id == "d03"
     assert score == pytest.approx(1, abs=1e-6)
