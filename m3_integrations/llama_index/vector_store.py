@@ -13,14 +13,13 @@ from pydantic import BeforeValidator, Field, PrivateAttr, SkipValidation
 
 from m3_integrations.llama_index.adding import add_nodes, check_embeddings, delete_document
 from m3_integrations.llama_index.embeddings import M3Embedding, QueryEmbedding
-from m3_integrations.llama_index.fields import EncoderFields
+from m3_integrations.llama_index.fields import EncoderFields, Integer, Weights
 from m3_integrations.llama_index.filters import as_filter
 from m3_integrations.llama_index.nodes import as_node, without_results
 from m3_integrations.llama_index.querying import AskedQuery, read_query
 from m3_integrations.search import Bm25, Fusion, Hit, Searcher, SearchMode, SearchOptions, check_store, diverse_hits
 from m3_integrations.store import Record, Store, matches, open_store, parse_filter
 from m3_integrations.store.memory import MemoryStore
-from m3_integrations.vectors import ModeWeights
 
 _DELETED_AT_ONCE: Final = 1000
 
@@ -28,7 +27,7 @@ _DELETED_AT_ONCE: Final = 1000
 class M3VectorStore(EncoderFields, BasePydanticVectorStore):
     """An encoder and a store as a LlamaIndex vector store: a query finds by all three modes of BGE-M3.
 
-    `pip install 'm3-integrations[llama-index]'`
+    `pip install 'PATH_TO_THE_CLONE[llama-index]'`
 
     **What is stored.** A node's text for embedding models (so with its metadata), encoded in all three modes by this
     store's own encoder. Give `embed_model` of this class to whatever wants an embedding model: it embeds queries, and
@@ -103,11 +102,11 @@ class M3VectorStore(EncoderFields, BasePydanticVectorStore):
         default_factory=open_store, exclude=True, repr=False
     )
     mode: SearchMode = SearchOptions.mode
-    weights: ModeWeights | str | None = None
+    weights: Weights = None
     score_threshold: float | None = SearchOptions.score_threshold
-    pool_size: int = SearchOptions.pool_size
+    pool_size: Integer = SearchOptions.pool_size
     fusion: Fusion = SearchOptions.fusion
-    rrf_k: int = SearchOptions.rrf_k
+    rrf_k: Integer = SearchOptions.rrf_k
     bm25: Bm25 = SearchOptions.bm25
 
     _made: Searcher | None = PrivateAttr(default=None)

@@ -3,7 +3,7 @@
 from m3_integrations.search.adding import NODE_KEYS, IncompleteAddError, holds_node
 from m3_integrations.search.diversity import diverse_hits
 from m3_integrations.search.explanation import Explanation, TokenMatch, TokenPair
-from m3_integrations.search.opening import check_store, open_encoder
+from m3_integrations.search.opening import changed_settings, check_store, open_encoder, warn_of_absent_heads
 from m3_integrations.search.options import (
     OPTION_NAMES,
     Bm25,
@@ -12,12 +12,13 @@ from m3_integrations.search.options import (
     SearchKeywords,
     SearchMode,
     SearchOptions,
-    resolve_weights,
+    as_integer,
+    check_names,
 )
 from m3_integrations.search.relevance import relevance
 from m3_integrations.search.replacing import add_unless_known, matching_records, records_of, replace_sources
-from m3_integrations.search.rerank import Ranked, rerank
-from m3_integrations.search.searcher import Hit, Searcher
+from m3_integrations.search.rerank import Ranked, check_ranking, rerank
+from m3_integrations.search.searcher import Hit, Searcher, check_options
 
 __all__ = [
     "NODE_KEYS",
@@ -36,6 +37,11 @@ __all__ = [
     "TokenMatch",
     "TokenPair",
     "add_unless_known",
+    "as_integer",
+    "changed_settings",
+    "check_names",
+    "check_options",
+    "check_ranking",
     "check_store",
     "diverse_hits",
     "holds_node",
@@ -45,5 +51,5 @@ __all__ = [
     "relevance",
     "replace_sources",
     "rerank",
-    "resolve_weights",
+    "warn_of_absent_heads",
 ]

@@ -10,15 +10,16 @@ from typing import Any, Final, Self, Unpack
 
 import numpy as np
 
-from m3_integrations.bm25 import Bm25Index
-from m3_integrations.fusion import reciprocal_rank_fusion
 from m3_integrations.scoring import combine, top_rows
 from m3_integrations.search.adding import add_texts
 from m3_integrations.search.explanation import Explanation, explain_record
+from m3_integrations.search.given import with_dense
+from m3_integrations.search.legs import Bm25Leg, fuse_rankings
+from m3_integrations.search.opening import warn_of_absent_heads
 from m3_integrations.search.options import MODES_OF, SearchKeywords, SearchOptions
-from m3_integrations.store import Filter, FilterLike, Store, matches
+from m3_integrations.store import FilterLike, Store, matches
 from m3_integrations.store.memory import MemoryStore
-from m3_integrations.vectors import Encoder, FloatArray, M3Vectors, Mode
+from m3_integrations.vectors import Encoder, FloatArray, M3Vectors, Mode, check_heads
 
 _BATCH_SIZE: Final = 64
 """Queries encoded at a time: bounds the memory of their multi-vectors."""
@@ -50,20 +51,47 @@ class Searcher:
         encoder: Encodes queries and what is added.
         store: Holds the records. It is bound to the encoder's model on first use.
         options: What a search asks for where the call says nothing; `SearchOptions()` if None.
+
+    A checkpoint that lacks heads is warned of where the mode is "all".
+
+    Raises:
+        ValueError: If the options ask for a mode that the checkpoint has no head for, put all weight on such modes, or
+            ask for BM25 over a store that is not in memory.
     """
 
     def __init__(self, encoder: Encoder, store: Store, options: SearchOptions | None = None) -> None:
         self.encoder = encoder
         self.store = store
         self.options = options or SearchOptions()
+        check_options(self.options, store, encoder)
+        if self.options.mode == "all":
+            warn_of_absent_heads(encoder)
         self._modes: tuple[Mode, ...] = ()  # the encoder's, once the store is bound to its model
-        self._bm25 = _Bm25Leg(encoder, store)
+        self._bm25 = Bm25Leg(encoder, store)
 
     def with_options(self, options: SearchOptions) -> Self:
-        """Return a searcher over the same encoder, store and BM25 index with other options."""
+        """Return a searcher over the same encoder, store and BM25 index with other options.
+
+        Raises:
+            ValueError: As the constructor.
+        """
+        check_options(options, self.store, self.encoder)
         twin = copy.copy(self)
         twin.options = options
         return twin
+
+    def _asked(self, query: str | None, options: SearchKeywords) -> SearchOptions:
+        """Return what a call asks for; without a query it is a dense vector that ranks alone."""
+        if query is None:
+            return self.options.changed(**options).changed(mode="dense", bm25="off")
+        if not options:
+            return self.options
+        asked = self.options.changed(**options)
+        check_options(asked, self.store, self.encoder)
+        return asked
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.encoder!r}, {self.store!r}, {self.options!r})"
 
     def _bind(self) -> tuple[Mode, ...]:
         if not self._modes:
@@ -170,11 +198,11 @@ class Searcher:
         asked = self._asked(query, options)
         ranking, encoded = self._modes_of(asked)
         vectors = None if query is None else self.encoder.encode([query], kind="query", modes=encoded)
-        return self._find(query, self._with_dense(vectors, dense), ranking, asked, ids)
+        return self._find(query, with_dense(vectors, dense, self.encoder), ranking, asked, ids)
 
     def search_batch(self, queries: Sequence[str], **options: Unpack[SearchKeywords]) -> list[list[Hit]]:
         """Return each query's results, as `search` does; the queries are encoded together."""
-        asked = self.options.changed(**options)
+        asked = self._asked("", options)
         ranking, encoded = self._modes_of(asked)
         results: list[list[Hit]] = []
         for start in range(0, len(queries), _BATCH_SIZE):
@@ -192,33 +220,10 @@ class Searcher:
         **options: Unpack[SearchKeywords],
     ) -> list[Hit]:
         """Search as `search` does, without blocking the event loop."""
-        asked = self._asked(query, options)
+        asked = await asyncio.to_thread(self._asked, query, options)  # may open the network
         ranking, encoded = await asyncio.to_thread(self._modes_of, asked)  # may ask a server
         vectors = None if query is None else await self.encoder.aencode([query], kind="query", modes=encoded)
-        return await asyncio.to_thread(self._find, query, self._with_dense(vectors, dense), ranking, asked, ids)
-
-    def _asked(self, query: str | None, options: SearchKeywords) -> SearchOptions:
-        asked = self.options.changed(**options)
-        return asked.changed(mode="dense", bm25="off") if query is None else asked
-
-    def _with_dense(self, vectors: M3Vectors | None, dense: FloatArray | None) -> M3Vectors:
-        """Return a query's vectors with another dense vector, which is made of unit length; 0 stays 0."""
-        if dense is None:
-            if vectors is None:
-                raise TypeError("a search needs a query, which is a string, or a dense vector; got neither")
-            return vectors
-        if dense.shape != (self.encoder.dim,) or not np.isfinite(dense).all():
-            shown = np.array2string(dense, threshold=8, edgeitems=3)
-            raise ValueError(
-                f"a dense vector is {self.encoder.dim} finite numbers, as {self.encoder.model} makes them; got shape "
-                f"{dense.shape}: {shown}"
-            )
-        length = float(np.linalg.norm(dense)) or 1.0
-        row = (dense / length).astype(np.float32).reshape(1, -1)
-        if vectors is None:
-            return M3Vectors(dense=row)
-        columns: dict[str, Any] = {mode: getattr(vectors, mode) for mode in vectors.modes}
-        return M3Vectors(**columns | ({"dense": row} if "dense" in columns else {}))
+        return await asyncio.to_thread(self._find, query, with_dense(vectors, dense, self.encoder), ranking, asked, ids)
 
     def _modes_of(self, options: SearchOptions) -> tuple[tuple[Mode, ...], tuple[Mode, ...]]:
         """Return the modes that rank, and those to encode a query in: with a multi-vector also those that find."""
@@ -260,7 +265,11 @@ class Searcher:
         # In the order of the ids, so that equal scores rank the same whatever the store.
         ids = sorted(candidates)
         ids, scores = self.store.scores(vectors, ids, ranking, found)
-        final = combine(scores, options.weights) if options.fusion == "weighted" else _fuse(ids, scores, bm25, options)
+        final = (
+            combine(scores, options.weights)
+            if options.fusion == "weighted"
+            else fuse_rankings(ids, scores, bm25, options)
+        )
         ranked = top_rows(final, len(final))
         if among is not None and list(ranking) == ["lexical"]:
             ranked = ranked[final[ranked] > 0]  # a text without a shared token is no lexical hit
@@ -301,43 +310,27 @@ class Searcher:
         self.close()
 
 
-class _Bm25Leg:
-    """BM25 over a store in memory. Its index is made when it is first asked, and again after the records changed."""
+def check_options(options: SearchOptions, store: Store, encoder: Encoder | None = None) -> None:
+    """Refuse options that an encoder and a store can never honour.
 
-    def __init__(self, encoder: Encoder, store: Store) -> None:
-        self._encoder = encoder
-        self._store = store
-        self._made: tuple[int, Bm25Index] | None = None
+    Args:
+        options: What a search will ask for.
+        store: Where it will search.
+        encoder: What it will encode with; None if that is not open yet.
 
-    def top(self, query: str, n: int, filter_: Filter | None) -> dict[str, float]:
-        """Return the n best records that share a token with the query and match, best first, by their ids."""
-        if not isinstance(self._store, MemoryStore):
-            raise ValueError("BM25 needs a store in memory: this one has its own lexical leg")  # noqa: TRY004
-        version = self._store.version
-        if self._made is None or self._made[0] != version:
-            records = list(self._store.records())
-            tokens = self._encoder.tokenize([record.text for record in records])
-            self._made = version, Bm25Index([record.id for record in records], [words[:-1] for words in tokens])
-        among = None
-        if filter_ is not None:
-            among = {record.id for record in self._store.records() if matches(filter_, record.metadata)}
-        (words,) = self._encoder.tokenize([query], kind="query")
-        return dict(self._made[1].top(words[:-1], n, among=among))
-
-
-def _fuse(
-    ids: Sequence[str], scores: Mapping[Mode, FloatArray], bm25: Mapping[str, float], options: SearchOptions
-) -> FloatArray:
-    """Fuse the candidates' rankings by every mode; a text without a shared token is in no lexical ranking."""
-    parts = options.weights.normalized(scores)
-    rankings: list[tuple[float, list[str]]] = []
-    for mode, values in scores.items():
-        if mode == "lexical" and options.bm25 == "replace":
-            continue
-        order = np.argsort(-values, kind="stable").tolist()
-        rankings.append((parts[mode], [ids[i] for i in order if mode != "lexical" or values[i] > 0]))
-    if options.bm25 != "off":
-        present = set(ids)
-        rankings.append((parts.get("lexical", 1.0), [id_ for id_ in bm25 if id_ in present]))
-    fused = reciprocal_rank_fusion([r for _, r in rankings], weights=[w for w, _ in rankings], rrf_k=options.rrf_k)
-    return np.array([fused.get(id_, 0.0) for id_ in ids], dtype=np.float32)
+    Raises:
+        ValueError: For BM25 over a store that is not in memory, a mode that the checkpoint has no head for, or weights
+            that lie on no mode that is there.
+    """
+    if options.bm25 != "off" and not isinstance(store, MemoryStore):
+        raise ValueError(
+            f"bm25={options.bm25!r} needs a store in memory (open_store()), got {store!r}: leave bm25 out, as "
+            "the lexical mode finds by words too"
+        )
+    if encoder is None:
+        return
+    asked = MODES_OF[options.mode]
+    if options.mode != "all":
+        check_heads(encoder.model, encoder.modes, asked)
+    if options.fusion == "weighted":
+        options.weights.normalized([mode for mode in asked if mode in encoder.modes])

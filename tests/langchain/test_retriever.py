@@ -156,3 +156,20 @@ def test_additions_that_do_not_fit_together_are_refused(retriever: M3HybridRetri
     with pytest.raises(TypeError, match="one string"):
         retriever.add_texts("text")
     assert retriever.store.count() == 40
+
+
+def test_what_are_no_documents_is_refused_with_what_to_pass(retriever: M3HybridRetriever) -> None:
+    for wrong, message in (
+        (Document("a"), r"got a single Document: pass \[document\]"),
+        ("abc", "got a single str"),
+        (None, "got a single NoneType"),
+        ([Document("a"), "abc"], "got str at position 1: add_texts takes strings"),
+        ([{"page_content": "a"}], "got dict at position 0"),
+    ):
+        for add in (
+            retriever.add_documents,
+            lambda each: M3HybridRetriever.from_documents(each, encoder=FakeEncoder()),
+        ):
+            with pytest.raises(TypeError, match=message):
+                add(wrong)  # type: ignore[arg-type]
+    assert retriever.store.count() == 40

@@ -245,6 +245,23 @@ assert (store.count(), store.fingerprint) == (1, None)
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+@pytest.mark.parametrize("drop", ["del store; gc.collect()", "store.close()", "pass"])
+def test_a_fork_that_drops_the_store_does_not_open_it_to_others(tmp_path: Path, drop: str) -> None:
+    code = f"""
+import gc, os, subprocess, sys, warnings
+from m3_integrations import open_store
+warnings.simplefilter("ignore")
+store = open_store({str(tmp_path / "s")!r})
+if (child := os.fork()) == 0:
+    {drop}
+    sys.exit()
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+second = "from m3_integrations import open_store; open_store({str(tmp_path / "s")!r})"
+assert "BlockingIOError" in subprocess.run([sys.executable, "-c", second], capture_output=True, text=True).stderr
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
 def test_a_closed_store_leaves_its_folder_to_others(tmp_path: Path, random: np.random.Generator) -> None:
     closed = EdgeStore(tmp_path / "s")
     closed.close()
