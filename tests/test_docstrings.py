@@ -70,7 +70,8 @@ def names_at_hand(framework: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("where", "blocks"), [pytest.param(*each, id=each[0]) for each in examples()])
-async def test_an_example_runs(where: str, blocks: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_example_runs(where: str, blocks: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # some open a store in a folder
     monkeypatch.setattr(Settings, "_llm", MockLLM())
     monkeypatch.setattr(Settings, "_embed_model", None)
     if where.startswith("langchain_milvus"):

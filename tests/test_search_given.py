@@ -68,7 +68,8 @@ async def test_a_dense_vector_alone_ranks_by_itself(filled: Searcher, dense: Flo
 
 
 def test_a_dense_vector_is_of_no_use_to_the_lexical_mode(filled: Searcher, dense: FloatArray) -> None:
-    assert filled.search(QUERY, dense=dense, mode="lexical") == filled.search(QUERY, mode="lexical")
+    asked: dict[str, Any] = {"mode": "lexical", "k": 99}
+    assert filled.search(QUERY, dense=dense, **asked) == filled.search(QUERY, **asked)
 
 
 def test_a_dense_vector_of_zeros_is_like_nothing(filled: Searcher) -> None:

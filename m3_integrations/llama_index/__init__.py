@@ -6,6 +6,7 @@ try:
     from m3_integrations.llama_index.rerank import M3Rerank
     from m3_integrations.llama_index.retriever import M3HybridRetriever
     from m3_integrations.llama_index.sparse import M3SparseEmbedding, sparse_doc_fn, sparse_query_fn
+    from m3_integrations.llama_index.vector_store import M3VectorStore
 except ModuleNotFoundError as error:
     # Other packages of LlamaIndex share the namespace, so it may be there without the core.
     if error.name not in {"llama_index", "llama_index.core"}:
@@ -20,6 +21,7 @@ __all__ = [
     "M3NodeWithScore",
     "M3Rerank",
     "M3SparseEmbedding",
+    "M3VectorStore",
     "sparse_doc_fn",
     "sparse_query_fn",
 ]

@@ -71,6 +71,24 @@ class M3Embedding(NamedEncoderFields, BaseEmbedding):
         return await asyncio.to_thread(_floats, vectors.dense)
 
 
+class QueryEmbedding(M3Embedding):
+    """Embeds queries, and leaves texts to a vector store that has an encoder of its own.
+
+    The embedding of a text is the empty list: `IngestionPipeline` drops nodes without any embedding.
+    """
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the name under which LlamaIndex knows the class."""
+        return "M3QueryEmbedding"
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return [[] for _ in texts]
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return [[] for _ in texts]
+
+
 def _floats(dense: FloatArray) -> list[list[float]]:
     # Row by row: one call for all would hold the interpreter's lock, and so the event loop, for as long as it takes.
     return [row.tolist() for row in dense]

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self, Unpack
 
+import numpy as np
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.constants import DEFAULT_SIMILARITY_TOP_K
@@ -15,7 +16,6 @@ from llama_index.core.schema import (
     BaseNode,
     Document,
     IndexNode,
-    MetadataMode,
     NodeWithScore,
     QueryBundle,
     TransformComponent,
@@ -23,8 +23,9 @@ from llama_index.core.schema import (
 from llama_index.core.settings import Settings
 from llama_index.core.vector_stores import MetadataFilters
 
+from m3_integrations.llama_index.adding import add_nodes, delete_document
 from m3_integrations.llama_index.filters import as_filter
-from m3_integrations.llama_index.nodes import REF_DOC_KEY, as_metadata, as_result, without_results
+from m3_integrations.llama_index.nodes import as_result, without_results
 from m3_integrations.llama_index.splitting import split_long_nodes
 from m3_integrations.search import (
     Explanation,
@@ -37,7 +38,7 @@ from m3_integrations.search import (
     open_encoder,
 )
 from m3_integrations.store import FilterLike, Store, open_store
-from m3_integrations.vectors import Encoder
+from m3_integrations.vectors import Encoder, FloatArray
 
 
 class M3HybridRetriever(BaseRetriever):
@@ -45,7 +46,9 @@ class M3HybridRetriever(BaseRetriever):
 
     `pip install 'PATH_TO_THE_CLONE[llama-index]'`
 
-    What is encoded is a node's text for embedding models, so with its metadata; of a query, its `query_str`. A node
+    What is encoded is a node's text for embedding models, so with its metadata; of a query, its `query_str`. A query's
+    `embedding`, or the mean of those of its `custom_embedding_strs` (as HyDE sets them), takes the place of the query's
+    own dense vector; without a `query_str` the dense mode ranks alone. The mode "lexical" has no use for them. A node
     comes back as it was added (a `Document` as a `TextNode`, as in LlamaIndex's stores), in an `M3NodeWithScore`,
     whose `m3_scores` are the scores in every mode. They are not in the metadata, because `QueryFusionRetriever`
     recognises a node by them.
@@ -168,6 +171,10 @@ class M3HybridRetriever(BaseRetriever):
     ) -> Self:
         """Make a retriever and add documents to it, cut into nodes.
 
+        Whatever else a store that is not empty has of these documents is deleted once they are in, and a text that it
+        has of them is not encoded again. A document is known by its `id_`, which `SimpleDirectoryReader` makes of the
+        file's name if it is told `filename_as_id=True`, and is random otherwise.
+
         Args:
             documents: They are not changed.
             transformations: What makes nodes of them. If None, `Settings.transformations`, which cuts at sentences, and
@@ -185,7 +192,7 @@ class M3HybridRetriever(BaseRetriever):
         nodes = run_transformations(given, chosen, show_progress=show_progress)
         if transformations is None:
             nodes = split_long_nodes(nodes, retriever.encoder)
-        retriever.add_nodes(nodes, show_progress=show_progress)
+        retriever.add_nodes(nodes, replace_documents=True, show_progress=show_progress)
         return retriever
 
     def with_options(
@@ -215,18 +222,36 @@ class M3HybridRetriever(BaseRetriever):
         return other
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return [as_result(hit) for hit in self._searcher.search(query_bundle.query_str)]
+        dense = None if query_bundle.embedding is None else np.array(query_bundle.embedding, dtype=np.float32)
+        if dense is None and query_bundle.custom_embedding_strs:
+            # In all modes: the query is among them as a rule, and is in the cache then.
+            dense = self.encoder.encode(query_bundle.custom_embedding_strs, kind="query").dense.mean(axis=0)
+        return [as_result(hit) for hit in self._searcher.search(_text(query_bundle, dense), dense=dense)]
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        hits = await self._searcher.asearch(query_bundle.query_str)
+        dense = None if query_bundle.embedding is None else np.array(query_bundle.embedding, dtype=np.float32)
+        if dense is None and query_bundle.custom_embedding_strs:
+            vectors = await self.encoder.aencode(query_bundle.custom_embedding_strs, kind="query")
+            dense = vectors.dense.mean(axis=0)
+        hits = await self._searcher.asearch(_text(query_bundle, dense), dense=dense)
         return await asyncio.to_thread(lambda: [as_result(hit) for hit in hits])
 
-    def add_nodes(self, nodes: Iterable[BaseNode], *, show_progress: bool = False) -> list[str]:
-        """Add nodes, replacing those with the same ids.
+    def add_nodes(
+        self, nodes: Iterable[BaseNode], *, replace_documents: bool = False, show_progress: bool = False
+    ) -> list[str]:
+        """Add nodes, replacing those with the same ids and those that their documents had before.
+
+        So a script that is run again leaves the same nodes, though LlamaIndex's splitters give them other ids every
+        time, and encodes only texts that the store does not have of the same document. Once all nodes are in, it
+        deletes what an earlier version of a document had (its hash in the nodes' relationships tells), and the same
+        piece of the same version. A document that is added in several calls keeps the nodes of all of them. What is
+        of a document that is gone stays: see `delete_ref_doc`.
 
         Args:
             nodes: They are not changed. The scores of an earlier reranking are not stored. The object of an
                 `IndexNode` goes into this retriever's `object_map` if it is no node.
+            replace_documents: Whether these are all nodes of their documents. Then whatever else the store has of them
+                is deleted, also if it is of the same version, but was cut in another way.
             show_progress: Whether to draw a progress bar.
 
         Returns:
@@ -243,19 +268,17 @@ class M3HybridRetriever(BaseRetriever):
         objects = {node.index_id: node.obj for node in given if isinstance(node, IndexNode) and _has_object(node)}
         stored = [node.model_copy(update={"obj": None}) if _has_object(node) else node for node in given]
         chosen = list(map(without_results, stored))
-        metadatas = list(map(as_metadata, chosen))  # first, as it refuses what cannot be kept
-        ids = self._searcher.add(
-            [node.get_content(MetadataMode.EMBED) for node in chosen],
-            ids=[node.node_id for node in chosen],
-            metadatas=metadatas,
-            show_progress=show_progress,
-        )
+        ids = add_nodes(self._searcher, chosen, replace_documents=replace_documents, show_progress=show_progress)
         self.object_map.update(objects)
         return ids
 
-    async def aadd_nodes(self, nodes: Iterable[BaseNode], *, show_progress: bool = False) -> list[str]:
+    async def aadd_nodes(
+        self, nodes: Iterable[BaseNode], *, replace_documents: bool = False, show_progress: bool = False
+    ) -> list[str]:
         """Add nodes as `add_nodes` does, without blocking the event loop."""
-        return await asyncio.to_thread(self.add_nodes, nodes, show_progress=show_progress)
+        return await asyncio.to_thread(
+            self.add_nodes, nodes, replace_documents=replace_documents, show_progress=show_progress
+        )
 
     def delete_nodes(
         self, node_ids: Sequence[str] | None = None, *, filters: MetadataFilters | FilterLike = None
@@ -282,8 +305,8 @@ class M3HybridRetriever(BaseRetriever):
         return await asyncio.to_thread(self.delete_nodes, node_ids, filters=filters)
 
     def delete_ref_doc(self, ref_doc_id: str) -> int:
-        """Delete the nodes that were made of a document; return how many were deleted."""
-        return self._searcher.delete(filter={REF_DOC_KEY: ref_doc_id})
+        """Delete the nodes that were made of a document, or a document that was added whole; return how many."""
+        return delete_document(self._searcher, ref_doc_id)
 
     async def adelete_ref_doc(self, ref_doc_id: str) -> int:
         """Delete nodes as `delete_ref_doc` does, without blocking the event loop."""
@@ -296,6 +319,11 @@ class M3HybridRetriever(BaseRetriever):
             KeyError: If there is no such node.
         """
         return self._searcher.explain(query, node_id)
+
+
+def _text(query_bundle: QueryBundle, dense: FloatArray | None) -> str | None:
+    """Return the text to encode; None where a dense vector stands alone."""
+    return query_bundle.query_str if query_bundle.query_str or dense is None else None
 
 
 def _has_object(node: BaseNode) -> bool:

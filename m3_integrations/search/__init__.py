@@ -22,7 +22,7 @@ from m3_integrations.search.options import (
     check_names,
 )
 from m3_integrations.search.relevance import relevance
-from m3_integrations.search.replacing import matching_records, replace_sources
+from m3_integrations.search.replacing import add_unless_known, matching_records, records_of, replace_sources
 from m3_integrations.search.rerank import Ranked, check_ranking, rerank
 from m3_integrations.search.searcher import Hit, Searcher
 
@@ -42,6 +42,7 @@ __all__ = [
     "Searcher",
     "TokenMatch",
     "TokenPair",
+    "add_unless_known",
     "as_integer",
     "changed_settings",
     "check_names",
@@ -52,6 +53,7 @@ __all__ = [
     "holds_node",
     "matching_records",
     "open_encoder",
+    "records_of",
     "relevance",
     "replace_sources",
     "rerank",

@@ -61,19 +61,52 @@ def replace_sources(
     sources = [_source(each, source_key, i) for i, each in enumerate(kept)]
     chosen = _ids(sources, texts, given)
     searcher.store.bind(searcher.encoder.fingerprint)  # vectors of another model are not kept
-    old = _stored(searcher, chosen, source_key, sources)
-    fresh, moved = _split(old, chosen, texts, kept)
-    fresh += _copy_vectors(searcher.store, moved, chosen, texts, kept)
-    searcher.add(
-        [texts[row] for row in fresh],
-        ids=[chosen[row] for row in fresh],
-        metadatas=[kept[row] for row in fresh],
-        show_progress=show_progress,
-    )
+    old = records_of(searcher, chosen, source_key, sources)
+    add_unless_known(searcher, old, chosen, texts, kept, show_progress=show_progress)
     wanted, replaced = set(chosen), set(sources)
     # A list that holds the source among others is matched by a filter too, and is not only of this source.
     searcher.store.delete([r.id for r in old if r.id not in wanted and _is_of(r, source_key, replaced)])
     return chosen
+
+
+def add_unless_known(
+    searcher: Searcher,
+    known: Sequence[Record],
+    ids: Sequence[str],
+    texts: Sequence[str],
+    metadatas: Sequence[Mapping[str, Any]],
+    *,
+    show_progress: bool,
+) -> None:
+    """Add texts; one that a known record has gets the record's vectors, and one that is stored just so is left alone.
+
+    Args:
+        searcher: Encodes and holds the texts; its store is bound to its encoder's model.
+        known: Records of the store, without vectors.
+        ids: One per text, each once.
+        texts: Encoded as documents.
+        metadatas: One per text, checked.
+        show_progress: Whether to draw a progress bar.
+    """
+    fresh, moved = _split(known, ids, texts, metadatas)
+    fresh += _copy_vectors(searcher.store, moved, ids, texts, metadatas)
+    searcher.add(
+        [texts[row] for row in fresh],
+        ids=[ids[row] for row in fresh],
+        metadatas=[metadatas[row] for row in fresh],
+        show_progress=show_progress,
+    )
+
+
+def records_of(searcher: Searcher, ids: Sequence[str], key: str, sources: Iterable[str | int]) -> list[Record]:
+    """Return the records with these ids, and those that have one of these sources under a key, without vectors."""
+    store = searcher.store
+    found = {record.id: record for record in store.get(ids)}
+    distinct = list(dict.fromkeys(sources))
+    for start in range(0, len(distinct), _SOURCES_AT_ONCE):
+        some = {key: {"$in": distinct[start : start + _SOURCES_AT_ONCE]}}
+        found |= {record.id: record for record in matching_records(store, searcher.encoder.dim, some)}
+    return list(found.values())
 
 
 def matching_records(store: Store, dim: int, filter: Mapping[str, Any]) -> list[Record]:  # noqa: A002
@@ -114,17 +147,6 @@ def _ids(sources: Sequence[str | int], texts: Sequence[str], given: Sequence[str
     if twice := [id_ for id_, n in Counter(ids).items() if n > 1]:
         raise ValueError(f"two texts have the id {twice[0]!r}")
     return ids
-
-
-def _stored(searcher: Searcher, ids: Sequence[str], key: str, sources: Sequence[str | int]) -> list[Record]:
-    """Return the records with these ids, and those of these sources."""
-    store = searcher.store
-    found = {record.id: record for record in store.get(ids)}
-    distinct = list(dict.fromkeys(sources))
-    for start in range(0, len(distinct), _SOURCES_AT_ONCE):
-        some = {key: {"$in": distinct[start : start + _SOURCES_AT_ONCE]}}
-        found |= {record.id: record for record in matching_records(store, searcher.encoder.dim, some)}
-    return list(found.values())
 
 
 def _is_of(record: Record, key: str, sources: set[str | int]) -> bool:

@@ -10,11 +10,11 @@ from typing import Any, Final, Self, Unpack
 
 import numpy as np
 
-from m3_integrations.fusion import reciprocal_rank_fusion
 from m3_integrations.scoring import combine, top_rows
 from m3_integrations.search.adding import add_texts
-from m3_integrations.search.bm25_leg import Bm25Leg
 from m3_integrations.search.explanation import Explanation, explain_record
+from m3_integrations.search.given import with_dense
+from m3_integrations.search.legs import Bm25Leg, fuse_rankings
 from m3_integrations.search.opening import check_options, warn_of_absent_heads
 from m3_integrations.search.options import MODES_OF, SearchKeywords, SearchOptions
 from m3_integrations.store import FilterLike, Store, matches
@@ -80,8 +80,9 @@ class Searcher:
         return twin
 
     def _asked(self, query: str | None, options: SearchKeywords) -> SearchOptions:
+        """Return what a call asks for; without a query it is a dense vector that ranks alone."""
         asked = self.options.changed(**options)
-        if query is None:  # there is a dense vector alone
+        if query is None:
             asked = asked.changed(mode="dense", bm25="off", weights="equal")
         if asked is not self.options:
             check_options(asked, self.store, self.encoder)
@@ -195,7 +196,7 @@ class Searcher:
         asked = self._asked(query, options)
         ranking, encoded = self._modes_of(asked)
         vectors = None if query is None else self.encoder.encode([query], kind="query", modes=encoded)
-        return self._find(query, self._with_dense(vectors, dense), ranking, asked, ids)
+        return self._find(query, with_dense(vectors, dense, self.encoder), ranking, asked, ids)
 
     def search_batch(self, queries: Sequence[str], **options: Unpack[SearchKeywords]) -> list[list[Hit]]:
         """Return each query's results, as `search` does; the queries are encoded together."""
@@ -220,26 +221,7 @@ class Searcher:
         asked = await asyncio.to_thread(self._asked, query, options)  # may open the network
         ranking, encoded = await asyncio.to_thread(self._modes_of, asked)  # may ask a server
         vectors = None if query is None else await self.encoder.aencode([query], kind="query", modes=encoded)
-        return await asyncio.to_thread(self._find, query, self._with_dense(vectors, dense), ranking, asked, ids)
-
-    def _with_dense(self, vectors: M3Vectors | None, dense: FloatArray | None) -> M3Vectors:
-        """Return a query's vectors with another dense vector, which is made of unit length; 0 stays 0."""
-        if dense is None:
-            if vectors is None:
-                raise TypeError("a search needs a query, which is a string, or a dense vector; got neither")
-            return vectors
-        if dense.shape != (self.encoder.dim,) or not np.isfinite(dense).all():
-            shown = np.array2string(dense, threshold=8, edgeitems=3)
-            raise ValueError(
-                f"a dense vector is {self.encoder.dim} finite numbers, as {self.encoder.model} makes them; got shape "
-                f"{dense.shape}: {shown}"
-            )
-        length = float(np.linalg.norm(dense)) or 1.0
-        row = (dense / length).astype(np.float32).reshape(1, -1)
-        if vectors is None:
-            return M3Vectors(dense=row)
-        columns: dict[str, Any] = {mode: getattr(vectors, mode) for mode in vectors.modes}
-        return M3Vectors(**columns | ({"dense": row} if "dense" in columns else {}))
+        return await asyncio.to_thread(self._find, query, with_dense(vectors, dense, self.encoder), ranking, asked, ids)
 
     def _modes_of(self, options: SearchOptions) -> tuple[tuple[Mode, ...], tuple[Mode, ...]]:
         """Return the modes that rank, and those to encode a query in: with a multi-vector also those that find."""
@@ -281,7 +263,11 @@ class Searcher:
         # In the order of the ids, so that equal scores rank the same whatever the store.
         ids = sorted(candidates)
         ids, scores = self.store.scores(vectors, ids, ranking, found)
-        final = combine(scores, options.weights) if options.fusion == "weighted" else _fuse(ids, scores, bm25, options)
+        final = (
+            combine(scores, options.weights)
+            if options.fusion == "weighted"
+            else fuse_rankings(ids, scores, bm25, options)
+        )
         ranked = top_rows(final, len(final))
         if among is not None and list(ranking) == ["lexical"]:
             ranked = ranked[final[ranked] > 0]  # a text without a shared token is no lexical hit
@@ -320,21 +306,3 @@ class Searcher:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _fuse(
-    ids: Sequence[str], scores: Mapping[Mode, FloatArray], bm25: Mapping[str, float], options: SearchOptions
-) -> FloatArray:
-    """Fuse the candidates' rankings by every mode; a text without a shared token is in no lexical ranking."""
-    parts = options.weights.normalized(scores)
-    rankings: list[tuple[float, list[str]]] = []
-    for mode, values in scores.items():
-        if mode == "lexical" and options.bm25 == "replace":
-            continue
-        order = np.argsort(-values, kind="stable").tolist()
-        rankings.append((parts[mode], [ids[i] for i in order if mode != "lexical" or values[i] > 0]))
-    if options.bm25 != "off":
-        present = set(ids)
-        rankings.append((parts.get("lexical", 1.0), [id_ for id_ in bm25 if id_ in present]))
-    fused = reciprocal_rank_fusion([r for _, r in rankings], weights=[w for w, _ in rankings], rrf_k=options.rrf_k)
-    return np.array([fused.get(id_, 0.0) for id_ in ids], dtype=np.float32)

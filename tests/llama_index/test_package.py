@@ -22,6 +22,7 @@ EXPECTED = [
     "M3NodeWithScore",
     "M3Rerank",
     "M3SparseEmbedding",
+    "M3VectorStore",
     "sparse_doc_fn",
     "sparse_query_fn",
 ]

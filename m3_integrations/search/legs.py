@@ -1,15 +1,19 @@
-"""BM25 as a leg of a search."""
+"""The BM25 leg of a search, and how the rankings of all legs become one."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
+import numpy as np
+
 from m3_integrations.bm25 import Bm25Index
+from m3_integrations.fusion import reciprocal_rank_fusion
+from m3_integrations.search.options import SearchOptions
 from m3_integrations.store import Filter, Record, Store
 from m3_integrations.store.memory import MemoryStore
-from m3_integrations.vectors import Encoder
+from m3_integrations.vectors import Encoder, FloatArray, Mode
 
 
 class Bm25Leg:
@@ -49,3 +53,21 @@ class Bm25Leg:
         self._index.discard(self._records.keys() - records.keys())
         self._index.add({row: words[:-1] for row, words in zip(new, tokens, strict=True)})
         self._records, self._version = records, version
+
+
+def fuse_rankings(
+    ids: Sequence[str], scores: Mapping[Mode, FloatArray], bm25: Mapping[str, float], options: SearchOptions
+) -> FloatArray:
+    """Fuse the candidates' rankings by every mode; a text without a shared token is in no lexical ranking."""
+    parts = options.weights.normalized(scores)
+    rankings: list[tuple[float, list[str]]] = []
+    for mode, values in scores.items():
+        if mode == "lexical" and options.bm25 == "replace":
+            continue
+        order = np.argsort(-values, kind="stable").tolist()
+        rankings.append((parts[mode], [ids[i] for i in order if mode != "lexical" or values[i] > 0]))
+    if options.bm25 != "off":
+        present = set(ids)
+        rankings.append((parts.get("lexical", 1.0), [id_ for id_ in bm25 if id_ in present]))
+    fused = reciprocal_rank_fusion([r for _, r in rankings], weights=[w for w, _ in rankings], rrf_k=options.rrf_k)
+    return np.array([fused.get(id_, 0.0) for id_ in ids], dtype=np.float32)

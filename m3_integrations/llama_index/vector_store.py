@@ -1,0 +1,310 @@
+"""`M3VectorStore`: an encoder and a store, for everything in LlamaIndex that takes a vector store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Final
+
+from llama_index.core.schema import BaseNode
+from llama_index.core.vector_stores import MetadataFilters, VectorStoreQuery, VectorStoreQueryResult
+from llama_index.core.vector_stores.types import BasePydanticVectorStore
+from pydantic import BeforeValidator, Field, PrivateAttr, SkipValidation
+
+from m3_integrations.llama_index.adding import add_nodes, check_embeddings, delete_document
+from m3_integrations.llama_index.embeddings import M3Embedding, QueryEmbedding
+from m3_integrations.llama_index.fields import EncoderFields, Integer, Weights
+from m3_integrations.llama_index.filters import as_filter
+from m3_integrations.llama_index.nodes import as_node, without_results
+from m3_integrations.llama_index.querying import AskedQuery, read_query
+from m3_integrations.search import Bm25, Fusion, Hit, Searcher, SearchMode, SearchOptions, check_store, diverse_hits
+from m3_integrations.store import Record, Store, matches, open_store, parse_filter
+from m3_integrations.store.memory import MemoryStore
+
+_DELETED_AT_ONCE: Final = 1000
+
+
+class M3VectorStore(EncoderFields, BasePydanticVectorStore):
+    """An encoder and a store as a LlamaIndex vector store: a query finds by all three modes of BGE-M3.
+
+    `pip install 'PATH_TO_THE_CLONE[llama-index]'`
+
+    **What is stored.** A node's text for embedding models (so with its metadata), encoded in all three modes by this
+    store's own encoder. Give `embed_model` of this class to whatever wants an embedding model: it embeds queries, and
+    leaves the nodes to the store, so that each text costs one pass, whatever their number. With `M3Embedding` instead,
+    every text costs two passes (one where the store keeps no multi-vectors), because an index asks it for the dense
+    vectors alone. Embeddings that nodes bring along are compared with our dense vectors and not stored: what another
+    model made is refused.
+
+    **What replaces what.** As for `M3HybridRetriever.add_nodes`: a node replaces the one with its id, and a document
+    that is added again loses the nodes of its former version, once the new ones are in. So a script that is run again
+    leaves the same records, and encodes only new texts. A document is known by its `id_`: tell
+    `SimpleDirectoryReader` `filename_as_id=True`. For documents that are gone, use an `IngestionPipeline` with a
+    docstore and the strategy "upserts_and_delete", or `delete`.
+
+    **How a query's modes are understood.**
+
+    - DEFAULT: as this store's own options say, which is all three modes with equal weights.
+    - HYBRID and SEMANTIC_HYBRID: all three modes.
+    - SPARSE and TEXT_SEARCH: the lexical mode alone.
+    - MMR: the dense mode; then the best of the 4 · `similarity_top_k` (20 at least) nodes that are most like the query
+      and least like those before them. Similarities are those to the query.
+    - `alpha`, in DEFAULT and the hybrid modes: the share of the vectors, from 0 (lexical alone) to 1 (no lexical). The
+      weights become alpha · d/(d+m) dense, 1 - alpha lexical and alpha · m/(d+m) multi-vector, where d and m are the
+      dense and the multi-vector weight before. `alpha=2/3` means equal weights.
+    - `query_embedding` takes the place of the query's own dense vector, scaled to unit length; `query_str` is encoded
+      for the other modes. So HyDE's texts decide what the dense mode finds. With an embedding alone, the dense mode
+      ranks alone. With a text alone, it is encoded.
+    - `similarity_top_k` nodes are returned; by the lexical mode `sparse_top_k`, by the hybrid ones `hybrid_top_k`, if
+      given. In a hybrid mode each leg finds `sparse_top_k` candidates at least.
+    - `filters`, `doc_ids` and `node_ids` all have to match. An empty `node_ids` is none at all, because
+      `VectorStoreIndex.as_retriever` always passes the ids of the index's own table, which is empty where a store keeps
+      texts. If the index holds `IndexNode`s or `ImageNode`s, that table has them alone, and so does the retriever: make
+      one by `VectorIndexRetriever(index)`. An empty `doc_ids` matches nothing.
+
+    Options for one query go through LlamaIndex as `vector_store_kwargs`.
+
+    Args:
+        model: A checkpoint folder, or a repository of the hub.
+        encoder: Instead of `model`: an encoder that exists already.
+        model_kwargs: Further arguments of `M3Encoder`; only with `model`.
+        store: Where the nodes are; a new one in memory if None.
+        mode, weights, score_threshold, pool_size, fusion, rrf_k, bm25: What a query asks for;
+            `m3_integrations.SearchOptions` explains each.
+
+    Raises:
+        ValueError: For an unknown argument or one out of range (pydantic's ValidationError), or unless there is one of
+            model and encoder.
+        FileNotFoundError: If there is no such model.
+
+    Examples:
+        ```python
+        from llama_index.core import StorageContext, VectorStoreIndex
+        from m3_integrations import open_store
+        from m3_integrations.llama_index import M3VectorStore
+
+        vectors = M3VectorStore(model="BAAI/bge-m3", store=open_store("./my-index"))
+        context = StorageContext.from_defaults(vector_store=vectors)
+        index = VectorStoreIndex.from_documents(documents, storage_context=context, embed_model=vectors.embed_model)
+        index.as_retriever(similarity_top_k=5, vector_store_kwargs={"weights": "miracl"}).retrieve("rotate the keys")
+        ```
+
+        In a later process:
+
+        ```python
+        index = VectorStoreIndex.from_vector_store(vectors, embed_model=vectors.embed_model)
+        ```
+    """
+
+    stores_text: bool = True
+    is_embedding_query: bool = True
+    store: Annotated[SkipValidation[Store], BeforeValidator(lambda store: check_store(store) or open_store())] = Field(
+        default_factory=open_store, exclude=True, repr=False
+    )
+    mode: SearchMode = SearchOptions.mode
+    weights: Weights = None
+    score_threshold: float | None = SearchOptions.score_threshold
+    pool_size: Integer = SearchOptions.pool_size
+    fusion: Fusion = SearchOptions.fusion
+    rrf_k: Integer = SearchOptions.rrf_k
+    bm25: Bm25 = SearchOptions.bm25
+
+    _made: Searcher | None = PrivateAttr(default=None)
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Check the options, then open the encoder: a wrong option is refused before a network is loaded."""
+        self._options()
+        super().model_post_init(context)
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the name under which LlamaIndex knows the class."""
+        return "M3VectorStore"
+
+    @property
+    def client(self) -> Store:
+        """The store."""
+        return self.store
+
+    @property
+    def embed_model(self) -> M3Embedding:
+        """The embedding model for what uses this store: it embeds queries, and leaves texts to the store.
+
+        The embedding that it gives a text is the empty list, which this store understands and any other refuses.
+        """
+        return QueryEmbedding(encoder=self.encoder)
+
+    def _options(self) -> SearchOptions:
+        return SearchOptions(
+            mode=self.mode,
+            weights=self.weights,
+            score_threshold=self.score_threshold,
+            pool_size=self.pool_size,
+            fusion=self.fusion,
+            rrf_k=self.rrf_k,
+            bm25=self.bm25,
+        )
+
+    def _searcher(self) -> Searcher:
+        """Return the searcher that the fields describe; they may have been changed behind our back."""
+        options, made = self._options(), self._made
+        if made is None or made.encoder is not self.encoder or made.store is not self.store:
+            made = Searcher(self.encoder, self.store, options)
+        elif made.options != options:
+            made = made.with_options(options)
+        self._made = made
+        return made
+
+    def add(
+        self,
+        nodes: Sequence[BaseNode],
+        *,
+        replace_documents: bool = False,
+        show_progress: bool = False,
+        **unknown: Any,
+    ) -> list[str]:
+        """Add nodes as `M3HybridRetriever.add_nodes` does, after their embeddings were found to be of this model.
+
+        Args:
+            nodes: They are not changed. Their embeddings may be missing.
+            replace_documents: Whether these are all nodes of their documents, so that whatever else the store has of
+                them is deleted. `VectorStoreIndex` hands on nodes 2,048 at a time: leave it False there.
+            show_progress: Whether to draw a progress bar.
+            **unknown: Refused.
+
+        Returns:
+            The ids.
+
+        Raises:
+            TypeError: For an unknown argument.
+            ValueError: If an embedding is not this model's vector of the node's text, in which case nothing is stored;
+                if a node holds a value that JSON has no form for, or the store holds another model's vectors.
+        """
+        _refuse(unknown, "add")
+        chosen = [without_results(node) for node in nodes]
+        check_embeddings(self.encoder, chosen)
+        return add_nodes(self._searcher(), chosen, replace_documents=replace_documents, show_progress=show_progress)
+
+    async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
+        """Add nodes as `add` does, without blocking the event loop."""
+        return await asyncio.to_thread(self.add, nodes, **kwargs)
+
+    def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
+        """Delete the nodes that were made of a document, or a document that was added whole."""
+        _refuse(delete_kwargs, "delete")
+        delete_document(self._searcher(), ref_doc_id)
+
+    async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
+        """Delete nodes as `delete` does, without blocking the event loop."""
+        await asyncio.to_thread(self.delete, ref_doc_id, **delete_kwargs)
+
+    def delete_nodes(
+        self,
+        node_ids: list[str] | None = None,
+        filters: MetadataFilters | None = None,
+        **delete_kwargs: Any,
+    ) -> None:
+        """Delete nodes with these ids, nodes that match filters, or of the nodes with these ids those that match.
+
+        Args:
+            node_ids: Which nodes to delete; unknown ids are skipped.
+            filters: Which nodes to delete.
+            **delete_kwargs: Refused.
+
+        Raises:
+            ValueError: If neither is given, or the filters alone are and say nothing: `clear` deletes everything.
+        """
+        _refuse(delete_kwargs, "delete_nodes")
+        if node_ids is not None and filters is not None:
+            node_ids = [record.id for record in self._records(node_ids, filters)]
+            filters = None
+        self._searcher().delete(node_ids, filter=as_filter(filters))
+
+    async def adelete_nodes(
+        self,
+        node_ids: list[str] | None = None,
+        filters: MetadataFilters | None = None,
+        **delete_kwargs: Any,
+    ) -> None:
+        """Delete nodes as `delete_nodes` does, without blocking the event loop."""
+        await asyncio.to_thread(self.delete_nodes, node_ids, filters, **delete_kwargs)
+
+    def clear(self) -> None:
+        """Delete every record of the store, also those that were not added as nodes."""
+        ids = [record.id for record in self.store.records()]
+        for start in range(0, len(ids), _DELETED_AT_ONCE):
+            self.store.delete(ids[start : start + _DELETED_AT_ONCE])
+
+    async def aclear(self) -> None:
+        """Delete everything as `clear` does, without blocking the event loop."""
+        await asyncio.to_thread(self.clear)
+
+    def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
+        """Return the nodes with these ids in their order, those that match filters, or all; unknown ids are skipped."""
+        return [as_node(record.id, record.text, record.metadata) for record in self._records(node_ids, filters)]
+
+    async def aget_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
+    ) -> list[BaseNode]:
+        """Return nodes as `get_nodes` does, without blocking the event loop."""
+        return await asyncio.to_thread(self.get_nodes, node_ids, filters)
+
+    def _records(self, node_ids: Sequence[str] | None, filters: MetadataFilters | None) -> Iterator[Record]:
+        parsed = parse_filter(as_filter(filters))
+        found = self.store.records() if node_ids is None else self.store.get(node_ids)
+        return (record for record in found if matches(parsed, record.metadata))
+
+    def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+        """Return the nodes that answer a query best, as the class's docstring describes, with their final scores.
+
+        Args:
+            query: What LlamaIndex asks for.
+            **kwargs: `mode`, `weights`, `score_threshold`, `pool_size`, `fusion`, `rrf_k` and `bm25` for this query;
+                None means this store's own. `mmr_threshold`, which may be given here too.
+
+        Raises:
+            TypeError: For an unknown option, or one of a wrong type.
+            ValueError: If an option is out of range or has no meaning in the query's mode, the query has neither a text
+                nor an embedding, or the store holds another model's vectors.
+        """
+        asked = self._asked(query, kwargs)
+        hits = self._searcher().search(asked.text, dense=asked.dense, ids=asked.ids, **asked.options)
+        return self._result(hits, asked)
+
+    async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+        """Return nodes as `query` does, without blocking the event loop."""
+        asked = await asyncio.to_thread(self._asked, query, kwargs)  # may ask a server
+        hits = await self._searcher().asearch(asked.text, dense=asked.dense, ids=asked.ids, **asked.options)
+        return await asyncio.to_thread(self._result, hits, asked)
+
+    def _asked(self, query: VectorStoreQuery, given: Mapping[str, Any]) -> AskedQuery:
+        stored = self.store.modes or self.store.kept_modes
+        kept = [mode for mode in self.encoder.modes if mode in stored]
+        return read_query(query, self._options(), given, kept)
+
+    def _result(self, hits: Sequence[Hit], asked: AskedQuery) -> VectorStoreQueryResult:
+        if asked.diversity is not None:
+            hits = diverse_hits(self.store, hits, asked.diversity.n, asked.diversity.threshold)
+        return VectorStoreQueryResult(
+            nodes=[as_node(hit.id, hit.text, hit.metadata) for hit in hits],
+            similarities=[hit.score for hit in hits],
+            ids=[hit.id for hit in hits],
+        )
+
+    def persist(self, persist_path: str, fs: Any = None) -> None:
+        """Return when everything is durable where the store is: in its folder or on its server, whatever the path.
+
+        Raises:
+            ValueError: If the store is in memory: nothing of it would be there when the rest is loaded again.
+        """
+        del persist_path, fs
+        if isinstance(self.store, MemoryStore):
+            raise ValueError(  # noqa: TRY004 - it is the wrong store, not a wrong type of argument
+                "a store in memory cannot be persisted: make the vector store over open_store(folder)"
+            )
+        self.store.flush()
+
+
+def _refuse(unknown: dict[str, Any], name: str) -> None:
+    if unknown:
+        raise TypeError(f"{name} has no argument {', '.join(sorted(unknown))}")
