@@ -41,7 +41,7 @@ _HOMES = {
 
 _FRAMEWORKS = {
     **dict.fromkeys(("M3HybridRetriever", "M3Rerank"), ("langchain", "llama_index")),
-    **dict.fromkeys(("M3CrossEncoder", "M3Embeddings"), ("langchain",)),
+    **dict.fromkeys(("M3CrossEncoder", "M3Document", "M3Embeddings"), ("langchain",)),
     **dict.fromkeys(("M3Embedding", "M3NodeWithScore", "M3SparseEmbedding"), ("llama_index",)),
     "M3SparseEmbeddings": ("langchain_qdrant", "langchain_milvus"),
 }

@@ -13,9 +13,10 @@ from m3_integrations.search.options import (
     SearchOptions,
     as_integer,
     check_names,
+    check_options,
 )
 from m3_integrations.search.rerank import Ranked, check_ranking, rerank
-from m3_integrations.search.searcher import Hit, Searcher, check_options
+from m3_integrations.search.searcher import Hit, Searcher
 
 __all__ = [
     "NODE_KEYS",
