@@ -282,7 +282,13 @@ class M3HybridRetriever(BaseRetriever):
         return await asyncio.to_thread(self.delete_nodes, node_ids, filters=filters)
 
     def delete_ref_doc(self, ref_doc_id: str) -> int:
-        """Delete the nodes that were made of a document; return how many were deleted."""
+        """Delete the nodes that were made of a document; return how many were deleted.
+
+        Raises:
+            TypeError: If ref_doc_id is no string.
+        """
+        if not isinstance(ref_doc_id, str):
+            raise TypeError(f"ref_doc_id must be a string, got {ref_doc_id!r}")
         return self._searcher.delete(filter={REF_DOC_KEY: ref_doc_id})
 
     async def adelete_ref_doc(self, ref_doc_id: str) -> int:
