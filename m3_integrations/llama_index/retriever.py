@@ -305,7 +305,13 @@ class M3HybridRetriever(BaseRetriever):
         return await asyncio.to_thread(self.delete_nodes, node_ids, filters=filters)
 
     def delete_ref_doc(self, ref_doc_id: str) -> int:
-        """Delete the nodes that were made of a document, or a document that was added whole; return how many."""
+        """Delete the nodes that were made of a document, or a document that was added whole; return how many.
+
+        Raises:
+            TypeError: If ref_doc_id is no string.
+        """
+        if not isinstance(ref_doc_id, str):
+            raise TypeError(f"ref_doc_id must be a string, got {ref_doc_id!r}")
         return delete_document(self._searcher, ref_doc_id)
 
     async def adelete_ref_doc(self, ref_doc_id: str) -> int:

@@ -5,7 +5,6 @@ from m3_integrations.search.diversity import diverse_hits
 from m3_integrations.search.explanation import Explanation, TokenMatch, TokenPair
 from m3_integrations.search.opening import (
     changed_settings,
-    check_options,
     check_store,
     open_encoder,
     warn_of_absent_heads,
@@ -20,6 +19,7 @@ from m3_integrations.search.options import (
     SearchOptions,
     as_integer,
     check_names,
+    check_options,
 )
 from m3_integrations.search.relevance import relevance
 from m3_integrations.search.replacing import add_unless_known, matching_records, records_of, replace_sources

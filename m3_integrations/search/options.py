@@ -12,8 +12,9 @@ from typing import Final, Literal, TypedDict, Unpack, get_args
 import numpy as np
 
 from m3_integrations.fusion import DEFAULT_RRF_K
-from m3_integrations.store import Filter, FilterLike, parse_filter
-from m3_integrations.vectors import PRESETS, Mode, ModeWeights, WeightsLike, resolve_weights
+from m3_integrations.store import Filter, FilterLike, Store, parse_filter
+from m3_integrations.store.memory import MemoryStore
+from m3_integrations.vectors import PRESETS, Encoder, Mode, ModeWeights, WeightsLike, check_heads, resolve_weights
 
 SearchMode = Literal["dense", "lexical", "dense+lexical", "multi_vector", "all"]
 """Which modes rank the candidates that the dense and the lexical leg have found."""
@@ -166,3 +167,29 @@ def as_integer(value: object, name: str) -> int:
         except TypeError:
             pass
     raise TypeError(f"{name} must be an integer, got {value!r}")
+
+
+def check_options(options: SearchOptions, store: Store, encoder: Encoder | None = None) -> None:
+    """Refuse options that an encoder and a store can never honour.
+
+    Args:
+        options: What a search will ask for.
+        store: Where it will search.
+        encoder: What it will encode with; None if that is not open yet.
+
+    Raises:
+        ValueError: For BM25 over a store that is not in memory, a mode that the checkpoint has no head for, or weights
+            that lie on no mode that is there.
+    """
+    if options.bm25 != "off" and not isinstance(store, MemoryStore):
+        raise ValueError(
+            f"bm25={options.bm25!r} needs a store in memory (open_store()), got {store!r}: leave bm25 out, as "
+            "the lexical mode finds by words too"
+        )
+    if encoder is None:
+        return
+    asked = MODES_OF[options.mode]
+    if options.mode != "all":
+        check_heads(encoder.model, encoder.modes, asked)
+    if options.fusion == "weighted":
+        options.weights.normalized([mode for mode in asked if mode in encoder.modes])

@@ -15,8 +15,8 @@ from m3_integrations.search.adding import add_texts
 from m3_integrations.search.explanation import Explanation, explain_record
 from m3_integrations.search.given import with_dense
 from m3_integrations.search.legs import Bm25Leg, fuse_rankings
-from m3_integrations.search.opening import check_options, warn_of_absent_heads
-from m3_integrations.search.options import MODES_OF, SearchKeywords, SearchOptions
+from m3_integrations.search.opening import warn_of_absent_heads
+from m3_integrations.search.options import MODES_OF, SearchKeywords, SearchOptions, check_options
 from m3_integrations.store import FilterLike, Store, matches
 from m3_integrations.vectors import Encoder, FloatArray, M3Vectors, Mode
 

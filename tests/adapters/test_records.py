@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from m3_integrations import open_store
-from tests.adapters.drivers import Retriever
+from tests.adapters.drivers import LangChainRetriever, LlamaIndexRetriever, Retriever
 from tests.fakes import FakeEncoder
 
 
@@ -107,3 +107,16 @@ def test_a_progress_bar_is_drawn_only_on_request(
     assert capsys.readouterr().err == ""
     make(encoder=on_network.made.encoder, show_progress=True).add(["x", "y"])
     assert "2/2" in capsys.readouterr().err
+
+
+def test_ids_of_a_wrong_type_are_refused_and_nothing_is_deleted(filled: Retriever) -> None:
+    for wrong, message in (("d00", "got the string 'd00'"), (["d00", 1], "ids must be strings, got 1 at position 1")):
+        with pytest.raises(TypeError, match=message):
+            filled.delete(wrong)
+        if isinstance(filled, LangChainRetriever):
+            with pytest.raises(TypeError, match=message):
+                filled.made.get_by_ids(wrong)  # type: ignore[arg-type]
+    if isinstance(filled, LlamaIndexRetriever):
+        with pytest.raises(TypeError, match="ref_doc_id must be a string, got 1"):
+            filled.made.delete_ref_doc(1)  # type: ignore[arg-type]
+    assert filled.made.store.count() == 40
