@@ -35,6 +35,9 @@ class Bm25Index:
         self._total = 0  # tokens of all texts that are there
         self._postings: dict[str, tuple[array[int], array[int]]] = {}  # by token: positions, and how often each has it
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self._position_of)} texts, {len(self._postings)} tokens)"
+
     def add(self, texts: Mapping[int, Sequence[str]]) -> None:
         """Add the tokens of texts.
 

@@ -10,7 +10,9 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache, partial
@@ -32,6 +34,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from m3_integrations.tokenizer import Tokenizer
 
@@ -202,15 +205,16 @@ def load_backbone(folder: Path, dtype: torch.dtype) -> nn.Module:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         _check_architecture(folder, config)
         arguments = {"add_pooling_layer": _has_pooler_weights(folder)} if _takes_pooler(config) else {}
-        model, report = AutoModel.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            output_loading_info=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            **arguments,
-        )
+        with _bars_on_terminals_only():
+            model, report = AutoModel.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                output_loading_info=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                **arguments,
+            )
     except _DAMAGE as error:
         raise ValueError(f"{folder} holds no encoder that can be loaded: {error}") from error
     if deeper := sorted(key for key in report["unexpected_keys"] if re.search(r"\blayers?\.\d+\.", key)):
@@ -222,6 +226,19 @@ def load_backbone(folder: Path, dtype: torch.dtype) -> nn.Module:
         model.pooler = None  # never used: ours reads the hidden states
     backbone: nn.Module = model.eval()
     return backbone.requires_grad_(False)
+
+
+@contextmanager
+def _bars_on_terminals_only() -> Iterator[None]:
+    """Keep transformers' bar "Loading weights" out of logs: a line for every step, in a file."""
+    if (sys.stderr is not None and sys.stderr.isatty()) or not transformers_logging.is_progress_bar_enabled():
+        yield
+        return
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
 
 
 def _check_architecture(folder: Path, config: Any) -> None:
@@ -249,7 +266,7 @@ def _check_pooling(folder: Path) -> None:
     if not path.is_file():
         return
     try:
-        pooling = json.loads(path.read_text())
+        pooling = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not pooling.get("pooling_mode_cls_token", pooling.get("pooling_mode", "cls") == "cls"):

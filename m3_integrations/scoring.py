@@ -261,3 +261,28 @@ def top_rows(scores: FloatArray, n: int) -> IntArray:
     level = np.flatnonzero(scores == threshold)[: n - len(above)]
     chosen = np.sort(np.concatenate([above, level]))
     return chosen[np.argsort(-scores[chosen], kind="stable")]
+
+
+def diverse_rows(relevance: FloatArray, documents: FloatArray, n: int, trade_off: float) -> list[int]:
+    """Return the positions of n documents by maximal marginal relevance, in the order in which they are chosen.
+
+    Each is the one with the highest trade_off · relevance - (1 - trade_off) · its highest cosine with one chosen before
+    (Carbonell and Goldstein, 1998, section 2); of equal ones the first.
+
+    Args:
+        relevance: (m,) float32, the cosine of each document with the query.
+        documents: (m, d) float32, their dense vectors, unit length.
+        n: How many; all if there are fewer.
+        trade_off: From 0, where only difference counts, to 1, where only relevance does.
+    """
+    chosen: list[int] = []
+    likeness = np.zeros(len(documents), dtype=np.float32)  # to the first there is nothing alike
+    open_ = np.ones(len(documents), dtype=bool)
+    while len(chosen) < min(n, len(documents)):
+        scores = np.where(open_, trade_off * relevance - (1 - trade_off) * likeness, -np.inf)
+        best = int(np.argmax(scores))
+        chosen.append(best)
+        open_[best] = False
+        alike = dense_scores(documents[best], documents)
+        likeness = alike if len(chosen) == 1 else np.maximum(likeness, alike)
+    return chosen

@@ -22,6 +22,7 @@ import m3_integrations.langchain
 import m3_integrations.langchain_qdrant
 import m3_integrations.llama_index
 from m3_integrations import M3Encoder
+from m3_integrations.langchain import M3VectorStore
 from m3_integrations.llama_index import M3HybridRetriever
 
 PACKAGE = Path(__file__).parent.parent / "m3_integrations"
@@ -58,9 +59,11 @@ def names_at_hand(framework: str) -> dict[str, Any]:
                 return documents
 
         return names | {"documents": documents, "retriever": retriever, "pipeline": Pipeline()}
-    passages = [Document(page_content=text, metadata={"product": "vault"}) for text in texts]
+    passages = [Document(page_content=text, metadata={"product": "vault", "source": "keys.md"}) for text in texts]
     return names | {
         "documents": passages,
+        "vectors": M3VectorStore.from_documents(passages, model="tiny"),
+        "metadata_field_info": [],
         "any_retriever": RunnableLambda(lambda _: passages),
         "chat_model": FakeListChatModel(responses=["monthly"]),
     }
@@ -72,6 +75,8 @@ async def test_an_example_runs(where: str, blocks: list[str], monkeypatch: pytes
     monkeypatch.setattr(Settings, "_embed_model", None)
     if where.startswith("langchain_milvus"):
         pytest.importorskip("langchain_milvus", reason="langchain-milvus clashes with LlamaIndex's Milvus package")
+    if where.endswith("M3Translator"):
+        pytest.importorskip("lark", reason="LangChain parses its query language with lark: it is in the extra dev")
     names = names_at_hand(where.partition("/")[0])
     for block in blocks:
         offline = block
@@ -87,7 +92,7 @@ async def test_an_example_runs(where: str, blocks: list[str], monkeypatch: pytes
     "module", [m3_integrations.langchain, m3_integrations.langchain_qdrant], ids=lambda module: str(module.__name__)
 )
 def test_langchains_sections_are_there(module: Any) -> None:
-    for name in module.__all__:
+    for name in set(module.__all__) - {"M3Document"}:  # a result
         sections = re.findall(r"^ {4}([A-Z][a-z ]+):$", getattr(module, name).__doc__, re.MULTILINE)
         assert sections[:3] == ["Setup", "Key init args", "Instantiate"], name
         assert {"Usage", "Embed single text"} & set(sections), name
@@ -103,7 +108,7 @@ def test_llama_indexs_sections_are_there() -> None:
         }:  # a result, and two that name each other
             sections = re.findall(r"^ {4}([A-Z][a-z ]+):$", documented.__doc__, re.MULTILINE)
             assert sections == ["Args", "Raises", "Examples"], name
-            assert "pip install 'm3-integrations[llama-index]'" in documented.__doc__
+            assert "pip install 'PATH_TO_THE_CLONE[llama-index]'" in documented.__doc__
 
 
 def test_examples_were_found() -> None:

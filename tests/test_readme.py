@@ -23,8 +23,8 @@ def test_the_promise_runs_and_finds_the_right_document() -> None:
     exec(BLOCKS[0], names)
     (found,) = names["found"]
     assert found.id == "1"
-    assert found.metadata["relevance_score"] > 0
-    assert found.metadata["m3_scores"].keys() == {"dense", "lexical", "multi_vector"}
+    assert found.score > 0
+    assert found.m3_scores.keys() == {"dense", "lexical", "multi_vector"}
 
 
 def test_the_encoders_block_runs() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import typer
 from rich.console import Console
@@ -12,14 +12,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from m3_integrations.cli.collection import read_collection
-from m3_integrations.cli.shared import Device, Model, errors_in_one_line, print_explanation
+from m3_integrations.cli.shared import Device, Model, PipedConsole, errors_in_one_line, print_explanation
 
 if TYPE_CHECKING:
-    from langchain_core.documents import Document
-
     from m3_integrations.encoder import M3Encoder
     from m3_integrations.engine import EncoderStats
-    from m3_integrations.langchain import M3HybridRetriever
+    from m3_integrations.langchain import M3Document, M3HybridRetriever
 
 QUESTIONS: Final = (
     "copy a whole directory tree recursively",
@@ -50,7 +48,7 @@ def demo(
     from m3_integrations.langchain import M3HybridRetriever
     from m3_integrations.store import open_store
 
-    console = Console()
+    console = PipedConsole()
     chat_model = open_chat_model(llm)
     start = time.perf_counter()
     encoder = M3Encoder(model, device=device)
@@ -61,7 +59,7 @@ def demo(
         before = encoder.stats
         console.rule(f"[bold]{escape(question)}")
         documents = retriever.invoke(question)
-        console.print(_score_table(documents))
+        console.print(_score_table(cast("Sequence[M3Document]", documents)))
         if documents:
             console.print(f"Why [bold]{escape(str(documents[0].id))}[/bold]:")
             print_explanation(retriever.explain(question, str(documents[0].id)), console)
@@ -86,14 +84,14 @@ def _index(retriever: M3HybridRetriever, encoder: M3Encoder, console: Console) -
     )
 
 
-def _score_table(documents: Sequence[Document]) -> Table:
+def _score_table(documents: Sequence[M3Document]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("score", "dense", "lexical", "multi-vector"):
         table.add_column(column, justify="right")
     table.add_column("passage")
     for document in documents:
-        scores = document.metadata["m3_scores"]
-        values = [document.metadata["relevance_score"], *(scores.get(m) for m in ("dense", "lexical", "multi_vector"))]
+        scores = document.m3_scores
+        values = [document.score, *(scores.get(m) for m in ("dense", "lexical", "multi_vector"))]
         table.add_row(*("" if v is None else f"{v:.3f}" for v in values), escape(str(document.id)))
     return table
 

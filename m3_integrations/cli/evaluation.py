@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from m3_integrations.cli.shared import Device, errors_in_one_line
+from m3_integrations.cli.shared import Device, PipedConsole, errors_in_one_line
 from m3_integrations.vectors import MODES, Mode, ModeWeights
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _FILE_WIDTH: Final = 160
 """Columns of a table that goes into a file or a pipe."""
 
 
-@errors_in_one_line()
+@errors_in_one_line(after_interrupt="Vectors that were computed are kept: the same line goes on from there.")
 def evaluate(  # noqa: PLR0917 - typer passes by name
     data: Annotated[Path, typer.Argument(help="A folder in BEIR's layout, or a folder of such folders.")],
     model: Annotated[list[str] | None, typer.Option(help="A checkpoint; may be repeated. tiny if none.")] = None,
@@ -54,7 +54,7 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
     from m3_integrations.evaluation.modes import check_columns, check_weights, possible_columns
     from m3_integrations.evaluation.report import make_tables, notes, write_report, write_results
 
-    console = Console()
+    console = PipedConsole()
     (compared_with,) = check_columns([baseline], MODES)
     chosen, asked = parse_weights(weights or []), metrics.split(",") if metrics else None
     protocol = evaluation.Protocol(rerank_depth=rerank_depth, pool_size=pool_size, encode_candidates=encode_candidates)

@@ -12,7 +12,7 @@ except ModuleNotFoundError as error:
     if error.name not in {"ir_measures", "scipy", "regex", "rank_bm25"}:
         raise
     raise ModuleNotFoundError(
-        f"evaluation needs {error.name}: pip install 'm3-integrations[evaluation]'", name=error.name
+        f"evaluation needs {error.name}: pip install 'PATH_TO_THE_CLONE[evaluation]'", name=error.name
     ) from error
 
 __all__ = [

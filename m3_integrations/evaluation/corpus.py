@@ -47,6 +47,9 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __repr__(self) -> str:
+        return f"Corpus({str(self.path)!r}, {len(self)} documents)"
+
     def _text(self, row: Mapping[str, Any]) -> str:
         title = row.get("title") or ""
         return f"{title} {row['text']}".strip() if self._titles else str(row["text"]).strip()

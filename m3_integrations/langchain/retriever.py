@@ -5,33 +5,29 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Final, Self, Unpack
+from typing import Annotated, Any, Self, Unpack
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, SkipValidation
 
-from m3_integrations.langchain.fields import EncoderFields, Weights
+from m3_integrations.langchain.documents import as_documents, without_scores
+from m3_integrations.langchain.fields import EncoderFields, Integer, Weights
 from m3_integrations.search import (
     OPTION_NAMES,
     Bm25,
     Explanation,
     Fusion,
-    Hit,
     Searcher,
     SearchKeywords,
     SearchMode,
     SearchOptions,
+    check_options,
     check_store,
+    replace_sources,
 )
-from m3_integrations.store import FilterLike, Record, Store, open_store
-
-_RESULT_KEYS: Final = frozenset({"relevance_score", "m3_scores"})
-"""Under these a result's metadata hold its scores."""
-
-_FOREIGN_PREFIX: Final = "_node"
-"""Keys that begin so were written by the adapter for LlamaIndex, for itself."""
+from m3_integrations.store import FilterLike, Store, open_store
 
 
 class M3HybridRetriever(EncoderFields, BaseRetriever):
@@ -39,7 +35,7 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
 
     Setup:
         ```bash
-        pip install 'm3-integrations[langchain]'
+        pip install 'PATH_TO_THE_CLONE[langchain]'
         ```
 
     Key init args:
@@ -59,12 +55,15 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
         ```
 
     Usage:
+        Documents are equal to those that were added. Their scores are attributes and no part of their metadata, as
+        `M3Document` describes.
+
         Every option of a search can be given to a call too. There None means the constructor's option, and the filter
         `{}` means no filter.
 
         ```python
         found = retriever.invoke("how do I rotate the keys?", k=3, filter={"product": "vault"})
-        found[0].metadata["relevance_score"], found[0].metadata["m3_scores"]
+        found[0].score, found[0].m3_scores
         ```
 
     Use within a chain:
@@ -98,15 +97,15 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
     store: Annotated[SkipValidation[Store], BeforeValidator(lambda store: check_store(store) or open_store())] = Field(
         default_factory=open_store, exclude=True, repr=False
     )
-    k: int = SearchOptions.k
+    k: Integer = SearchOptions.k
     mode: SearchMode = SearchOptions.mode
     weights: Weights = None
     # A copy, or a later change of the caller's mapping would change what may be seen.
     filter: Annotated[SkipValidation[FilterLike], BeforeValidator(copy.deepcopy)] = SearchOptions.filter
     score_threshold: float | None = SearchOptions.score_threshold
-    pool_size: int = SearchOptions.pool_size
+    pool_size: Integer = SearchOptions.pool_size
     fusion: Fusion = SearchOptions.fusion
-    rrf_k: int = SearchOptions.rrf_k
+    rrf_k: Integer = SearchOptions.rrf_k
     bm25: Bm25 = SearchOptions.bm25
     show_progress: bool = False
 
@@ -114,8 +113,13 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
 
     def model_post_init(self, context: Any, /) -> None:
         """Check the options, then open the encoder: a wrong option is refused before a network is loaded."""
-        self._options()
+        check_options(self._options(), self.store)
         super().model_post_init(context)
+        self._searcher()
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        """Return what the representation shows: the store, which is no part of a dump, too."""
+        return [*super().__repr_args__(), ("store", self.store)]
 
     def _options(self) -> SearchOptions:
         return SearchOptions(**{name: getattr(self, name) for name in OPTION_NAMES})
@@ -136,13 +140,13 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **options: Unpack[SearchKeywords]
     ) -> list[Document]:
         del run_manager  # there is no step inside that could report to it
-        return _as_documents(self._searcher().search(query, **options))
+        return as_documents(self._searcher().search(query, **options))
 
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **options: Unpack[SearchKeywords]
     ) -> list[Document]:
         del run_manager  # likewise
-        return _as_documents(await self._searcher().asearch(query, **options))
+        return as_documents(await self._searcher().asearch(query, **options))
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
         params = super()._get_ls_params(**kwargs)
@@ -155,7 +159,7 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
     def from_texts(
         cls,
         texts: Iterable[str],
-        metadatas: Iterable[Mapping[str, Any]] | None = None,
+        metadatas: Iterable[Mapping[str, Any] | None] | None = None,
         *,
         ids: Iterable[str | None] | None = None,
         **settings: Any,
@@ -195,7 +199,7 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
     def add_texts(
         self,
         texts: Iterable[str],
-        metadatas: Iterable[Mapping[str, Any]] | None = None,
+        metadatas: Iterable[Mapping[str, Any] | None] | None = None,
         *,
         ids: Iterable[str | None] | None = None,
     ) -> list[str]:
@@ -203,56 +207,85 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
 
         Args:
             texts: Encoded as documents.
-            metadatas: One per text. The scores of an earlier search are not stored.
+            metadatas: One per text, None for none; `m3_integrations.store.values` says what they may hold. The scores
+                of an earlier `M3Rerank` are not stored.
             ids: One per text; None makes a random one.
 
         Returns:
             The ids.
 
         Raises:
-            TypeError: If texts is one string or holds anything but strings.
-            ValueError: If there are not as many ids or metadatas as texts, or the store holds another model's vectors.
+            TypeError: If texts is one string or holds anything but strings, or an id is no string.
+            ValueError: If there are not as many ids or metadatas as texts, metadata hold what cannot be kept, or the
+                store holds another model's vectors. Then nothing was added.
+            IncompleteAddError: If it fails when some texts may be in the store already, such as on a full disk. It has
+                all ids; adding again with these makes no duplicates.
         """
-        own = None
-        if metadatas is not None:
-            own = [{key: value for key, value in each.items() if key not in _RESULT_KEYS} for each in metadatas]
-        return self._searcher().add(texts, ids=ids, metadatas=own, show_progress=self.show_progress)
+        if metadatas is not None and not isinstance(metadatas, Mapping):  # a mapping is refused below
+            metadatas = [without_scores(each) for each in metadatas]
+        return self._searcher().add(texts, ids=ids, metadatas=metadatas, show_progress=self.show_progress)
 
     async def aadd_texts(
         self,
         texts: Iterable[str],
-        metadatas: Iterable[Mapping[str, Any]] | None = None,
+        metadatas: Iterable[Mapping[str, Any] | None] | None = None,
         *,
         ids: Iterable[str | None] | None = None,
     ) -> list[str]:
         """Add texts as `add_texts` does, without blocking the event loop."""
         return await asyncio.to_thread(self.add_texts, texts, metadatas, ids=ids)
 
-    def add_documents(self, documents: Iterable[Document], *, ids: Iterable[str | None] | None = None) -> list[str]:
-        """Add documents, replacing those with the same ids.
+    def add_documents(
+        self,
+        documents: Iterable[Document],
+        *,
+        ids: Iterable[str | None] | None = None,
+        source_key: str | None = None,
+    ) -> list[str]:
+        """Add documents, replacing those with the same ids, or all of the same sources.
 
         Args:
-            documents: They are not changed. The scores of an earlier search in their metadata are not stored.
-            ids: One per document; by default their own. None makes a random one.
+            documents: They are not changed. The scores of an earlier `M3Rerank` in their metadata are not stored.
+            ids: One per document; by default their own. None makes a random one, or with source_key always the same
+                for the same text of a source.
+            source_key: If given, these are all documents of their sources, which the metadata name under this key:
+                what else the store has of these sources is deleted, last. A text that it has already keeps its vectors
+                and is not encoded again. A call with the same documents changes nothing. If None, nothing is deleted.
 
         Returns:
             The ids.
 
         Raises:
-            ValueError: If there are not as many ids as documents, or the store holds another model's vectors.
+            TypeError: If documents is a single one, or holds anything but documents.
+            ValueError: If there are not as many ids as documents, or the store holds another model's vectors. With
+                source_key also if a document does not name its source, or two have the same id. Then nothing was
+                changed.
+            IncompleteAddError: As `add_texts`. Nothing was deleted then.
         """
-        documents = list(documents)
-        return self.add_texts(
-            [document.page_content for document in documents],
-            [document.metadata for document in documents],
-            ids=[document.id for document in documents] if ids is None else ids,
+        documents = _checked_documents(documents)
+        texts = [document.page_content for document in documents]
+        metadatas = [document.metadata for document in documents]
+        chosen = [document.id for document in documents] if ids is None else ids
+        if source_key is None:
+            return self.add_texts(texts, metadatas, ids=chosen)
+        return replace_sources(
+            self._searcher(),
+            texts,
+            source_key=source_key,
+            ids=chosen,
+            metadatas=[without_scores(metadata) for metadata in metadatas],
+            show_progress=self.show_progress,
         )
 
     async def aadd_documents(
-        self, documents: Iterable[Document], *, ids: Iterable[str | None] | None = None
+        self,
+        documents: Iterable[Document],
+        *,
+        ids: Iterable[str | None] | None = None,
+        source_key: str | None = None,
     ) -> list[str]:
         """Add documents as `add_documents` does, without blocking the event loop."""
-        return await asyncio.to_thread(self.add_documents, documents, ids=ids)
+        return await asyncio.to_thread(self.add_documents, documents, ids=ids, source_key=source_key)
 
     def delete(self, ids: Sequence[str] | None = None, *, filter: FilterLike = None) -> int:  # noqa: A002
         """Delete documents by their ids, or those that match a filter.
@@ -276,7 +309,7 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Return copies of the documents with these ids, in the given order; unknown ids are skipped."""
-        return _as_documents(self.store.get(ids))
+        return as_documents(self.store.get(ids))
 
     async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Return documents as `get_by_ids` does, without blocking the event loop."""
@@ -291,11 +324,13 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
         return self._searcher().explain(query, id)
 
 
-def _as_documents(found: Sequence[Record | Hit]) -> list[Document]:
-    documents = []
-    for each in found:
-        metadata = {key: value for key, value in each.metadata.items() if not key.startswith(_FOREIGN_PREFIX)}
-        if isinstance(each, Hit):
-            metadata |= {"relevance_score": each.score, "m3_scores": each.scores}
-        documents.append(Document(id=each.id, page_content=each.text, metadata=metadata))
-    return documents
+def _checked_documents(documents: Any) -> list[Document]:
+    # A document is iterable too: it gives its fields.
+    if isinstance(documents, Document | str) or not isinstance(documents, Iterable):
+        raise TypeError(f"documents must be several, got a single {type(documents).__name__}: pass [document]")
+    checked: list[Any] = list(documents)
+    for i, document in enumerate(checked):
+        if not isinstance(document, Document):
+            hint = ": add_texts takes strings" if isinstance(document, str) else ""
+            raise TypeError(f"every document must be a Document, got {type(document).__name__} at position {i}{hint}")
+    return checked

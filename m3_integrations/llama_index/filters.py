@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from llama_index.core.vector_stores import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
@@ -48,7 +49,7 @@ def _condition(condition: MetadataFilter) -> dict[str, Any]:
     if operator == FilterOperator.IS_EMPTY:
         return {key: {"$exists": False}}
     if operator == FilterOperator.ALL:
-        if not isinstance(value, list) or not value:
+        if isinstance(value, str) or not isinstance(value, Sequence) or not value:
             raise ValueError(f"all on {key!r} needs a list of one or more values, got {value!r}")
         return {"$and": [{key: {"$eq": part}} for part in value]}
     if operator not in _OPERATORS:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
 
-from llama_index.core.schema import BaseNode, NodeWithScore, TextNode
+from llama_index.core.schema import (
+    BaseNode,
+    NodeRelationship,
+    NodeWithScore,
+    RelatedNodeInfo,
+    RelatedNodeType,
+    TextNode,
+)
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 from pydantic import Field
 
-from m3_integrations.search import Hit
+from m3_integrations.search import NODE_KEYS, Hit, holds_node
+from m3_integrations.store.values import check_metadata
 
 SCORES_KEY: Final = "m3_scores"
 
-REF_DOC_KEY: Final = "_node_ref_doc_id"
-"""The key under which a record keeps the id of its node's document; no user's metadata have it."""
+REF_DOC_KEY: Final = NODE_KEYS[2]
+"""The key under which a record keeps the id of its node's document; no node's own metadata have it."""
 
 _SOURCE_KEYS: Final = ("document_id", "doc_id", "ref_doc_id")
 """The keys under which LlamaIndex's convention puts the same id, so that filters can ask for it."""
@@ -55,19 +63,35 @@ def without_results(node: BaseNode) -> BaseNode:
 
 
 def as_metadata(node: BaseNode) -> dict[str, Any]:
-    """Return a record's metadata: the node's own, as JSON has them, and the whole node as LlamaIndex's stores keep it.
+    """Return a record's metadata: the node's own, and the whole node as LlamaIndex's stores keep it.
 
     Raises:
-        ValueError: If the node holds a value that JSON has no form for.
+        ValueError: If the metadata of the node, or of a node that it is related to, hold what cannot be kept, or have a
+            key that LlamaIndex keeps the node under.
     """
-    metadata = node_to_metadata_dict(node)
-    own = json.loads(metadata["_node_content"])["metadata"]
-    for key in _SOURCE_KEYS:  # LlamaIndex would overwrite a user's own key, and writes "None" where there is no source
-        if key in own:
-            metadata[key] = own[key]
-        elif node.ref_doc_id is None:
-            del metadata[key]
-    return metadata if node.ref_doc_id is None else {**metadata, REF_DOC_KEY: node.ref_doc_id}
+    own = check_metadata(node.metadata, f"node {node.node_id!r}")
+    if taken := sorted(own.keys() & set(NODE_KEYS)):
+        raise ValueError(
+            f"the metadata of node {node.node_id!r} have {taken[0]!r}, where the node itself is kept: rename it"
+        )
+    checked = node.model_copy(update={"metadata": own, "relationships": _checked_relationships(node)})
+    metadata = own | {key: each for key, each in node_to_metadata_dict(checked).items() if key not in own}
+    if node.ref_doc_id is None:  # LlamaIndex writes "None"
+        return {key: each for key, each in metadata.items() if key in own or key not in _SOURCE_KEYS}
+    return {**metadata, REF_DOC_KEY: node.ref_doc_id}
+
+
+def _checked_relationships(node: BaseNode) -> dict[NodeRelationship, RelatedNodeType]:
+    """Return what a node is related to, with metadata that JSON can hold."""
+
+    def checked(related: RelatedNodeInfo) -> RelatedNodeInfo:
+        owner = f"node {related.node_id!r}, to which node {node.node_id!r} is related"
+        return related.model_copy(update={"metadata": check_metadata(related.metadata, owner)})
+
+    return {
+        kind: [checked(each) for each in related] if isinstance(related, list) else checked(related)
+        for kind, related in node.relationships.items()
+    }
 
 
 def as_result(hit: Hit) -> M3NodeWithScore:
@@ -76,10 +100,16 @@ def as_result(hit: Hit) -> M3NodeWithScore:
     A record that was not added as a node becomes a `TextNode` with the record's id, text and metadata. It excludes its
     metadata from the text for embedding models, as they were not encoded.
     """
-    metadata = hit.metadata
-    node = (
-        metadata_dict_to_node(metadata)
-        if "_node_content" in metadata
-        else TextNode(id_=hit.id, text=hit.text, metadata=metadata, excluded_embed_metadata_keys=list(metadata))
-    )
-    return M3NodeWithScore(node=node, score=hit.score, m3_scores=hit.scores)
+    return M3NodeWithScore(node=as_node(hit.id, hit.text, hit.metadata), score=hit.score, m3_scores=hit.scores)
+
+
+def as_node(id_: str, text: str, metadata: Mapping[str, Any]) -> BaseNode:
+    """Return a record as the node that was added, or as a `TextNode` if it was not added as one."""
+    if holds_node(metadata) and '"id_"' in metadata["_node_content"]:
+        with suppress(ValueError, TypeError):  # it was written by somebody else, for something else
+            node = metadata_dict_to_node(dict(metadata))
+            # From the record, where dates are dates; the content is JSON.
+            node.metadata = {key: metadata[key] for key in node.metadata if key in metadata}
+            return node
+    own = dict(metadata)
+    return TextNode(id_=id_, text=text, metadata=own, excluded_embed_metadata_keys=list(own))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self, Unpack
 
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -25,11 +25,14 @@ from llama_index.core.vector_stores import MetadataFilters
 
 from m3_integrations.llama_index.filters import as_filter
 from m3_integrations.llama_index.nodes import REF_DOC_KEY, as_metadata, as_result, without_results
+from m3_integrations.llama_index.splitting import split_long_nodes
 from m3_integrations.search import (
     Explanation,
     RankingKeywords,
     Searcher,
     SearchOptions,
+    check_names,
+    check_options,
     check_store,
     open_encoder,
 )
@@ -40,7 +43,7 @@ from m3_integrations.vectors import Encoder
 class M3HybridRetriever(BaseRetriever):
     """Finds nodes by BGE-M3's dense and lexical vectors and ranks them by the exact score of all three modes.
 
-    `pip install 'm3-integrations[llama-index]'`
+    `pip install 'PATH_TO_THE_CLONE[llama-index]'`
 
     What is encoded is a node's text for embedding models, so with its metadata; of a query, its `query_str`. A node
     comes back as it was added (a `Document` as a `TextNode`, as in LlamaIndex's stores), in an `M3NodeWithScore`,
@@ -73,7 +76,7 @@ class M3HybridRetriever(BaseRetriever):
 
         retriever = M3HybridRetriever.from_documents(documents, model="BAAI/bge-m3", similarity_top_k=5)
         found = retriever.retrieve("how do I rotate the keys?")
-        found[0].score, found[0].m3_scores
+        found[0].score, found[0].m3_scores  # the same two after `M3Rerank`, and in an engine's source_nodes
 
         engine = RetrieverQueryEngine.from_args(retriever)
         engine.query("how do I rotate the keys?")
@@ -101,11 +104,13 @@ class M3HybridRetriever(BaseRetriever):
         verbose: bool = False,
         **options: Unpack[RankingKeywords],
     ) -> None:
+        _check_options(options)
         # Before the encoder, so that a wrong setting is refused before a network is loaded.
         asked = SearchOptions(k=DEFAULT_SIMILARITY_TOP_K).changed(
             k=similarity_top_k, filter=as_filter(filters), **options
         )
         chosen = check_store(store) or open_store()
+        check_options(asked, chosen)
         self._searcher = Searcher(open_encoder(model, encoder=encoder, model_kwargs=model_kwargs), chosen, asked)
         super().__init__(
             callback_manager=callback_manager,
@@ -113,6 +118,9 @@ class M3HybridRetriever(BaseRetriever):
             objects=objects,
             verbose=verbose,
         )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.encoder!r}, {self.store!r}, {self._searcher.options!r})"
 
     @property
     def encoder(self) -> Encoder:
@@ -143,7 +151,7 @@ class M3HybridRetriever(BaseRetriever):
             **settings: The constructor's arguments; its errors are raised too.
 
         Raises:
-            ValueError: If a node holds a value that JSON has no form for, or the store holds another model's vectors.
+            ValueError: If metadata hold what cannot be kept, or the store holds another model's vectors.
         """
         retriever = cls(**settings)
         retriever.add_nodes(nodes, show_progress=show_progress)
@@ -162,16 +170,21 @@ class M3HybridRetriever(BaseRetriever):
 
         Args:
             documents: They are not changed.
-            transformations: What makes nodes of them; `Settings.transformations` if None, which cuts at sentences.
+            transformations: What makes nodes of them. If None, `Settings.transformations`, which cuts at sentences, and
+                what is still longer than the model reads is split by the model's own tokens.
             show_progress: Whether to draw progress bars.
             **settings: The constructor's arguments; its errors are raised too.
 
         Raises:
-            ValueError: If a node holds a value that JSON has no form for, or the store holds another model's vectors.
+            TypeError: If documents is a single one, or holds anything but documents.
+            ValueError: If metadata hold what cannot be kept, or the store holds another model's vectors.
         """
+        given = _checked_nodes(documents, Document)
         chosen = Settings.transformations if transformations is None else transformations
         retriever = cls(**settings)
-        nodes = run_transformations(list(documents), chosen, show_progress=show_progress)
+        nodes = run_transformations(given, chosen, show_progress=show_progress)
+        if transformations is None:
+            nodes = split_long_nodes(nodes, retriever.encoder)
         retriever.add_nodes(nodes, show_progress=show_progress)
         return retriever
 
@@ -195,6 +208,7 @@ class M3HybridRetriever(BaseRetriever):
             TypeError: For an unknown argument, or one of a wrong type.
             ValueError: If an argument is out of range.
         """
+        _check_options(options)
         asked = self._searcher.options.changed(k=similarity_top_k, filter=as_filter(filters), **options)
         other = copy.copy(self)
         other._searcher = self._searcher.with_options(asked)
@@ -211,33 +225,37 @@ class M3HybridRetriever(BaseRetriever):
         """Add nodes, replacing those with the same ids.
 
         Args:
-            nodes: They are not changed. Metadata are stored as JSON has them. The scores of an earlier reranking are
-                not stored. The object of an `IndexNode` goes into this retriever's `object_map` if it is no node.
+            nodes: They are not changed. The scores of an earlier reranking are not stored. The object of an
+                `IndexNode` goes into this retriever's `object_map` if it is no node.
             show_progress: Whether to draw a progress bar.
 
         Returns:
             The ids.
 
         Raises:
-            ValueError: If a node holds a value that JSON has no form for, or the store holds another model's vectors.
+            TypeError: If nodes is a single one, or holds anything but nodes.
+            ValueError: If metadata hold what cannot be kept, as `m3_integrations.store.values` says, or the store
+                holds another model's vectors. Then nothing was added.
+            IncompleteAddError: If it fails when some nodes may be in the store already, such as on a full disk. Adding
+                all of them again makes no duplicates.
         """
-        chosen = [self._storable(node) for node in nodes]
-        return self._searcher.add(
+        given = _checked_nodes(nodes)
+        objects = {node.index_id: node.obj for node in given if isinstance(node, IndexNode) and _has_object(node)}
+        stored = [node.model_copy(update={"obj": None}) if _has_object(node) else node for node in given]
+        chosen = list(map(without_results, stored))
+        metadatas = list(map(as_metadata, chosen))  # first, as it refuses what cannot be kept
+        ids = self._searcher.add(
             [node.get_content(MetadataMode.EMBED) for node in chosen],
             ids=[node.node_id for node in chosen],
-            metadatas=[as_metadata(node) for node in chosen],
+            metadatas=metadatas,
             show_progress=show_progress,
         )
+        self.object_map.update(objects)
+        return ids
 
     async def aadd_nodes(self, nodes: Iterable[BaseNode], *, show_progress: bool = False) -> list[str]:
         """Add nodes as `add_nodes` does, without blocking the event loop."""
         return await asyncio.to_thread(self.add_nodes, nodes, show_progress=show_progress)
-
-    def _storable(self, node: BaseNode) -> BaseNode:
-        if isinstance(node, IndexNode) and node.obj is not None and not isinstance(node.obj, BaseNode):
-            self.object_map[node.index_id] = node.obj
-            node = node.model_copy(update={"obj": None})
-        return without_results(node)
 
     def delete_nodes(
         self, node_ids: Sequence[str] | None = None, *, filters: MetadataFilters | FilterLike = None
@@ -278,3 +296,28 @@ class M3HybridRetriever(BaseRetriever):
             KeyError: If there is no such node.
         """
         return self._searcher.explain(query, node_id)
+
+
+def _has_object(node: BaseNode) -> bool:
+    """Return whether a node points at something that is no node, and so cannot be stored."""
+    return isinstance(node, IndexNode) and node.obj is not None and not isinstance(node.obj, BaseNode)
+
+
+def _checked_nodes(nodes: Any, kind: type[BaseNode] = BaseNode) -> list[BaseNode]:
+    # A node is iterable too: it gives its fields.
+    name = "document" if kind is Document else "node"
+    if isinstance(nodes, BaseNode | str) or not isinstance(nodes, Iterable):
+        raise TypeError(f"{name}s must be several, got a single {type(nodes).__name__}: pass [{name}]")
+    checked: list[Any] = list(nodes)
+    for i, node in enumerate(checked):
+        if isinstance(node, NodeWithScore):
+            raise TypeError(f"every {name} must be a {kind.__name__}, got NodeWithScore at position {i}: pass its node")
+        if not isinstance(node, kind):
+            hint = f": pass {kind.__name__}(text=...)" if isinstance(node, str) and kind is Document else ""
+            raise TypeError(f"every {name} must be a {kind.__name__}, got {type(node).__name__} at position {i}{hint}")
+    return checked
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    known = ("similarity_top_k", "filters", *RankingKeywords.__annotations__)
+    check_names(options, known)

@@ -1,7 +1,15 @@
 """Hybrid search and reranking, free of any framework: candidates, exact scores of all of them, weights, the best k."""
 
+from m3_integrations.search.adding import NODE_KEYS, IncompleteAddError, holds_node
+from m3_integrations.search.diversity import diverse_hits
 from m3_integrations.search.explanation import Explanation, TokenMatch, TokenPair
-from m3_integrations.search.opening import check_store, open_encoder
+from m3_integrations.search.opening import (
+    changed_settings,
+    check_options,
+    check_store,
+    open_encoder,
+    warn_of_absent_heads,
+)
 from m3_integrations.search.options import (
     OPTION_NAMES,
     Bm25,
@@ -10,17 +18,22 @@ from m3_integrations.search.options import (
     SearchKeywords,
     SearchMode,
     SearchOptions,
-    resolve_weights,
+    as_integer,
+    check_names,
 )
-from m3_integrations.search.rerank import Ranked, rerank
+from m3_integrations.search.relevance import relevance
+from m3_integrations.search.replacing import matching_records, replace_sources
+from m3_integrations.search.rerank import Ranked, check_ranking, rerank
 from m3_integrations.search.searcher import Hit, Searcher
 
 __all__ = [
+    "NODE_KEYS",
     "OPTION_NAMES",
     "Bm25",
     "Explanation",
     "Fusion",
     "Hit",
+    "IncompleteAddError",
     "Ranked",
     "RankingKeywords",
     "SearchKeywords",
@@ -29,8 +42,18 @@ __all__ = [
     "Searcher",
     "TokenMatch",
     "TokenPair",
+    "as_integer",
+    "changed_settings",
+    "check_names",
+    "check_options",
+    "check_ranking",
     "check_store",
+    "diverse_hits",
+    "holds_node",
+    "matching_records",
     "open_encoder",
+    "relevance",
+    "replace_sources",
     "rerank",
-    "resolve_weights",
+    "warn_of_absent_heads",
 ]

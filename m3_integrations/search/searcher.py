@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import threading
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, Self, Unpack
 
 import numpy as np
 
-from m3_integrations.bm25 import Bm25Index
 from m3_integrations.fusion import reciprocal_rank_fusion
 from m3_integrations.scoring import combine, top_rows
+from m3_integrations.search.adding import add_texts
+from m3_integrations.search.bm25_leg import Bm25Leg
 from m3_integrations.search.explanation import Explanation, explain_record
+from m3_integrations.search.opening import check_options, warn_of_absent_heads
 from m3_integrations.search.options import MODES_OF, SearchKeywords, SearchOptions
-from m3_integrations.store import Filter, FilterLike, Record, Store, parse_filter
-from m3_integrations.store.memory import MemoryStore
+from m3_integrations.store import FilterLike, Store, matches
 from m3_integrations.vectors import Encoder, FloatArray, M3Vectors, Mode
 
 _BATCH_SIZE: Final = 64
@@ -52,20 +50,45 @@ class Searcher:
         encoder: Encodes queries and what is added.
         store: Holds the records. It is bound to the encoder's model on first use.
         options: What a search asks for where the call says nothing; `SearchOptions()` if None.
+
+    A checkpoint that lacks heads is warned of where the mode is "all".
+
+    Raises:
+        ValueError: If the options ask for a mode that the checkpoint has no head for, put all weight on such modes, or
+            ask for BM25 over a store that is not in memory.
     """
 
     def __init__(self, encoder: Encoder, store: Store, options: SearchOptions | None = None) -> None:
         self.encoder = encoder
         self.store = store
         self.options = options or SearchOptions()
+        check_options(self.options, store, encoder)
+        if self.options.mode == "all":
+            warn_of_absent_heads(encoder)
         self._modes: tuple[Mode, ...] = ()  # the encoder's, once the store is bound to its model
-        self._bm25 = _Bm25Leg(encoder, store)
+        self._bm25 = Bm25Leg(encoder, store)
 
     def with_options(self, options: SearchOptions) -> Self:
-        """Return a searcher over the same encoder, store and BM25 index with other options."""
+        """Return a searcher over the same encoder, store and BM25 index with other options.
+
+        Raises:
+            ValueError: As the constructor.
+        """
+        check_options(options, self.store, self.encoder)
         twin = copy.copy(self)
         twin.options = options
         return twin
+
+    def _asked(self, query: str | None, options: SearchKeywords) -> SearchOptions:
+        asked = self.options.changed(**options)
+        if query is None:  # there is a dense vector alone
+            asked = asked.changed(mode="dense", bm25="off", weights="equal")
+        if asked is not self.options:
+            check_options(asked, self.store, self.encoder)
+        return asked
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.encoder!r}, {self.store!r}, {self.options!r})"
 
     def _bind(self) -> tuple[Mode, ...]:
         if not self._modes:
@@ -78,49 +101,47 @@ class Searcher:
         texts: Iterable[str],
         *,
         ids: Iterable[str | None] | None = None,
-        metadatas: Iterable[Mapping[str, Any]] | None = None,
+        metadatas: Iterable[Mapping[str, Any] | None] | None = None,
         show_progress: bool = False,
     ) -> list[str]:
         """Encode texts and put them into the store, replacing records with the same ids.
 
+        The whole call is checked before the first text is encoded: what is refused leaves the store as it was. Then
+        texts are encoded and stored some thousand at a time.
+
         Args:
-            texts: Encoded as documents.
+            texts: Encoded as documents. Every iterable is read once.
             ids: One per text; None makes a random one.
-            metadatas: One per text.
+            metadatas: One per text, None for none; `m3_integrations.store.values` says what they may hold.
             show_progress: Whether to draw a progress bar.
 
         Returns:
             The ids.
 
         Raises:
-            TypeError: If texts is one string or holds anything but strings.
-            ValueError: If ids or metadatas are not as many as texts, or the store holds another model's vectors.
+            TypeError: If texts is one string or holds anything but strings, an id is no string, or metadata are no
+                mapping.
+            ValueError: If ids or metadatas are not as many as texts, metadata hold what cannot be kept, a text is not
+                valid Unicode, or the store holds another model's vectors.
+            IncompleteAddError: If it fails when some texts may be in the store already, such as on a full disk. It has
+                the ids of all texts; adding them again with these makes no duplicates.
         """
-        if isinstance(texts, str):
-            raise TypeError("texts must be strings, got one string: pass [text]")
-        texts = list(texts)
-        given = list(ids) if ids is not None else [None] * len(texts)
-        metadata = list(metadatas) if metadatas is not None else [{}] * len(texts)
-        if len(given) != len(texts) or len(metadata) != len(texts):
-            raise ValueError(f"{len(texts)} texts, but {len(given)} ids and {len(metadata)} metadatas")
-        chosen = [str(uuid.uuid4()) if id_ is None else id_ for id_ in given]
-        of_encoder, kept = self._bind(), self.store.kept_modes
-        start = 0
-        modes = tuple(mode for mode in of_encoder if mode in kept)
-        for vectors in self.encoder.encode_batches(texts, modes=modes, show_progress=show_progress):
-            end = start + len(vectors)
-            self.store.upsert(chosen[start:end], texts[start:end], metadata[start:end], vectors)
-            start = end
-        return chosen
+        modes = tuple(mode for mode in self._bind() if mode in self.store.kept_modes)
+        return add_texts(
+            self.encoder, self.store, modes, texts, ids=ids, metadatas=metadatas, show_progress=show_progress
+        )
 
     async def aadd(
         self,
         texts: Iterable[str],
         *,
         ids: Iterable[str | None] | None = None,
-        metadatas: Iterable[Mapping[str, Any]] | None = None,
+        metadatas: Iterable[Mapping[str, Any] | None] | None = None,
     ) -> list[str]:
-        """Add texts as `add` does, without blocking the event loop."""
+        """Add texts as `add` does, without blocking the event loop.
+
+        A call that is cancelled goes on in its thread: give ids where that may happen.
+        """
         return await asyncio.to_thread(self.add, texts, ids=ids, metadatas=metadatas)
 
     def delete(self, ids: Sequence[str] | None = None, *, filter: FilterLike = None) -> int:  # noqa: A002
@@ -134,43 +155,51 @@ class Searcher:
             How many were deleted.
 
         Raises:
-            TypeError: If ids is one string.
-            ValueError: Unless exactly one of ids and filter is given, or if the filter is empty.
+            TypeError: If ids is one string, or one of them is no string.
+            ValueError: Unless exactly one of ids and filter is given, or if the filter says nothing and so matches
+                everything.
         """
-        if isinstance(ids, str):
-            raise TypeError(f"ids must be a sequence of strings, got the string {ids!r}: pass [{ids!r}]")
         if (ids is None) == (filter is None):
             raise ValueError(f"delete needs either ids or a filter, got ids={ids!r}, filter={filter!r}")
         if ids is not None:
             return self.store.delete(ids)
-        parsed = parse_filter(filter)
-        if parsed is None:
-            raise ValueError("an empty filter matches everything: delete by ids if that is what you want")
-        return self.store.delete_where(parsed)
+        return self.store.delete_where(filter)
 
-    def search(self, query: str, **options: Unpack[SearchKeywords]) -> list[Hit]:
+    def search(
+        self,
+        query: str | None,
+        *,
+        dense: FloatArray | None = None,
+        ids: Sequence[str] | None = None,
+        **options: Unpack[SearchKeywords],
+    ) -> list[Hit]:
         """Return the records that answer a query best, best first; equal scores in the order of their ids.
 
         The query is encoded once. Each leg finds `pool_size` candidates. Every candidate is scored exactly in every
         mode that ranks, even if only one leg found it.
 
         Args:
-            query: Encoded as a query.
+            query: Encoded as a query. None if there is a dense vector alone: then the dense mode ranks, whatever the
+                options say, and BM25 finds nothing.
+            dense: (d,) float32 of any length, instead of the query's own dense vector.
+            ids: Instead of what the legs find: the candidates. Unknown ids are skipped.
             **options: As `SearchOptions` describes them. None means the searcher's own option; the filter {} means no
                 filter.
 
         Raises:
-            TypeError: If the query is no string, an option is unknown or of a wrong type.
+            TypeError: If the query is no string and there is no dense vector, an option is unknown or of a wrong type.
             ValueError: If an option is out of range, the checkpoint or the store lacks the mode, BM25 is asked of a
-                store that is not in memory, or the store holds another model's vectors.
+                store that is not in memory, the store holds another model's vectors, or the dense vector is not of the
+                model's size or not finite.
         """
-        asked = self.options.changed(**options)
+        asked = self._asked(query, options)
         ranking, encoded = self._modes_of(asked)
-        return self._find(query, self.encoder.encode([query], kind="query", modes=encoded), ranking, asked)
+        vectors = None if query is None else self.encoder.encode([query], kind="query", modes=encoded)
+        return self._find(query, self._with_dense(vectors, dense), ranking, asked, ids)
 
     def search_batch(self, queries: Sequence[str], **options: Unpack[SearchKeywords]) -> list[list[Hit]]:
         """Return each query's results, as `search` does; the queries are encoded together."""
-        asked = self.options.changed(**options)
+        asked = self._asked("", options)
         ranking, encoded = self._modes_of(asked)
         results: list[list[Hit]] = []
         for start in range(0, len(queries), _BATCH_SIZE):
@@ -179,12 +208,38 @@ class Searcher:
             results.extend(self._find(query, vectors[i], ranking, asked) for i, query in enumerate(batch))
         return results
 
-    async def asearch(self, query: str, **options: Unpack[SearchKeywords]) -> list[Hit]:
+    async def asearch(
+        self,
+        query: str | None,
+        *,
+        dense: FloatArray | None = None,
+        ids: Sequence[str] | None = None,
+        **options: Unpack[SearchKeywords],
+    ) -> list[Hit]:
         """Search as `search` does, without blocking the event loop."""
-        asked = self.options.changed(**options)
+        asked = await asyncio.to_thread(self._asked, query, options)  # may open the network
         ranking, encoded = await asyncio.to_thread(self._modes_of, asked)  # may ask a server
-        vectors = await self.encoder.aencode([query], kind="query", modes=encoded)
-        return await asyncio.to_thread(self._find, query, vectors, ranking, asked)
+        vectors = None if query is None else await self.encoder.aencode([query], kind="query", modes=encoded)
+        return await asyncio.to_thread(self._find, query, self._with_dense(vectors, dense), ranking, asked, ids)
+
+    def _with_dense(self, vectors: M3Vectors | None, dense: FloatArray | None) -> M3Vectors:
+        """Return a query's vectors with another dense vector, which is made of unit length; 0 stays 0."""
+        if dense is None:
+            if vectors is None:
+                raise TypeError("a search needs a query, which is a string, or a dense vector; got neither")
+            return vectors
+        if dense.shape != (self.encoder.dim,) or not np.isfinite(dense).all():
+            shown = np.array2string(dense, threshold=8, edgeitems=3)
+            raise ValueError(
+                f"a dense vector is {self.encoder.dim} finite numbers, as {self.encoder.model} makes them; got shape "
+                f"{dense.shape}: {shown}"
+            )
+        length = float(np.linalg.norm(dense)) or 1.0
+        row = (dense / length).astype(np.float32).reshape(1, -1)
+        if vectors is None:
+            return M3Vectors(dense=row)
+        columns: dict[str, Any] = {mode: getattr(vectors, mode) for mode in vectors.modes}
+        return M3Vectors(**columns | ({"dense": row} if "dense" in columns else {}))
 
     def _modes_of(self, options: SearchOptions) -> tuple[tuple[Mode, ...], tuple[Mode, ...]]:
         """Return the modes that rank, and those to encode a query in: with a multi-vector also those that find."""
@@ -201,18 +256,35 @@ class Searcher:
             )
         return ranking, present if "multi_vector" in ranking else ranking
 
-    def _find(self, query: str, vectors: M3Vectors, ranking: Sequence[Mode], options: SearchOptions) -> list[Hit]:
-        legs = [mode for mode in vectors.modes if mode != "multi_vector"]
+    def _find(
+        self,
+        query: str | None,
+        vectors: M3Vectors,
+        ranking: Sequence[Mode],
+        options: SearchOptions,
+        among: Sequence[str] | None = None,
+    ) -> list[Hit]:
+        legs = [mode for mode in vectors.modes if mode != "multi_vector" and among is None]
         if options.bm25 == "replace" and "lexical" in legs:
             legs.remove("lexical")
         pool = max(options.pool_size, options.k)
         found = self.store.candidates(vectors, dict.fromkeys(legs, pool), options.filter) if legs else {}
-        bm25 = self._bm25.top(query, pool, options.filter) if options.bm25 != "off" else {}
+        bm25: dict[str, float] = {}
+        if options.bm25 != "off" and query is not None:
+            if among is not None:
+                raise ValueError("BM25 looks for candidates: leave it off where ids are given")
+            bm25 = self._bm25.top(query, pool, options.filter)
+        candidates = {id_ for hits in found.values() for id_ in hits.ids}.union(bm25)
+        if among is not None:
+            given = self.store.get(list(dict.fromkeys(among)))
+            candidates = {record.id for record in given if matches(options.filter, record.metadata)}
         # In the order of the ids, so that equal scores rank the same whatever the store.
-        ids = sorted({id_ for hits in found.values() for id_ in hits.ids}.union(bm25))
+        ids = sorted(candidates)
         ids, scores = self.store.scores(vectors, ids, ranking, found)
         final = combine(scores, options.weights) if options.fusion == "weighted" else _fuse(ids, scores, bm25, options)
         ranked = top_rows(final, len(final))
+        if among is not None and list(ranking) == ["lexical"]:
+            ranked = ranked[final[ranked] > 0]  # a text without a shared token is no lexical hit
         if options.score_threshold is not None:
             ranked = ranked[final[ranked] >= options.score_threshold]
         hits: list[Hit] = []
@@ -248,45 +320,6 @@ class Searcher:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class _Bm25Leg:
-    """BM25 over a store in memory. A record is tokenized once, by the first search after it was added."""
-
-    def __init__(self, encoder: Encoder, store: Store) -> None:
-        self._encoder = encoder
-        self._store = store
-        self._index = Bm25Index()
-        self._records: Mapping[int, Record] = {}  # the store's, by row, as they are in the index
-        self._version = -1  # the store's, when they were read
-        # A lock cannot be pickled, and a searcher over a server can: there is nothing to lock there.
-        self._lock = threading.Lock() if isinstance(store, MemoryStore) else nullcontext()
-
-    def top(self, query: str, n: int, filter_: Filter | None) -> dict[str, float]:
-        """Return the n best records that share a token with the query and match, best first, by their ids.
-
-        The query is tokenized without an instruction, which is for the network: its words are not looked for.
-        """
-        if not isinstance(self._store, MemoryStore):
-            raise ValueError("BM25 needs a store in memory: this one has its own lexical leg")  # noqa: TRY004
-        with self._lock:
-            self._update(self._store)
-            (words,) = self._encoder.tokenize([query])
-            among = None if filter_ is None else self._store.rows(filter_)
-            best = self._index.top(words[:-1], n, among=among)
-            return {self._records[row].id: score for row, score in best}
-
-    def _update(self, store: MemoryStore) -> None:
-        """Tokenize what was added since the last time, and forget what was deleted."""
-        version = store.version  # before the records, so that what changes in between is seen the next time
-        if version == self._version:
-            return
-        records = store.rows()
-        new = [row for row in records if row not in self._records]
-        tokens = self._encoder.tokenize([records[row].text for row in new])
-        self._index.discard(self._records.keys() - records.keys())
-        self._index.add({row: words[:-1] for row, words in zip(new, tokens, strict=True)})
-        self._records, self._version = records, version
 
 
 def _fuse(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from itertools import islice
 from typing import Final
 
@@ -15,6 +16,8 @@ from m3_integrations.store.protocol import Hits, Record, Store
 from m3_integrations.vectors import M3Vectors
 
 __all__ = ["Filter", "FilterLike", "Hits", "Record", "Store", "copy_store", "matches", "open_store", "parse_filter"]
+
+_HOST_AND_PORT: Final = re.compile(r"[\w.-]+:[0-9]+/?|\[[0-9a-fA-F:]+\](:[0-9]+)?/?")
 
 _COPIED_AT_ONCE: Final = 50
 """Records read with their vectors at a time: bounds the memory."""
@@ -37,8 +40,9 @@ def open_store(
     """Open the store at a place, or make it there.
 
     Args:
-        where: None for a new store in memory: exact, gone with the process. A folder: embedded and durable, for one
-            process at a time. A URL: a Qdrant server or cluster, `https://` with TLS.
+        where: None or ":memory:" for a new store in memory: exact, gone with the process. A folder, `~` being the
+            user's home: embedded and durable, for one process at a time; one in which nothing may be written is opened
+            for reading. A URL: a Qdrant server or cluster, `https://` with TLS.
         multi_vector: How token vectors are kept, decided when a store is made: "float16" (the default, 2 bytes a
             number), "turbo8" (1), "turbo4" (a half), or "none", where "all" modes are dense and lexical.
         token_pooling: How many neighbouring tokens share a token vector, decided when a store is made; 1 by default.
@@ -54,8 +58,8 @@ def open_store(
 
     Raises:
         TypeError: If where is neither, or a setting is given that this kind of store does not have.
-        ValueError: If the place holds something else, was made by a later version or with other settings, or a
-            setting is out of range.
+        ValueError: If where is empty, or a host and a port without `http://`; if the place holds something else, was
+            made by a later version or with other settings, or a setting is out of range.
         BlockingIOError: If a folder is open already, in this process or another.
         NotADirectoryError: If a folder is a file.
         ConnectionError: If the server cannot be reached.
@@ -63,17 +67,24 @@ def open_store(
         OSError: If it answers with another error.
     """
     given = {name: value for name, value in locals().items() if name != "where" and value is not None}
-    if where is None:
+    if where is None or where == ":memory:":
         _refuse("in memory", list(given))
         return MemoryStore()
-    if isinstance(where, str) and "://" in where:
-        if not where.startswith(("http://", "https://")):
-            raise ValueError(f"a server's URL begins with http:// or https://, got {where!r}")
-        from m3_integrations.store.server import ServerStore  # noqa: PLC0415 - needs qdrant-client
-
-        return ServerStore(where, **given)
     if not isinstance(where, str | os.PathLike):
         raise TypeError(f"a store is opened at None, a folder or a URL, got {where!r}")
+    if isinstance(where, str):
+        if not where.strip():
+            raise ValueError("where is empty: give a folder, a URL, or None for a store in memory")
+        if _HOST_AND_PORT.fullmatch(where):
+            raise ValueError(
+                f"{where!r} looks like a server: its URL is 'http://{where}'; a folder of this name is './{where}'"
+            )
+        if "://" in where:
+            if not where.lower().startswith(("http://", "https://")):
+                raise ValueError(f"a server's URL begins with http:// or https://, got {where!r}")
+            from m3_integrations.store.server import ServerStore  # noqa: PLC0415 - needs qdrant-client
+
+            return ServerStore(where, **given)
     _refuse("in a folder", [name for name in given if name not in {"multi_vector", "token_pooling"}])
     from m3_integrations.store.edge import EdgeStore  # noqa: PLC0415 - only this kind needs the engine
 

@@ -68,6 +68,9 @@ class EdgeStore(QdrantStore):
     log, and the log is on the disk. Dense vectors and lexical weights are kept as float32, token vectors as told.
     Searching looks at every record until `optimize`.
 
+    A folder in which nothing may be written, such as one on a read-only disk, is opened for reading: the engine works
+    on a copy of its files in the system's folder for temporary files.
+
     The engine holds the interpreter while it works, some milliseconds for a batch or a search. On Linux other threads
     and event loops run on while the log waits for the disk; elsewhere, and at every 16 MB, the engine itself waits.
 
@@ -81,6 +84,7 @@ class EdgeStore(QdrantStore):
         ValueError: If something else is in the folder, a later version of this package made it, or it was made with
             other settings.
         BlockingIOError: If it is open already, in this process or another.
+        PermissionError: If the folder is read-only, by whatever changes records.
     """
 
     _point_type = edge.Point
@@ -98,7 +102,7 @@ class EdgeStore(QdrantStore):
         self.folder = self._place.path
         self._lock = threading.RLock()
         self._shard: edge.EdgeShard | None = None
-        self._indexed_keys: set[str] = set()
+        self._indexed_paths: set[str] = set()
         self._names: dict[edge.PointId, str] = {}  # the records' ids, and the other way round
         self._points: dict[str, edge.PointId] = {}
         self._n_unindexed = 0
@@ -126,7 +130,7 @@ class EdgeStore(QdrantStore):
         found, engine = self._place.read(), self._place.engine
         format_ = choose_format(str(self.folder), found, multi_vector, token_pooling)
         if found is None:
-            self._place.write(format_)
+            self._write_format(format_)
         if engine.exists():
             self._is_log_enough = _IS_LOG_ENOUGH and self._place.renew_log()
             self._load()
@@ -138,9 +142,11 @@ class EdgeStore(QdrantStore):
         return self._format  # nobody else has the folder open
 
     def _write_format(self, format_: StoreFormat) -> None:
-        self._place.write(format_)
+        if not self._place.is_read_only:  # it is of the copy then
+            self._place.write(format_)
 
     def _create_engine(self, format_: StoreFormat) -> StoreFormat:
+        self._check_writable()
         self._check_disk(0)
         self._place.discard_unfinished()
         self._place.unfinished.mkdir()
@@ -153,12 +159,17 @@ class EdgeStore(QdrantStore):
         self._load()
         return format_
 
-    def _write(self, points: list[Any], number_paths: Sequence[str], size_bytes: int) -> None:
+    def _index(self, path: str) -> None:
+        index = edge.IntegerIndexParams(lookup=False, range=True)
+        self._update(edge.UpdateOperation.create_field_index(path, index))
+
+    def _unindex(self, path: str) -> None:
+        self._update(edge.UpdateOperation.delete_field_index(path))
+
+    def _write(self, points: list[Any], size_bytes: int) -> None:
+        self._check_writable()
         self._check_disk(size_bytes)
-        # Numbers are indexed under every key that has any; strings and booleans share one index that is there.
-        keys = [path for path in number_paths if path not in self._indexed_keys]
-        self._update(*map(_index, keys), edge.UpdateOperation.upsert_points(points), size_bytes=size_bytes)
-        self._indexed_keys.update(keys)
+        self._update(edge.UpdateOperation.upsert_points(points), size_bytes=size_bytes)
         self._n_unindexed += len(points)
         if self._n_unindexed > _DUE_AT and not self._has_said_due:
             self._has_said_due = True
@@ -168,7 +179,14 @@ class EdgeStore(QdrantStore):
                 self._n_unindexed,
             )
 
+    def _overwrite(self, payloads: Mapping[Any, dict[str, Any]]) -> None:
+        size_bytes = sum(len(payload["text"]) for payload in payloads.values())
+        self._check_disk(size_bytes)
+        operations = [edge.UpdateOperation.overwrite_payload([id_], each) for id_, each in payloads.items()]
+        self._update(*operations, size_bytes=size_bytes)
+
     def _delete(self, *, points: list[Any] | None = None, where: Any = None) -> None:
+        self._check_writable()
         if points is not None:
             self._update(edge.UpdateOperation.delete_points(points))
         else:
@@ -224,6 +242,7 @@ class EdgeStore(QdrantStore):
                 self._names[record.id], self._points[name] = name, record.id
 
     def _optimize(self) -> None:
+        self._check_writable()
         shard = self._opened()
         self._check_disk(2 * sum(file.stat().st_blocks * 512 for file in self._place.engine.rglob("*")))
         shard.optimize()
@@ -261,7 +280,7 @@ class EdgeStore(QdrantStore):
 
     def _load(self) -> None:
         self._shard = edge.EdgeShard.load(str(self._place.engine))
-        self._indexed_keys = set(self._shard.info().payload_schema)
+        self._indexed_paths = set(self._shard.info().payload_schema)
 
     def _update(self, *operations: edge.UpdateOperation, size_bytes: int = 0) -> None:
         """Change the engine, and return when the change is durable."""
@@ -296,8 +315,14 @@ class EdgeStore(QdrantStore):
             "change may be there in part. Remove the cause, close the store and open it again"
         )
 
+    def _check_writable(self) -> None:
+        if self._place.is_read_only:
+            raise PermissionError(
+                errno.EACCES, "the store was opened for reading, as nothing may be written there", str(self.folder)
+            )
+
     def _check_disk(self, size_bytes: int) -> None:
-        free = shutil.disk_usage(self.folder).free
+        free = shutil.disk_usage(self._place.engine.parent).free
         needed = 2 * size_bytes + _RESERVE_BYTES
         if free < needed:
             raise OSError(
@@ -305,10 +330,6 @@ class EdgeStore(QdrantStore):
                 f"{needed >> 20} MB of free disk are needed, {free >> 20} MB are there: nothing was written",
                 str(self.folder),
             )
-
-
-def _index(path: str) -> edge.UpdateOperation:
-    return edge.UpdateOperation.create_field_index(path, edge.IntegerIndexParams(lookup=False, range=True))
 
 
 def _as_config(format_: StoreFormat) -> edge.EdgeConfig:

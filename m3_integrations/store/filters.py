@@ -2,24 +2,41 @@
 
 The language is MongoDB's: `{"product": "vault", "year": {"$gte": 2024}}` asks for both; `$and`, `$or` and `$not` join.
 
-- Keys are the metadata's own, to the letter: a dot has no meaning.
+- A dot leads into a mapping: `loc.page` is the page of `{"loc": {"page": 3}}`, and of a list of such mappings, and
+  also the value of a key that is called `loc.page`.
 - A key that is absent, None or an empty list is missing; that satisfies only `$ne`, `$nin` and `$exists: false`.
 - A list matches if any of its elements does; `$ne`, `$nin` and `$not` are exact negations.
-- Numbers equal numbers (2024 is 2024.0), booleans only booleans, strings only strings. Ranges are for numbers.
+- Numbers equal numbers (2024 is 2024.0), booleans only booleans, strings only strings.
+- Dates are compared as instants, among each other and with strings of ISO 8601: `{"day": {"$lt": "2024-05-01"}}` and
+  `{"day": date(2024, 4, 30)}` look at dates and at such strings. Two strings are equal only to the letter.
+- Ranges are for numbers and for dates.
+- What is compared is taken as metadata are: `values` has the table.
 - Whatever cannot be honoured exactly by every engine is refused.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import struct
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from numbers import Real
+from datetime import date
 from typing import Any, Final, Literal
 
-Scalar = str | int | float | bool
+from m3_integrations.store.values import check_value, elements_of, instant_of
+
+
+@dataclass(frozen=True, slots=True)
+class Instant:
+    """A point in time that a filter compares dates with.
+
+    Attributes:
+        microseconds: From 1970 in UTC.
+    """
+
+    microseconds: int
+
+
+Scalar = str | int | float | bool | Instant
 Operator = Literal["$eq", "$in", "$gt", "$gte", "$lt", "$lte", "$exists"]
 
 
@@ -30,7 +47,7 @@ class Condition:
     Attributes:
         key: The metadata's key.
         operator: What is asked.
-        value: A scalar; a tuple of scalars for `$in`; a finite number for ranges; True for `$exists`.
+        value: A scalar; a tuple of scalars for `$in`; a finite number or an instant for ranges; True for `$exists`.
     """
 
     key: str
@@ -62,24 +79,27 @@ class Not:
 Filter = Condition | AllOf | AnyOf | Not
 FilterLike = Mapping[str, Any] | Condition | AllOf | AnyOf | Not | None
 
-_RANGES: Final[dict[str, Callable[[float, float], bool]]] = {
+_EVERYTHING: Final = AllOf(())
+_NOTHING: Final = AnyOf(())
+
+RANGES: Final[dict[str, Callable[[float, float], bool]]] = {
     "$gt": lambda a, b: a > b,
     "$gte": lambda a, b: a >= b,
     "$lt": lambda a, b: a < b,
     "$lte": lambda a, b: a <= b,
 }
-_OPERATORS: Final = ("$eq", "$ne", "$in", "$nin", *_RANGES, "$exists", "$not")
-_MAX_NUMBER: Final = 2**53
+_OPERATORS: Final = ("$eq", "$ne", "$in", "$nin", *RANGES, "$exists", "$not")
+MAX_NUMBER: Final = 2**53
 """Integers beyond it cannot be told apart as the floating-point numbers that engines compare."""
-_MAX_TERM: Final = 200
-"""Characters of a term; a longer one is kept as its digest."""
 
 
 def parse_filter(filter: FilterLike) -> Filter | None:  # noqa: A002 - the word users know
     """Turn a filter as users write it into one that can be evaluated and translated.
 
+    Parts that say nothing, such as `{}` in a list of `$and`, are left out.
+
     Returns:
-        None if every record matches: for None and for an empty mapping.
+        None if it says nothing, so that every record matches: for None, `{}`, `{"$and": [{}]}` and the like.
 
     Raises:
         TypeError: If it is not a mapping, or a key is not a string.
@@ -89,80 +109,115 @@ def parse_filter(filter: FilterLike) -> Filter | None:  # noqa: A002 - the word 
         return filter
     if not isinstance(filter, Mapping):
         raise TypeError(f"a filter must be a mapping such as {{'year': {{'$gte': 2024}}}}, got {filter!r}")
-    parts = [part for key, value in filter.items() for part in _parse_entry(key, value)]
-    if not parts:
-        return None
-    return parts[0] if len(parts) == 1 else AllOf(tuple(parts))
+    parsed = _all_of([_parse_entry(key, value) for key, value in filter.items()])
+    return None if parsed == _EVERYTHING else parsed
 
 
-def _parse_entry(key: object, value: Any) -> list[Filter]:
-    if not isinstance(key, str):
-        raise TypeError(f"a filter's keys must be strings, got {key!r}")
-    _check_unicode("a filter's key", key)
+def _all_of(parts: Sequence[Filter]) -> Filter:
+    """Return the filter that asks for all of these, without those that say nothing."""
+    said = tuple(part for part in parts if part != _EVERYTHING)
+    if _NOTHING in said:
+        return _NOTHING
+    return said[0] if len(said) == 1 else AllOf(said)
+
+
+def _any_of(parts: Sequence[Filter]) -> Filter:
+    if _EVERYTHING in parts:
+        return _EVERYTHING
+    said = tuple(part for part in parts if part != _NOTHING)
+    return said[0] if len(said) == 1 else AnyOf(said)
+
+
+def _not(part: Filter) -> Filter:
+    if part in (_EVERYTHING, _NOTHING):
+        return _NOTHING if part == _EVERYTHING else _EVERYTHING
+    return part.filter if isinstance(part, Not) else Not(part)
+
+
+def _parse_entry(given: object, value: Any) -> Filter:
+    if not isinstance(given, str):
+        raise TypeError(f"a filter's keys must be strings, got {given!r}")
+    key: str = check_value(given, "a filter's key")
     if key in {"$and", "$or"}:
         if not isinstance(value, Sequence) or isinstance(value, str) or not value:
             raise ValueError(f"{key} needs a list of one or more filters, got {value!r}")
-        filters = tuple(parse_filter(part) or AllOf(()) for part in value)
-        return [AllOf(filters) if key == "$and" else AnyOf(filters)]
+        filters = [parse_filter(part) or _EVERYTHING for part in value]
+        return _all_of(filters) if key == "$and" else _any_of(filters)
     if key == "$not":
-        return [Not(parse_filter(value) or AllOf(()))]
+        return _not(parse_filter(value) or _EVERYTHING)
     if key.startswith("$"):
         raise ValueError(f"unknown operator {key}: outside a key there are $and, $or and $not")
     if not isinstance(value, Mapping):
-        return [_parse_condition(key, "$eq", value)]
+        return _parse_condition(key, "$eq", value)
     if not value:
         raise ValueError(f"the filter on {key!r} is empty: give a value, or one of {', '.join(_OPERATORS)}")
-    return [_parse_condition(key, operator, operand) for operator, operand in value.items()]
+    return _all_of([_parse_condition(key, operator, operand) for operator, operand in value.items()])
 
 
 def _parse_condition(key: str, operator: str, value: Any) -> Filter:
     where = f"{operator} on {key!r}"
-    if operator == "$eq":
-        return Condition(key, "$eq", _scalar(where, value))
+    if operator in {"$eq", "$ne"}:
+        condition: Filter = Condition(key, "$eq", _scalar(where, value))
+        return condition if operator == "$eq" else Not(condition)
     if operator in {"$in", "$nin"}:
-        if isinstance(value, str) or not isinstance(value, Sequence | set | frozenset):
+        listed = list(value) if isinstance(value, AbstractSet) else check_value(value, where)
+        if not isinstance(listed, list):
             raise ValueError(f"{where} needs a list, got {value!r}")
-        condition = Condition(key, "$in", tuple(_scalar(where, item) for item in value))
-        return condition if operator == "$in" else Not(condition)
-    if operator == "$ne":
-        return Not(Condition(key, "$eq", _scalar(where, value)))
-    if operator in _RANGES:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{where} needs a number, got {value!r}: only numbers have an order here")
-        return Condition(key, operator, _scalar(where, value))  # type: ignore[arg-type]
+        scalars = tuple(_scalar(where, item) for item in listed)
+        condition = Condition(key, "$in", scalars) if scalars else _NOTHING
+        return condition if operator == "$in" else _not(condition)
+    if operator in RANGES:
+        return Condition(key, operator, _bound(where, value))  # type: ignore[arg-type]
     if operator == "$exists":
+        value = check_value(value, where)
         if not isinstance(value, bool):
             raise ValueError(f"{where} needs True or False, got {value!r}")
         exists = Condition(key, "$exists", value=True)
         return exists if value else Not(exists)
     if operator == "$not" and isinstance(value, Mapping):
-        return Not(AllOf(tuple(_parse_entry(key, value))))
+        return _not(_parse_entry(key, value))
     raise ValueError(f"unknown {where}: known are {', '.join(_OPERATORS)}")
 
 
 def _scalar(where: str, value: Any) -> Scalar:
-    if isinstance(value, str):
-        _check_unicode(where, value)
+    value = check_value(value, where)
     if isinstance(value, bool | str):
         return value
     if isinstance(value, int | float):
-        if not abs(value) <= _MAX_NUMBER:  # also of what is not a number
-            raise ValueError(f"{where} cannot compare {value!r} exactly: numbers must be finite and within 2**53")
+        if abs(value) > MAX_NUMBER:
+            raise ValueError(f"{where} cannot compare {value!r} exactly: numbers must be within 2**53")
         return value
+    if (instant := instant_of(value)) is not None:
+        return Instant(instant)
     if value is None:
         raise ValueError(f"{where} cannot compare None: ask for a missing key with {{'$exists': False}}")
-    raise ValueError(f"{where} needs a string, a number or a boolean, got {value!r}")
+    raise ValueError(f"{where} needs a string, a number, a boolean or a date, got {value!r}")
 
 
-def _check_unicode(where: str, text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{where} must be valid Unicode, got {text!a}") from error
+def _bound(where: str, value: Any) -> int | float | Instant:
+    """Return what a range compares with."""
+    scalar = _scalar(where, value)
+    if isinstance(scalar, str) and (instant := instant_of(scalar)) is not None:
+        return Instant(instant)
+    if isinstance(scalar, str | bool):
+        raise ValueError(  # noqa: TRY004 - as every operand that has no meaning
+            f"{where} needs a number or a date such as '2024-05-01', got {value!r}: only these have an order here"
+        )
+    return scalar
 
 
-def matches(filter: Filter | None, metadata: Mapping[str, Any]) -> bool:  # noqa: A002
-    """Evaluate a filter on one record's metadata: the meaning that every engine's translation must have."""
+def matches(filter: FilterLike, metadata: Mapping[str, Any]) -> bool:  # noqa: A002
+    """Evaluate a filter on one record's metadata: the meaning that every engine's translation must have.
+
+    Args:
+        filter: As `parse_filter` takes and returns it.
+        metadata: As a store returns them, or `values.check_metadata`.
+
+    Raises:
+        TypeError: As `parse_filter`.
+        ValueError: As `parse_filter`.
+    """
+    filter = parse_filter(filter)  # noqa: A001
     if filter is None:
         return True
     if isinstance(filter, AllOf):
@@ -171,144 +226,49 @@ def matches(filter: Filter | None, metadata: Mapping[str, Any]) -> bool:  # noqa
         return any(matches(part, metadata) for part in filter.filters)
     if isinstance(filter, Not):
         return not matches(filter.filter, metadata)
-    elements = _elements(metadata.get(filter.key))
     if filter.operator == "$exists":
-        return len(elements) > 0
-    return any(_holds(filter, element) for element in elements)
+        return any(True for _ in _elements_at(metadata, filter.key))
+    return any(_holds(filter, element) for element in _elements_at(metadata, filter.key))
+
+
+def _elements_at(metadata: Mapping[str, Any], path: str) -> Iterator[Any]:
+    """Yield what is compared at a path: under the key of that name, then in mappings under the parts of it."""
+    if path in metadata:
+        yield from elements_of(metadata[path])
+    at = path.find(".")
+    while at >= 0:
+        for element in elements_of(metadata.get(path[:at])):
+            if isinstance(element, dict):
+                yield from _elements_at(element, path[at + 1 :])
+        at = path.find(".", at + 1)
 
 
 def _holds(condition: Condition, element: Any) -> bool:
+    value = condition.value
     if condition.operator == "$eq":
-        return _equal(element, condition.value)
+        return _equal(element, value)
     if condition.operator == "$in":
-        return any(_equal(element, value) for value in condition.value)
-    return _is_number(element) and _RANGES[condition.operator](element, condition.value)
+        return any(_equal(element, each) for each in value)
+    if isinstance(value, Instant):
+        instant = instant_of(element)
+        return instant is not None and RANGES[condition.operator](instant, value.microseconds)
+    return is_number(element) and RANGES[condition.operator](element, value)
 
 
 def _equal(element: Any, value: Scalar) -> bool:
     if isinstance(value, bool) or isinstance(element, bool):
         return element is value
+    if isinstance(value, Instant):
+        return instant_of(element) == value.microseconds
     if isinstance(value, str):
-        return isinstance(element, str) and element == value
-    return _is_number(element) and bool(element == value)
+        return element == value if isinstance(element, str) else _is_same_instant(element, value)
+    return is_number(element) and bool(element == value)
 
 
-def _is_number(element: Any) -> bool:
-    return isinstance(element, Real) and not isinstance(element, bool)
+def _is_same_instant(element: Any, value: str) -> bool:
+    return isinstance(element, date) and instant_of(element) == instant_of(value)
 
 
-def _elements(value: Any) -> Collection[Any]:
-    if isinstance(value, list | tuple | set | frozenset):
-        return value
-    return () if value is None else (value,)
-
-
-def filter_payload(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a Qdrant engine stores of a record for filters to ask for.
-
-    `terms` is a list of what is equal to what; `numbers` has, by key, numbers in two halves that are exact as integers.
-    """
-    terms: dict[str, None] = {}  # each once, in order
-    numbers: dict[str, list[dict[str, int]]] = {}
-    for key, value in metadata.items():
-        elements = _elements(value)
-        if elements:
-            terms[_term(key)] = None
-        for element in elements:
-            is_number = _is_number(element)
-            if isinstance(element, str | bool) or (is_number and abs(element) <= _MAX_NUMBER):
-                terms[_term(key, element)] = None
-            if is_number:
-                high, low = _halves(element)
-                numbers.setdefault(_number_key(key), []).append({"high": high, "low": low})
-    return {"terms": list(terms), "numbers": numbers}
-
-
-def number_path(key: str) -> str:
-    """Return the path in a payload that an engine's index on a key's numbers is on."""
-    return f"numbers.{_number_key(key)}[].high"
-
-
-def number_paths(payloads: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the paths of all numbers in these payloads, for an engine to index."""
-    return sorted({f"numbers.{name}[].high" for payload in payloads for name in payload["numbers"]})
-
-
-def translate(filter: Filter) -> dict[str, Any]:  # noqa: A002
-    """Return the filter of a Qdrant engine, as Qdrant's REST interface writes it, that matches what `matches` does."""
-    if isinstance(filter, AllOf):
-        return {"must": [translate(part) for part in filter.filters]} if filter.filters else {}
-    if isinstance(filter, AnyOf):
-        return _any([translate(part) for part in filter.filters])
-    if isinstance(filter, Not):
-        return {"must_not": [translate(filter.filter)]}
-    key, value = filter.key, filter.value
-    if filter.operator in _RANGES:
-        return _translate_range(key, filter.operator.removeprefix("$"), value)
-    if filter.operator == "$exists":
-        return {"must": [_has_term([_term(key)])]}
-    terms = [_term(key, item) for item in (value if filter.operator == "$in" else [value])]
-    return {"must": [_has_term(terms)]} if terms else _any([])
-
-
-def _translate_range(key: str, bound: str, value: float) -> dict[str, Any]:
-    """Compare the high halves, which are indexed; and the low halves only where the high ones are equal.
-
-    Equality of both is a term. Where the low half is 0, as in every integer up to a million, none is below it, and
-    only `gt` has to look at low halves, which are not indexed.
-    """
-    index = number_path(key)
-    high, low = _halves(value)
-    if low == 0 and bound in {"gte", "lt"}:
-        return {"must": [_in_range(index, bound, high)]}
-    strict = bound[:2]
-    parts = [_in_range(index, strict, high)]
-    if bound != strict:
-        parts.append(_has_term([_term(key, value)]))
-    if low or strict == "gt":
-        of_one = {"must": [*_at("high", high), _in_range("low", strict, low)]}
-        nested = {"nested": {"key": f"numbers.{_number_key(key)}", "filter": of_one}}  # one element fulfils it alone
-        parts.append({"must": [*_at(index, high), nested]})
-    return {"should": parts}
-
-
-def _any(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    # An engine reads an empty list as no condition at all.
-    return {"should": parts} if parts else {"must_not": [{}]}
-
-
-def _has_term(terms: list[str]) -> dict[str, Any]:
-    return {"key": "terms", "match": {"any": terms}}
-
-
-def _in_range(key: str, bound: str, value: int) -> dict[str, Any]:
-    return {"key": key, "range": {bound: float(value)}}
-
-
-def _at(key: str, value: int) -> list[dict[str, Any]]:
-    return [_in_range(key, "gte", value), _in_range(key, "lte", value)]
-
-
-def _term(key: str, *value: Scalar) -> str:
-    """Return what stands for a key having this value, or any value."""
-    text = json.dumps([key, *(float(v) + 0.0 if _is_number(v) else v for v in value)], ensure_ascii=False)
-    return text if len(text) <= _MAX_TERM else "#" + hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _number_key(key: str) -> str:
-    """Return the name that a key's numbers are under: without characters that have a meaning in an engine's path."""
-    return "k" + "".join(c if c.isascii() and c.isalnum() else f"_{ord(c):x}_" for c in key)
-
-
-def _halves(number: float) -> tuple[int, int]:
-    """Return two integers of 32 bits that are in the order of the numbers, the first before the second.
-
-    They are the bits of a double, which are in order for positive numbers, and in reverse for negative ones. They are
-    exact, whatever an engine's parser does to floats. Integers beyond 2**53, which no filter may ask for, become one
-    double beyond it.
-    """
-    if abs(number) > _MAX_NUMBER:
-        number = 2.0**54 if number > 0 else -(2.0**54)
-    (bits,) = struct.unpack(">Q", struct.pack(">d", float(number) + 0.0))  # -0.0 becomes 0.0
-    bits = bits ^ 0xFFFF_FFFF_FFFF_FFFF if bits >> 63 else bits | 1 << 63
-    return bits >> 32, bits & 0xFFFF_FFFF
+def is_number(element: Any) -> bool:
+    """Return whether this is a number, which a boolean is not here."""
+    return isinstance(element, int | float) and not isinstance(element, bool)

@@ -6,6 +6,9 @@ import errno
 import json
 import os
 import shutil
+import sys
+import tempfile
+import weakref
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +17,9 @@ from typing import Final
 from filelock import FileLock, Timeout
 
 from m3_integrations.store.points import StoreFormat
+
+if sys.platform != "win32":
+    import fcntl
 
 _FORMAT_FILE: Final = "m3-store.json"
 _LOCK_FILE: Final = "m3-store.lock"
@@ -24,16 +30,22 @@ _WRITTEN_LOG: Final = "open-"
 """How the names of the files begin that the engine writes its log to; full ones are renamed."""
 
 
+_HERE: Final[weakref.WeakValueDictionary[tuple[int, Path], StoreFolder]] = weakref.WeakValueDictionary()
+"""What is open in this process, by its number and the folder's path."""
+
+
 class StoreFolder:
     """A folder that one process has open.
 
     It holds `m3-store.json` with the format, a lock file, and the engine's own folder.
 
     Args:
-        path: Made if it is not there. An empty folder is taken; one with anything else in it is not.
+        path: Made if it is not there. An empty folder is taken; one with anything else in it is not. `~` is the user's
+            home.
 
     Attributes:
         path: The folder, absolute.
+        is_read_only: Whether nothing may be written there, so that the engine's files are those of a copy elsewhere.
         engine: Where the engine's files are; there as soon as there are records.
         log: Where the engine writes every change down first, to do it again after a crash.
         unfinished: Where the engine's files are made, before they get their place.
@@ -45,26 +57,68 @@ class StoreFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).resolve()
-        self.engine, self.unfinished = self.path / _ENGINE, self.path / _UNFINISHED
-        self.log = self.engine / "wal"
+        try:
+            self.path = Path(path).expanduser().resolve()
+        except RuntimeError as error:
+            raise ValueError(f"there is no home folder for {os.fspath(path)!r}: write the path out") from error
         if self.path.exists() and not self.path.is_dir():
             raise NotADirectoryError(f"a store is a folder, but {self.path} is a file")
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._refuse_foreign()
-        self._lock = FileLock(self.path / _LOCK_FILE, thread_local=False)
+        self.is_read_only = self.path.exists() and not os.access(self.path, os.W_OK)
+        self._copy: tempfile.TemporaryDirectory[str] | None = None
+        self._lock: FileLock | None = None
+        if self.is_read_only:
+            self._copy = tempfile.TemporaryDirectory(prefix="m3-store-", ignore_cleanup_errors=True)
+        else:
+            self.path.mkdir(parents=True, exist_ok=True)
+        work = Path(self._copy.name) if self._copy else self.path
+        self.engine, self.unfinished = work / _ENGINE, work / _UNFINISHED
+        self.log = self.engine / "wal"
         try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise BlockingIOError(
-                f"{self.path} is open already, in this process or another, and only one can have it: share the store "
-                "object between threads, and between processes use a Qdrant server, open_store('http://...')"
-            ) from error
-        try:
-            self._tidy()
+            self._refuse_foreign()
+            if self.is_read_only:
+                self._copy_engine()
+            else:
+                self._take()
+                self._tidy()
         except BaseException:
             self.unlock()
             raise
+
+    def _take(self) -> None:
+        """Keep other processes out."""
+        lock = FileLock(self.path / _LOCK_FILE, thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise self._taken() from error
+        self._lock = lock
+        _HERE[os.getpid(), self.path] = self
+
+    def _copy_engine(self) -> None:
+        """Copy the engine's files, while no other process has the folder open."""
+        with suppress(FileNotFoundError), (self.path / _LOCK_FILE).open("rb") as file:
+            if sys.platform != "win32":
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise self._taken() from error
+            self._copy_files()
+            return
+        self._copy_files()
+
+    def _copy_files(self) -> None:
+        if (self.path / _ENGINE).exists():
+            shutil.copytree(self.path / _ENGINE, self.engine)
+
+    def _taken(self) -> BlockingIOError:
+        if (os.getpid(), self.path) in _HERE:
+            return BlockingIOError(
+                f"{self.path} is open already in this process: go on with that store object, or close() it first"
+            )
+        return BlockingIOError(
+            f"{self.path} is open already in another process, and only one can have it: close it there, or let both "
+            "use a Qdrant server, open_store('http://...')"
+        )
 
     def read(self) -> StoreFormat | None:
         """Return the store's format; None if the store is new.
@@ -107,7 +161,7 @@ class StoreFolder:
         After a failed sync the system shows what the disk does not have, and what is written behind such a hole is not
         found after a power cut.
         """
-        new = self.path / _NEW_LOG
+        new = self.engine.parent / _NEW_LOG
         try:
             for log in self.log.glob(_WRITTEN_LOG + "*"):
                 written = log.read_bytes()
@@ -127,7 +181,11 @@ class StoreFolder:
 
     def unlock(self) -> None:
         """Let others open the folder."""
-        self._lock.release()
+        if self._lock is not None:
+            _HERE.pop((os.getpid(), self.path), None)
+            self._lock.release()
+        if self._copy is not None:
+            self._copy.cleanup()
 
     def _refuse_foreign(self) -> None:
         """Look before the first file is written into the folder."""

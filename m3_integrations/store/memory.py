@@ -12,16 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_integrations.scoring import raw_scores, top_rows
-from m3_integrations.store.filters import Filter, matches
+from m3_integrations.store.filters import FilterLike, matches, parse_filter
 from m3_integrations.store.protocol import (
     Hits,
     Record,
     Store,
+    check_ids,
     check_model,
     check_query,
     check_vectors,
+    deletion_filter,
     latest_rows,
 )
+from m3_integrations.store.values import check_metadata
 from m3_integrations.vectors import MODES, FloatArray, IntArray, LexicalWeights, M3Vectors, Mode, offsets_of
 
 _Mask = NDArray[np.bool_]
@@ -33,8 +36,7 @@ _MERGED_BYTES: Final = 64 << 20
 class MemoryStore(Store):
     """Records in numpy arrays. Every search looks at every record, so what it finds is exact.
 
-    Metadata may hold any values; they are copied on the way in and out. Safe to use from many threads. It cannot be
-    pickled: a server store can.
+    Safe to use from many threads. It cannot be pickled: a server store can.
     """
 
     def __init__(self) -> None:
@@ -103,10 +105,11 @@ class MemoryStore(Store):
         chosen = latest_rows(ids, texts, metadatas, vectors, is_pooled)
         if not chosen:
             return
+        flags = np.zeros(len(ids), bool) if is_pooled is None else is_pooled
+        kept = {i: check_metadata(metadatas[i], f"record {ids[i]!r}") for i in chosen}
+        added = [Record(ids[i], texts[i], metadata, None, bool(flags[i])) for i, metadata in kept.items()]
         with self._usable():
             sizes = check_vectors("what is added", vectors, self._sizes)
-            flags = np.zeros(len(ids), bool) if is_pooled is None else is_pooled
-            added = [Record(ids[i], texts[i], copy.deepcopy(dict(metadatas[i])), None, bool(flags[i])) for i in chosen]
             self._forget([self._row_of[record.id] for record in added if record.id in self._row_of])
             rows = np.arange(self._next_row, self._next_row + len(added))
             self._next_row += len(added)
@@ -122,6 +125,7 @@ class MemoryStore(Store):
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete the records with these ids, and return how many there were; unknown ids are skipped."""
+        check_ids(ids)
         with self._usable():
             rows = {self._row_of[id_] for id_ in ids if id_ in self._row_of}
             self._forget(list(rows))
@@ -129,13 +133,15 @@ class MemoryStore(Store):
             self._version += 1
             return len(rows)
 
-    def delete_where(self, filter: Filter) -> int:  # noqa: A002
-        """Delete the records that match, and return how many there were."""
+    def delete_where(self, filter: FilterLike) -> int:  # noqa: A002
+        """Delete the records that match, and return how many there were, as `Store.delete_where`."""
+        parsed = deletion_filter(filter)
         with self._usable():
-            return self.delete([record.id for record in self._records.values() if matches(filter, record.metadata)])
+            return self.delete([self._records[row].id for row in self._matching(parsed)])
 
     def get(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[Record]:
         """Return copies of the records with these ids, in the given order; unknown ids are skipped."""
+        check_ids(ids)
         with self._usable():
             rows = [self._row_of[id_] for id_ in ids if id_ in self._row_of]
             return [self._copy(row, with_vectors=with_vectors) for row in rows]
@@ -145,7 +151,7 @@ class MemoryStore(Store):
         with self._usable():
             return iter([self._copy(row, with_vectors=False) for row in self._records])
 
-    def rows(self, filter: Filter | None = None) -> dict[int, Record]:  # noqa: A002
+    def rows(self, filter: FilterLike = None) -> dict[int, Record]:  # noqa: A002
         """Return the records that match, or all, by their rows: the store's own objects, not copies, so only to read.
 
         Rows rise in the order the records were added. A record that is replaced gets another row.
@@ -153,13 +159,13 @@ class MemoryStore(Store):
         with self._usable():
             return {row: self._records[row] for row in self._matching(filter)}
 
-    def count(self, filter: Filter | None = None) -> int:  # noqa: A002
+    def count(self, filter: FilterLike = None) -> int:  # noqa: A002
         """Return the number of records, or of those that match."""
         with self._usable():
             return len(self._matching(filter))
 
     def candidates(
-        self, query: M3Vectors, limits: Mapping[Mode, int], filter: Filter | None = None  # noqa: A002
+        self, query: M3Vectors, limits: Mapping[Mode, int], filter: FilterLike = None  # noqa: A002
     ) -> dict[Mode, Hits]:  # fmt: skip
         """Return the best records by each mode, as `Store.candidates`; equal scores in the order of insertion."""
         if unknown := set(limits) - {"dense", "lexical"}:
@@ -169,7 +175,7 @@ class MemoryStore(Store):
                 return {mode: Hits([], np.empty(0, np.float32)) for mode in limits}
             check_query(query, self._sizes, list(limits))
             eligible = self._is_alive
-            if filter is not None:
+            if parse_filter(filter) is not None:
                 eligible = np.zeros_like(self._is_alive)
                 eligible[self._matching(filter)] = True
             return {mode: self._best(query, mode, n, eligible) for mode, n in limits.items()}
@@ -218,8 +224,9 @@ class MemoryStore(Store):
             raise RuntimeError("this store was closed")
         return self._lock
 
-    def _matching(self, filter: Filter | None) -> list[int]:  # noqa: A002
-        return [row for row, record in self._records.items() if matches(filter, record.metadata)]
+    def _matching(self, filter: FilterLike) -> list[int]:  # noqa: A002
+        parsed = parse_filter(filter)
+        return [row for row, record in self._records.items() if matches(parsed, record.metadata)]
 
     def _copy(self, row: int, *, with_vectors: bool) -> Record:
         record = self._records[row]

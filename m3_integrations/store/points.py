@@ -12,8 +12,9 @@ from typing import Any, Final, Literal, Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_integrations.store.filters import filter_payload
 from m3_integrations.store.protocol import Record, check_model
+from m3_integrations.store.terms import filter_payload
+from m3_integrations.store.values import as_json_values, check_metadata, read_exact
 from m3_integrations.vectors import MODES, IntArray, LexicalRows, M3Vectors, Mode, MultiVectorRows
 from m3_integrations.vectors.pooling import pool_tokens, pooled_lengths
 
@@ -21,7 +22,9 @@ MultiVectorStorage = Literal["none", "float16", "turbo8", "turbo4"]
 """How token vectors are kept: not at all, at 2 bytes a number, or compressed to about 1 or a half."""
 
 _FORMAT_NAME: Final = "m3_integrations store"
-_FORMAT_VERSION: Final = 1
+_FORMAT_VERSION: Final = 2
+_READ_VERSIONS: Final = (1, 2)
+"""Version 1 had metadata as one text: its records are written anew when the store is opened."""
 _MAX_NUMBERS: Final = 2**20 - 1
 """A Qdrant server refuses a multi-vector of more numbers in all."""
 _NAMESPACE: Final = uuid.UUID("6f1c6c62-9a0e-5a35-8ce5-3a2f5b0f7c11")
@@ -41,6 +44,7 @@ class StoreFormat:
         token_dim: Length of a token vector; 0 without.
         multi_vector: How token vectors are kept.
         token_pooling: How many tokens share a token vector.
+        version: Of the format of its records.
     """
 
     fingerprint: str | None = None
@@ -49,6 +53,12 @@ class StoreFormat:
     token_dim: int = 0
     multi_vector: MultiVectorStorage = "float16"
     token_pooling: int = 1
+    version: int = _FORMAT_VERSION
+
+    @property
+    def is_current(self) -> bool:
+        """Whether its records are as this package writes them."""
+        return self.version == _FORMAT_VERSION
 
     @property
     def kept_modes(self) -> tuple[Mode, ...]:
@@ -65,6 +75,10 @@ class StoreFormat:
         """The length of the records' vectors in every mode, 0 for lexical; empty before the first record."""
         lengths: dict[Mode, int] = {"dense": self.dense_dim, "lexical": 0, "multi_vector": self.token_dim}
         return {mode: lengths[mode] for mode in self.modes}
+
+    def renewed(self) -> Self:
+        """Return this of a store whose records have all been written as this package writes them."""
+        return replace(self, version=_FORMAT_VERSION)
 
     def of_sizes(self, sizes: Mapping[Mode, int]) -> Self:
         """Return this with the modes and sizes of the first records."""
@@ -96,7 +110,7 @@ class StoreFormat:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is written down."""
-        return {"format": _FORMAT_NAME, "version": _FORMAT_VERSION} | asdict(self) | {"modes": list(self.modes)}
+        return {"format": _FORMAT_NAME} | asdict(self) | {"modes": list(self.modes)}
 
     @classmethod
     def from_dict(cls, where: str, found: Mapping[str, Any] | None) -> Self:
@@ -111,18 +125,19 @@ class StoreFormat:
         """
         if not found or found.get("format") != _FORMAT_NAME:
             raise ValueError(f"{where} is no store of this package, and is left as it is: choose another place")
-        if found.get("version") != _FORMAT_VERSION:
+        if found.get("version") not in _READ_VERSIONS:
             raise ValueError(
                 f"{where} has format version {found.get('version')}, this m3-integrations reads {_FORMAT_VERSION}: "
                 "upgrade m3-integrations to open it"
             )
         return cls(
-            fingerprint=found["fingerprint"],
+            fingerprint=found.get("fingerprint"),  # a server drops what is None
             modes=tuple(found["modes"]),
             dense_dim=int(found["dense_dim"]),
             token_dim=int(found["token_dim"]),
             multi_vector=found["multi_vector"],
             token_pooling=int(found["token_pooling"]),
+            version=int(found["version"]),
         )
 
 
@@ -159,27 +174,20 @@ def point_id(id_: str) -> str:
 def as_payload(id_: str, text: str, metadata: Mapping[str, Any], *, is_pooled: bool) -> dict[str, Any]:
     """Return what is stored of a record beside its vectors.
 
-    `metadata` is one JSON text, because engines change the last bits of some floats. What filters ask for stands
-    beside it: see `filter_payload`.
+    `metadata` are JSON, for the engine's other users to see and filter; `exact` is a text that they are read from
+    where JSON or the engine would change a value. What our filters ask for stands beside them: see `filter_payload`.
 
     Raises:
-        ValueError: If the metadata would not come back from JSON as they are, or a text is not valid Unicode.
+        ValueError: If the metadata hold what cannot be kept, or a text is not valid Unicode.
     """
-    metadata = dict(metadata)
-    try:
-        written = json.dumps(metadata, allow_nan=False)
-        is_same = json.loads(written) == metadata
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"metadata of record {id_!r} must be what JSON can hold: {error}") from error
-    if not is_same:
-        raise ValueError(
-            f"metadata of record {id_!r} must come back from JSON as they are: use lists and string keys, "
-            f"got {metadata!r}"
-        )
-    payload = {"id": id_, "text": text, "metadata": written, **filter_payload(metadata)}
-    for written_text in (id_, text, *payload["terms"]):
-        written_text.encode()  # UnicodeEncodeError is a ValueError; an engine would raise its own in mid-batch
-    return payload | ({"is_pooled": True} if is_pooled else {})
+    kept = check_metadata(metadata, f"record {id_!r}")
+    native, exact = as_json_values(kept)
+    payload = {"id": id_, "text": text, "metadata": native, **filter_payload(kept)}
+    if exact is not None:
+        payload["exact"] = exact
+    if is_pooled:
+        payload["is_pooled"] = True
+    return payload
 
 
 def as_record(point: Any, format_: StoreFormat | None = None) -> Record:
@@ -187,7 +195,23 @@ def as_record(point: Any, format_: StoreFormat | None = None) -> Record:
     payload = point.payload
     vectors = None if format_ is None else _read_vectors(format_, point.vector or {})
     is_pooled = bool(payload.get("is_pooled", False))
-    return Record(payload["id"], payload["text"], json.loads(payload["metadata"]), vectors, is_pooled=is_pooled)
+    return Record(payload["id"], payload["text"], _read_metadata(payload), vectors, is_pooled=is_pooled)
+
+
+def _read_metadata(payload: Mapping[str, Any]) -> dict[str, Any]:
+    if "exact" in payload:
+        return read_exact(payload["exact"])
+    metadata = payload["metadata"]
+    read: dict[str, Any] = json.loads(metadata) if isinstance(metadata, str) else metadata  # a text in version 1
+    return read
+
+
+def renewed_payload(payload: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the payload that version 1 had of a record as it is today; None if it is of today."""
+    if not isinstance(payload["metadata"], str):
+        return None
+    is_pooled = bool(payload.get("is_pooled", False))
+    return as_payload(payload["id"], payload["text"], _read_metadata(payload), is_pooled=is_pooled)
 
 
 def pool_vectors(
@@ -226,7 +250,7 @@ def batches(
         vectors: Of any number of texts.
         max_bytes: The size of a batch at most.
     """
-    sizes = np.array([len(payload["text"]) + 2 * len(payload["metadata"]) for payload in payloads])
+    sizes = np.array([len(payload["text"]) + 4 * len(json.dumps(payload["metadata"])) for payload in payloads])
     if "dense" in vectors.modes:
         sizes += 4 * vectors.dense.shape[1]
     if "lexical" in vectors.modes:

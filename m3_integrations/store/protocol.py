@@ -13,7 +13,8 @@ from typing import Any, Protocol, Self, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_integrations.store.filters import Filter
+from m3_integrations.store.filters import Filter, FilterLike, parse_filter
+from m3_integrations.store.values import check_value
 from m3_integrations.vectors import FloatArray, M3Vectors, Mode
 
 
@@ -24,7 +25,7 @@ class Record:
     Attributes:
         id: Any string; a second record with the same id replaces the first.
         text: What was encoded.
-        metadata: What filters look at.
+        metadata: What filters look at; `m3_integrations.store.values` says what they may hold.
         vectors: The vectors of this one text; None where they were not asked for.
         is_pooled: Whether its token vectors are means of neighbours, because the store was opened with `token_pooling`
             or the text had more tokens than a store keeps.
@@ -93,27 +94,40 @@ class Store(Protocol):
         Args:
             ids: n strings.
             texts: n strings.
-            metadatas: n mappings; they are copied.
+            metadatas: n mappings; they are copied, as `values.check_metadata` does.
             vectors: Those of the n texts. A store may keep the arrays: do not change them afterwards.
             is_pooled: (n,) which records another store has pooled already; none if None.
 
         Raises:
-            TypeError: If an id or a text is not a string.
-            ValueError: If the columns differ in length, a value is not finite, or the vectors have other modes or sizes
-                than those in the store.
+            TypeError: If an id or a text is not a string, or a record's metadata are no mapping.
+            ValueError: If the columns differ in length, metadata hold what cannot be kept, a text is not valid Unicode,
+                a number in the vectors is not finite, or they have other modes or sizes than those in the store.
         """
         ...
 
     def delete(self, ids: Sequence[str]) -> int:
-        """Delete the records with these ids, and return how many there were; unknown ids are skipped."""
+        """Delete the records with these ids, and return how many there were; unknown ids are skipped.
+
+        Raises:
+            TypeError: If ids is one string, or an id is not a string.
+        """
         ...
 
-    def delete_where(self, filter: Filter) -> int:  # noqa: A002 - the word users know
-        """Delete the records that match, and return how many there were."""
+    def delete_where(self, filter: FilterLike) -> int:  # noqa: A002 - the word users know
+        """Delete the records that match, and return how many there were.
+
+        Raises:
+            TypeError: As `parse_filter`.
+            ValueError: As `parse_filter`, or if the filter says nothing and so matches everything.
+        """
         ...
 
     def get(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[Record]:
-        """Return copies of the records with these ids, in the given order; unknown ids are skipped."""
+        """Return copies of the records with these ids, in the given order; unknown ids are skipped.
+
+        Raises:
+            TypeError: If ids is one string, or an id is not a string.
+        """
         ...
 
     def records(self) -> Iterator[Record]:
@@ -123,12 +137,17 @@ class Store(Protocol):
         """
         ...
 
-    def count(self, filter: Filter | None = None) -> int:  # noqa: A002
-        """Return the number of records, or of those that match."""
+    def count(self, filter: FilterLike = None) -> int:  # noqa: A002
+        """Return the number of records, or of those that match.
+
+        Raises:
+            TypeError: As `parse_filter`.
+            ValueError: As `parse_filter`.
+        """
         ...
 
     def candidates(
-        self, query: M3Vectors, limits: Mapping[Mode, int], filter: Filter | None = None  # noqa: A002
+        self, query: M3Vectors, limits: Mapping[Mode, int], filter: FilterLike = None  # noqa: A002
     ) -> dict[Mode, Hits]:  # fmt: skip
         """Return the best records by each of these modes alone.
 
@@ -190,7 +209,7 @@ def latest_rows(
 
     Raises:
         TypeError: If an id or a text is not a string.
-        ValueError: If the columns differ in length.
+        ValueError: If the columns differ in length, or an id or a text is not valid Unicode.
     """
     columns: dict[str, Sized] = {"texts": texts, "metadatas": metadatas, "vectors": vectors}
     if is_pooled is not None:
@@ -201,7 +220,31 @@ def latest_rows(
     for id_, text in zip(ids, texts, strict=True):
         if not isinstance(id_, str) or not isinstance(text, str):
             raise TypeError(f"a record's id and text must be strings, got {id_!r} and {type(text).__name__}")
+        check_value(id_, "a record's id")
+        check_value(text, f"the text of record {id_!r}")
     return list({id_: row for row, id_ in enumerate(ids)}.values())
+
+
+def check_ids(ids: Sequence[str]) -> None:
+    """Raise TypeError if ids is one string, or one of them is not a string: an engine would look for something else."""
+    if isinstance(ids, str):
+        raise TypeError(f"ids must be a sequence of strings, got the string {ids!r}: pass [{ids!r}]")
+    for i, id_ in enumerate(ids):
+        if not isinstance(id_, str):
+            raise TypeError(f"ids must be strings, got {id_!r} at position {i}")
+
+
+def deletion_filter(filter: FilterLike) -> Filter:  # noqa: A002
+    """Return the parsed filter of what is to be deleted.
+
+    Raises:
+        TypeError: As `parse_filter`.
+        ValueError: As `parse_filter`, or if the filter says nothing.
+    """
+    parsed = parse_filter(filter)
+    if parsed is None:
+        raise ValueError(f"an empty filter matches everything, got {filter!r}: delete by ids if that is what you want")
+    return parsed
 
 
 def check_vectors(

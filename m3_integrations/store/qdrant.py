@@ -1,4 +1,7 @@
-"""What the two stores over Qdrant share: everything but the calls of the engine, in this process or on a server."""
+"""What the two stores over Qdrant share: everything but the calls of the engine, in this process or on a server.
+
+Long because every primitive of a store is here, and below them every call that an engine must answer.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_integrations.store.filters import Filter, number_paths, translate
+from m3_integrations.store.filters import Filter, FilterLike, parse_filter
 from m3_integrations.store.points import (
     StoreFormat,
     as_payload,
@@ -21,13 +24,28 @@ from m3_integrations.store.points import (
     name_vectors,
     point_id,
     pool_vectors,
+    renewed_payload,
 )
-from m3_integrations.store.protocol import Hits, Record, Store, check_query, check_vectors, latest_rows
+from m3_integrations.store.protocol import (
+    Hits,
+    Record,
+    Store,
+    check_ids,
+    check_query,
+    check_vectors,
+    deletion_filter,
+    latest_rows,
+)
+from m3_integrations.store.terms import integer_paths, range_paths, translate
 from m3_integrations.vectors import FloatArray, M3Vectors, Mode
 
 _BATCH_BYTES: Final = 8 << 20
 _SMALL_BATCH_BYTES: Final = 1 << 20
 """Outside the main thread, where an event loop may be waiting: engines hold the interpreter while they write."""
+
+_MAX_INDEXED: Final = 17
+"""Up to 16 paths of numbers and dates, and the terms, are indexed as records come; with more paths only those that a
+filter compares, when it first does, which takes some 12 microseconds a record. Each index makes every change slower."""
 
 _MAX_IDS: Final = 1000
 """Ids looked up or deleted in one call of an engine."""
@@ -49,12 +67,14 @@ class QdrantStore(Store):
     _sparse_type: ClassVar[Any]  # its sparse vector of indices and values
     _filter_type: ClassVar[Any]  # its filter of what `translate` returns
     _lock: AbstractContextManager[object]  # keeps other threads out of the engine, where it needs that
+    _indexed_paths: set[str]  # of the payloads
 
     def __init__(self, format_: StoreFormat) -> None:
         self._format = format_
         self._pid = os.getpid()
         self._creating = threading.Lock()
         self._is_closed = False
+        self._renew()
 
     @property
     def modes(self) -> tuple[Mode, ...]:
@@ -96,8 +116,8 @@ class QdrantStore(Store):
         They are written in batches; each is durable, and seen by readers, at once or not at all.
 
         Raises:
-            ValueError: Also if metadata are not what JSON can hold.
             OSError: If the disk is full.
+            PermissionError: If nothing may be written there.
         """
         rows = latest_rows(ids, texts, metadatas, vectors, is_pooled)
         if not rows:
@@ -122,10 +142,13 @@ class QdrantStore(Store):
         for batch, size_bytes in batches(payloads, np.array(rows), vectors, max_bytes):
             points = [self._point_type(id=point_id(p["id"]), vector=next(named), payload=p) for p in payloads[batch]]
             with self._usable():
-                self._write(points, number_paths(payloads[batch]), size_bytes)
+                if len(self._indexed_paths | (paths := integer_paths(payloads[batch]))) <= _MAX_INDEXED:
+                    self._index_all(paths)
+                self._write(points, size_bytes)
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete the records with these ids, and return how many there were; unknown ids are skipped."""
+        check_ids(ids)
         deleted = 0
         for part in _parts(ids):
             with self._usable():
@@ -135,16 +158,18 @@ class QdrantStore(Store):
             deleted += len(there)
         return deleted
 
-    def delete_where(self, filter: Filter) -> int:  # noqa: A002
-        """Delete the records that match, and return how many there were."""
+    def delete_where(self, filter: FilterLike) -> int:  # noqa: A002
+        """Delete the records that match, and return how many there were, as `Store.delete_where`."""
+        parsed = deletion_filter(filter)
         with self._usable():
-            deleted = self.count(filter)
+            deleted = self.count(parsed)
             if deleted:
-                self._delete(where=self._filter_type(translate(filter)))
+                self._delete(where=self._condition(parsed))
             return deleted
 
     def get(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[Record]:
         """Return copies of the records with these ids, in the given order; unknown ids are skipped."""
+        check_ids(ids)
         found: dict[str, Any] = {}
         for part in _parts(ids):
             with self._usable():
@@ -167,27 +192,26 @@ class QdrantStore(Store):
             if after is None:
                 return
 
-    def count(self, filter: Filter | None = None) -> int:  # noqa: A002
+    def count(self, filter: FilterLike = None) -> int:  # noqa: A002
         """Return the number of records, or of those that match."""
+        parsed = parse_filter(filter)
         with self._usable():
-            if not self._current_format().modes:
-                return 0
-            return self._count(None if filter is None else self._filter_type(translate(filter)))
+            return self._count(self._condition(parsed)) if self._current_format().modes else 0
 
     def candidates(
-        self, query: M3Vectors, limits: Mapping[Mode, int], filter: Filter | None = None  # noqa: A002
+        self, query: M3Vectors, limits: Mapping[Mode, int], filter: FilterLike = None  # noqa: A002
     ) -> dict[Mode, Hits]:  # fmt: skip
         """Return the best records by each mode, as `Store.candidates`; equal scores in the order of the ids."""
         if unknown := set(limits) - {"dense", "lexical"}:
             raise ValueError(f"candidates come by dense or lexical scores, not by {', '.join(sorted(unknown))}")
         hits = {mode: Hits([], np.empty(0, np.float32)) for mode in limits}
+        parsed = parse_filter(filter)
         with self._usable():
             if not (stored := self._current_format().sizes):
                 return hits
             check_query(query, stored, list(limits))
             (named,) = name_vectors(query, [mode for mode, n in limits.items() if n > 0], [0], self._sparse_type)
-            where = None if filter is None else self._filter_type(translate(filter))
-            found = self._search(named, limits, where=where)
+            found = self._search(named, limits, where=self._condition(parsed))
         for mode, scored in found.items():
             ranked = sorted((-score, id_) for id_, score in scored if mode != "lexical" or score > 0)
             hits[mode] = Hits([id_ for _, id_ in ranked], np.array([-score for score, _ in ranked], np.float32))
@@ -247,6 +271,36 @@ class QdrantStore(Store):
                 self._is_closed = True
                 self._close()
 
+    def _condition(self, filter_: Filter | None) -> Any:
+        """Return a filter as the engine has it, and index the numbers and dates that it compares."""
+        if filter_ is None:
+            return None
+        self._index_all(range_paths(filter_))
+        return self._filter_type(translate(filter_))
+
+    def _index_all(self, paths: set[str]) -> None:
+        for path in sorted(paths - self._indexed_paths):
+            self._index(path)
+            self._indexed_paths.add(path)
+
+    def _renew(self) -> None:
+        """Write the records of an earlier format as this package does; what was interrupted goes on."""
+        if self._format.is_current:
+            return
+        if self._format.modes:
+            after = None
+            while True:
+                points, after = self._scroll(after)
+                renewed = {point.id: renewed_payload(point.payload) for point in points}
+                self._overwrite({id_: payload for id_, payload in renewed.items() if payload is not None})
+                if after is None:
+                    break
+            for path in self._indexed_paths - {"terms"}:  # of numbers as they were kept then
+                self._unindex(path)
+            self._indexed_paths &= {"terms"}
+        self._format = self._format.renewed()
+        self._write_format(self._format)
+
     @contextmanager
     def _usable(self) -> Iterator[None]:
         """Hold the engine's lock; the process is looked at before it, as it may have been held at the fork."""
@@ -278,6 +332,7 @@ class QdrantStore(Store):
         if bound != found:  # bound here before there was a place to write it down
             self._write_format(bound)
         self._format = bound
+        self._renew()
 
     @abstractmethod
     def _read_format(self) -> StoreFormat | None:
@@ -292,8 +347,20 @@ class QdrantStore(Store):
         """Make room for points of this format; return the format that is really there."""
 
     @abstractmethod
-    def _write(self, points: list[Any], number_paths: Sequence[str], size_bytes: int) -> None:
-        """Index these paths where they are not yet, and add points, replacing those with the same ids."""
+    def _index(self, path: str) -> None:
+        """Index the integers at this path of the payloads."""
+
+    @abstractmethod
+    def _unindex(self, path: str) -> None:
+        """Drop an index."""
+
+    @abstractmethod
+    def _write(self, points: list[Any], size_bytes: int) -> None:
+        """Add points, replacing those with the same ids."""
+
+    @abstractmethod
+    def _overwrite(self, payloads: Mapping[Any, dict[str, Any]]) -> None:
+        """Replace the payloads of points."""
 
     @abstractmethod
     def _delete(self, *, points: list[Any] | None = None, where: Any = None) -> None:

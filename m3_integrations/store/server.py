@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -28,6 +28,9 @@ _Answer = TypeVar("_Answer")
 
 _PAGE: Final = 256
 """Records read at a time when all are."""
+
+_TERMS: Final = "terms"
+"""The payload's key that most filters ask for."""
 
 _POLL_S: Final = 0.5
 """How long to wait before asking again whether the server has built its indexes."""
@@ -60,12 +63,12 @@ class ServerStore(QdrantStore):
         on_disk: Whether dense vectors and the lexical index of a new collection are read from disk.
         multi_vector: How token vectors of a new collection are kept; "float16" by default. They are on disk always.
         token_pooling: How many neighbouring tokens share a token vector of a new collection; 1 by default.
-        client: An open client, used instead of what the URL says; such a store cannot be pickled.
+        client: An open client, used instead of what the URL says and left open; such a store cannot be pickled.
 
     Raises:
         ConnectionError: If the server cannot be reached; later calls too.
         PermissionError: If it does not accept the key; later calls too.
-        OSError: If it answers with another error; later calls too.
+        OSError: If it answers with another error; later calls too. Also if `optimize` cannot end.
         ValueError: If the collection is none of this package's, or was made by a later version or with other
             settings.
     """
@@ -97,7 +100,8 @@ class ServerStore(QdrantStore):
         self._lock = contextlib.nullcontext()  # the client is safe to use from many threads
         self._placement = {"shard_number": shard_number, "replication_factor": replication_factor}
         self._on_disk = on_disk
-        self._indexed_keys: set[str] = set()
+        self._indexed_paths: set[str] = set()
+        self._is_ours = client is None
         self._client = client or QdrantClient(
             url=url,
             port=urlsplit(url).port or 6333,
@@ -109,10 +113,10 @@ class ServerStore(QdrantStore):
         )
         try:
             found = self._read_format()
-        except OSError:
-            self._client.close()
+            super().__init__(choose_format(self._where, found, multi_vector, token_pooling))
+        except BaseException:
+            self._close()
             raise
-        super().__init__(choose_format(self._where, found, multi_vector, token_pooling))
 
     def __repr__(self) -> str:
         return f"ServerStore({self.url!r}, collection={self.collection!r})"
@@ -139,7 +143,7 @@ class ServerStore(QdrantStore):
         if not self._ask(self._client.collection_exists):
             return None
         info = self._ask(self._client.get_collection)
-        self._indexed_keys = set(info.payload_schema)
+        self._indexed_paths = set(info.payload_schema)
         return StoreFormat.from_dict(self._where, info.config.metadata)
 
     def _write_format(self, format_: StoreFormat) -> None:
@@ -165,18 +169,29 @@ class ServerStore(QdrantStore):
             return there
         return format_
 
-    def _write(self, points: list[Any], number_paths: Sequence[str], size_bytes: int) -> None:  # noqa: ARG002
-        if "terms" not in self._indexed_keys:  # also where whoever made the collection did not get as far
-            self._index("terms", models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD))
-        for path in number_paths:
-            if path not in self._indexed_keys:
-                index = models.IntegerIndexParams(type=models.IntegerIndexType.INTEGER, lookup=False, range=True)
-                self._index(path, index)
+    def _index(self, path: str) -> None:
+        index = models.IntegerIndexParams(type=models.IntegerIndexType.INTEGER, lookup=False, range=True)
+        # Whoever may only read searches without the index, more slowly.
+        with contextlib.suppress(PermissionError):
+            self._ask(self._client.create_payload_index, path, field_schema=index, wait=True)
+
+    def _unindex(self, path: str) -> None:
+        self._ask(self._client.delete_payload_index, path, wait=True)
+
+    def _write(self, points: list[Any], size_bytes: int) -> None:  # noqa: ARG002
+        if _TERMS not in self._indexed_paths:  # also where whoever made the collection did not get as far
+            index = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD)
+            self._ask(self._client.create_payload_index, _TERMS, field_schema=index, wait=True)
+            self._indexed_paths.add(_TERMS)
         self._ask(self._client.upsert, points, wait=True)
 
-    def _index(self, path: str, schema: Any) -> None:
-        self._ask(self._client.create_payload_index, path, field_schema=schema, wait=True)
-        self._indexed_keys.add(path)
+    def _overwrite(self, payloads: Mapping[Any, dict[str, Any]]) -> None:
+        operations = [
+            models.OverwritePayloadOperation(overwrite_payload=models.SetPayload(payload=payload, points=[id_]))
+            for id_, payload in payloads.items()
+        ]
+        if operations:
+            self._ask(self._client.batch_update_points, operations, wait=True)
 
     def _delete(self, *, points: list[Any] | None = None, where: Any = None) -> None:
         chosen = models.FilterSelector(filter=where) if points is None else models.PointIdsList(points=points)
@@ -218,14 +233,17 @@ class ServerStore(QdrantStore):
 
     def _optimize(self) -> None:
         """Wait until the server, which indexes by itself, has nothing left to do."""
-        while self._ask(self._client.get_collection).status != models.CollectionStatus.GREEN:
+        while (info := self._ask(self._client.get_collection)).status != models.CollectionStatus.GREEN:
+            if info.status == models.CollectionStatus.RED:
+                raise OSError(f"the Qdrant server at {self.url} cannot index {self._where}: {info.optimizer_status}")
             time.sleep(_POLL_S)
 
     def _flush(self) -> None:
         """Do nothing: the server answers an update when it is durable."""
 
     def _close(self) -> None:
-        self._client.close()
+        if self._is_ours:
+            self._client.close()
 
 
 def _as_os_error(error: Any, url: str) -> OSError:

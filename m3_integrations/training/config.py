@@ -13,7 +13,7 @@ from typing import Any
 from m3_integrations.training.losses import LossSettings
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class TrainingConfig:
     """Settings of one run. Paths in a file are relative to that file.
 
@@ -70,6 +70,12 @@ class TrainingConfig:
     dead_head_patience: int = 20
     loss: LossSettings = field(default_factory=LossSettings)
 
+    def __repr__(self) -> str:
+        """Only what is not the default."""
+        own = [(each.name, getattr(self, each.name), each) for each in dataclasses.fields(self)]
+        shown = ", ".join(f"{name}={value!r}" for name, value, each in own if value != _default(each))
+        return f"{type(self).__name__}({shown})"
+
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "train_group_size", "gradient_accumulation_steps", "log_every",
                      "save_every", "keep_checkpoints", "dead_head_patience"):  # fmt: skip
@@ -100,7 +106,7 @@ def load_config(path: str | os.PathLike[str]) -> TrainingConfig:
     """
     file = Path(path)
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
+        values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except ValueError as error:  # also of text that is not UTF-8
         raise ValueError(f"{file} is not TOML: {error}") from error
     loss = values.pop("loss", {})
@@ -125,6 +131,11 @@ def _check(file: Path, values: dict[str, Any], kind: type) -> None:
         raise ValueError(f"{file} lacks {', '.join(missing)}")
     for name, value in values.items():
         _check_type(file, name, value, str(fields[name].type))
+
+
+def _default(setting: dataclasses.Field[Any]) -> object:
+    make = setting.default_factory
+    return setting.default if make is dataclasses.MISSING else make()
 
 
 def _is_required(setting: dataclasses.Field[Any]) -> bool:

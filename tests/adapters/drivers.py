@@ -41,9 +41,12 @@ class Found:
 def _of_documents(documents: Sequence[Document]) -> list[Found]:
     found = []
     for document in documents:
+        assert isinstance(document, langchain.M3Document)
         metadata = dict(document.metadata)
-        score, scores = metadata.pop("relevance_score"), metadata.pop("m3_scores")
-        found.append(Found(document.id, document.page_content, metadata, score, scores))
+        if "m3_scores" in metadata:  # a reranker's
+            assert metadata.pop("relevance_score") == document.score
+            assert metadata.pop("m3_scores") == document.m3_scores
+        found.append(Found(document.id, document.page_content, metadata, document.score, document.m3_scores))
     return found
 
 

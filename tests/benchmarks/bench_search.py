@@ -14,11 +14,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 import numpy as np
 
@@ -28,7 +29,6 @@ from m3_integrations.evaluation.metrics import measure_queries
 from m3_integrations.search import SearchMode
 from m3_integrations.store.points import MultiVectorStorage
 from tests.benchmarks.measure import PeakMemory, describe_machine, describe_versions
-from tests.benchmarks.search_peers import bge_m3_index, ensemble, top_exact
 from tests.benchmarks.search_workload import Collection, KnownQueries, disk_bytes
 
 N_QUERIES, K = 100, 10
@@ -95,8 +95,58 @@ def measure_size(n: int, n_token_vectors: int, modes: tuple[SearchMode, ...]) ->
         print("  peak memory: " + ", ".join(f"{what} {peak.peak_mb:.0f} MB" for what, peak in peaks.items()))
 
 
+def measure_wide_tables() -> None:
+    """Add records with many keys to a folder, in a thread beside a ticking one, which an event loop might be."""
+    print("\nwide tables, in a folder")
+    one, hundred = Collection(1, 0), Collection(100, 0)
+    rows: list[tuple[str, Collection, list[dict[str, Any]]]] = [
+        ("1 record, 500 strings", one, [{f"k{i}": f"value {i}" for i in range(500)}]),
+        ("1 record, 500 numbers", one, [{f"k{i}": i * 1.5 for i in range(500)}]),
+        ("100 records, a number under a key of its own", hundred, [{f"k{i}": i} for i in range(100)]),
+        ("100 records, 500 numbers", hundred, [{f"k{i}": i * row for i in range(500)} for row in range(100)]),
+    ]
+    for what, collection, metadatas in rows:
+        ((ids, texts, _, vectors),) = collection.batches()
+        seconds, still = [], []
+        for _ in range(5):
+            with tempfile.TemporaryDirectory() as place, open_store(Path(place) / "store") as store:
+                store.upsert(["first"], [""], [{}], vectors[:1])
+                with Ticking() as ticking:
+                    start = time.perf_counter()
+                    adding = threading.Thread(target=store.upsert, args=(ids, texts, metadatas, vectors))
+                    adding.start()
+                    adding.join()
+                    seconds.append(time.perf_counter() - start)
+                still.append(ticking.longest_s)
+        took, stood = 1000 * float(np.median(seconds)), 1000 * float(np.median(still))
+        print(f"  {what:<46} {took:7.1f} ms, another thread stood still for {stood:5.1f} ms at most")
+
+
+class Ticking:
+    """A thread that wakes up every millisecond, and how long it had to wait at most."""
+
+    def __enter__(self) -> Self:
+        self.longest_s, self._is_over = 0.0, False
+        self._thread = threading.Thread(target=self._tick)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over = True
+        self._thread.join()
+
+    def _tick(self) -> None:
+        last = time.perf_counter()
+        while not self._is_over:
+            time.sleep(0.001)
+            now = time.perf_counter()
+            self.longest_s, last = max(self.longest_s, now - last), now
+
+
 def measure_peers(n: int) -> None:
     """Time the three on the same vectors, and say how many of the exact best each finds."""
+    from tests.benchmarks.search_peers import bge_m3_index, ensemble, top_exact
+
     print(f"\n{n} documents of 40 token vectors, k={K}")
     collection = Collection(n, 40)
     queries = collection.queries(N_QUERIES)
@@ -202,6 +252,7 @@ def main() -> None:
         ("peers", 5_000),
         ("storage", 2_000),
         ("loop", 1_000),
+        ("wide", 1),
     ):
         parser.add_argument(f"--{name}", type=int, default=size)
     parser.add_argument("--xquad", type=Path)
@@ -216,6 +267,8 @@ def main() -> None:
         measure_peers(asked.peers)
     if asked.storage:
         measure_storage(asked.storage, asked.xquad)
+    if asked.wide:
+        measure_wide_tables()
     if asked.loop:
         asyncio.run(measure_loop(asked.loop))
 

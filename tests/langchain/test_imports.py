@@ -28,7 +28,15 @@ def outcome(module: str, absent: str) -> str:
 
 
 def test_the_public_names_are_these() -> None:
-    assert m3_integrations.langchain.__all__ == ["M3CrossEncoder", "M3Embeddings", "M3HybridRetriever", "M3Rerank"]
+    assert m3_integrations.langchain.__all__ == [
+        "M3CrossEncoder",
+        "M3Document",
+        "M3Embeddings",
+        "M3HybridRetriever",
+        "M3Rerank",
+        "M3Translator",
+        "M3VectorStore",
+    ]
     assert m3_integrations.langchain_qdrant.__all__ == ["M3SparseEmbeddings"]
 
 
@@ -44,7 +52,7 @@ def test_the_public_names_are_these() -> None:
 def test_a_missing_framework_is_named_with_the_command_that_installs_it(module: str, absent: str, extra: str) -> None:
     assert outcome(module, absent) == (
         f"ImportError m3_integrations.{extra.replace('-', '_')} needs {absent.replace('_', '-')}: "
-        f"pip install 'm3-integrations[{extra}]'"
+        f"pip install 'PATH_TO_THE_CLONE[{extra}]'"
     )
 
 

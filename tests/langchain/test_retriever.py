@@ -1,12 +1,16 @@
 """The retriever's LangChain documents: how they come back, are added and replaced. The rest is in tests/adapters."""
 
 import copy
+import json
+import pickle
 
 import pytest
 from langchain_core.documents import Document
+from langchain_core.load import dumps
 
 from m3_integrations import open_store
-from m3_integrations.langchain import M3HybridRetriever
+from m3_integrations.langchain import M3Document, M3HybridRetriever, M3Rerank
+from m3_integrations.llama_index import M3HybridRetriever as NodeRetriever
 from tests.fakes import FakeEncoder
 
 
@@ -20,11 +24,8 @@ def test_a_result_is_the_document_with_its_id_text_and_metadata(documents: list[
     found = retriever.invoke("keys")
     assert sorted(document.id or "" for document in found) == sorted(document.id or "" for document in documents)
     for document in found:
-        original = own[document.id]
-        results = {key: document.metadata[key] for key in ("relevance_score", "m3_scores")}
-        assert document == Document(
-            id=original.id, page_content=original.page_content, metadata={**original.metadata, **results}
-        )
+        assert document == own[document.id]
+        assert own[document.id] == document
 
 
 def test_a_retriever_is_made_of_any_iterable_and_of_an_empty_one(fake: FakeEncoder, documents: list[Document]) -> None:
@@ -60,12 +61,13 @@ async def test_documents_come_by_their_ids_in_the_given_order(
 def test_a_result_added_again_does_not_carry_its_scores_into_the_index(retriever: M3HybridRetriever) -> None:
     found = retriever.invoke("keys", k=3)
     assert retriever.add_documents(found) == ids_of(found)
-    for record, document in zip(retriever.store.get([str(d.id) for d in found]), found, strict=True):
-        own = {k: v for k, v in document.metadata.items() if k not in {"relevance_score", "m3_scores"}}
-        assert record.metadata == own
-        assert "relevance_score" in document.metadata
-    retriever.add_texts(["new"], [{"m3_scores": 1, "relevance_score": 2, "kept": 3}], ids=["new"])
-    assert retriever.get_by_ids(["new"]) == [Document(id="new", page_content="new", metadata={"kept": 3})]
+    best = M3Rerank(encoder=retriever.encoder).compress_documents(found, "keys")
+    assert all({"m3_scores", "relevance_score"} <= document.metadata.keys() for document in best)
+    assert retriever.add_documents(best) == ids_of(best)
+    assert sorted(retriever.get_by_ids([str(d.id) for d in found]), key=str) == sorted(found, key=str)
+    own = Document(id="new", page_content="new", metadata={"relevance_score": 2, "kept": 3})
+    retriever.add_documents([own])
+    assert retriever.get_by_ids(["new"]) == [own]
 
 
 def test_what_the_llama_index_adapter_keeps_for_itself_is_left_out(fake: FakeEncoder) -> None:
@@ -75,9 +77,48 @@ def test_what_the_llama_index_adapter_keeps_for_itself_is_left_out(fake: FakeEnc
     store.upsert(["n"], ["a text"], [metadata], fake.encode(["a text"]))
     retriever = M3HybridRetriever(encoder=fake, store=store)
     (found,) = retriever.invoke("text")
-    assert set(found.metadata) == {"_other", "node", "relevance_score", "m3_scores"}
-    assert list(found.metadata["m3_scores"]) == ["dense", "lexical", "multi_vector"]
+    assert found.metadata == {"_other": 1, "node": 2, "m3_scores": "stale"}
     assert retriever.get_by_ids(["n"])[0].metadata == {"_other": 1, "node": 2, "m3_scores": "stale"}
+
+
+def test_a_users_own_keys_that_look_like_a_nodes_come_back(fake: FakeEncoder) -> None:
+    store = open_store()
+    own = {"_node_content": "mine", "_node_count": 3, "_nodes": ["a"], "document_id": "d", "relevance_score": 0.5}
+    document = Document(id="n", page_content="a text", metadata=own)
+    retriever = M3HybridRetriever.from_documents([document], encoder=fake, store=store)
+    assert retriever.invoke("text") == retriever.get_by_ids(["n"]) == [document]
+    nodes = NodeRetriever(encoder=fake, store=store).retrieve("text")
+    assert [(each.node.node_id, each.node.metadata) for each in nodes] == [("n", own)]
+
+
+@pytest.mark.parametrize("content", ["not JSON", "5", "{}", "[]"])
+def test_what_only_looks_like_a_node_is_a_plain_record_to_llama_index(content: str, fake: FakeEncoder) -> None:
+    store = open_store()
+    own = {"_node_content": content, "_node_type": "Mine", "n": 1}
+    M3HybridRetriever.from_texts(["a text"], [own], ids=["n"], encoder=fake, store=store)
+    (found,) = NodeRetriever(encoder=fake, store=store).retrieve("text")
+    assert (found.node.get_content(), found.score is not None) == ("a text", True)
+
+
+def test_scores_are_attributes_and_no_part_of_what_a_document_is(documents: list[Document]) -> None:
+    retriever = M3HybridRetriever.from_documents(documents, encoder=FakeEncoder(), k=3)
+    first, second = retriever.invoke("keys")[0], retriever.invoke("rotate the keys", k=40)
+    again = next(document for document in second if document.id == first.id)
+    assert isinstance(first, M3Document)
+    assert isinstance(again, M3Document)
+    assert first.score != again.score
+    assert set(first.m3_scores) == {"dense", "lexical", "multi_vector"}
+    stored = next(document for document in documents if document.id == first.id)
+    assert first == again == stored
+    assert stored == first
+    assert not first != stored  # noqa: SIM202 - the operator is what is tried
+    assert first in documents
+    assert dumps(first) == dumps(again) == dumps(stored)
+    assert json.loads(dumps(first))["id"] == Document.lc_id()
+    for twin in (first.model_copy(deep=True), pickle.loads(pickle.dumps(first))):
+        assert (twin, twin.score, twin.m3_scores) == (first, first.score, first.m3_scores)
+    assert first != Document(id=first.id, page_content="other", metadata=first.metadata)
+    assert first != "text"
 
 
 def test_ids_beside_the_documents_take_precedence(fake: FakeEncoder) -> None:
@@ -89,8 +130,25 @@ def test_ids_beside_the_documents_take_precedence(fake: FakeEncoder) -> None:
 
 
 def test_additions_that_do_not_fit_together_are_refused(retriever: M3HybridRetriever) -> None:
-    with pytest.raises(ValueError, match="2 texts, but 1 ids and 2 metadatas"):
+    with pytest.raises(ValueError, match="2 texts and 1 ids"):
         retriever.add_documents([Document("a"), Document("b")], ids=["1"])
     with pytest.raises(TypeError, match="one string"):
         retriever.add_texts("text")
+    assert retriever.store.count() == 40
+
+
+def test_what_are_no_documents_is_refused_with_what_to_pass(retriever: M3HybridRetriever) -> None:
+    for wrong, message in (
+        (Document("a"), r"got a single Document: pass \[document\]"),
+        ("abc", "got a single str"),
+        (None, "got a single NoneType"),
+        ([Document("a"), "abc"], "got str at position 1: add_texts takes strings"),
+        ([{"page_content": "a"}], "got dict at position 0"),
+    ):
+        for add in (
+            retriever.add_documents,
+            lambda each: M3HybridRetriever.from_documents(each, encoder=FakeEncoder()),
+        ):
+            with pytest.raises(TypeError, match=message):
+                add(wrong)  # type: ignore[arg-type]
     assert retriever.store.count() == 40

@@ -12,7 +12,7 @@ from langchain_core.runnables.config import RunnableConfig
 from pydantic import ValidationError
 
 from m3_integrations import M3Encoder, open_store
-from m3_integrations.langchain import M3HybridRetriever
+from m3_integrations.langchain import M3Document, M3HybridRetriever
 from m3_integrations.search import OPTION_NAMES, SearchKeywords, SearchOptions
 from tests.fakes import FakeEncoder
 
@@ -109,7 +109,7 @@ def test_a_field_that_is_replaced_or_changed_in_place_counts_from_the_next_call(
     copied.filter["row"] = True  # equals 1 in Python, and no row in the language of filters
     assert copied.invoke("keys") == []
     copied.filter, copied.mode = None, "dense"
-    assert [list(d.metadata["m3_scores"]) for d in copied.invoke("keys")] == [["dense"]] * 6
+    assert [list(d.m3_scores) for d in copied.invoke("keys") if isinstance(d, M3Document)] == [["dense"]] * 6
     retriever.k = 40
     assert [document.id for document in retriever.invoke("keys")] == whole
     retriever.k = 0
@@ -137,9 +137,12 @@ def test_options_are_parsed_and_a_bm25_index_is_made_only_when_something_changed
     assert retriever.model_copy()._searcher() is other
 
 
-def test_the_representation_shows_settings_and_neither_encoder_nor_store(retriever: M3HybridRetriever) -> None:
+def test_the_representation_shows_settings_and_the_store_and_not_the_encoder(retriever: M3HybridRetriever) -> None:
     settled = M3HybridRetriever(encoder=retriever.encoder, store=retriever.store, k=3, filter={"a": 1}, tags=["t"])
-    assert repr(settled) == "M3HybridRetriever(tags=['t'], model='fake', k=3, filter={'a': 1})"
+    assert (
+        repr(settled)
+        == "M3HybridRetriever(tags=['t'], model='fake', k=3, filter={'a': 1}, store=MemoryStore(40 records))"
+    )
     assert set(settled.model_dump()) == set(M3HybridRetriever.model_fields) - {"encoder", "store"}
 
 

@@ -89,7 +89,7 @@ def test_legs_and_scores_equal_brute_force_under_random_changes_and_filters(
         else:
             filter_ = {"$and": [random_filter(random), {"size": {"$lt": 2}}]}
             gone = brute_force(alive, random_vectors(random, 1), filter_)["dense"]
-            assert store.delete_where(parse_filter(filter_)) == len(gone)  # type: ignore[arg-type]
+            assert store.delete_where(filter_) == len(gone)
             alive = {id_: record for id_, record in alive.items() if id_ not in gone}
         if step % 20 == 19:
             store.optimize()

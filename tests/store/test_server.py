@@ -23,9 +23,9 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 from m3_integrations import M3Encoder, open_store
 from m3_integrations.langchain import M3HybridRetriever
 from m3_integrations.llama_index import M3HybridRetriever as NodeRetriever
-from m3_integrations.store import server
+from m3_integrations.store import matches, server
 from m3_integrations.store.server import ServerStore
-from tests.store.oracle import add, records
+from tests.store.oracle import add, records, vectors
 
 
 @pytest.fixture
@@ -100,9 +100,83 @@ def test_what_was_not_made_here_is_refused_and_left_as_it_is() -> None:
     with pytest.raises(ValueError, match="collection 'm3' is no store of this package"):
         ServerStore("x", client=client)
     assert client.get_collection("m3").config.metadata is None
-    client.create_collection("later", metadata={"format": "m3_integrations store", "version": 2}, vectors_config={})
-    with pytest.raises(ValueError, match="format version 2"):
+    client.create_collection("later", metadata={"format": "m3_integrations store", "version": 3}, vectors_config={})
+    with pytest.raises(ValueError, match="format version 3"):
         ServerStore("x", client=client, collection="later")
+
+
+class Watched(QdrantClient):
+    """A client that knows whether it was closed."""
+
+    is_closed = False
+
+    def close(self, *args: Any, **kwargs: Any) -> None:
+        self.is_closed = True
+        super().close(*args, **kwargs)
+
+
+def test_a_client_is_closed_by_whoever_opened_it(monkeypatch: pytest.MonkeyPatch, random: np.random.Generator) -> None:
+    given = Watched(":memory:")
+    with ServerStore("x", client=given) as store:
+        add(store, records(random, ["a"]))
+    with pytest.raises(ValueError, match="multi_vector"):
+        ServerStore("x", client=given, multi_vector="turbo8")
+    assert not given.is_closed
+    assert given.count("m3").count == 1
+
+    made = list[Watched]()
+    monkeypatch.setattr(server, "QdrantClient", lambda **_: (made.append(Watched(":memory:")), made[-1])[1])  # type: ignore[func-returns-value]
+    ServerStore("http://x").close()
+    for settings in ({"multi_vector": "turbo9"}, {"token_pooling": 0}):
+        with pytest.raises(ValueError, match="must be"):
+            ServerStore("http://x", **settings)
+    monkeypatch.setattr(Watched, "collection_exists", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ServerStore("http://x")
+    assert [client.is_closed for client in made] == [True] * 4
+
+
+def test_indexes_that_the_server_cannot_build_end_the_wait(
+    monkeypatch: pytest.MonkeyPatch, random: np.random.Generator
+) -> None:
+    client = QdrantClient(":memory:")
+    store = ServerStore("x", client=client)
+    add(store, records(random, ["a"]))
+    info = client.get_collection("m3")
+    statuses = [models.CollectionStatus.YELLOW, models.CollectionStatus.GREY, models.CollectionStatus.RED]
+    monkeypatch.setattr(server, "_POLL_S", 0.0)
+    monkeypatch.setattr(client, "get_collection", lambda _: info.model_copy(update={"status": statuses.pop(0)}))
+    with pytest.raises(OSError, match="cannot index collection 'm3'"):
+        store.optimize()
+    assert statuses == []
+
+
+def test_whoever_may_only_read_searches_ranges_too(
+    random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, added = QdrantClient(":memory:"), records(random, [f"r{i}" for i in range(30)])
+    add(ServerStore("x", client=client), added)
+    refusal = UnexpectedResponse(403, "Forbidden", b"read-only", httpx.Headers())
+    monkeypatch.setattr(client, "create_payload_index", lambda *_, **__: raise_(refusal))
+    store = ServerStore("x", client=client)
+    assert store.count({"size": {"$lt": 2}}) == sum(matches({"size": {"$lt": 2}}, r.metadata) for r in added)
+
+
+def raise_(error: Exception) -> None:
+    raise error
+
+
+def test_ranges_over_wide_tables_are_indexed_once_and_nothing_else_is(
+    random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, indexed = QdrantClient(":memory:"), list[str]()
+    monkeypatch.setattr(client, "create_payload_index", lambda _, path, **__: indexed.append(path))
+    store = ServerStore("x", client=client)
+    wide = [{"size": row, "day": "2024-05-01", **{f"n{i}": i for i in range(20)}} for row in range(30)]
+    store.upsert([f"r{i}" for i in range(30)], [""] * 30, wide, vectors(random, 30))
+    for _ in range(2):
+        store.count({"$or": [{"size": {"$lt": 2}}, {"$not": {"day": {"$gte": "2024-05-01"}}}]})
+    assert indexed == ["terms", "dates.kday", "numbers.ksize"]
 
 
 @pytest.mark.enable_socket

@@ -7,6 +7,7 @@ from typing import assert_type
 
 import numpy as np
 from langchain_core.documents import Document
+from langchain_core.structured_query import StructuredQuery
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.schema import NodeWithScore, TextNode
 from numpy.typing import NDArray
@@ -27,7 +28,14 @@ from m3_integrations import (
     Store,
     open_store,
 )
-from m3_integrations.langchain import M3CrossEncoder, M3Embeddings, M3HybridRetriever, M3Rerank
+from m3_integrations.langchain import (
+    M3CrossEncoder,
+    M3Embeddings,
+    M3HybridRetriever,
+    M3Rerank,
+    M3Translator,
+    M3VectorStore,
+)
 from m3_integrations.langchain_qdrant import M3SparseEmbeddings
 from m3_integrations.llama_index import M3Embedding, M3SparseEmbedding
 from m3_integrations.llama_index import M3HybridRetriever as NodeRetriever
@@ -44,6 +52,7 @@ def encode(texts: list[str]) -> None:
         assert_type(vectors.multi_vector[0], NDArray[np.float32])
         assert_type(vectors[0:2], M3Vectors)
         scores = encoder.score("query", texts, weights=PRESETS["miracl"])
+        encoder.score("query", texts, weights=[1, 0.3, 1])
         assert_type(scores, M3Scores)
         assert_type(scores.combined, NDArray[np.float32])
         assert_type(encoder.stats, EncoderStats)
@@ -77,13 +86,19 @@ def use_langchain(documents: list[Document]) -> None:
     encoder = M3Encoder("tiny")
     assert_type(M3Embeddings(model="tiny").embed_query("query"), list[float])
     assert_type(M3SparseEmbeddings(encoder=encoder).embed_query("query").indices, list[int])
-    retriever = M3HybridRetriever.from_documents(documents, encoder=encoder, k=5, weights="miracl", mode="all")
+    retriever = M3HybridRetriever.from_documents(documents, encoder=encoder, k=5, weights=(1, 0.3, 1), mode="all")
     assert_type(retriever.add_documents(documents), list[str])
     assert_type(retriever.invoke("query", k=2, filter={"year": 2024}), list[Document])
     assert_type(asyncio.run(retriever.ainvoke("query", score_threshold=0.2)), list[Document])
     rerank = M3Rerank(encoder=encoder, store=retriever.store, top_n=3)
     rerank.compress_documents(documents, "query")
     assert_type(M3CrossEncoder(encoder=encoder).score([("query", "text")]), list[float])
+    vectors = M3VectorStore.from_documents(documents, M3Embeddings(encoder=encoder), store=retriever.store, k=5)
+    assert_type(vectors.add_documents(documents, source_key="source"), list[str])
+    assert_type(vectors.similarity_search("query", 3, mode="dense"), list[Document])
+    assert_type(vectors.similarity_search_with_relevance_scores("query"), list[tuple[Document, float]])
+    assert_type(vectors.embeddings, M3Embeddings)
+    assert_type(M3Translator().visit_structured_query(StructuredQuery("query", None))[0], str)
 
 
 def use_llama_index(nodes: list[TextNode]) -> None:
@@ -92,7 +107,8 @@ def use_llama_index(nodes: list[TextNode]) -> None:
     assert_type(M3SparseEmbedding(encoder=encoder).get_query_embedding("query"), dict[int, float])
     retriever = NodeRetriever.from_nodes(nodes, encoder=encoder, similarity_top_k=20)
     assert_type(retriever.retrieve("query"), list[NodeWithScore])
-    narrowed = retriever.with_options(similarity_top_k=3, filters={"year": 2024}, mode="dense", weights="miracl")
+    two = {"dense": 0.4, "lexical": 0.6, "multi_vector": 0.0}
+    narrowed = retriever.with_options(similarity_top_k=3, filters={"year": 2024}, mode="dense", weights=two)
     assert_type(narrowed, NodeRetriever)
     rerank = NodeRerank(encoder=encoder, top_n=3, keep_retrieval_score=True)
     RetrieverQueryEngine.from_args(retriever, node_postprocessors=[rerank])

@@ -1,0 +1,79 @@
+"""Records as LangChain's documents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from langchain_core.documents import Document
+from pydantic import PrivateAttr
+
+from m3_integrations.search import NODE_KEYS, Hit, holds_node
+from m3_integrations.store import Record
+
+RERANK_KEYS: Final = frozenset({"relevance_score", "m3_scores"})
+"""Under these `M3Rerank` puts scores into a document's metadata."""
+
+
+class M3Document(Document):
+    """A document that a search found: equal to the one that was added, with its scores beside it.
+
+    The scores are no part of its metadata, of its equality or of what `dumps` writes: the same document found by two
+    queries is one document.
+    """
+
+    _score: float = PrivateAttr(default=0.0)
+    _m3_scores: dict[str, float] = PrivateAttr(default_factory=dict)
+
+    @property
+    def score(self) -> float:
+        """What it was ranked by, higher is better."""
+        return self._score
+
+    @property
+    def m3_scores(self) -> dict[str, float]:
+        """The raw score in every mode that ranked it, and "bm25" where BM25 found it."""
+        return self._m3_scores
+
+    @classmethod
+    def lc_id(cls) -> list[str]:
+        """Return the name under which LangChain writes it down: a document's."""
+        return Document.lc_id()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Document):
+            return NotImplemented
+        return _content(self) == _content(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as a document
+
+
+def _content(document: Document) -> tuple[Any, ...]:
+    return document.id, document.page_content, document.metadata
+
+
+def as_documents(found: Sequence[Record | Hit]) -> list[Document]:
+    """Return what a store or a search found as documents: of hits with their scores."""
+    return [_as_document(each) for each in found]
+
+
+def _as_document(found: Record | Hit) -> Document:
+    metadata = dict(found.metadata)
+    if holds_node(metadata):  # what the adapter for LlamaIndex keeps for itself
+        metadata = {key: value for key, value in metadata.items() if key not in NODE_KEYS}
+    document = Document(id=found.id, page_content=found.text, metadata=metadata)
+    return document if isinstance(found, Record) else with_scores(document, found.score, found.scores)
+
+
+def with_scores(document: Document, score: float, m3_scores: dict[str, float]) -> M3Document:
+    """Return a document as a result with these scores."""
+    found = M3Document(id=document.id, page_content=document.page_content, metadata=document.metadata)
+    found._score, found._m3_scores = score, m3_scores
+    return found
+
+
+def without_scores(metadata: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Return metadata without the scores of an earlier `M3Rerank`; a user's own key of one of these names stays."""
+    if not isinstance(metadata, Mapping) or not metadata.keys() >= RERANK_KEYS:
+        return metadata
+    return {key: value for key, value in metadata.items() if key not in RERANK_KEYS}

@@ -1,0 +1,89 @@
+"""`M3Translator`: what a language model wrote for `SelfQueryRetriever`, as a filter of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from langchain_core.structured_query import Comparator, Comparison, Operation, Operator, StructuredQuery, Visitor
+
+_DATES: Final = ("date", "datetime")
+"""LangChain's query language writes a date as a mapping with the key "date" or "datetime", and "type"."""
+
+
+class M3Translator(Visitor):
+    """Translates the queries of `SelfQueryRetriever` into searches of `M3VectorStore`.
+
+    A model that uses `like`, which no filter of ours can honour, gets an error. `contain` is understood of lists: one
+    of the elements is the value.
+
+    Setup:
+        ```bash
+        pip install 'm3-integrations[langchain]' langchain-classic lark
+        ```
+
+    Key init args:
+        None.
+
+    Instantiate:
+        ```python
+        from m3_integrations.langchain import M3Translator
+
+        translator = M3Translator()
+        ```
+
+    Usage:
+        ```python
+        from langchain_classic.retrievers import SelfQueryRetriever
+
+        retriever = SelfQueryRetriever.from_llm(
+            chat_model, vectors, "notes on keys", metadata_field_info, structured_query_translator=translator
+        )
+        ```
+    """
+
+    allowed_comparators = (
+        Comparator.EQ,
+        Comparator.NE,
+        Comparator.GT,
+        Comparator.GTE,
+        Comparator.LT,
+        Comparator.LTE,
+        Comparator.CONTAIN,
+        Comparator.IN,
+        Comparator.NIN,
+    )
+    allowed_operators = (Operator.AND, Operator.OR, Operator.NOT)
+
+    def visit_operation(self, operation: Operation) -> dict[str, Any]:
+        """Return the filter of an operation.
+
+        Raises:
+            ValueError: For an operation on nothing, or a `not` of several.
+        """
+        self._validate_func(operation.operator)
+        parts = [argument.accept(self) for argument in operation.arguments]
+        if operation.operator != Operator.NOT:
+            return {f"${operation.operator.value}": parts}
+        if len(parts) != 1:
+            raise ValueError(f"not takes one condition, got {len(parts)}")
+        return {"$not": parts[0]}
+
+    def visit_comparison(self, comparison: Comparison) -> dict[str, Any]:
+        """Return the filter of a comparison.
+
+        Raises:
+            ValueError: For a comparator that is not allowed.
+        """
+        self._validate_func(comparison.comparator)
+        value = comparison.value
+        if isinstance(value, Mapping):
+            value = next((value[key] for key in _DATES if key in value), value)
+        comparator = "eq" if comparison.comparator == Comparator.CONTAIN else comparison.comparator.value
+        return {comparison.attribute: {f"${comparator}": value}}
+
+    def visit_structured_query(self, structured_query: StructuredQuery) -> tuple[str, dict[str, Any]]:
+        """Return the query's text, and the arguments of a search: its filter, if it has one."""
+        if structured_query.filter is None:
+            return structured_query.query, {}
+        return structured_query.query, {"filter": structured_query.filter.accept(self)}

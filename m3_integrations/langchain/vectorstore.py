@@ -1,0 +1,629 @@
+"""`M3VectorStore`: an encoder and a store, for everything in LangChain that takes a vector store.
+
+Long because LangChain wants every method twice, once for coroutines.
+"""
+
+# LangChain's own methods take any keyword, and so a misspelt one; these name what there is.
+# mypy: disable-error-code="override"
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, Self, Unpack
+
+import numpy as np
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.vectorstores import VectorStore
+
+from m3_integrations.langchain.documents import as_documents
+from m3_integrations.langchain.embeddings import M3Embeddings
+from m3_integrations.langchain.retriever import M3HybridRetriever
+from m3_integrations.search import Hit, RankingKeywords, Searcher, SearchOptions, diverse_hits, relevance
+from m3_integrations.store import FilterLike, Store
+from m3_integrations.vectors import Encoder, FloatArray
+
+_DELETED_AT_ONCE: Final = 1000
+
+
+class M3VectorStore(VectorStore):
+    """An encoder and a store as a LangChain vector store: a search finds by all three modes of BGE-M3.
+
+    For chains, `as_retriever` or `M3HybridRetriever` is enough. This class is for what takes a vector store: `index`,
+    `SelfQueryRetriever` (with `M3Translator`), `ParentDocumentRetriever`, `MultiVectorRetriever`,
+    `TimeWeightedVectorStoreRetriever`, example selectors, semantic caches.
+
+    Setup:
+        ```bash
+        pip install 'm3-integrations[langchain]'
+        ```
+
+    Key init args:
+        embedding: `M3Embeddings`, whose encoder is used for all modes. No other: the lexical weights and the
+            multi-vectors come from the same pass as the dense vector.
+        model, encoder, model_kwargs: Instead of `embedding`, as for `M3HybridRetriever`.
+        store: Where the documents are; a new one in memory if None.
+        k, mode, weights, filter, score_threshold, pool_size, fusion, rrf_k, bm25: What a search asks for;
+            `m3_integrations.SearchOptions` explains each.
+        show_progress: Whether adding documents draws a progress bar.
+
+    Instantiate:
+        ```python
+        from m3_integrations.langchain import M3VectorStore
+
+        vectors = M3VectorStore(model="BAAI/bge-m3")  # store=open_store("./my-index"), or it is in memory
+        ```
+
+    Add documents:
+        A document replaces the one with the same id. How a script that is run again leaves the same documents, and
+        encodes only new texts:
+
+        - `index(documents, record_manager, vectors, cleanup="full", key_encoder="sha256")`, if you keep a record
+          manager anyway, or want documents deleted whose source is gone.
+        - `vectors.add_documents(documents, source_key="source")`, if each call brings all documents of its sources:
+          nothing but the store is needed. Sources that no call brings are left alone; `delete(filter={"source": ..})`
+          deletes one.
+        - ids of your own: replaced, never doubled, but encoded again, and nothing is deleted.
+
+        Documents without ids that are added in any other way are new each time.
+
+        ```python
+        vectors.add_documents(documents, source_key="source")
+        vectors.delete(["an-id"])
+        ```
+
+    Usage:
+        Every option of a search can be given to a call too. There None means the constructor's option, and the filter
+        `{}` means no filter.
+
+        ```python
+        vectors.similarity_search("how do I rotate the keys?", k=3, filter={"product": "vault"}, weights="miracl")
+        vectors.similarity_search_with_score("how do I rotate the keys?")  # the score of all modes, as ranked
+        vectors.similarity_search_with_relevance_scores("how do I rotate the keys?", score_threshold=0.5)
+        vectors.similarity_search_by_vector(vectors.embeddings.embed_query("keys"))  # by the dense mode alone
+        vectors.max_marginal_relevance_search("how do I rotate the keys?", lambda_mult=0.3)
+        ```
+
+    Async:
+        ```python
+        await vectors.asimilarity_search("how do I rotate the keys?", k=3)
+        ```
+
+    Use as Retriever:
+        ```python
+        retriever = vectors.as_retriever(search_kwargs={"k": 3, "mode": "dense+lexical"})
+        retriever.invoke("how do I rotate the keys?")
+        ```
+
+    Args:
+        embedding: As above.
+        show_progress: As above.
+        **settings: As above: the fields of `M3HybridRetriever`.
+
+    Raises:
+        TypeError: If embedding is of another class.
+        ValueError: For an unknown argument or one out of range (pydantic's ValidationError), or unless there is one of
+            embedding, model and encoder.
+        FileNotFoundError: If there is no such model.
+    """
+
+    def __init__(self, embedding: Embeddings | None = None, *, show_progress: bool = False, **settings: Any) -> None:
+        if embedding is not None:
+            if not isinstance(embedding, M3Embeddings):
+                raise TypeError(
+                    f"embedding must be M3Embeddings, got {type(embedding).__name__}: this store encodes texts in "
+                    "three modes, and other embeddings have one. To search by a vector of this model that was made "
+                    "elsewhere, use similarity_search_by_vector"
+                )
+            if given := [name for name in ("model", "encoder", "model_kwargs") if settings.get(name)]:
+                raise ValueError(f"embedding= comes with a model: leave out {given[0]}=")
+            settings["encoder"] = embedding.encoder
+        # Whatever is the same for a retriever and a vector store is there.
+        self._retriever = M3HybridRetriever(show_progress=show_progress, **settings)
+        self._embeddings = embedding or M3Embeddings(encoder=self._retriever.encoder)
+
+    def __repr__(self) -> str:
+        return f"M3VectorStore(model={self.encoder.model!r}, store={type(self.store).__name__})"
+
+    @property
+    def embeddings(self) -> M3Embeddings:
+        """The dense vectors of the same encoder, for what wants to embed by itself."""
+        return self._embeddings
+
+    @property
+    def encoder(self) -> Encoder:
+        """What encodes queries and documents."""
+        return self._retriever.encoder
+
+    @property
+    def store(self) -> Store:
+        """Where the documents are."""
+        return self._retriever.store
+
+    @property
+    def _searcher(self) -> Searcher:
+        return self._retriever._searcher()
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: Iterable[str],
+        embedding: Embeddings | None = None,
+        metadatas: Iterable[Mapping[str, Any] | None] | None = None,
+        *,
+        ids: Iterable[str | None] | None = None,
+        **settings: Any,
+    ) -> Self:
+        """Make a vector store and add texts to it, as `add_texts` does.
+
+        Args:
+            texts: Encoded as documents.
+            embedding: `M3Embeddings`, or None if settings have `model` or `encoder`.
+            metadatas: One per text, None for none.
+            ids: One per text; None makes a random one.
+            **settings: The constructor's arguments.
+
+        Raises:
+            TypeError: As the constructor and `add_texts`.
+            ValueError: As the constructor and `add_texts`.
+        """
+        vectors = cls(embedding, **settings)
+        vectors.add_texts(texts, metadatas, ids=ids)
+        return vectors
+
+    @classmethod
+    async def afrom_texts(
+        cls,
+        texts: Iterable[str],
+        embedding: Embeddings | None = None,
+        metadatas: Iterable[Mapping[str, Any] | None] | None = None,
+        *,
+        ids: Iterable[str | None] | None = None,
+        **settings: Any,
+    ) -> Self:
+        """Make a vector store as `from_texts` does, without blocking the event loop."""
+        return await asyncio.to_thread(cls.from_texts, texts, embedding, metadatas, ids=ids, **settings)
+
+    @classmethod
+    def from_documents(
+        cls,
+        documents: Iterable[Document],
+        embedding: Embeddings | None = None,
+        *,
+        ids: Iterable[str | None] | None = None,
+        source_key: str | None = None,
+        **settings: Any,
+    ) -> Self:
+        """Make a vector store and add documents to it, as `add_documents` does.
+
+        Args:
+            documents: They are not changed.
+            embedding: `M3Embeddings`, or None if settings have `model` or `encoder`.
+            ids: One per document; by default their own.
+            source_key: As for `add_documents`.
+            **settings: The constructor's arguments.
+
+        Raises:
+            TypeError: As the constructor.
+            ValueError: As the constructor and `add_documents`.
+        """
+        vectors = cls(embedding, **settings)
+        vectors.add_documents(documents, ids=ids, source_key=source_key)
+        return vectors
+
+    @classmethod
+    async def afrom_documents(
+        cls,
+        documents: Iterable[Document],
+        embedding: Embeddings | None = None,
+        *,
+        ids: Iterable[str | None] | None = None,
+        source_key: str | None = None,
+        **settings: Any,
+    ) -> Self:
+        """Make a vector store as `from_documents` does, without blocking the event loop."""
+        return await asyncio.to_thread(
+            cls.from_documents, documents, embedding, ids=ids, source_key=source_key, **settings
+        )
+
+    def add_texts(
+        self,
+        texts: Iterable[str],
+        metadatas: Iterable[Mapping[str, Any] | None] | None = None,
+        *,
+        ids: Iterable[str | None] | None = None,
+        **unused: Any,
+    ) -> list[str]:
+        """Add texts as `M3HybridRetriever.add_texts` does: those with the same ids are replaced.
+
+        Args:
+            texts: Encoded as documents.
+            metadatas: One per text, None for none.
+            ids: One per text; None makes a random one.
+            **unused: `batch_size` and `current_time`, which LangChain's own classes hand on, have no effect here: the
+                encoder measures batches in tokens. Others are refused.
+
+        Returns:
+            The ids.
+
+        Raises:
+            TypeError: For an unknown argument, and as `M3HybridRetriever.add_texts`.
+            ValueError: As `M3HybridRetriever.add_texts`.
+            IncompleteAddError: As `M3HybridRetriever.add_texts`.
+        """
+        _refuse_unknown(unused)
+        return self._retriever.add_texts(texts, metadatas, ids=ids)
+
+    async def aadd_texts(
+        self,
+        texts: Iterable[str],
+        metadatas: Iterable[Mapping[str, Any] | None] | None = None,
+        *,
+        ids: Iterable[str | None] | None = None,
+        **unused: Any,
+    ) -> list[str]:
+        """Add texts as `add_texts` does, without blocking the event loop."""
+        return await asyncio.to_thread(self.add_texts, texts, metadatas, ids=ids, **unused)
+
+    def add_documents(
+        self,
+        documents: Iterable[Document],
+        *,
+        ids: Iterable[str | None] | None = None,
+        source_key: str | None = None,
+        **unused: Any,
+    ) -> list[str]:
+        """Add documents as `M3HybridRetriever.add_documents` does: those with the same ids are replaced.
+
+        Args:
+            documents: They are not changed.
+            ids: One per document; by default their own. None makes a random one, or with source_key always the same.
+            source_key: If given, the documents take the place of all that the store has of their sources, and a text
+                that it has already keeps its vectors.
+            **unused: As for `add_texts`.
+
+        Returns:
+            The ids.
+
+        Raises:
+            TypeError: For an unknown argument, or source_key in `upsert_kwargs` of `index`, which brings only what is
+                new of a source.
+            ValueError: As `M3HybridRetriever.add_documents`.
+            IncompleteAddError: As `M3HybridRetriever.add_texts`.
+        """
+        _refuse_unknown(unused)
+        if source_key is not None and "batch_size" in unused:
+            raise TypeError(
+                "index() brings only what is new of a source, so source_key= would delete the rest of it: use "
+                "index(cleanup=...) without it, or add_documents(documents, source_key=...) without index()"
+            )
+        return self._retriever.add_documents(documents, ids=ids, source_key=source_key)
+
+    async def aadd_documents(
+        self,
+        documents: Iterable[Document],
+        *,
+        ids: Iterable[str | None] | None = None,
+        source_key: str | None = None,
+        **unused: Any,
+    ) -> list[str]:
+        """Add documents as `add_documents` does, without blocking the event loop."""
+        return await asyncio.to_thread(self.add_documents, documents, ids=ids, source_key=source_key, **unused)
+
+    def delete(self, ids: Sequence[str] | None = None, *, filter: FilterLike = None) -> bool:  # noqa: A002
+        """Delete documents by their ids, those that match a filter, or all, as LangChain says of `delete()`.
+
+        Args:
+            ids: Which documents to delete; unknown ids are skipped.
+            filter: Instead of ids: the documents to delete. The filter `{}` is refused.
+
+        Returns:
+            True.
+
+        Raises:
+            TypeError: If ids is one string.
+            ValueError: If both are given, or the filter says nothing.
+        """
+        if ids is not None or filter is not None:
+            self._retriever.delete(ids, filter=filter)
+            return True
+        everything = [record.id for record in self.store.records()]
+        for start in range(0, len(everything), _DELETED_AT_ONCE):
+            self.store.delete(everything[start : start + _DELETED_AT_ONCE])
+        return True
+
+    async def adelete(self, ids: Sequence[str] | None = None, *, filter: FilterLike = None) -> bool:  # noqa: A002
+        """Delete documents as `delete` does, without blocking the event loop."""
+        return await asyncio.to_thread(self.delete, ids, filter=filter)
+
+    def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
+        """Return copies of the documents with these ids, in the given order; unknown ids are skipped."""
+        return self._retriever.get_by_ids(ids)
+
+    async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
+        """Return documents as `get_by_ids` does, without blocking the event loop."""
+        return await self._retriever.aget_by_ids(ids)
+
+    def similarity_search(
+        self,
+        query: str,
+        k: int | None = None,
+        *,
+        filter: FilterLike = None,  # noqa: A002
+        **options: Unpack[RankingKeywords],
+    ) -> list[Document]:
+        """Return the documents that answer a query best, best first, as `M3HybridRetriever.invoke` does.
+
+        Args:
+            query: Encoded once, as a query.
+            k: How many at most.
+            filter: Only documents whose metadata match.
+            **options: As `m3_integrations.SearchOptions` describes them.
+
+        Raises:
+            TypeError: As `Searcher.search`.
+            ValueError: As `Searcher.search`.
+        """
+        return as_documents(self._searcher.search(query, k=k, filter=filter, **options))
+
+    async def asimilarity_search(
+        self,
+        query: str,
+        k: int | None = None,
+        *,
+        filter: FilterLike = None,  # noqa: A002
+        **options: Unpack[RankingKeywords],
+    ) -> list[Document]:
+        """Search as `similarity_search` does, without blocking the event loop."""
+        return as_documents(await self._searcher.asearch(query, k=k, filter=filter, **options))
+
+    def similarity_search_with_score(
+        self,
+        query: str,
+        k: int | None = None,
+        *,
+        filter: FilterLike = None,  # noqa: A002
+        **options: Unpack[RankingKeywords],
+    ) -> list[tuple[Document, float]]:
+        """Return documents as `similarity_search` does, each with what it is ranked by: higher is better.
+
+        By default it is the weighted mean of the scores in all modes. Each mode's own are in `M3Document.m3_scores`.
+        """
+        return _with_score(self._searcher.search(query, k=k, filter=filter, **options))
+
+    async def asimilarity_search_with_score(
+        self,
+        query: str,
+        k: int | None = None,
+        *,
+        filter: FilterLike = None,  # noqa: A002
+        **options: Unpack[RankingKeywords],
+    ) -> list[tuple[Document, float]]:
+        """Search as `similarity_search_with_score` does, without blocking the event loop."""
+        return _with_score(await self._searcher.asearch(query, k=k, filter=filter, **options))
+
+    def similarity_search_with_relevance_scores(
+        self,
+        query: str,
+        k: int | None = None,
+        *,
+        filter: FilterLike = None,  # noqa: A002
+        **options: Unpack[RankingKeywords],
+    ) -> list[tuple[Document, float]]:
+        """Return documents as `similarity_search` does, each with its score on a scale from 0 to 1.
+
+        `m3_integrations.search.relevance` has the formula: (score + c) / (1 + c), at most 1, where c is the share of
+        the weights that lies on the dense and the multi-vector mode.
+
+        Args:
+            query: Encoded once, as a query.
+            k: How many at most.
+            filter: Only documents whose metadata match.
+            **options: As `m3_integrations.SearchOptions` describes them, but `score_threshold` is one on that scale.
+
+        Raises:
+            TypeError: As `Searcher.search`.
+            ValueError: As `Searcher.search`.
+        """
+        searcher, least = self._searcher, options.pop("score_threshold", None)
+        hits = searcher.search(query, k=k, filter=filter, **options)
+        return _with_relevance(hits, searcher.options.changed(**options), least)
+
+    async def asimilarity_search_with_relevance_scores(
+        self,
+        query: str,
+        k: int | None = None,
+        *,
+        filter: FilterLike = None,  # noqa: A002
+        **options: Unpack[RankingKeywords],
+    ) -> list[tuple[Document, float]]:
+        """Search as `similarity_search_with_relevance_scores` does, without blocking the event loop."""
+        searcher, least = self._searcher, options.pop("score_threshold", None)
+        hits = await searcher.asearch(query, k=k, filter=filter, **options)
+        return _with_relevance(hits, searcher.options.changed(**options), least)
+
+    def similarity_search_by_vector(
+        self,
+        embedding: Sequence[float] | FloatArray,
+        k: int | None = None,
+        *,
+        filter: FilterLike = None,  # noqa: A002
+        score_threshold: float | None = None,
+    ) -> list[Document]:
+        """Return the documents whose dense vectors are most like this one; the dense mode ranks alone.
+
+        A vector says nothing about words or tokens, so the other modes have no part, whatever the constructor's
+        options are. Nothing is encoded.
+
+        Args:
+            embedding: d numbers, as `embeddings` makes them; scaled to unit length.
+            k: How many at most.
+            filter: Only documents whose metadata match.
+            score_threshold: Only documents whose cosine is at least this.
+
+        Raises:
+            ValueError: If the vector is not of the model's size or not finite, or an option is out of range.
+        """
+        hits = self._searcher.search(
+            None,
+            dense=_vector(embedding),
+            k=k,
+            filter=filter,
+            score_threshold=score_threshold,
+            fusion="weighted",
+        )
+        return as_documents(hits)
+
+    async def asimilarity_search_by_vector(
+        self,
+        embedding: Sequence[float] | FloatArray,
+        k: int | None = None,
+        *,
+        filter: FilterLike = None,  # noqa: A002
+        score_threshold: float | None = None,
+    ) -> list[Document]:
+        """Search as `similarity_search_by_vector` does, without blocking the event loop."""
+        hits = await self._searcher.asearch(
+            None,
+            dense=_vector(embedding),
+            k=k,
+            filter=filter,
+            score_threshold=score_threshold,
+            fusion="weighted",
+        )
+        return as_documents(hits)
+
+    def max_marginal_relevance_search(
+        self,
+        query: str,
+        k: int | None = None,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        *,
+        filter: FilterLike = None,  # noqa: A002
+        **options: Unpack[RankingKeywords],
+    ) -> list[Document]:
+        """Return documents that answer a query and differ from one another, in the order they are chosen.
+
+        The candidates are the best by all modes, as `similarity_search` ranks them. Likeness, to the query and among
+        them, is that of their dense vectors.
+
+        Args:
+            query: Encoded once, as a query.
+            k: How many at most.
+            fetch_k: How many candidates; never fewer than k.
+            lambda_mult: From 0, where only difference counts, to 1, where only likeness to the query does.
+            filter: Only documents whose metadata match.
+            **options: As `m3_integrations.SearchOptions` describes them.
+
+        Raises:
+            TypeError: As `Searcher.search`.
+            ValueError: As `Searcher.search`, or if lambda_mult is out of range or the dense mode does not rank.
+        """
+        searcher, n = self._searcher, self._n(k)
+        hits = searcher.search(query, k=max(n, fetch_k), filter=filter, **options)
+        return as_documents(diverse_hits(self.store, hits, n, lambda_mult))
+
+    async def amax_marginal_relevance_search(
+        self,
+        query: str,
+        k: int | None = None,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        *,
+        filter: FilterLike = None,  # noqa: A002
+        **options: Unpack[RankingKeywords],
+    ) -> list[Document]:
+        """Search as `max_marginal_relevance_search` does, without blocking the event loop."""
+        searcher, n = self._searcher, self._n(k)
+        hits = await searcher.asearch(query, k=max(n, fetch_k), filter=filter, **options)
+        return as_documents(await asyncio.to_thread(diverse_hits, self.store, hits, n, lambda_mult))
+
+    def max_marginal_relevance_search_by_vector(
+        self,
+        embedding: Sequence[float] | FloatArray,
+        k: int | None = None,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        *,
+        filter: FilterLike = None,  # noqa: A002
+    ) -> list[Document]:
+        """Return documents as `max_marginal_relevance_search` does; the candidates are the best by the dense mode.
+
+        Args:
+            embedding: d numbers, as `embeddings` makes them; scaled to unit length.
+            k: How many at most.
+            fetch_k: How many candidates; never fewer than k.
+            lambda_mult: From 0, where only difference counts, to 1, where only likeness to the vector does.
+            filter: Only documents whose metadata match.
+
+        Raises:
+            ValueError: If the vector is not of the model's size or not finite, or lambda_mult is out of range.
+        """
+        n = self._n(k)
+        hits = self._searcher.search(None, dense=_vector(embedding), k=max(n, fetch_k), filter=filter)
+        return as_documents(diverse_hits(self.store, hits, n, lambda_mult))
+
+    async def amax_marginal_relevance_search_by_vector(
+        self,
+        embedding: Sequence[float] | FloatArray,
+        k: int | None = None,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        *,
+        filter: FilterLike = None,  # noqa: A002
+    ) -> list[Document]:
+        """Search as `max_marginal_relevance_search_by_vector` does, without blocking the event loop."""
+        n = self._n(k)
+        hits = await self._searcher.asearch(None, dense=_vector(embedding), k=max(n, fetch_k), filter=filter)
+        return as_documents(await asyncio.to_thread(diverse_hits, self.store, hits, n, lambda_mult))
+
+    def _n(self, k: int | None) -> int:
+        return self._searcher.options.changed(k=k).k
+
+    def as_retriever(self, **settings: Any) -> BaseRetriever:
+        """Return a retriever over the same encoder and store.
+
+        Args:
+            **settings: `search_type`, by default "similarity"; `search_kwargs`, a mapping of options; `tags`,
+                `metadata` and `name`, as LangChain describes them. Options may stand beside these too: `k=3`.
+
+        Returns:
+            For "similarity" an `M3HybridRetriever` with this store's options, of which every one can be given to a
+            call. For "mmr" and "similarity_score_threshold", whose threshold is a relevance from 0 to 1, LangChain's
+            `VectorStoreRetriever`, which passes a call's options on too. Where a `VectorStoreRetriever` is demanded,
+            make one: `VectorStoreRetriever(vectorstore=vectors)`.
+
+        Raises:
+            ValueError: For an unknown search type or option (pydantic's ValidationError), or one out of range.
+        """
+        search_type = settings.pop("search_type", "similarity")
+        if search_type != "similarity":
+            return super().as_retriever(search_type=search_type, **settings)
+        settings |= settings.pop("search_kwargs", None) or {}
+        own = {name: getattr(self._retriever, name) for name in type(self._retriever).model_fields}
+        own["tags"] = self._get_retriever_tags()
+        retriever = M3HybridRetriever(**own | settings)
+        retriever._made = ("", self._searcher)  # they share a BM25 index, if there is one
+        return retriever
+
+
+def _refuse_unknown(given: Mapping[str, Any]) -> None:
+    """Refuse what is none of the arguments that `index` and `TimeWeightedVectorStoreRetriever` hand on to any store."""
+    if unknown := sorted(given.keys() - {"batch_size", "current_time"}):
+        raise TypeError(f"documents are added with ids= or source_key=, there is no argument {unknown[0]}")
+
+
+def _with_score(hits: Sequence[Hit]) -> list[tuple[Document, float]]:
+    return [(document, hit.score) for document, hit in zip(as_documents(hits), hits, strict=True)]
+
+
+def _with_relevance(hits: Sequence[Hit], asked: SearchOptions, least: float | None) -> list[tuple[Document, float]]:
+    found = [(document, relevance(hit, asked)) for document, hit in zip(as_documents(hits), hits, strict=True)]
+    return found if least is None else [each for each in found if each[1] >= least]
+
+
+def _vector(embedding: Sequence[float] | FloatArray) -> FloatArray:
+    return np.asarray(embedding, dtype=np.float32)

@@ -1,0 +1,108 @@
+"""Adding texts to a store: a whole call is checked before the first pass, and what fails later says what is in."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from m3_integrations.store import Store
+from m3_integrations.store.values import check_metadata, check_value
+from m3_integrations.vectors import Encoder, Mode
+
+NODE_KEYS: Final = ("_node_content", "_node_type", "_node_ref_doc_id")
+"""The keys under which LlamaIndex's convention keeps a whole node in a record's metadata."""
+
+
+def holds_node(metadata: Mapping[str, Any]) -> bool:
+    """Return whether a record's metadata hold a whole node, so that `NODE_KEYS` are not its user's own."""
+    return all(isinstance(metadata.get(key), str) for key in NODE_KEYS[:2])
+
+
+class IncompleteAddError(RuntimeError):
+    """Adding ended before all texts were in the store; the cause is the error that ended it.
+
+    Adding all of them again with `ids=error.ids` makes no duplicates. An error that is no `Exception`, such as
+    KeyboardInterrupt, keeps its type and has this one as its cause.
+
+    Attributes:
+        ids: The ids of all texts of the call, in their order, the ones that were made included.
+        added: Those whose records are in the store: the first ones. Some of the next may be in too.
+    """
+
+    def __init__(self, ids: Sequence[str], n_added: int) -> None:
+        self.ids, self.added = list(ids), list(ids[:n_added])
+        super().__init__(
+            f"{n_added} of {len(ids)} texts were added before an error ended it: add all of them again with "
+            "ids=error.ids, which makes no duplicates; error.added are the ids that are in"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return IncompleteAddError, (self.ids, len(self.added))
+
+
+def add_texts(
+    encoder: Encoder,
+    store: Store,
+    modes: Sequence[Mode],
+    texts: Iterable[str],
+    *,
+    ids: Iterable[str | None] | None,
+    metadatas: Iterable[Mapping[str, Any] | None] | None,
+    show_progress: bool,
+) -> list[str]:
+    """Encode texts in these modes and put them into a store, as `Searcher.add` says."""
+    chosen, listed, kept = check_added(texts, ids, metadatas)
+    start = 0
+    is_writing = False
+    try:
+        for vectors in encoder.encode_batches(listed, modes=modes, show_progress=show_progress):
+            end, is_writing = start + len(vectors), True
+            store.upsert(chosen[start:end], listed[start:end], kept[start:end], vectors)
+            start, is_writing = end, False
+    except BaseException as error:
+        # A store refuses what does not fit before it writes anything.
+        if start == 0 and (not is_writing or isinstance(error, TypeError | ValueError)):
+            raise
+        incomplete = IncompleteAddError(chosen, start)
+        if isinstance(error, Exception):
+            raise incomplete from error
+        error.__cause__ = incomplete
+        raise
+    return chosen
+
+
+def check_added(
+    texts: Iterable[str], ids: Iterable[str | None] | None, metadatas: Iterable[Mapping[str, Any] | None] | None
+) -> tuple[list[str], list[str], list[dict[str, Any]]]:
+    """Return the ids, random where there was none, the texts, and the metadata as they are kept.
+
+    Raises:
+        TypeError: As `Searcher.add`.
+        ValueError: As `Searcher.add`.
+    """
+    for name, column in (("texts", texts), ("ids", ids)):
+        if isinstance(column, str):
+            raise TypeError(f"{name} must be strings, got one string: pass [{name.removesuffix('s')}]")
+    texts = list(texts)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"texts must be strings, got {type(text).__name__} at position {i}")
+        check_value(text, f"the text at position {i}")
+    given = [None] * len(texts) if ids is None else list(ids)
+    if len(given) != len(texts):
+        raise ValueError(f"every text needs one id, got {len(texts)} texts and {len(given)} ids")
+    for i, id_ in enumerate(given):
+        if id_ is not None and not isinstance(id_, str):
+            raise TypeError(f"ids must be strings or None, got {id_!r} at position {i}")
+        check_value(id_, f"the id at position {i}")
+    if isinstance(metadatas, Mapping):
+        raise TypeError("metadatas must be one mapping for each text, got one mapping: pass [metadata]")
+    listed = [None] * len(texts) if metadatas is None else list(metadatas)
+    if len(listed) != len(texts):
+        raise ValueError(
+            f"every text needs one mapping of metadata, got {len(texts)} texts and {len(listed)} metadatas"
+        )
+    names = (f"text {i}" if id_ is None else f"{id_!r} (text {i})" for i, id_ in enumerate(given))
+    kept = [{} if each is None else check_metadata(each, name) for name, each in zip(names, listed, strict=True)]
+    return [str(uuid.uuid4()) if id_ is None else id_ for id_ in given], texts, kept

@@ -1,0 +1,38 @@
+"""Results that differ from one another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from m3_integrations.scoring import diverse_rows
+from m3_integrations.search.searcher import Hit
+from m3_integrations.store import Store
+
+
+def diverse_hits(store: Store, hits: Sequence[Hit], k: int, trade_off: float) -> list[Hit]:
+    """Return k of these results by maximal marginal relevance over dense vectors, in the order they are chosen.
+
+    Args:
+        store: Where the results are from; it is asked for their vectors.
+        hits: Results that the dense mode has ranked, alone or with others.
+        k: How many; all if there are fewer.
+        trade_off: From 0, where only difference counts, to 1, where only likeness to the query does.
+
+    Raises:
+        ValueError: If trade_off is out of range, or the dense mode did not rank the results.
+    """
+    if not 0 <= trade_off <= 1:
+        raise ValueError(f"the trade-off of relevance and diversity must be from 0 to 1, got {trade_off}")
+    if any("dense" not in hit.scores for hit in hits):
+        raise ValueError(
+            "diversity is that of dense vectors: search by a mode that ranks by them, such as all or dense"
+        )
+    records = {record.id: record for record in store.get([hit.id for hit in hits], with_vectors=True)}
+    there = [(hit, record.vectors) for hit in hits if (record := records.get(hit.id)) is not None]
+    dense = [vectors.dense for _, vectors in there if vectors is not None]
+    if not dense:
+        return []
+    relevance = np.array([hit.scores["dense"] for hit, _ in there], dtype=np.float32)
+    return [there[row][0] for row in diverse_rows(relevance, np.concatenate(dense), k, trade_off)]

@@ -1,0 +1,177 @@
+"""Texts in place of what their source had: what is unchanged keeps its vectors, and what went is deleted."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from m3_integrations.search.adding import check_added
+from m3_integrations.search.searcher import Searcher
+from m3_integrations.store import Record, Store, matches, parse_filter
+from m3_integrations.vectors import M3Vectors
+
+_NAMESPACE: Final = uuid.UUID("5f0d1b5e-0c62-4c1b-9b57-0a6d5a3a7c11")
+"""Ids that are made here are UUIDs of version 5 in it. To change it would be to store everything a second time."""
+_SOURCES_AT_ONCE: Final = 500
+"""Sources in one filter."""
+_COPIED_AT_ONCE: Final = 50
+"""Records read with their vectors at a time: bounds the memory."""
+
+
+def replace_sources(
+    searcher: Searcher,
+    texts: Iterable[str],
+    *,
+    source_key: str,
+    ids: Iterable[str | None],
+    metadatas: Iterable[Mapping[str, Any] | None],
+    show_progress: bool = False,
+) -> list[str]:
+    """Add texts, and delete what else the store has of their sources.
+
+    A text that the store has of these sources, or under the same id, is not encoded again, even if its id or its
+    metadata are others now: its vectors are kept. What a source had is deleted last, so that a call that fails midway
+    leaves too much, which the next one deletes.
+
+    Args:
+        searcher: Encodes and holds the texts.
+        texts: All texts of their sources, encoded as documents.
+        source_key: The key of the metadata that says which source a text is from.
+        ids: One per text. None makes one of the source, the text, and how often that text came before, so that the
+            same call makes the same ids.
+        metadatas: One per text.
+        show_progress: Whether to draw a progress bar.
+
+    Returns:
+        The ids.
+
+    Raises:
+        TypeError: As `Searcher.add`.
+        ValueError: As `Searcher.add`, or if a source is neither a string nor an integer, or two texts have the same
+            id. Then nothing was changed.
+        IncompleteAddError: As `Searcher.add`.
+    """
+    given = list(ids)
+    _, texts, kept = check_added(texts, given, metadatas)
+    sources = [_source(each, source_key, i) for i, each in enumerate(kept)]
+    chosen = _ids(sources, texts, given)
+    searcher.store.bind(searcher.encoder.fingerprint)  # vectors of another model are not kept
+    old = _stored(searcher, chosen, source_key, sources)
+    fresh, moved = _split(old, chosen, texts, kept)
+    fresh += _copy_vectors(searcher.store, moved, chosen, texts, kept)
+    searcher.add(
+        [texts[row] for row in fresh],
+        ids=[chosen[row] for row in fresh],
+        metadatas=[kept[row] for row in fresh],
+        show_progress=show_progress,
+    )
+    wanted, replaced = set(chosen), set(sources)
+    # A list that holds the source among others is matched by a filter too, and is not only of this source.
+    searcher.store.delete([r.id for r in old if r.id not in wanted and _is_of(r, source_key, replaced)])
+    return chosen
+
+
+def matching_records(store: Store, dim: int, filter: Mapping[str, Any]) -> list[Record]:  # noqa: A002
+    """Return all records that match a filter, without vectors, in any order.
+
+    Args:
+        store: Where they are.
+        dim: The length of its dense vectors.
+        filter: As `parse_filter` describes it.
+    """
+    parsed = parse_filter(filter)
+    n = store.count(parsed)
+    if n == 0:
+        return []
+    anything = M3Vectors(dense=np.zeros((1, dim), dtype=np.float32))
+    ids = store.candidates(anything, {"dense": n}, parsed)["dense"].ids
+    if len(ids) == n:
+        return store.get(ids)
+    return [record for record in store.records() if matches(parsed, record.metadata)]  # an index may pass some over
+
+
+def _source(metadata: Mapping[str, Any], key: str, row: int) -> str | int:
+    source = metadata.get(key)
+    if isinstance(source, bool) or not isinstance(source, str | int):
+        raise ValueError(  # noqa: TRY004 - the value may be missing
+            f"text {row} must say its source, a string or an integer, under {key!r} in its metadata, got {source!r}"
+        )
+    return source
+
+
+def _ids(sources: Sequence[str | int], texts: Sequence[str], given: Sequence[str | None]) -> list[str]:
+    seen: Counter[tuple[str | int, str]] = Counter()
+    ids: list[str] = []
+    for source, text, id_ in zip(sources, texts, given, strict=True):
+        name = json.dumps([source, text, seen[source, text]])
+        ids.append(str(uuid.uuid5(_NAMESPACE, name)) if id_ is None else id_)
+        seen[source, text] += 1
+    if twice := [id_ for id_, n in Counter(ids).items() if n > 1]:
+        raise ValueError(f"two texts have the id {twice[0]!r}")
+    return ids
+
+
+def _stored(searcher: Searcher, ids: Sequence[str], key: str, sources: Sequence[str | int]) -> list[Record]:
+    """Return the records with these ids, and those of these sources."""
+    store = searcher.store
+    found = {record.id: record for record in store.get(ids)}
+    distinct = list(dict.fromkeys(sources))
+    for start in range(0, len(distinct), _SOURCES_AT_ONCE):
+        some = {key: {"$in": distinct[start : start + _SOURCES_AT_ONCE]}}
+        found |= {record.id: record for record in matching_records(store, searcher.encoder.dim, some)}
+    return list(found.values())
+
+
+def _is_of(record: Record, key: str, sources: set[str | int]) -> bool:
+    source = record.metadata.get(key)
+    return isinstance(source, str | int) and source in sources
+
+
+def _split(
+    old: Sequence[Record], ids: Sequence[str], texts: Sequence[str], metadatas: Sequence[Mapping[str, Any]]
+) -> tuple[list[int], dict[int, str]]:
+    """Return the rows to encode, and for the rows whose text a record has, but not just so, that record's id."""
+    by_id = {record.id: record for record in old}
+    by_text = {record.text: record.id for record in old}
+    fresh: list[int] = []
+    moved: dict[int, str] = {}
+    for row, (id_, text) in enumerate(zip(ids, texts, strict=True)):
+        there = by_id.get(id_)
+        if text not in by_text:
+            fresh.append(row)
+        elif there is None or there.text != text or there.metadata != metadatas[row]:
+            moved[row] = by_text[text]
+    return fresh, moved
+
+
+def _copy_vectors(
+    store: Store,
+    moved: Mapping[int, str],
+    ids: Sequence[str],
+    texts: Sequence[str],
+    metadatas: Sequence[Mapping[str, Any]],
+) -> list[int]:
+    """Store rows with the vectors of the records that have their texts; return the rows whose record is gone."""
+    gone: list[int] = []
+    waiting = list(moved)
+    for start in range(0, len(waiting), _COPIED_AT_ONCE):
+        rows = waiting[start : start + _COPIED_AT_ONCE]
+        read = store.get(list({moved[row]: None for row in rows}), with_vectors=True)
+        by_text = {record.text: record for record in read}
+        gone += [row for row in rows if texts[row] not in by_text]  # somebody has deleted or changed it
+        rows = [row for row in rows if texts[row] in by_text]
+        records = [by_text[texts[row]] for row in rows]
+        if records:
+            store.upsert(
+                [ids[row] for row in rows],
+                [texts[row] for row in rows],
+                [metadatas[row] for row in rows],
+                M3Vectors.concatenate([record.vectors for record in records if record.vectors is not None]),
+                is_pooled=np.array([record.is_pooled for record in records]),
+            )
+    return gone
