@@ -30,9 +30,6 @@ from m3_integrations.vectors import M3Vectors, Mode
 _TOKENS_PER_PASS_ON_CPU: Final = 1024
 _TOKENS_PER_PASS: Final = 16_384
 
-_SHUT_DOWN_TIMEOUT_S: Final = 30.0
-"""How long the end of the process waits for a forward pass."""
-
 
 @dataclass(frozen=True, slots=True)
 class EncoderStats:
@@ -121,13 +118,6 @@ class Engine:
     def executor(self) -> ThreadPoolExecutor:
         """Threads for asynchronous callers, apart from the event loop's own pool, which others need too."""
         return ThreadPoolExecutor(thread_name_prefix="m3-encoder")
-
-    def shut_down(self) -> None:
-        """End every waiting request with an error, and wait for the passes that are running."""
-        if os.getpid() == self.process_id:
-            self.scheduler.close()
-            for thread in list(self.scheduler.threads):
-                thread.join(_SHUT_DOWN_TIMEOUT_S)
 
 
 class _Counters:

@@ -6,19 +6,25 @@ import atexit
 import os
 import threading
 from pathlib import Path
+from typing import Final
 from weakref import WeakSet, WeakValueDictionary
 
 import torch
 
 from m3_integrations.checkpoint import head_files, weight_files
 from m3_integrations.engine.engine import Engine
+from m3_integrations.engine.queue import Scheduler
 
 _EngineKey = tuple[str, tuple[tuple[str, int, int], ...], tuple[str, ...], torch.dtype]
 _engines: WeakValueDictionary[_EngineKey, Engine] = WeakValueDictionary()
-_all_engines: WeakSet[Engine] = WeakSet()
+# Of every network, also of one whose last handle was closed during its last pass: the worker holds its queue alone.
+_schedulers: WeakSet[Scheduler] = WeakSet()
 # One network at a time: while transformers loads one, torch's default dtype is that network's, for the whole process.
 _loading_lock = threading.Lock()
 _loading_process_ids: list[int] = []
+
+_SHUT_DOWN_TIMEOUT_S: Final = 30.0
+"""How long the end of the process waits for a forward pass."""
 
 
 def check_not_forked() -> None:
@@ -55,16 +61,24 @@ def open_engine(folder: Path, devices: tuple[torch.device, ...], dtype: torch.dt
         held = _engines.get(key) if shared else None
         if held is None:
             held = Engine(folder, devices, dtype)
-            _all_engines.add(held)
+            _schedulers.add(held.scheduler)
             if shared:
                 _engines[key] = held
         return held
 
 
 def _shut_down() -> None:
-    """End the workers before the interpreter goes: a thread that comes back from torch later would crash it."""
-    for engine in list(_all_engines):
-        engine.shut_down()
+    """End every waiting request with an error, and wait for the passes that are running.
+
+    At the end of a process, before the interpreter goes: a thread that comes back from torch later would crash it.
+    """
+    if os.getpid() not in _loading_process_ids:
+        return  # forked: the threads are not here
+    schedulers = list(_schedulers)
+    for scheduler in schedulers:
+        scheduler.close()
+    for thread in [thread for scheduler in schedulers for thread in scheduler.threads]:
+        thread.join(_SHUT_DOWN_TIMEOUT_S)
 
 
 def _signature(folder: Path) -> tuple[tuple[str, int, int], ...]:

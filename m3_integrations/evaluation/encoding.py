@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from m3_integrations.evaluation.corpus import Corpus
@@ -88,6 +89,9 @@ def encode_corpus(
         work: Keeps the vectors: 4 bytes a number, for every token as many numbers as a token vector has.
         modes: Which vectors are needed.
         show_progress: Whether to draw a progress bar.
+
+    Raises:
+        BlockingIOError: If another process is encoding the same.
     """
     key = {
         "model": encoder.fingerprint,
@@ -102,13 +106,17 @@ def encode_corpus(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "about.json").write_text(json.dumps({"encoder": encoder.model, **key}, indent=1) + "\n")
     encoded = EncodedCorpus(folder, modes)
-    start = len(encoded)
-    if start == len(corpus):
+    if len(encoded) == len(corpus):
         return encoded
-    rest = corpus.texts(np.arange(start, len(corpus)))
-    for vectors in encoder.encode_batches(rest, modes=modes, show_progress=show_progress):
-        _save(folder, start, vectors)
-        start += len(vectors)
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            start = len(encoded)
+            rest = corpus.texts(np.arange(start, len(corpus)))
+            for vectors in encoder.encode_batches(rest, modes=modes, show_progress=show_progress):
+                _save(folder, start, vectors)
+                start += len(vectors)
+    except Timeout as error:
+        raise BlockingIOError(f"another process encodes into {folder}: wait for its end, it is reused then") from error
     return encoded
 
 

@@ -110,6 +110,7 @@ def evaluate(
         show_progress: Whether to draw progress bars.
 
     Raises:
+        BlockingIOError: If another process encodes the same into the work folder.
         TypeError: If modes or metrics is one string.
         ValueError: For an unknown mode, metric or preset, a mode that the checkpoint has no head for, or a metric that
             has no meaning for answers.

@@ -122,6 +122,7 @@ def tune_weights(
         show_progress: Whether to draw progress bars.
 
     Raises:
+        BlockingIOError: If another process encodes the same into the work folder.
         ValueError: If the checkpoint lacks a head, relevance is decided by answers, there are fewer than two different
             queries, steps is less than 1, or the metric is unknown.
     """

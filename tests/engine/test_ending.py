@@ -38,7 +38,7 @@ def test_shutting_down_answers_everybody(alone: M3Encoder) -> None:
         answers += [pool.submit(alone.encode, [word]) for word in WORDS[1:]]
         gate.wait_for(waiting=len(WORDS) - 1)
         threading.Timer(0.05, gate.open).start()
-        gate.engine.shut_down()
+        gate.engine.scheduler.close()
     errors = [answer.exception() for answer in answers]
     assert errors.count(None) == 1, "the one whose pass was running"
     assert sum("shut down" in str(error) for error in errors) == len(WORDS) - 1
@@ -65,6 +65,27 @@ print("over")
     )
     assert (result.returncode, result.stdout) == (0, "over\n"), result.stderr
     assert "Fatal" not in result.stderr
+
+
+def test_a_process_that_ends_with_an_error_amid_a_stream_ends_cleanly() -> None:
+    """The handle is closed and forgotten while its worker is in a pass."""
+    code = """
+import sys
+from m3_integrations import M3Encoder
+def use():
+    with M3Encoder("tiny", shared=False, device="cpu") as encoder:
+        for vectors in encoder.encode_batches([f"{'word ' * 60}{i}" for i in range(3000)], modes=("dense",)):
+            raise OSError("the disk is full")
+try:
+    use()
+except OSError:
+    sys.exit(3)
+"""
+    for _ in range(3):  # it aborted every second time or so
+        result = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code], check=False, capture_output=True, text=True, timeout=120
+        )
+        assert (result.returncode, "terminate" in result.stderr) == (3, False), result.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,6 +96,26 @@ def test_a_run_that_was_cut_off_goes_on(corpus: Corpus, tmp_path: Path) -> None:
     whole = encode_corpus(WorldEncoder(), corpus, tmp_path / "other", MODES)
     for ours, theirs in zip(encoded.blocks(), whole.blocks(), strict=True):
         np.testing.assert_array_equal(ours.vectors.dense, theirs.vectors.dense)
+
+
+def test_two_processes_do_not_encode_the_same_at_once(corpus: Corpus, tmp_path: Path) -> None:
+    """They would move each other's half-written blocks in place."""
+    refused: list[str] = []
+
+    class Disturbed(WorldEncoder):
+        def encode_batches(self, texts: Iterable[str], **settings: Any) -> Iterator[M3Vectors]:
+            for vectors in super().encode_batches(texts, **settings):
+                if len(refused) < 2:
+                    with pytest.raises(BlockingIOError, match="another process encodes into"):
+                        encode_corpus(WorldEncoder(), corpus, tmp_path / "work", MODES)
+                    refused.append("once")
+                yield vectors
+
+    encode_corpus(Disturbed(), corpus, tmp_path / "work", MODES)
+    assert len(refused) == 2
+    idle = WorldEncoder()
+    assert len(encode_corpus(idle, corpus, tmp_path / "work", MODES)) == 60
+    assert idle.encoded == []
 
 
 @pytest.mark.parametrize("change", ["fingerprint", "max_length", "dtype", "pooling"])
