@@ -3,7 +3,13 @@
 from m3_integrations.search.adding import NODE_KEYS, IncompleteAddError, holds_node
 from m3_integrations.search.diversity import diverse_hits
 from m3_integrations.search.explanation import Explanation, TokenMatch, TokenPair
-from m3_integrations.search.opening import changed_settings, check_store, open_encoder, warn_of_absent_heads
+from m3_integrations.search.opening import (
+    changed_settings,
+    check_options,
+    check_store,
+    open_encoder,
+    warn_of_absent_heads,
+)
 from m3_integrations.search.options import (
     OPTION_NAMES,
     Bm25,
@@ -18,7 +24,7 @@ from m3_integrations.search.options import (
 from m3_integrations.search.relevance import relevance
 from m3_integrations.search.replacing import add_unless_known, matching_records, records_of, replace_sources
 from m3_integrations.search.rerank import Ranked, check_ranking, rerank
-from m3_integrations.search.searcher import Hit, Searcher, check_options
+from m3_integrations.search.searcher import Hit, Searcher
 
 __all__ = [
     "NODE_KEYS",

@@ -1,4 +1,4 @@
-"""The two things that every adapter is given: an encoder or the name of a model, and perhaps a store."""
+"""What every adapter is given, an encoder or the name of a model, and perhaps a store; whether they can be asked."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from inspect import signature
 from typing import Any, Final
 
+from m3_integrations.search.options import MODES_OF, SearchOptions
 from m3_integrations.store import Store
-from m3_integrations.vectors import MODES, Encoder, absent_heads, warn_caller
+from m3_integrations.store.memory import MemoryStore
+from m3_integrations.vectors import MODES, Encoder, absent_heads, check_heads, warn_caller
 
 _METHODS: Final = ("encode", "aencode", "encode_batches", "score_pairs", "tokenize")
 
@@ -79,6 +81,32 @@ def check_store(store: Store | None) -> Store | None:
     if store is not None and not callable(getattr(store, "candidates", None)):
         raise TypeError(f"store must be a store, got {store!r}: open one with open_store")
     return store
+
+
+def check_options(options: SearchOptions, store: Store, encoder: Encoder | None = None) -> None:
+    """Refuse options that an encoder and a store can never honour.
+
+    Args:
+        options: What a search will ask for.
+        store: Where it will search.
+        encoder: What it will encode with; None if that is not open yet.
+
+    Raises:
+        ValueError: For BM25 over a store that is not in memory, a mode that the checkpoint has no head for, or weights
+            that lie on no mode that is there.
+    """
+    if options.bm25 != "off" and not isinstance(store, MemoryStore):
+        raise ValueError(
+            f"bm25={options.bm25!r} needs a store in memory (open_store()), got {store!r}: leave bm25 out, as "
+            "the lexical mode finds by words too"
+        )
+    if encoder is None:
+        return
+    asked = MODES_OF[options.mode]
+    if options.mode != "all":
+        check_heads(encoder.model, encoder.modes, asked)
+    if options.fusion == "weighted":
+        options.weights.normalized([mode for mode in asked if mode in encoder.modes])
 
 
 def warn_of_absent_heads(encoder: Encoder) -> None:

@@ -15,11 +15,10 @@ from m3_integrations.search.adding import add_texts
 from m3_integrations.search.explanation import Explanation, explain_record
 from m3_integrations.search.given import with_dense
 from m3_integrations.search.legs import Bm25Leg, fuse_rankings
-from m3_integrations.search.opening import warn_of_absent_heads
+from m3_integrations.search.opening import check_options, warn_of_absent_heads
 from m3_integrations.search.options import MODES_OF, SearchKeywords, SearchOptions
 from m3_integrations.store import FilterLike, Store, matches
-from m3_integrations.store.memory import MemoryStore
-from m3_integrations.vectors import Encoder, FloatArray, M3Vectors, Mode, check_heads
+from m3_integrations.vectors import Encoder, FloatArray, M3Vectors, Mode
 
 _BATCH_SIZE: Final = 64
 """Queries encoded at a time: bounds the memory of their multi-vectors."""
@@ -82,12 +81,11 @@ class Searcher:
 
     def _asked(self, query: str | None, options: SearchKeywords) -> SearchOptions:
         """Return what a call asks for; without a query it is a dense vector that ranks alone."""
-        if query is None:
-            return self.options.changed(**options).changed(mode="dense", bm25="off")
-        if not options:
-            return self.options
         asked = self.options.changed(**options)
-        check_options(asked, self.store, self.encoder)
+        if query is None:
+            asked = asked.changed(mode="dense", bm25="off", weights="equal")
+        if asked is not self.options:
+            check_options(asked, self.store, self.encoder)
         return asked
 
     def __repr__(self) -> str:
@@ -308,29 +306,3 @@ class Searcher:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def check_options(options: SearchOptions, store: Store, encoder: Encoder | None = None) -> None:
-    """Refuse options that an encoder and a store can never honour.
-
-    Args:
-        options: What a search will ask for.
-        store: Where it will search.
-        encoder: What it will encode with; None if that is not open yet.
-
-    Raises:
-        ValueError: For BM25 over a store that is not in memory, a mode that the checkpoint has no head for, or weights
-            that lie on no mode that is there.
-    """
-    if options.bm25 != "off" and not isinstance(store, MemoryStore):
-        raise ValueError(
-            f"bm25={options.bm25!r} needs a store in memory (open_store()), got {store!r}: leave bm25 out, as "
-            "the lexical mode finds by words too"
-        )
-    if encoder is None:
-        return
-    asked = MODES_OF[options.mode]
-    if options.mode != "all":
-        check_heads(encoder.model, encoder.modes, asked)
-    if options.fusion == "weighted":
-        options.weights.normalized([mode for mode in asked if mode in encoder.modes])
