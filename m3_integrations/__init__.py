@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,9 +39,22 @@ _HOMES = {
     **dict.fromkeys(("PRESETS", "Encoder", "LexicalWeights", "M3Scores", "M3Vectors", "ModeWeights"), "vectors"),
 }
 
+_FRAMEWORKS = {
+    **dict.fromkeys(("M3HybridRetriever", "M3Rerank", "M3VectorStore"), ("langchain", "llama_index")),
+    **dict.fromkeys(("M3CrossEncoder", "M3Document", "M3Embeddings", "M3Translator"), ("langchain",)),
+    **dict.fromkeys(("M3Embedding", "M3NodeWithScore", "M3SparseEmbedding"), ("llama_index",)),
+    "M3SparseEmbeddings": ("langchain_qdrant", "langchain_milvus"),
+}
+
 
 def __getattr__(name: str) -> Any:
     # On first use, so that importing the package loads neither torch nor transformers.
+    if name == "__version__":
+        return version("m3-integrations")
+    if name in _FRAMEWORKS:
+        homes = " or ".join(f"{__name__}.{module}" for module in _FRAMEWORKS[name])
+        # Not an AttributeError: `from m3_integrations import ...` would put its own message in the place of this one.
+        raise ImportError(f"{__name__} has no {name} of its own, as that depends on the framework: it is in {homes}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,74 +1,118 @@
-"""BM25 over the model's own tokens: the paper's baseline, and a further leg for collections in memory."""
+"""BM25 over the model's own tokens: a further leg for collections in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from array import array
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from rank_bm25 import BM25Okapi
 
 from m3_integrations.scoring import top_rows
-from m3_integrations.vectors import FloatArray, IntArray
+
+_K1: Final = 1.2
+_B: Final = 0.75
 
 
 class Bm25Index:
-    """Okapi BM25 (k1 = 1.5, b = 0.75: rank-bm25's defaults) over tokenized texts.
+    """BM25 over tokenized texts that come and go, by their keys; adding a text costs what the text is long.
 
-    Args:
-        ids: The id of every text.
-        tokens: Its tokens.
+    A token that occurs f times in a text of a length of l tokens adds idf · f / (f + k1 · (1 - b + b · l / average l))
+    to its score, with idf = ln(1 + (N - n + 0.5) / (n + 0.5)) where n of N texts have the token, k1 = 1.2 and
+    b = 0.75. This is BM25 as Lucene 8 and later have it. Its idf is positive whatever n is, so a text that shares a
+    token always scores more than one that does not.
 
-    Raises:
-        ValueError: If there are not as many ids as texts.
+    Only one thread at a time may use an index.
     """
 
-    def __init__(self, ids: Sequence[str], tokens: Sequence[Sequence[str]]) -> None:
-        if len(ids) != len(tokens):
-            raise ValueError(f"{len(ids)} ids for {len(tokens)} texts")
-        self._ids = list(ids)
-        # rank-bm25 divides by the number of tokens, so a collection without any has no postings.
-        self._postings = _postings(BM25Okapi(tokens)) if any(tokens) else {}
+    def __init__(self) -> None:
+        self._position_of: dict[int, int] = {}  # by key; positions rise in the order of adding
+        self._keys = array("q")  # by position
+        self._lengths = array("q")  # tokens, by position; 0 for a text that is gone
+        self._total = 0  # tokens of all texts that are there
+        self._postings: dict[str, tuple[array[int], array[int]]] = {}  # by token: positions, and how often each has it
 
-    def scores(self, query: Sequence[str]) -> FloatArray:
-        """Give the BM25 score of every text: (n,) float32, 0 where no token is shared."""
-        total = np.zeros(len(self._ids))
-        for token in query:
-            if token in self._postings:
-                rows, parts = self._postings[token]
-                total[rows] += parts
-        return total.astype(np.float32)
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self._position_of)} texts, {len(self._postings)} tokens)"
 
-    def top(self, query: Sequence[str], n: int, *, among: Collection[str] | None = None) -> list[tuple[str, float]]:
-        """Give the n best texts that share a token with the query, best first; equal scores keep their order.
+    def add(self, texts: Mapping[int, Sequence[str]]) -> None:
+        """Add the tokens of texts.
+
+        Args:
+            texts: By keys that are not there yet.
+        """
+        for key, tokens in texts.items():
+            position = self._position_of[key] = len(self._keys)
+            self._keys.append(key)
+            self._lengths.append(len(tokens))
+            self._total += len(tokens)
+            for token, count in Counter(tokens).items():
+                positions, counts = self._postings.setdefault(token, (array("q"), array("q")))
+                positions.append(position)
+                counts.append(count)
+
+    def discard(self, keys: Collection[int]) -> None:
+        """Remove texts; their postings go once they are more than half of all."""
+        for key in keys:
+            position = self._position_of.pop(key)
+            self._total -= self._lengths[position]
+            self._lengths[position] = 0
+        if len(self._keys) > 2 * len(self._position_of):
+            self._compact()
+
+    def top(self, query: Sequence[str], n: int, *, among: Collection[int] | None = None) -> list[tuple[int, float]]:
+        """Return the n best texts that share a token with the query, best first; equal scores in the order of adding.
 
         Args:
             query: Its tokens.
             n: How many at most.
-            among: Ids that may be given; all if None. Frequencies are counted over the whole collection in any case.
+            among: Keys that may be returned; all if None. Frequencies are counted over all texts in any case.
+
+        Returns:
+            Keys and scores. Scores are greater than 0 and not bounded, float32 exactly.
         """
-        scores = self.scores(query)
-        # A score of 0 means that no token is shared: idf is never 0 (rank-bm25 replaces what is not positive).
-        eligible = np.flatnonzero(scores)
+        scores = self._scores(query)
         if among is not None:
-            eligible = np.array([row for row in eligible if self._ids[row] in among], dtype=np.int64)
-        best = eligible[top_rows(scores[eligible], n)]
-        return [(self._ids[row], float(scores[row])) for row in best]
+            is_eligible = np.zeros(len(scores), dtype=bool)
+            is_eligible[[self._position_of[key] for key in among if key in self._position_of]] = True
+            scores[~is_eligible] = 0
+        found = np.flatnonzero(scores)
+        best = found[top_rows(scores[found], n)]
+        return [(self._keys[position], float(scores[position])) for position in best.tolist()]
 
+    def _scores(self, query: Sequence[str]) -> NDArray[np.float32]:
+        """Return the score of every position: 0 where no token is shared and where the text is gone."""
+        lengths = np.array(self._lengths)
+        scores = np.zeros(len(lengths))
+        average = self._total / max(len(self._position_of), 1)
+        for token, times in Counter(query).items():
+            if token not in self._postings:
+                continue
+            positions, counts = map(np.array, self._postings[token])
+            is_there = lengths[positions] > 0
+            positions, counts = positions[is_there], counts[is_there]
+            idf = math.log(1 + (len(self._position_of) - len(positions) + 0.5) / (len(positions) + 0.5))
+            norms = _K1 * (1 - _B + _B * lengths[positions] / average)
+            scores[positions] += times * idf * counts / (counts + norms)
+        return scores.astype(np.float32)
 
-def _postings(index: BM25Okapi) -> dict[str, tuple[IntArray, NDArray[np.float64]]]:
-    """Give, for every token, the texts that have it and what it adds to their scores.
-
-    rank-bm25's `get_scores` visits every text for every token of a query; this reads only those that have it, and gives
-    the same float64 numbers.
-    """
-    tokens = {token: i for i, token in enumerate(index.idf)}
-    lengths = [len(frequencies) for frequencies in index.doc_freqs]
-    rows = np.repeat(np.arange(len(lengths)), lengths)
-    token_of = np.array([tokens[token] for frequencies in index.doc_freqs for token in frequencies], dtype=np.int64)
-    counts = np.array([count for frequencies in index.doc_freqs for count in frequencies.values()], dtype=np.float64)
-    norms = index.k1 * (1 - index.b + index.b * np.array(index.doc_len) / index.avgdl)
-    parts = np.array(list(index.idf.values()))[token_of] * (counts * (index.k1 + 1) / (counts + norms[rows]))
-    order = np.argsort(token_of, kind="stable")
-    ends = np.cumsum(np.bincount(token_of, minlength=len(tokens)))[:-1]
-    return dict(zip(tokens, zip(np.split(rows[order], ends), np.split(parts[order], ends), strict=True), strict=True))
+    def _compact(self) -> None:
+        """Drop the postings of texts that are gone, and number the others anew in the same order."""
+        kept = np.sort(np.fromiter(self._position_of.values(), np.int64, len(self._position_of)))
+        renumbered = np.full(len(self._keys), -1)
+        renumbered[kept] = np.arange(len(kept))
+        self._keys = array("q", np.array(self._keys)[kept].tobytes())
+        self._lengths = array("q", np.array(self._lengths)[kept].tobytes())
+        self._position_of = {key: position for position, key in enumerate(self._keys)}
+        postings = self._postings
+        self._postings = {}
+        for token, (positions, counts) in postings.items():
+            places = renumbered[np.array(positions)]
+            if (is_there := places >= 0).any():
+                self._postings[token] = (
+                    array("q", places[is_there].tobytes()),
+                    array("q", np.array(counts)[is_there].tobytes()),
+                )

@@ -9,7 +9,10 @@ import inspect
 import json
 import os
 import re
+import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache, partial
@@ -31,6 +34,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from m3_integrations.tokenizer import Tokenizer
 
@@ -51,6 +55,10 @@ _WEIGHTS: Final = (
     ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json"),
 )
+_CONFIG: Final = "config.json"
+_UNFINISHED: Final = ".unfinished"
+"""Where a checkpoint is written before its files are moved to their places."""
+
 _HEADS: Final = ("colbert_linear", "sparse_linear")
 _KNOWN_REPOSITORIES: Final = ("BAAI/bge-m3",)
 _HubError: Final[type[Exception]] = next(b for b in HfHubHTTPError.__mro__ if b.__name__ == "HTTPError")
@@ -197,15 +205,16 @@ def load_backbone(folder: Path, dtype: torch.dtype) -> nn.Module:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         _check_architecture(folder, config)
         arguments = {"add_pooling_layer": _has_pooler_weights(folder)} if _takes_pooler(config) else {}
-        model, report = AutoModel.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            output_loading_info=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            **arguments,
-        )
+        with _bars_on_terminals_only():
+            model, report = AutoModel.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                output_loading_info=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                **arguments,
+            )
     except _DAMAGE as error:
         raise ValueError(f"{folder} holds no encoder that can be loaded: {error}") from error
     if deeper := sorted(key for key in report["unexpected_keys"] if re.search(r"\blayers?\.\d+\.", key)):
@@ -217,6 +226,19 @@ def load_backbone(folder: Path, dtype: torch.dtype) -> nn.Module:
         model.pooler = None  # never used: ours reads the hidden states
     backbone: nn.Module = model.eval()
     return backbone.requires_grad_(False)
+
+
+@contextmanager
+def _bars_on_terminals_only() -> Iterator[None]:
+    """Keep transformers' bar "Loading weights" out of logs: a line for every step, in a file."""
+    if (sys.stderr is not None and sys.stderr.isatty()) or not transformers_logging.is_progress_bar_enabled():
+        yield
+        return
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
 
 
 def _check_architecture(folder: Path, config: Any) -> None:
@@ -244,7 +266,7 @@ def _check_pooling(folder: Path) -> None:
     if not path.is_file():
         return
     try:
-        pooling = json.loads(path.read_text())
+        pooling = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not pooling.get("pooling_mode_cls_token", pooling.get("pooling_mode", "cls") == "cls"):
@@ -336,31 +358,47 @@ def _read_state(path: Path) -> Mapping[str, torch.Tensor]:
 
 
 def save_checkpoint(
-    folder: str | os.PathLike[str], *, backbone: nn.Module, heads: Heads | None, tokenizer: Tokenizer
+    folder: str | os.PathLike[str],
+    *,
+    backbone: nn.Module,
+    heads: Heads | None,
+    tokenizer: Tokenizer,
+    is_replacing: bool = False,
 ) -> None:
     """Write a checkpoint that `find_checkpoint` and FlagEmbedding read.
 
-    The backbone goes to model.safetensors, the heads to colbert_linear.pt and sparse_linear.pt.
+    The backbone goes to model.safetensors, the heads to colbert_linear.pt and sparse_linear.pt. All files are written
+    aside and then moved, config.json last: what a killed process left without it is no checkpoint and can be replaced.
 
     Args:
-        folder: Is made if absent. Nothing in it is deleted.
+        folder: Is made if absent. Nothing else in it is deleted.
         backbone: A model of transformers.
         heads: None for a dense-only checkpoint.
         tokenizer: Its tokenizer.
+        is_replacing: Whether a checkpoint that the folder holds is replaced.
 
     Raises:
-        FileExistsError: If the folder holds a checkpoint already.
+        FileExistsError: If the folder holds a checkpoint already, unless it is to be replaced.
         ValueError: If the backbone's weights are rounded to 8 bits: what was lost would be missing for good.
     """
     if any(buffer.dtype == torch.int8 for buffer in backbone.buffers()):
         raise ValueError("a network in int8 cannot be saved: load it with dtype='float32' to save it")
     target = Path(folder)
-    if (target / "config.json").exists():
+    if (target / _CONFIG).exists() and not is_replacing:
         raise FileExistsError(f"{target} holds a checkpoint already: choose an empty folder")
-    target.mkdir(parents=True, exist_ok=True)
-    backbone.save_pretrained(target)  # type: ignore[operator]
-    tokenizer.source.save_pretrained(target)
-    if heads is None:
-        return
-    for name, head in zip(_HEADS, (heads.multi_vector, heads.lexical), strict=True):
-        torch.save({key: value.detach().cpu() for key, value in head.state_dict().items()}, target / f"{name}.pt")
+    aside = target / _UNFINISHED
+    if aside.exists():
+        shutil.rmtree(aside)  # what a killed process left
+    aside.mkdir(parents=True)
+    try:
+        backbone.save_pretrained(aside)  # type: ignore[operator]
+        tokenizer.source.save_pretrained(aside)
+        if heads is not None:
+            for name, head in zip(_HEADS, (heads.multi_vector, heads.lexical), strict=True):
+                state = {key: value.detach().cpu() for key, value in head.state_dict().items()}
+                torch.save(state, aside / f"{name}.pt")
+        (target / _CONFIG).unlink(missing_ok=True)
+        for path in sorted(aside.iterdir(), key=lambda path: path.name == _CONFIG):
+            path.replace(target / path.name)
+    finally:
+        shutil.rmtree(aside)

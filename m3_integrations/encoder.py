@@ -6,9 +6,7 @@ Long because every argument, property and error of the package's first door is e
 from __future__ import annotations
 
 import os
-import sys
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -40,10 +38,12 @@ from m3_integrations.vectors import (
     M3Vectors,
     Mode,
     ModeWeights,
+    WeightsLike,
+    check_heads,
     check_modes,
+    resolve_weights,
+    warn_caller,
 )
-
-_PACKAGE: Final = str(Path(__file__).parent) + os.sep
 
 _WINDOW_TEXTS: Final = 2048
 _WINDOW_TOKENS: Final = 65_536
@@ -106,6 +106,12 @@ class M3Encoder:
             raise ValueError(f"cache_size_bytes must be 0 or more, got {cache_size_bytes}")
         self.model = _name(model)
         """The folder or the hub's repository that was loaded."""
+        self.settings: Mapping[str, Any] = {
+            "shared": shared, "device": device, "dtype": dtype, "revision": revision, "max_length": max_length,
+            "query_instruction": query_instruction, "query_max_length": query_max_length, "pooling": pooling,
+            "cache_size_bytes": cache_size_bytes,
+        }  # fmt: skip
+        """The further arguments that it was opened with."""
         self.pooling: Pooling = pooling
         """How a text's tokens become its dense vector: "cls" or "mcls"."""
         self._is_shared, self._revision = shared, revision
@@ -274,12 +280,14 @@ class M3Encoder:
             _warn_of_cut(n_cut, len(prepared), options.max_length)
         return vectors
 
-    def tokenize(self, texts: Iterable[str], *, kind: Kind = "document") -> list[list[str]]:
+    def tokenize(
+        self, texts: Iterable[str], *, kind: Kind = "document", max_length: int | None = None
+    ) -> list[list[str]]:
         """Return the tokens of texts as the network reads them, [CLS] left out: one for every row of a multi-vector.
 
         Arguments and errors are those of `encode`. The last one is [SEP].
         """
-        instructed, options = self._prepared(texts, kind, None, None)
+        instructed, options = self._prepared(texts, kind, None, max_length)
         tokenizer = self._live_engine().tokenizer
         tokens = tokenizer(instructed, max_length=options.max_length, pooling=self.pooling)
         vocabulary = tokenizer.vocabulary
@@ -341,11 +349,7 @@ class M3Encoder:
         texts = check_texts(texts, position)
         there = self._live_engine().network.modes
         wanted = computed = there if modes is None else check_modes(modes)
-        if absent := set(wanted).difference(there):
-            raise ValueError(
-                f"this checkpoint has no heads for {', '.join(sorted(absent))}: it gives "
-                f"{', '.join(there)} only, so ask for modes={there}"
-            )
+        check_heads(self.model, there, wanted)
         is_cached = self._cache_size_bytes > 0
         if kind == "query":
             if is_cached and sum(min(len(text), limit) for text in texts) <= _INTERACTIVE_TOKENS:
@@ -353,24 +357,26 @@ class M3Encoder:
             texts = [self._query_instruction + text for text in texts]
         return texts, EncodeOptions(wanted, computed, limit, self.pooling, is_cached)
 
-    def score(self, query: str, texts: Iterable[str], *, weights: ModeWeights | None = None) -> M3Scores:
+    def score(self, query: str, texts: Iterable[str], *, weights: WeightsLike | None = None) -> M3Scores:
         """Score one query against texts in every mode the checkpoint has. Each text is encoded once.
 
         Args:
             query: Encoded as `kind="query"`.
             texts: Encoded as documents, some thousand at a time, so that any number of them can be scored.
-            weights: How the modes count in `combined`; equal if None.
+            weights: How the modes count in `combined`: any `WeightsLike`; equal if None.
 
         Raises:
-            TypeError: If query is not a string, texts is one, or texts holds anything but strings.
-            ValueError: If a text is not valid Unicode or weights lie only on modes that the checkpoint lacks.
+            TypeError: If query is not a string, texts is one, texts holds anything but strings, or weights are no
+                `WeightsLike`.
+            ValueError: If a text is not valid Unicode, weights are unknown or negative, or lie only on modes that the
+                checkpoint lacks.
             RuntimeError: If the encoder was closed, or after a fork.
         """
         if not isinstance(query, str):
             raise TypeError(f"query must be a string, got {type(query).__name__}")
-        return self._score_pairs([(query, text) for text in check_texts(texts)], weights or ModeWeights())
+        return self._score_pairs([(query, text) for text in check_texts(texts)], resolve_weights(weights))
 
-    def score_pairs(self, pairs: Iterable[tuple[str, str]], *, weights: ModeWeights | None = None) -> M3Scores:
+    def score_pairs(self, pairs: Iterable[tuple[str, str]], *, weights: WeightsLike | None = None) -> M3Scores:
         """Score pairs of a query and a text, in their order. Each text is encoded once, however many pairs it is in.
 
         The vectors of all the different queries are held in memory; the documents' are not.
@@ -381,7 +387,7 @@ class M3Encoder:
         for i, pair in enumerate(pairs):
             if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
                 raise TypeError(f"every pair must be two strings, got {pair!r} at position {i}")
-        return self._score_pairs(pairs, weights or ModeWeights())
+        return self._score_pairs(pairs, resolve_weights(weights))
 
     def _score_pairs(self, pairs: Sequence[tuple[str, str]], weights: ModeWeights) -> M3Scores:
         weights.normalized(self.modes)
@@ -476,15 +482,11 @@ def check_texts(texts: Iterable[str], position: int = 0) -> Sequence[str]:
 
 
 def _warn_of_cut(n_cut: int, n: int, *limits: int) -> None:
-    """Warn of texts that were cut, and name the line outside this package that asked for them."""
+    """Warn of texts that were cut."""
     tokens = " or ".join(str(limit) for limit in dict.fromkeys(limits))
-    frame, stacklevel = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        frame, stacklevel = frame.f_back, stacklevel + 1
-    warnings.warn(
+    warn_caller(
         f"{n_cut} of {n} texts were longer than {tokens} tokens and were cut: split them, or allow more by max_length "
-        "as far as the checkpoint has positions",
-        stacklevel=stacklevel,
+        "as far as the checkpoint has positions"
     )
 
 

@@ -36,7 +36,7 @@ def checkpoint_fingerprint(folder: Path, vocabulary: Sequence[str]) -> str:
         vocabulary: The token of every id.
     """
     digest = blake2b(digest_size=16)
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_bytes())
     digest.update(json.dumps({key: config.get(key) for key in _CONFIG_KEYS}).encode())
     digest.update("\0".join(vocabulary).encode())
     seen: dict[str, bytes] = {}

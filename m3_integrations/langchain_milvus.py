@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from m3_integrations.search import open_encoder
-from m3_integrations.vectors import Encoder
+from m3_integrations.vectors import Encoder, check_heads
 
 try:
     from langchain_milvus.utils.sparse import BaseSparseEmbedding
@@ -18,7 +18,7 @@ except ModuleNotFoundError as error:
     if error.name != "langchain_milvus":
         raise
     raise ImportError(
-        "m3_integrations.langchain_milvus needs langchain-milvus: pip install 'm3-integrations[langchain-milvus]'"
+        "m3_integrations.langchain_milvus needs langchain-milvus: pip install 'PATH_TO_THE_CLONE[langchain-milvus]'"
     ) from error
 
 __all__ = ["M3SparseEmbeddings"]
@@ -32,7 +32,7 @@ class M3SparseEmbeddings(BaseSparseEmbedding):
 
     Setup:
         ```bash
-        pip install 'm3-integrations[langchain-milvus]'
+        pip install 'PATH_TO_THE_CLONE[langchain-milvus]'
         ```
 
     Key init args:
@@ -71,7 +71,7 @@ class M3SparseEmbeddings(BaseSparseEmbedding):
         ```
 
     Raises:
-        ValueError: Unless there is one of model and encoder.
+        ValueError: Unless there is one of model and encoder, or if the checkpoint has no head for lexical weights.
         FileNotFoundError: If there is no such model.
     """
 
@@ -83,6 +83,10 @@ class M3SparseEmbeddings(BaseSparseEmbedding):
         model_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.encoder = open_encoder(model, encoder=encoder, model_kwargs=model_kwargs)
+        check_heads(self.encoder.model, self.encoder.modes, ("lexical",))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.encoder!r})"
 
     def embed_documents(self, texts: list[str]) -> list[dict[int, float]]:
         """Return the lexical weights of every text, {token id: weight}.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from m3_integrations.search import open_encoder
-from m3_integrations.vectors import Encoder, LexicalWeights
+from m3_integrations.vectors import Encoder, LexicalWeights, check_heads
 
 try:
     from langchain_qdrant import SparseEmbeddings, SparseVector
@@ -15,7 +15,7 @@ except ModuleNotFoundError as error:
     if error.name != "langchain_qdrant":
         raise
     raise ImportError(
-        "m3_integrations.langchain_qdrant needs langchain-qdrant: pip install 'm3-integrations[langchain-qdrant]'"
+        "m3_integrations.langchain_qdrant needs langchain-qdrant: pip install 'PATH_TO_THE_CLONE[langchain-qdrant]'"
     ) from error
 
 __all__ = ["M3SparseEmbeddings"]
@@ -29,7 +29,7 @@ class M3SparseEmbeddings(SparseEmbeddings):
 
     Setup:
         ```bash
-        pip install 'm3-integrations[langchain-qdrant]'
+        pip install 'PATH_TO_THE_CLONE[langchain-qdrant]'
         ```
 
     Key init args:
@@ -69,7 +69,7 @@ class M3SparseEmbeddings(SparseEmbeddings):
         ```
 
     Raises:
-        ValueError: Unless there is one of model and encoder.
+        ValueError: Unless there is one of model and encoder, or if the checkpoint has no head for lexical weights.
         FileNotFoundError: If there is no such model.
     """
 
@@ -81,6 +81,10 @@ class M3SparseEmbeddings(SparseEmbeddings):
         model_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.encoder = open_encoder(model, encoder=encoder, model_kwargs=model_kwargs)
+        check_heads(self.encoder.model, self.encoder.modes, ("lexical",))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.encoder!r})"
 
     def embed_documents(self, texts: list[str]) -> list[SparseVector]:
         """Return the lexical weights of every text; the indices are the model's token ids.

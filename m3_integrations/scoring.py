@@ -96,7 +96,8 @@ def combine(scores: Mapping[Mode, FloatArray], weights: ModeWeights) -> FloatArr
     Modes that are absent from scores are dropped before the weights are divided by their sum.
 
     Returns:
-        (n,) float32.
+        (n,) float32, -1 or more. It is not bounded above, because the lexical score is not; without a lexical score or
+        weight it is at most 1.
     """
     total = sum(weight * scores[mode].astype(np.float64) for mode, weight in weights.normalized(scores).items())
     return np.asarray(total, dtype=np.float32)

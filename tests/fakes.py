@@ -75,8 +75,11 @@ class FakeEncoder:
         parts = [random_vectors(np.random.default_rng(list(text.encode())), 1, len(text.split()) + 1) for text in texts]
         return M3Vectors.concatenate(parts) if parts else random_vectors(np.random.default_rng(0), 1)[:0]
 
-    def tokenize(self, texts: Sequence[str], *, kind: Kind = "document") -> list[list[str]]:
-        return [[*text.split(), "</s>"] for text in texts]
+    def tokenize(
+        self, texts: Sequence[str], *, kind: Kind = "document", max_length: int | None = None
+    ) -> list[list[str]]:
+        room = None if max_length is None else max_length - 2  # [CLS] and [SEP]
+        return [[*text.split()[:room], "</s>"] for text in texts]
 
     def encode(
         self, texts: Sequence[str], *, kind: Kind = "document", modes: Sequence[Mode] | None = None

@@ -252,7 +252,7 @@ def test_a_checkpoint_without_heads_gives_dense_vectors_only(small: Path, copy: 
     encoder = load(copy)
     assert encoder.modes == ("dense",)
     np.testing.assert_allclose(encoder.encode(TEXTS).dense, load(small).encode(TEXTS).dense, atol=1e-6)
-    with pytest.raises(ValueError, match=r"no heads for multi_vector: .*modes=\('dense',\)"):
+    with pytest.raises(ValueError, match="no heads for multi_vector, only dense can be computed"):
         encoder.encode(TEXTS, modes=("dense", "multi_vector"))
     scores = encoder.score("keys", TEXTS)
     assert scores.modes == ("dense",)

@@ -9,13 +9,18 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from m3_integrations.cli import app
+from m3_integrations.evaluation import read_dataset
+from m3_integrations.training.config import load_config
+from m3_integrations.training.data import read_examples
 from tests.evaluation.worlds import write_beir, write_jsonl
+from tests.langchain.test_imports import WITHOUT
 
 M3 = Path(sys.executable).parent / "m3"
 
@@ -75,11 +80,82 @@ def test_a_command_does_its_work_and_exits_with_its_status(check: Callable[[Path
 
 def test_every_command_is_tried_and_named_in_the_help(tmp_path: Path) -> None:
     known = {each.name or each.callback.__name__ for each in app.registered_commands if each.callback}
-    assert known == {*COMMANDS, "index", "search"}
+    assert known == {*COMMANDS, "index", "search", "help"}
+    assert run("help", cwd=tmp_path).stdout.split() == run("--help", cwd=tmp_path).stdout.split()
     shown = run("--help", cwd=tmp_path)
     assert shown.returncode == 0
     assert all(re.search(rf"\b{name}\b", shown.stdout) for name in known)
     assert run("no-such-command", cwd=tmp_path).returncode == 2
+
+
+def test_the_version_is_told_and_shells_complete(tmp_path: Path) -> None:
+    shown = run("--version", cwd=tmp_path)
+    assert (shown.returncode, shown.stdout) == (0, f"m3-integrations {version('m3-integrations')}\n")
+    completed = CliRunner().invoke(app, [], prog_name="m3", env={
+        "_M3_COMPLETE": "complete_bash", "COMP_WORDS": "m3 sea", "COMP_CWORD": "1",
+    })  # fmt: skip
+    assert completed.stdout.split() == ["search"]
+
+
+def test_the_demo_without_a_framework_names_the_extra(tmp_path: Path) -> None:
+    for absent in ("langchain_core", "llama_index.core"):
+        code = WITHOUT.format(absent=absent, module="cli.frameworks")
+        said = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=tmp_path)
+        assert said.strip().endswith("and one is missing: pip install 'PATH_TO_THE_CLONE[all]'"), said
+
+
+def test_the_bar_of_loading_stays_out_of_logs(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"}
+    code = "from m3_integrations import M3Encoder; M3Encoder('tiny', device='cpu')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+
+
+def test_a_missing_file_of_a_data_set_is_answered_with_the_layout(tmp_path: Path) -> None:
+    texts, layout = {"a": "Keys."}, "a data set is a folder with corpus.jsonl"
+    for absent in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv"):
+        folder = tmp_path / absent.partition("/")[0]
+        write_beir(folder, texts, {"1": "keys?"}, {"1": {"a": 1}})
+        (folder / absent).unlink()
+        result = CliRunner().invoke(app, ["eval", str(folder), "--device", "cpu"])
+        assert result.exit_code == 1
+        assert layout in result.stdout, result.stdout
+        assert "qrels/test.tsv (query-id, corpus-id and score" in result.stdout
+
+
+def test_a_byte_order_mark_begins_no_content(tmp_path: Path) -> None:
+    """Windows' editors write one."""
+    mark = b"\xef\xbb\xbf"
+    write_beir(tmp_path, {"a": "Keys."}, {"1": "keys?"}, {"1": {"a": 1}})
+    (tmp_path / "qrels" / "test.tsv").write_text("1\ta\t1\n")  # without a first line of names
+    (tmp_path / "pairs.txt").write_text('{"query": "q", "pos": ["t"]}\n')
+    (tmp_path / "run.toml").write_text('model = "tiny"\ntrain_data = "pairs.txt"\noutput_dir = "out"\nsteps = 1\n')
+    for path in [path for path in tmp_path.rglob("*") if path.is_file()]:
+        path.write_bytes(mark + path.read_bytes())
+    dataset = read_dataset(tmp_path)
+    assert (list(dataset.corpus.texts()), dataset.queries, dataset.qrels) == (
+        ["Keys."],
+        {"1": "keys?"},
+        {"1": {"a": 1}},
+    )
+    assert read_examples(load_config(tmp_path / "run.toml").train_data)[0].query == "q"
+
+
+@pytest.mark.parametrize(("command", "said"), [("train", "from the last checkpoint"), ("eval", "Vectors that were")])
+def test_ctrl_c_says_that_the_same_line_goes_on(
+    command: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("m3_integrations.training.run_training", interrupted)
+    monkeypatch.setattr("m3_integrations.evaluation.find_folders", interrupted)
+    result = CliRunner().invoke(app, [command, str(tmp_path)])
+    assert result.exit_code == 130
+    assert result.stderr.startswith("interrupted. ")
+    assert said in result.stderr
 
 
 def test_the_help_loads_neither_torch_nor_a_framework() -> None:

@@ -92,7 +92,7 @@ async def test_an_example_runs(where: str, blocks: list[str], monkeypatch: pytes
     "module", [m3_integrations.langchain, m3_integrations.langchain_qdrant], ids=lambda module: str(module.__name__)
 )
 def test_langchains_sections_are_there(module: Any) -> None:
-    for name in module.__all__:
+    for name in set(module.__all__) - {"M3Document"}:  # a result
         sections = re.findall(r"^ {4}([A-Z][a-z ]+):$", getattr(module, name).__doc__, re.MULTILINE)
         assert sections[:3] == ["Setup", "Key init args", "Instantiate"], name
         assert {"Usage", "Embed single text"} & set(sections), name
@@ -108,7 +108,7 @@ def test_llama_indexs_sections_are_there() -> None:
         }:  # a result, and two that name each other
             sections = re.findall(r"^ {4}([A-Z][a-z ]+):$", documented.__doc__, re.MULTILINE)
             assert sections == ["Args", "Raises", "Examples"], name
-            assert "pip install 'm3-integrations[llama-index]'" in documented.__doc__
+            assert "pip install 'PATH_TO_THE_CLONE[llama-index]'" in documented.__doc__
 
 
 def test_examples_were_found() -> None:

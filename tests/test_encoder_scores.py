@@ -1,6 +1,7 @@
 """Scores of pairs, straight from texts."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,3 +60,12 @@ def test_weights_without_a_mode_to_lie_on_are_refused_before_encoding(encoder: M
     with pytest.raises(ValueError, match="not all 0"):
         encoder.score("q", ["a"], weights=ModeWeights(0, 0, 0))
     assert encoder.stats.forward_passes == before
+
+
+def test_scores_are_weighted_by_whatever_names_weights(encoder: M3Encoder) -> None:
+    expected = encoder.score("keys", ["the keys", "tea"], weights=ModeWeights(1, 0.3, 1)).combined
+    weights: Any
+    for weights in ("miracl", [1, 0.3, 1], {"dense": 1, "lexical": 0.3, "multi_vector": 1}):
+        assert encoder.score("keys", ["the keys", "tea"], weights=weights).combined == pytest.approx(expected)
+        pairs = [("keys", "the keys"), ("keys", "tea")]
+        assert encoder.score_pairs(pairs, weights=weights).combined == pytest.approx(expected)

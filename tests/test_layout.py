@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 from functools import cache
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -140,3 +142,30 @@ def test_every_public_name_is_there() -> None:
     assert sorted(m3_integrations.__all__) == dir(m3_integrations)
     with pytest.raises(AttributeError, match="no attribute 'M3Encodr'"):
         _ = m3_integrations.M3Encodr
+
+
+def test_the_version_is_the_installed_one() -> None:
+    import m3_integrations
+
+    assert m3_integrations.__version__ == version("m3-integrations")
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("langchain", None),
+        ("llama_index", None),
+        ("langchain_qdrant", None),
+        ("langchain_milvus", ["M3SparseEmbeddings"]),
+    ],
+)
+def test_a_class_that_depends_on_the_framework_is_answered_with_its_module(
+    module: str, names: list[str] | None
+) -> None:
+    import m3_integrations
+
+    known = names or import_module(f"m3_integrations.{module}").__all__
+    for name in known:
+        if name.startswith("M3") and name not in m3_integrations.__all__:
+            with pytest.raises(ImportError, match=rf"has no {name} of its own.*m3_integrations\.{module}\b"):
+                exec(f"from m3_integrations import {name}")

@@ -76,6 +76,15 @@ def test_lexical_score_sums_products_over_shared_tokens() -> None:
     assert scoring.lexical_scores(lexical({99: 1.0}), documents).tolist() == [0, 0, 0]
 
 
+def test_combined_scores_go_from_minus_one_and_over_one() -> None:
+    """The range that the docstrings state: cosines are in [-1, 1], and a sum of products has no upper bound."""
+    opposite = np.array([-1], np.float32)
+    assert scoring.combine({"dense": opposite, "multi_vector": opposite}, ModeWeights()).tolist() == [-1]
+    heavy = lexical({0: 2, 1: 2, 2: 2})
+    rows = LexicalRows(offsets_of([3]), heavy.indices, heavy.values)
+    assert scoring.combine({"lexical": scoring.lexical_scores(heavy, rows)}, ModeWeights()).tolist() == [12]
+
+
 def test_combined_is_the_weighted_mean_and_absent_modes_are_dropped_first() -> None:
     scores = {"dense": np.array([0.5], np.float32), "lexical": np.array([2.0], np.float32)}
     assert scoring.combine(scores, ModeWeights(1, 3, 96)).tolist() == [1.625]  # type: ignore[arg-type]

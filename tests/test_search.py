@@ -1,21 +1,23 @@
 import asyncio
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
 import pytest
-from rank_bm25 import BM25Okapi
 
 from m3_integrations import M3Encoder, ModeWeights, Record, Searcher, SearchOptions, Store, open_store
 from m3_integrations.search import SearchKeywords, rerank
 from m3_integrations.search.options import MODES_OF
 from m3_integrations.store import Hits, matches, parse_filter
 from m3_integrations.store.memory import MemoryStore
-from m3_integrations.vectors import Mode
+from m3_integrations.tokenizer import Pooling
+from m3_integrations.vectors import M3Vectors, Mode, MultiVectorRows
 from tests.fakes import FakeEncoder
 from tests.test_filters import random_filter, random_metadata
+from tests.test_fusion_and_bm25 import brute_force as bm25_scores
 from tests.test_scoring import brute_force
 
 WORDS = ["keys", "vault", "museum", "rain", "train", "tea", "code", "blue"]
@@ -186,14 +188,13 @@ def test_bad_additions_are_refused(filled: Searcher) -> None:
 
 
 def test_modes_without_a_head_are_dropped_from_all_and_refused_by_name() -> None:
-    searcher = Searcher(FakeEncoder(modes=("dense",)), open_store())
+    with pytest.warns(UserWarning, match="no heads for lexical, multi_vector, only dense"):
+        searcher = Searcher(FakeEncoder(modes=("dense",)), open_store())
     searcher.add(["a b", "c d"], ids=["1", "2"])
     (hit, _) = searcher.search("a b")
     assert list(hit.scores) == ["dense"]
     for mode in ("lexical", "dense+lexical", "multi_vector"):
-        with pytest.raises(
-            ValueError, match=f"mode={mode!r} cannot be searched: there are dense vectors only".replace("+", r"\+")
-        ):
+        with pytest.raises(ValueError, match=r"the checkpoint fake has no heads for .*, only dense can be computed"):
             searcher.search("a", mode=mode)
 
 
@@ -213,15 +214,15 @@ def test_rrf_fuses_the_rankings_of_all_candidates(filled: Searcher) -> None:
 
 def test_bm25_adds_candidates_that_the_other_legs_missed(filled: Searcher) -> None:
     assert isinstance(filled.store, MemoryStore)
-    texts = [record.text.split() for record in filled.store.records()]
-    best = int(np.argmax(BM25Okapi(texts).get_scores(["7"])))
-    assert texts[best][-1] == "7"  # the only text with the token
+    texts = {i: record.text.split() for i, record in enumerate(filled.store.records())}
+    ((best, score),) = bm25_scores(texts, ["7"]).items()  # the only text with the token
+    assert best == 7
     without = filled.search("7", mode="dense", k=1, pool_size=1)
     assert without[0].id != "d07"
     for bm25 in ("extra", "replace"):
         hit = filled.search("7", mode="dense", k=2, pool_size=1, bm25=bm25, fusion="rrf", rrf_k=0)[0]
         assert hit.id == "d07"
-        assert hit.scores["bm25"] == pytest.approx(BM25Okapi(texts).get_scores(["7"])[7], rel=1e-5)
+        assert hit.scores["bm25"] == pytest.approx(score, rel=1e-5)
 
 
 def test_bm25_follows_changes_and_filters(filled: Searcher) -> None:
@@ -232,6 +233,74 @@ def test_bm25_follows_changes_and_filters(filled: Searcher) -> None:
     assert "z" not in {hit.id for hit in unkind}
     filled.store.delete(["z"])
     assert all("bm25" not in hit.scores for hit in filled.search("zebra", **asked))
+
+
+def test_bm25_tokenizes_only_what_is_new_and_never_copies_for_a_filter(
+    filled: Searcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenized: list[list[str]] = []
+    tokenize = filled.encoder.tokenize
+
+    def counting(texts: Sequence[str], **kwargs: Any) -> list[list[str]]:
+        tokenized.append(list(texts))
+        return tokenize(texts, **kwargs)
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("all records were copied")
+
+    monkeypatch.setattr(filled.encoder, "tokenize", counting)
+    monkeypatch.setattr(filled.store, "records", refuse)
+    asked: SearchKeywords = {"mode": "dense", "bm25": "extra", "filter": {"kind": {"$exists": False}}}
+    filled.search("zebra", **asked)
+    assert [len(texts) for texts in tokenized] == [80, 1]
+    filled.add(["zebra", "other"], ids=["d01", "new"])
+    filled.store.delete(["d02", "d03"])
+    tokenized.clear()
+    for _ in range(2):
+        assert [hit.id for hit in filled.search("zebra", **asked) if "bm25" in hit.scores] == ["d01"]
+    assert tokenized == [["zebra", "other"], ["zebra"], ["zebra"]]
+
+
+def test_bm25_equals_brute_force_through_changes_of_the_store(filled: Searcher, random: np.random.Generator) -> None:
+    assert isinstance(filled.store, MemoryStore)
+    for trial in range(30):
+        filled.add(make_texts(random, 3), ids=[f"d{i:02}" for i in random.integers(0, 99, 3)])
+        filled.store.delete([f"d{i:02}" for i in random.integers(0, 99, 5)])
+        filter_ = parse_filter(random_filter(random)) if trial % 2 else None
+        records = list(filled.store.records())
+        texts = {i: record.text.split() for i, record in enumerate(records)}
+        words = ["keys", "tea", "vault"]
+        expected = {
+            records[i].id: score
+            for i, score in bm25_scores(texts, words).items()
+            if matches(filter_, records[i].metadata)
+        }
+        asked: SearchKeywords = {"mode": "dense", "bm25": "extra", "k": 200, "pool_size": 200, "filter": filter_}
+        found = filled.search(" ".join(words), **asked)
+        assert {hit.id: hit.scores["bm25"] for hit in found if "bm25" in hit.scores} == pytest.approx(expected)
+
+
+def test_bm25_alone_finds_in_the_readmes_two_documents() -> None:
+    """Every token of one of two texts is in half of them."""
+    searcher = Searcher(M3Encoder("tiny", device="cpu"), open_store())
+    searcher.add(
+        ["Rotate the keys of the vault once a year.", "The museum is closed on Mondays."], ids=["vault", "museum"]
+    )
+    found = searcher.search("how do I rotate the keys?", bm25="replace", mode="lexical")
+    assert found[0].id == "vault"
+    found = searcher.search("closed Mondays", bm25="replace", mode="lexical")
+    assert [hit.id for hit in found] == ["museum"]
+
+
+def test_bm25_does_not_look_for_the_words_of_an_instruction(small: Path) -> None:
+    found = []
+    for instruction in ("", "museum opens on "):
+        with M3Encoder(small, shared=False, device="cpu", query_instruction=instruction) as encoder:
+            searcher = Searcher(encoder, open_store())
+            searcher.add(["The museum opens on Tuesdays.", "Rotate the keys."], ids=["museum", "keys"])
+            hits = searcher.search("keys", mode="dense", bm25="extra")
+            found.append({hit.id: hit.scores["bm25"] for hit in hits if "bm25" in hit.scores})
+    assert found[0] == found[1]
 
 
 def test_bm25_can_replace_the_learned_lexical_leg(filled: Searcher) -> None:
@@ -249,8 +318,12 @@ def test_bm25_is_refused_where_the_store_is_not_in_memory(filled: Searcher) -> N
             return getattr(filled.store, name)
 
     searcher = Searcher(filled.encoder, Elsewhere())
-    with pytest.raises(ValueError, match="BM25 needs a store in memory"):
+    with pytest.raises(ValueError, match="bm25='extra' needs a store in memory"):
         searcher.search("a", bm25="extra")
+    with pytest.raises(ValueError, match="bm25='replace' needs a store in memory"):
+        Searcher(filled.encoder, Elsewhere(), SearchOptions(bm25="replace"))
+    with pytest.raises(ValueError, match="bm25='replace' needs a store in memory"):
+        searcher.with_options(SearchOptions(bm25="replace"))
 
 
 def test_a_record_deleted_during_a_search_is_passed_over(filled: Searcher) -> None:
@@ -327,6 +400,63 @@ def test_an_explanation_names_the_tokens(encoder: M3Encoder) -> None:
     assert [(pair.query_token, pair.document_token) for pair in same.multi_vector] == list(
         zip(others, others, strict=True)
     )
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mcls"])
+@pytest.mark.parametrize("instruction", ["", "find what says: "])
+def test_an_explanation_names_the_tokens_whatever_the_limits(pooling: Pooling, instruction: str) -> None:
+    """The document is cut at 12 tokens or not at all, and explained by handles with a shorter and a longer limit."""
+    text = " ".join(f"word{i} of many" for i in range(150))
+    settings: dict[str, Any] = {"device": "cpu", "pooling": pooling}
+    query = "many of word2"
+    with M3Encoder("tiny", **settings) as whole:
+        (tokens,) = whole.tokenize([text])
+        (words,) = whole.tokenize([instruction + query])
+        for indexed_at in (12, 1022):
+            with M3Encoder("tiny", max_length=indexed_at, **settings) as indexing, warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the text is cut
+                store = open_store()
+                Searcher(indexing, store).add([text], ids=["a"])
+                (record,) = store.get(["a"], with_vectors=True)
+                assert record.vectors is not None
+                rows = record.vectors.multi_vector[0]
+            names = [*tokens[: len(rows) - 1], tokens[-1]]
+            for asked_at in (8, 300, 1022):
+                limits: dict[str, Any] = {
+                    "max_length": asked_at,
+                    "query_max_length": 60,
+                    "query_instruction": instruction,
+                }
+                with M3Encoder("tiny", **limits, **settings) as asking:
+                    explanation = Searcher(asking, store).explain(query, "a")
+                    similarities = asking.encode([query], kind="query").multi_vector[0] @ rows.T
+                assert [(pair.query_token, pair.document_token) for pair in explanation.multi_vector] == [
+                    (word, names[best]) for word, best in zip(words, similarities.argmax(axis=1), strict=True)
+                ]
+                found = [pair.similarity for pair in explanation.multi_vector]
+                assert found == pytest.approx(similarities.max(axis=1), abs=1e-5)
+                assert np.mean(found) == pytest.approx(explanation.scores["multi_vector"], abs=1e-5)
+
+
+def test_an_explanation_says_which_tokens_it_cannot_name(encoder: M3Encoder) -> None:
+    """More vectors than the text has tokens for this encoder."""
+    store = open_store()
+    searcher = Searcher(encoder, store)
+    vectors = encoder.encode(["Rotate the keys once a year."])
+    searcher.add(["warm up"])
+    store.upsert(["a"], ["Rotate"], [{}], vectors)
+    (words,), n = encoder.tokenize(["Rotate"]), len(vectors.multi_vector[0])
+    names = [*words[:-1], *["?"] * (n - len(words)), words[-1]]
+    found = searcher.explain("Rotate the keys once a year.", "a").multi_vector
+    assert [pair.document_token for pair in found] == names
+
+
+def test_a_record_without_token_vectors_is_explained(filled: Searcher) -> None:
+    vectors = filled.encoder.encode(["text"])
+    empty = MultiVectorRows(np.zeros(2, np.int64), vectors.multi_vector.flat[:0])
+    filled.store.upsert(["e"], [""], [{}], M3Vectors(dense=vectors.dense, lexical=vectors.lexical, multi_vector=empty))
+    explanation = filled.explain("keys", "e")
+    assert (explanation.multi_vector, explanation.scores["multi_vector"]) == ([], 0)
 
 
 def test_a_fingerprint_is_the_models_whatever_its_name_dtype_or_format(small: Path, wide: Path, tmp_path: Path) -> None:

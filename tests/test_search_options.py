@@ -8,6 +8,7 @@ import pytest
 from m3_integrations import ModeWeights, Searcher, SearchOptions
 from m3_integrations.search import OPTION_NAMES, SearchKeywords, rerank
 from m3_integrations.store import FilterLike
+from m3_integrations.vectors import WeightsLike
 from tests.fakes import FakeEncoder
 from tests.test_scoring import brute_force
 from tests.test_search import make_searcher
@@ -30,7 +31,7 @@ def filled() -> Searcher:
         ({"fusion": "max"}, ValueError, "fusion must be one of weighted, rrf, got 'max'"),
         ({"bm25": "yes"}, ValueError, "bm25 must be one of off, extra, replace"),
         ({"weights": "best"}, ValueError, "unknown weights 'best'"),
-        ({"weights": (1, 1, 1)}, TypeError, "weights must be ModeWeights"),
+        ({"weights": (1, 1)}, TypeError, "weights must be ModeWeights"),
         ({"score_threshold": float("nan")}, ValueError, "must be finite"),
         ({"filter": {"a": {"$near": 1}}}, ValueError, "unknown"),
         ({"filter": "a = 1"}, TypeError, "must be a mapping"),
@@ -41,10 +42,28 @@ def test_options_out_of_range_are_refused(settings: dict[str, Any], error: type[
         SearchOptions(**settings)
 
 
+@pytest.mark.parametrize("integer", [np.int64, np.uint8, int])
+def test_any_whole_number_counts_and_becomes_a_plain_one(integer: type) -> None:
+    options = SearchOptions(k=integer(3), pool_size=integer(7), rrf_k=integer(0))
+    assert (options.k, options.pool_size, options.rrf_k) == (3, 7, 0)
+    assert {type(options.k), type(options.pool_size), type(options.rrf_k)} == {int}
+    with pytest.raises(TypeError, match="k must be an integer"):
+        SearchOptions(k=np.bool_(True))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("n_results", "k"), ("filters", "filter"), ("weigths", "weights"), ("zzz", None)]
+)
+def test_an_unknown_option_is_answered_with_the_one_that_may_be_meant(name: str, meant: str | None) -> None:
+    asked: dict[str, Any] = {name: 1}
+    with pytest.raises(TypeError, match=f"did you mean {meant}. It has k" if meant else "option zzz: it has k, mode"):
+        SearchOptions(**asked)
+
+
 def test_an_option_that_does_not_exist_is_refused(filled: Searcher) -> None:
     for unknown in ({"top_k": 3}, {"top_k": None}):
         for refused in (lambda asked: filled.search("a", **asked), lambda asked: SearchOptions(**asked)):
-            with pytest.raises(TypeError, match="a search has no option top_k: it has k, mode, weights"):
+            with pytest.raises(TypeError, match=r"a search has no option top_k: did you mean k\? It has k, mode"):
                 refused(unknown)
 
 
@@ -53,7 +72,7 @@ def test_the_keywords_of_a_call_are_the_options() -> None:
     keywords, options = get_type_hints(SearchKeywords), get_type_hints(SearchOptions)
     assert set(keywords) == set(options) == set(OPTION_NAMES)
     accepted = options | {
-        "weights": ModeWeights | str,
+        "weights": WeightsLike,
         "filter": FilterLike,
     }  # an option of these holds what was parsed
     assert {name: hint | None for name, hint in accepted.items()} == keywords

@@ -1,11 +1,12 @@
 import copy
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
 
 from m3_integrations import LexicalWeights, M3Scores, M3Vectors, ModeWeights
-from m3_integrations.vectors import LexicalRows, MultiVectorRows
+from m3_integrations.vectors import LexicalRows, MultiVectorRows, resolve_weights
 
 
 def make_vectors() -> M3Vectors:
@@ -133,3 +134,30 @@ def test_unknown_presets_and_modes_are_refused() -> None:
         ModeWeights().normalized(["sparse"])  # type: ignore[list-item]
     with pytest.raises(TypeError, match=r"\('dense',\)"):
         make_vectors().select("dense")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        [1, 0.3, 1],
+        (1, 0.3, 1),
+        np.array([1, 0.3, 1]),
+        {"lexical": 0.3, "dense": 1, "multi_vector": 1},
+        "miracl",
+        ModeWeights(1, 0.3, 1),
+    ],
+    ids=str,
+)
+def test_weights_are_written_in_many_ways(weights: Any) -> None:
+    assert resolve_weights(weights) == ModeWeights(1.0, 0.3, 1.0)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [[1, 1], [1, 1, 1, 1], {1, 2, 3}, {"dense": 1}, {"dense": 1, "sparse": 1, "multi_vector": 1}, 3, b"abc",
+     ["1", 1, 1], [True, 1, 1]],
+    ids=str,
+)  # fmt: skip
+def test_what_can_be_no_weights_is_refused_with_what_can(weights: Any) -> None:
+    with pytest.raises(TypeError, match=r"three numbers, as \[dense, lexical, multi_vector\] or as a mapping"):
+        resolve_weights(weights)

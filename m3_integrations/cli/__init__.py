@@ -5,6 +5,6 @@ try:
 except ModuleNotFoundError as error:
     if error.name not in {"typer", "rich"}:
         raise
-    raise ImportError("the m3 command needs typer and rich: pip install 'm3-integrations[cli]'") from error
+    raise ImportError("the m3 command needs typer and rich: pip install 'PATH_TO_THE_CLONE[cli]'") from error
 
 __all__ = ["app"]

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
 import typer
 
 from m3_integrations.cli.demo import demo
@@ -11,11 +16,36 @@ from m3_integrations.cli.search import search
 from m3_integrations.cli.train import train
 
 app = typer.Typer(
-    help="BGE-M3's dense, lexical and multi-vector retrieval for LangChain and LlamaIndex.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_show_locals=False,
 )
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"m3-integrations {version('m3-integrations')}")
+        raise typer.Exit
+
+
+@app.callback()
+def prepare(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version, and end.")
+    ] = False,
+) -> None:
+    """BGE-M3's dense, lexical and multi-vector retrieval for LangChain and LlamaIndex."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a character that a terminal does not have is no reason to end
+
+
+@app.command("help")
+def show_help(context: typer.Context) -> None:
+    """Show this help; m3 COMMAND --help says more."""
+    assert context.parent is not None  # noqa: S101 - a command is called by the app
+    typer.echo(context.parent.get_help())
+
+
 app.command()(demo)
 app.command()(train)
 app.command(name="eval")(evaluate)

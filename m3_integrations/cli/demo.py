@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from m3_integrations.cli.collection import read_collection
-from m3_integrations.cli.shared import Device, Model, errors_in_one_line, print_explanation
+from m3_integrations.cli.shared import Device, Model, PipedConsole, errors_in_one_line, print_explanation
 
 if TYPE_CHECKING:
     from m3_integrations.encoder import M3Encoder
@@ -48,7 +48,7 @@ def demo(
     from m3_integrations.langchain import M3HybridRetriever
     from m3_integrations.store import open_store
 
-    console = Console()
+    console = PipedConsole()
     chat_model = open_chat_model(llm)
     start = time.perf_counter()
     encoder = M3Encoder(model, device=device)

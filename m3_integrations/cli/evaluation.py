@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -11,24 +12,26 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from m3_integrations.cli.shared import Device, errors_in_one_line
-from m3_integrations.vectors import MODES, ModeWeights
+from m3_integrations.cli.shared import Device, PipedConsole, errors_in_one_line
+from m3_integrations.vectors import MODES, Mode, ModeWeights
 
 if TYPE_CHECKING:
+    from m3_integrations.encoder import M3Encoder
+    from m3_integrations.evaluation import Dataset, EvaluationResult, TunedWeights
     from m3_integrations.evaluation.report import Table
 
 _FILE_WIDTH: Final = 160
 """Columns of a table that goes into a file or a pipe."""
 
 
-@errors_in_one_line()
+@errors_in_one_line(after_interrupt="Vectors that were computed are kept: the same line goes on from there.")
 def evaluate(  # noqa: PLR0917 - typer passes by name
     data: Annotated[Path, typer.Argument(help="A folder in BEIR's layout, or a folder of such folders.")],
     model: Annotated[list[str] | None, typer.Option(help="A checkpoint; may be repeated. tiny if none.")] = None,
     out: Annotated[Path, typer.Option(help="For the report.")] = Path("m3-eval"),
     work: Annotated[Path | None, typer.Option(help="For the vectors, which later runs reuse; in OUT if none.")] = None,
     modes: Annotated[str, typer.Option(help="Comma-separated: dense,lexical,multi_vector,dense+lexical,all,"
-                     "search:all,bm25,bm25:words. All that the checkpoint can do if none.")] = "",
+                     "search:all,bm25,bm25:words. All that every checkpoint can do if none.")] = "",
     metrics: Annotated[str, typer.Option(help="Comma-separated, as ir-measures spells them.")] = "",
     weights: Annotated[list[str] | None, typer.Option(help="PRESET or D,L,M for all hybrid modes, or "
                        "MODE=PRESET or MODE=D,L,M for one; may be repeated.")] = None,
@@ -48,38 +51,69 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
     """Measure what every mode, weighting and checkpoint is worth on your data."""
     from m3_integrations import evaluation
     from m3_integrations.encoder import M3Encoder
-    from m3_integrations.evaluation.modes import check_columns
-    from m3_integrations.evaluation.report import make_tables, notes, write_report
+    from m3_integrations.evaluation.modes import check_columns, check_weights, possible_columns
+    from m3_integrations.evaluation.report import make_tables, notes, write_report, write_results
 
-    console = Console()
+    console = PipedConsole()
     (compared_with,) = check_columns([baseline], MODES)
-    chosen = parse_weights(weights or [])
+    chosen, asked = parse_weights(weights or []), metrics.split(",") if metrics else None
     protocol = evaluation.Protocol(rerank_depth=rerank_depth, pool_size=pool_size, encode_candidates=encode_candidates)
     datasets = [
         evaluation.read_dataset(folder, queries_from=queries_from, split=split, titles=titles)
         for folder in evaluation.find_folders(data)
     ]
+    models = list(dict.fromkeys(model or ["tiny"]))
+    opened = partial(M3Encoder, shared=False, device=device, max_length=max_length)
+    common = _common_modes(opened, models)
+    columns = check_columns(modes.split(","), common) if modes else possible_columns(common)
+    check_weights(chosen)
+    _check_datasets(datasets, asked, common, tune=tune)
+    out.mkdir(parents=True, exist_ok=True)
     work = work or out / "vectors"
-    results, tuned = [], []
-    for name in model or ["tiny"]:
-        with M3Encoder(name, shared=False, device=device, max_length=max_length) as encoder:
+    results: list[EvaluationResult] = []
+    tuned: list[TunedWeights] = []
+    for name in models:
+        with opened(name) as encoder:
             for dataset in datasets:
                 console.print(f"[bold]{escape(name)}[/bold] on [bold]{escape(dataset.name)}[/bold]", highlight=False)
                 result = evaluation.evaluate(
-                    encoder, dataset, modes=modes.split(",") if modes else None,
-                    metrics=metrics.split(",") if metrics else None, weights=chosen, protocol=protocol, work=work,
+                    encoder, dataset, modes=columns, metrics=asked, weights=chosen, protocol=protocol, work=work,
                     show_progress=True,
                 )  # fmt: skip
                 results.append(result)
+                write_results(results, out, baseline=compared_with, tuned=tuned)  # a later one may fail
                 if tune:
                     metric = results[0].metrics[0]
                     tuned.append(evaluation.tune_weights(encoder, dataset, metric=metric, protocol=protocol, work=work))
     tables = list(make_tables(results, compared_with, tuned))
+    write_report(results, out, tables=tables, baseline=compared_with, tuned=tuned)
     _print_tables(tables, console)
     for note in notes(results):
         console.print(f"- {escape(note)}", style="dim", highlight=False)
-    write_report(results, out, tables=tables, baseline=compared_with, tuned=tuned)
     console.print(f"results.json, tables.md, plot.png and runs/ are in {escape(str(out))}", highlight=False)
+
+
+def _common_modes(opened: Callable[[str], M3Encoder], models: Sequence[str]) -> tuple[Mode, ...]:
+    """Return the modes that all checkpoints have heads for. Each is opened, so that a damaged one is refused now."""
+    common = MODES
+    for name in models:
+        with opened(name) as encoder:
+            common = tuple(mode for mode in common if mode in encoder.modes)
+    return common
+
+
+def _check_datasets(
+    datasets: Sequence[Dataset], metrics: Sequence[str] | None, modes: Sequence[Mode], *, tune: bool
+) -> None:
+    """Refuse before the first text is encoded what could not be measured, tuned or written after the last."""
+    from m3_integrations.evaluation.runs import check_run_ids
+    from m3_integrations.evaluation.tuning import check_tuning
+
+    for dataset in datasets:
+        check_run_ids(dataset)
+        dataset.check_metrics(metrics)
+        if tune:
+            check_tuning(dataset, modes)
 
 
 def parse_weights(texts: Sequence[str]) -> dict[str, ModeWeights | str]:

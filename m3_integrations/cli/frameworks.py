@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from langchain_core.callbacks import CallbackManagerForLLMRun
-from langchain_core.documents import Document
-from langchain_core.language_models import BaseChatModel, SimpleChatModel
-from langchain_core.messages import BaseMessage
-from langchain_core.output_parsers import StrOutputParser
-from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import RunnableLambda
-from llama_index.core import PromptTemplate
-from llama_index.core.llms import CompletionResponse, CompletionResponseGen, CustomLLM, LLMMetadata
-from llama_index.core.query_engine import RetrieverQueryEngine
+try:
+    from langchain_core.callbacks import CallbackManagerForLLMRun
+    from langchain_core.documents import Document
+    from langchain_core.language_models import BaseChatModel, SimpleChatModel
+    from langchain_core.messages import BaseMessage
+    from langchain_core.output_parsers import StrOutputParser
+    from langchain_core.prompts import ChatPromptTemplate
+    from langchain_core.runnables import RunnableLambda
+    from llama_index.core import PromptTemplate
+    from llama_index.core.llms import CompletionResponse, CompletionResponseGen, CustomLLM, LLMMetadata
+    from llama_index.core.query_engine import RetrieverQueryEngine
+except ModuleNotFoundError as error:
+    if error.name not in {"langchain_core", "llama_index", "llama_index.core"}:
+        raise
+    raise ImportError(
+        "m3 demo shows LangChain and LlamaIndex, and one is missing: pip install 'PATH_TO_THE_CLONE[all]'"
+    ) from error
 
 from m3_integrations import llama_index as for_llama_index
 from m3_integrations.langchain import M3HybridRetriever

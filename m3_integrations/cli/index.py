@@ -9,16 +9,29 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from m3_integrations.cli.shared import Collection, Device, Model, errors_in_one_line, folder_of, is_new, open_place
+from m3_integrations.cli.shared import (
+    Collection,
+    Device,
+    Model,
+    PipedConsole,
+    counted,
+    errors_in_one_line,
+    folder_of,
+    is_new,
+    open_place,
+)
 
 if TYPE_CHECKING:
     from m3_integrations.indexing import IndexReport
 
 
-@errors_in_one_line(stderr=True)
+@errors_in_one_line(stderr=True, after_interrupt="What was done is kept: the same line goes on from there.")
 def index(
     paths: Annotated[
-        list[Path], typer.Argument(help="Text, Markdown and JSONL files, and folders of them.", show_default=False)
+        list[Path],
+        typer.Argument(
+            help="Text, Markdown, reStructuredText, HTML and JSONL files, and folders of them.", show_default=False
+        ),
     ],
     *,
     store: Annotated[str, typer.Option(help="A folder, made if it is not there, or the URL of a Qdrant server.")],
@@ -40,8 +53,10 @@ def index(
     # Before a mistyped path has made a store, and before seconds go into loading a model.
     if is_new(store) and (absent := [path for path in paths if not path.expanduser().exists()]):
         raise FileNotFoundError(f"no file or folder {absent[0]}")
-    encoder = M3Encoder(model, device=device)
     folder = folder_of(store)
+    if folder is not None and (within := [path for path in paths if _is_within(path, folder)]):
+        raise ValueError(f"{within[0]} cannot be indexed into {store}, which is it or around it: name another --store")
+    encoder = M3Encoder(model, device=device)
     with open_place(store, collection=collection, multi_vector=multi_vector) as opened:
         exclude = [folder] if folder is not None else []
         report = index_files(paths, encoder, opened, splitting=splitting, exclude=exclude, show_progress=True)
@@ -54,6 +69,10 @@ def index(
         raise typer.Exit(1)
 
 
+def _is_within(path: Path, folder: Path) -> bool:
+    return path.expanduser().resolve().is_relative_to(folder.resolve())
+
+
 def _print_report(report: IndexReport, n_records: int, store: str) -> None:
     files = ", ".join(f"{len(getattr(report, name)):,} {name}" for name in ("added", "changed", "unchanged", "deleted"))
     lines = [
@@ -61,8 +80,8 @@ def _print_report(report: IndexReport, n_records: int, store: str) -> None:
         f"parts: {report.parts_encoded:,} encoded, {report.parts_kept:,} kept, {report.parts_deleted:,} deleted",
     ]
     passed_over = {"files without text": report.empty, **report.skipped}
-    if said := ", ".join(f"{len(paths):,} {reason}" for reason, paths in passed_over.items() if paths):
+    if said := ", ".join(counted(len(paths), reason) for reason, paths in passed_over.items() if paths):
         lines.append(f"passed over: {said}")
-    lines.append(f"{store} holds {n_records:,} records")
+    lines.append(f"{store} holds {counted(n_records, 'records')}")
     for line in lines:
-        Console().print(escape(line), highlight=False, soft_wrap=True)
+        PipedConsole().print(escape(line), highlight=False, soft_wrap=True)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import codecs
 import json
-from collections.abc import Sequence
+import re
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from m3_integrations.cli.shared import (
     Collection,
     Device,
     Model,
+    PipedConsole,
     errors_in_one_line,
     is_new,
     open_place,
@@ -29,13 +32,16 @@ if TYPE_CHECKING:
 _SHOWN_LENGTH: Final = 300
 """Characters of a text that are shown; `--json` gives all."""
 
+_BEFORE_MATCH: Final = 40
+"""Characters that are shown before the first token that matched."""
+
 _FILTER_EXAMPLE: Final = """{"year": {"$gte": 2024}}"""
 
 
 @errors_in_one_line(stderr=True)
 def search(
     store: Annotated[str, typer.Argument(help="A folder, or the URL of a Qdrant server.")],
-    question: Annotated[str, typer.Argument(help="What to look for.")],
+    words: Annotated[list[str], typer.Argument(metavar="QUESTION...", help="What to look for, quoted or not.")],
     *,
     model: Model = "tiny",
     k: Annotated[int, typer.Option(min=1, help="How many results at most.")] = 4,
@@ -55,22 +61,24 @@ def search(
     from m3_integrations.encoder import M3Encoder
     from m3_integrations.search import Searcher, SearchOptions
 
+    question = " ".join(words)
     known = cast("SearchMode", mode)  # SearchOptions refuses other strings
     options = SearchOptions(k=k, mode=known, weights=_weights(weights), filter=_filter(filter))
-    if not question.strip():
-        raise ValueError("the question is blank: say what to look for")
     if is_new(store):
         raise FileNotFoundError(f"no store at {store}: make one with m3 index PATH --store {store}")
     encoder = M3Encoder(model, device=device)
-    with Searcher(encoder, open_place(store, collection=collection), options) as searcher:
+    with open_place(store, collection=collection) as opened:
+        searcher = Searcher(encoder, opened, options)
         hits = searcher.search(question)
-        reasons = [searcher.explain(question, hit.id) for hit in hits] if explain else []
+        reasons = [searcher.explain(question, hit.id) for hit in hits] if explain or not as_json else []
     if as_json:
-        print(json.dumps(_document(question, options, hits, reasons), ensure_ascii=False, indent=2))  # noqa: T201
+        # Where the output is in another encoding, as on Windows, escapes say all that UTF-8 does.
+        is_utf8 = codecs.lookup(sys.stdout.encoding or "ascii").name == "utf-8"
+        print(json.dumps(_document(question, options, hits, reasons), ensure_ascii=not is_utf8, indent=2))  # noqa: T201
     elif not hits:
-        Console().print("nothing found")
+        PipedConsole().print("nothing found")
     else:
-        _print_hits(hits, reasons)
+        _print_hits(hits, reasons, is_explained=explain)
 
 
 def _weights(text: str | None) -> ModeWeights | str | None:
@@ -113,19 +121,43 @@ def _document(
     return {"question": question, "mode": options.mode, "k": options.k, "hits": found}
 
 
-def _print_hits(hits: Sequence[Hit], reasons: Sequence[Explanation]) -> None:
-    console = Console()
-    for rank, hit in enumerate(hits, 1):
+def _print_hits(hits: Sequence[Hit], reasons: Sequence[Explanation], *, is_explained: bool) -> None:
+    console = PipedConsole()
+    for rank, (hit, reason) in enumerate(zip(hits, reasons, strict=True), 1):
         id_ = hit.id.removeprefix(f"{Path.cwd()}/")
         trail = "".join(f" > {heading}" for heading in hit.metadata.get("headings", []))
         scores = "  ".join(f"{mode.replace('_', '-')} {score:.3f}" for mode, score in hit.scores.items())
         console.print(f"[bold]{rank}.  {hit.score:.3f}  {escape(id_ + trail)}[/bold]", highlight=False, soft_wrap=True)
         console.print(f"  {scores}", style="dim", highlight=False)
-        console.print(f"  {escape(_shortened(hit.text))}", highlight=False, soft_wrap=True)
-        if reasons:
-            print_explanation(reasons[rank - 1], console)
+        weights = {match.token.strip("▁"): match.score for match in reason.lexical}
+        console.print(f"  {escape(excerpt(hit.text, weights))}", highlight=False, soft_wrap=True)
+        if is_explained:
+            print_explanation(reason, console)
 
 
-def _shortened(text: str) -> str:
+def excerpt(text: str, weights: Mapping[str, float]) -> str:
+    """Return what is shown of a text: where its tokens with the most weight are near to each other.
+
+    Args:
+        text: White space in it is shown as single spaces.
+        weights: How much each token counts; of equal stretches the first is taken.
+    """
     flat = " ".join(text.split())
-    return flat if len(flat) <= _SHOWN_LENGTH else f"{flat[:_SHOWN_LENGTH].rstrip()} …"
+    if len(flat) <= _SHOWN_LENGTH:
+        return flat
+    found = [
+        (match.start(), token)
+        for token in weights
+        if token
+        for match in re.finditer(re.escape(token), flat, re.IGNORECASE)
+    ]
+    best, start = 0.0, 0
+    for first, _ in sorted(found):
+        near = {token for place, token in found if first <= place and place + len(token) <= first + _SHOWN_LENGTH}
+        if (sum_ := sum(weights[token] for token in near)) > best:
+            best, start = sum_, first
+    start = max(0, min(start - _BEFORE_MATCH, len(flat) - _SHOWN_LENGTH))
+    if start:
+        start = flat.find(" ", start, start + _BEFORE_MATCH) + 1 or start
+    end = start + _SHOWN_LENGTH
+    return f"{'… ' if start else ''}{flat[start:end].strip()}{' …' if end < len(flat) else ''}"

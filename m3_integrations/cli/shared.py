@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,15 +24,43 @@ Collection = Annotated[str | None, typer.Option(help="The collection, on a serve
 
 
 @contextmanager
-def errors_in_one_line(*, stderr: bool = False) -> Iterator[None]:
-    """End with status 1 and one line for an error that a user can cause. Other errors keep their traceback."""
+def errors_in_one_line(*, stderr: bool = False, after_interrupt: str = "") -> Iterator[None]:
+    """End with status 1 and one line for an error that a user can cause. Other errors keep their traceback.
+
+    Ctrl-C ends with status 130, as shells have it, and a reader that went away (`| head`) with 141, without a word.
+
+    Args:
+        stderr: Whether the line goes to standard error.
+        after_interrupt: What to say after Ctrl-C.
+    """
     try:
         yield
+        sys.stdout.flush()  # or a reader that went away would be noticed when nobody can handle it any more
     except typer.Exit:  # a RuntimeError, too
         raise
+    except BrokenPipeError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it once more
+        raise typer.Exit(141) from error
+    except KeyboardInterrupt as error:
+        Console(stderr=True).print(f"interrupted. {after_interrupt}".rstrip(), highlight=False, soft_wrap=True)
+        raise typer.Exit(130) from error
     except (ImportError, OSError, ValueError, RuntimeError) as error:
         Console(stderr=stderr).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
+
+
+class PipedConsole(Console):
+    """A console whose reader may go away: rich itself would end with status 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to `errors_in_one_line`."""
+        raise BrokenPipeError
+
+
+def counted(n: int, things: str) -> str:
+    """Return a number with the files, links or records that it counts: "1 .js file", "2 files without text"."""
+    one = re.sub(r"(?<![.])\b(file|link|record)s\b", r"\1", things, count=1)
+    return f"{n:,} {one if n == 1 else things}"
 
 
 def folder_of(where: str) -> Path | None:

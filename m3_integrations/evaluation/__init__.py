@@ -9,10 +9,10 @@ try:
     from m3_integrations.evaluation.statistics import Comparison, Estimate
     from m3_integrations.evaluation.tuning import TunedWeights, tune_weights
 except ModuleNotFoundError as error:
-    if error.name not in {"ir_measures", "scipy", "regex"}:
+    if error.name not in {"ir_measures", "scipy", "regex", "rank_bm25"}:
         raise
     raise ModuleNotFoundError(
-        f"evaluation needs {error.name}: pip install 'm3-integrations[evaluation]'", name=error.name
+        f"evaluation needs {error.name}: pip install 'PATH_TO_THE_CLONE[evaluation]'", name=error.name
     ) from error
 
 __all__ = [

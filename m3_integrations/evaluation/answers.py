@@ -45,11 +45,11 @@ def read_questions(path: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
         The text and the answers of every question, by its id.
 
     Raises:
-        ValueError: If a line is no such object, or the file has no question.
+        ValueError: If a line is no such object, or as `parse_row`, or the file has no question.
     """
-    queries, answers = {}, {}
+    queries, answers, seen = {}, {}, set[str]()
     for number, (_, line) in enumerate(read_lines(path), start=1):
-        row = parse_row(line, path, number, ("id", "question"))
+        row = parse_row(line, path, number, ("id", "question"), known=seen)
         known = row.get("answers")
         if not isinstance(known, list) or not known or not all(isinstance(answer, str) for answer in known):
             raise ValueError(f"{path}, entry {number} must have answers, a list of one or more strings, got {known!r}")

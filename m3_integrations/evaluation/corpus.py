@@ -27,28 +27,28 @@ class Corpus:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a line is no such object, an id comes twice, or there is no document.
+        ValueError: If a line is no such object, or as `parse_row`, or there is no document.
     """
 
     def __init__(self, path: Path, *, titles: bool = True) -> None:
         self.path, self._titles = path, titles
         self.ids: list[str] = []
-        digest, offsets = hashlib.blake2b(digest_size=16), []
+        digest, offsets, known = hashlib.blake2b(digest_size=16), [], set[str]()
         for number, (offset, line) in enumerate(read_lines(path), start=1):
-            row = parse_row(line, path, number)
+            row = parse_row(line, path, number, known=known)
             self.ids.append(row["_id"])
             offsets.append(offset)
-            digest.update(f"{row['_id']}\0{self._text(row)}\0".encode("utf-8", "surrogatepass"))
+            digest.update(f"{row['_id']}\0{self._text(row)}\0".encode())
         if not self.ids:
             raise ValueError(f"{path} has no documents")
-        if len(set(self.ids)) < len(self.ids):
-            twice = next(id_ for id_ in self.ids if self.ids.count(id_) > 1)
-            raise ValueError(f"{path} has more than one document with the id {twice!r}")
         self._offsets = np.array(offsets, dtype=np.int64)
         self.digest = digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"Corpus({str(self.path)!r}, {len(self)} documents)"
 
     def _text(self, row: Mapping[str, Any]) -> str:
         title = row.get("title") or ""
@@ -90,7 +90,9 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
             offset += len(line)
 
 
-def parse_row(line: bytes, path: Path, number: int, keys: tuple[str, str] = ("_id", "text")) -> dict[str, Any]:
+def parse_row(
+    line: bytes, path: Path, number: int, keys: tuple[str, str] = ("_id", "text"), *, known: set[str] | None = None
+) -> dict[str, Any]:
     """Return the object of a line of JSON. An id that is a number becomes a string.
 
     Args:
@@ -98,9 +100,11 @@ def parse_row(line: bytes, path: Path, number: int, keys: tuple[str, str] = ("_i
         path: The file that it is from, for messages.
         number: Which line it is, counted from 1, for messages.
         keys: The key of the id, and another key that must have a string.
+        known: The ids of the lines before; this line's is added. None where ids were compared already.
 
     Raises:
-        ValueError: If the line is not such an object.
+        ValueError: If the line is not such an object, holds half a surrogate pair, which no tokenizer and no file of
+            results takes, or its id is known.
     """
     try:
         row = json.loads(line)
@@ -110,4 +114,14 @@ def parse_row(line: bytes, path: Path, number: int, keys: tuple[str, str] = ("_i
         row[keys[0]] = str(row[keys[0]])
     if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in keys):
         raise ValueError(f"{path}, entry {number} must be an object with the strings {' and '.join(keys)}")
+    try:
+        "".join((row[keys[0]], row[keys[1]], str(row.get("title")))).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{path}, entry {number} holds half a surrogate pair: {error}") from error
+    if known is not None:
+        if row[keys[0]] in known:
+            raise ValueError(
+                f"{path} has more than one entry with the {keys[0]} {row[keys[0]]!r}; the second is {number}"
+            )
+        known.add(row[keys[0]])
     return row

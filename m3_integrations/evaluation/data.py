@@ -16,8 +16,13 @@ from m3_integrations.vectors import IntArray
 
 _DEFAULT_SPLIT: Final = "test"
 
+_LAYOUT: Final = (
+    'a data set is a folder with corpus.jsonl (a line: {"_id": .., "title": .., "text": ..}), queries.jsonl '
+    '({"_id": .., "text": ..}) and qrels/test.tsv (query-id, corpus-id and score, with tabs between)'
+)
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Dataset:
     """Queries, the corpus they are asked of, and what is relevant to them.
 
@@ -37,6 +42,10 @@ class Dataset:
     qrels: Mapping[str, Mapping[str, int]]
     answers: Mapping[str, Sequence[str]]
     unjudged: int = 0
+
+    def __repr__(self) -> str:
+        judged_by = "answers" if self.answers else "qrels"
+        return f"Dataset({self.name!r}, {len(self.corpus)} documents, {len(self.queries)} queries, {judged_by})"
 
     def check_metrics(self, metrics: Sequence[str] | None) -> Sequence[str]:
         """Return the metrics, or the usual ones for this kind of relevance if None.
@@ -83,6 +92,7 @@ def read_dataset(
     """
     folder = Path(folder)
     source = folder if queries_from is None else Path(queries_from)
+    _check_files(folder, source)
     corpus = Corpus(folder / "corpus.jsonl", titles=titles)
     name = name or (folder.resolve().name if source == folder else f"{source.resolve().stem}→{folder.resolve().name}")
     if source.is_file():
@@ -112,12 +122,24 @@ def find_folders(folder: str | os.PathLike[str]) -> list[Path]:
         path.parent for path in (folder / "corpus.jsonl", *sorted(folder.glob("*/corpus.jsonl"))) if path.is_file()
     ]
     if not found:
-        raise FileNotFoundError(f"neither {folder} nor a folder in it has a corpus.jsonl")
+        raise FileNotFoundError(f"neither {folder} nor a folder in it has a corpus.jsonl: {_LAYOUT}")
     return found[:1] if found[0] == folder else found
 
 
+def _check_files(folder: Path, source: Path) -> None:
+    """Say what is missing before a large corpus is read."""
+    if not source.exists():
+        raise FileNotFoundError(
+            f"{source} is not there: queries come from a folder in this layout, or a file of MKQA's"
+        )
+    needed = [folder / "corpus.jsonl"] if source.is_file() else [folder / "corpus.jsonl", source / "queries.jsonl"]
+    if absent := [path for path in needed if not path.is_file()]:
+        raise FileNotFoundError(f"{absent[0]} is not there: {_LAYOUT}")
+
+
 def _read_queries(path: Path) -> dict[str, str]:
-    rows = [parse_row(line, path, number) for number, (_, line) in enumerate(read_lines(path), start=1)]
+    known: set[str] = set()
+    rows = [parse_row(line, path, number, known=known) for number, (_, line) in enumerate(read_lines(path), start=1)]
     return {row["_id"]: row["text"] for row in rows}
 
 
@@ -126,23 +148,25 @@ def _find_qrels(folder: Path, split: str | None) -> Path:
     if split is None:
         split = there[0] if len(there) == 1 else _DEFAULT_SPLIT
     if split not in there:
-        raise FileNotFoundError(f"{folder} has no {split}.tsv, only: {', '.join(there) or 'nothing'}")
+        raise FileNotFoundError(f"{folder} has no {split}.tsv, only: {', '.join(there) or 'nothing'}; {_LAYOUT}")
     return folder / f"{split}.tsv"
 
 
 def _read_qrels(path: Path) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = {}
     for number, (_, line) in enumerate(read_lines(path), start=1):
-        cells = line.decode().rstrip("\r\n").split("\t")
+        cells = line.decode("utf-8-sig").rstrip("\r\n").split("\t")
         if number == 1 and cells[-1] == "score":
             continue
         try:
-            query, document, gain = cells
-            qrels.setdefault(query, {})[document] = int(gain)
+            query, document, cell = cells
+            gain = int(cell)
         except ValueError as error:
             raise ValueError(
                 f"{path}, line {number} must be query-id, corpus-id and a whole number: {cells}"
             ) from error
+        if qrels.setdefault(query, {}).setdefault(document, gain) != gain:
+            raise ValueError(f"{path}, line {number} judges {query!r} and {document!r} again, and differently")
     return qrels
 
 

@@ -26,10 +26,10 @@ from m3_integrations.evaluation.modes import (
 from m3_integrations.evaluation.ranking import Ranking
 from m3_integrations.evaluation.runs import Protocol, gather_evidence, rank_bm25, rank_column
 from m3_integrations.evaluation.statistics import Comparison, Estimate, compare_paired, estimate_mean
-from m3_integrations.vectors import MODES, Mode, ModeWeights
+from m3_integrations.vectors import MODES, Mode, ModeWeights, WeightsLike
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class EvaluationResult:
     """What the columns are worth on one dataset.
 
@@ -53,6 +53,9 @@ class EvaluationResult:
     # Resampling takes a while, and tables, JSON and the plot ask for the same again.
     _estimates: dict[tuple[Column, str], Estimate] = field(default_factory=dict, init=False, repr=False)
     _comparisons: dict[tuple[Column, Column, str], Comparison] = field(default_factory=dict, init=False, repr=False)
+
+    def __repr__(self) -> str:
+        return f"EvaluationResult({self.model!r} on {self.dataset!r}, {', '.join(self.columns)})"
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -84,7 +87,7 @@ def evaluate(
     *,
     modes: Sequence[str] | None = None,
     metrics: Sequence[str] | None = None,
-    weights: Mapping[str, ModeWeights | str] | None = None,
+    weights: Mapping[str, WeightsLike] | None = None,
     protocol: Protocol | None = None,
     work: str | os.PathLike[str] | None = None,
     show_progress: bool = False,
@@ -99,8 +102,8 @@ def evaluate(
         modes: The columns, some of `COLUMNS`; by default all that the checkpoint can fill.
         metrics: As ir-measures spells them; by default nDCG@10, Recall@100, MRR@10 and MAP, or Success@20 and
             Success@100 where relevance is decided by answers, where only Success has a meaning.
-        weights: For `dense+lexical`, `all` and `search:all`, weights or the name of a preset; by default the paper's
-            for the first two and equal ones, the product's default, for the third.
+        weights: For `dense+lexical`, `all` and `search:all`, any `WeightsLike`; by default the paper's for the first
+            two and equal ones, the product's default, for the third.
         protocol: How candidates are chosen; the paper's and the product's numbers by default.
         work: Where vectors are kept, so that a killed run goes on and a second one encodes nothing; by default a
             temporary folder, which is deleted in the end.
@@ -111,7 +114,7 @@ def evaluate(
         ValueError: For an unknown mode, metric or preset, a mode that the checkpoint has no head for, or a metric that
             has no meaning for answers.
     """
-    columns = possible_columns(encoder.modes) if modes is None else check_columns(modes, encoder.modes)
+    columns = possible_columns(encoder.modes) if modes is None else check_columns(modes, encoder.modes, encoder.model)
     protocol, chosen = protocol or Protocol(), check_weights(weights)
     metrics = dataset.check_metrics(metrics)
     rankings: dict[Column, Sequence[Ranking]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Final
 
 import ir_measures
@@ -66,17 +67,23 @@ def check_metrics(metrics: Sequence[str] | None, *, default: Sequence[str] = DEF
     return metrics
 
 
+@cache
 def parse_metric(name: str) -> ir_measures.measures.Measure:
     """Return ir-measures' own object for a metric.
 
     Raises:
-        ValueError: If it knows none of this name.
+        ValueError: If it knows none of this name, or cannot compute it: some need a cutoff or a package more.
     """
+    known = ", ".join((*DEFAULT_METRICS, "Success@20", "Success@100"))
     try:
-        return ir_measures.parse_measure(name)
+        measure = ir_measures.parse_measure(name)
     except (NameError, ValueError, SyntaxError) as error:
-        known = ", ".join((*DEFAULT_METRICS, "Success@20", "Success@100"))
         raise ValueError(f"unknown metric {name!r}: use a name of ir-measures, such as {known}") from error
+    try:  # only computing shows what is missing
+        list(ir_measures.iter_calc([measure], {"query": {"document": 1}}, {"query": {"document": 1.0}}))
+    except (AssertionError, ValueError) as error:
+        raise ValueError(f"ir-measures cannot compute {name!r}: {error}. Use one such as {known}") from error
+    return measure
 
 
 def cutoff_of(name: str) -> int | None:

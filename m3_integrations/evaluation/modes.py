@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal, get_args
 
-from m3_integrations.search import resolve_weights
-from m3_integrations.vectors import MODES, Mode, ModeWeights
+from m3_integrations.vectors import MODES, Mode, ModeWeights, WeightsLike, absent_heads, resolve_weights
 
 Column = Literal["dense", "lexical", "multi_vector", "dense+lexical", "all", "search:all", "bm25", "bm25:words"]
 """One way to rank a corpus.
@@ -40,12 +39,13 @@ DEPTH: Final = 1000
 """How many documents of a query the first stages, and a ranking, hold."""
 
 
-def check_columns(columns: Iterable[str], modes: Sequence[Mode]) -> tuple[Column, ...]:
+def check_columns(columns: Iterable[str], modes: Sequence[Mode], model: str = "") -> tuple[Column, ...]:
     """Return the columns in their usual order, each once.
 
     Args:
         columns: What is asked for.
         modes: What the checkpoint has heads for.
+        model: What the checkpoint is called.
 
     Raises:
         TypeError: If columns is one string.
@@ -57,8 +57,8 @@ def check_columns(columns: Iterable[str], modes: Sequence[Mode]) -> tuple[Column
     if not wanted or wanted.difference(COLUMNS):
         raise ValueError(f"modes must be one or more of {', '.join(COLUMNS)}, got {sorted(wanted)}")
     for column in (column for column in COLUMNS if column in wanted):
-        if absent := set(NEEDED[column]).difference(modes):
-            raise ValueError(f"{column} needs {', '.join(sorted(absent))} vectors, and the checkpoint has no such head")
+        if absent := [mode for mode in NEEDED[column] if mode not in modes]:
+            raise ValueError(f"{column} needs {', '.join(absent)} vectors: {absent_heads(model, modes, absent)}")
     return tuple(column for column in COLUMNS if column in wanted)
 
 
@@ -67,14 +67,14 @@ def possible_columns(modes: Sequence[Mode]) -> tuple[Column, ...]:
     return tuple(column for column in COLUMNS if set(NEEDED[column]) <= set(modes))
 
 
-def check_weights(weights: Mapping[str, ModeWeights | str] | None) -> dict[Column, ModeWeights]:
+def check_weights(weights: Mapping[str, WeightsLike] | None) -> dict[Column, ModeWeights]:
     """Return the weights of every column that has some.
 
     Args:
-        weights: For a column, weights or the name of a preset; `DEFAULT_WEIGHTS` for the others.
+        weights: For a column, any `WeightsLike`; `DEFAULT_WEIGHTS` for the others.
 
     Raises:
-        TypeError: If weights are neither.
+        TypeError: If weights are none.
         ValueError: For a column without weights, an unknown preset, or weights that lie on no mode of the column.
     """
     given = weights or {}

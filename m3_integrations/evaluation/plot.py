@@ -14,7 +14,7 @@ except ModuleNotFoundError as error:
     if error.name != "matplotlib":
         raise
     raise ModuleNotFoundError(
-        "matplotlib draws the plot: pip install 'm3-integrations[evaluation]'", name="matplotlib"
+        "matplotlib draws the plot: pip install 'PATH_TO_THE_CLONE[evaluation]'", name="matplotlib"
     ) from error
 
 if TYPE_CHECKING:

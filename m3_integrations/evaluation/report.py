@@ -45,17 +45,36 @@ def write_report(
     Raises:
         ValueError: If an id has white space in it, which a TREC run file cannot hold.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    write_results(results, folder, baseline=baseline, tuned=tuned)
     names = model_names(results)
     for result in results:
         runs = folder / "runs" / _file_name(names[result.model]) / _file_name(result.dataset.name)
         runs.mkdir(parents=True, exist_ok=True)
         for column, rankings in result.rankings.items():
             write_trec_run(runs / f"{_file_name(column)}.trec", result.dataset, rankings, _file_name(column))
-    document = _document(results, baseline, tuned)
-    (folder / "results.json").write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     (folder / "tables.md").write_text("\n".join(_markdown(results, tables)), encoding="utf-8")
     plot_estimates(results, results[0].metrics[0], names, folder / "plot.png")
+
+
+def write_results(
+    results: Sequence[EvaluationResult], folder: Path, *, baseline: Column, tuned: Sequence[TunedWeights] = ()
+) -> None:
+    """Write results.json alone, which a run that has not ended can do after every dataset.
+
+    Arguments are those of `write_report`; of tuned the last may be missing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    document = {
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in _PACKAGES},
+        "baseline": baseline,
+        "results": [_result(result, baseline) for result in results],
+        "tuned": [_tuned(result, found) for result, found in zip(results, tuned, strict=False)],
+    }
+    new = folder / "results.json.new"
+    new.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    new.replace(folder / "results.json")
 
 
 def model_names(results: Sequence[EvaluationResult]) -> dict[str, str]:
@@ -159,17 +178,6 @@ def _markdown(results: Sequence[EvaluationResult], tables: Sequence[Table]) -> I
         yield ""
     yield from (f"- {note}" for note in notes(results))
     yield ""
-
-
-def _document(results: Sequence[EvaluationResult], baseline: Column, tuned: Sequence[TunedWeights]) -> dict[str, Any]:
-    return {
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "versions": {package: version(package) for package in _PACKAGES},
-        "baseline": baseline,
-        "results": [_result(result, baseline) for result in results],
-        "tuned": [_tuned(result, found) for result, found in zip(results, tuned, strict=False)],
-    }
 
 
 def _result(result: EvaluationResult, baseline: Column) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from typing import Final
 import numpy as np
 from tqdm.auto import tqdm
 
-from m3_integrations.bm25 import Bm25Index
 from m3_integrations.evaluation.corpus import Corpus
 from m3_integrations.evaluation.data import Dataset
 from m3_integrations.evaluation.encoding import Block, EncodedCorpus, EvaluatedEncoder
 from m3_integrations.evaluation.modes import DEPTH, Column
+from m3_integrations.evaluation.okapi import OkapiIndex
 from m3_integrations.evaluation.ranking import Candidates, Ranking, first_stages, score_candidates
 from m3_integrations.scoring import combine, top_rows
 from m3_integrations.vectors import MODES, FloatArray, IntArray, M3Vectors, Mode, ModeWeights
@@ -178,10 +178,10 @@ def rank_bm25(encoder: EvaluatedEncoder, dataset: Dataset, column: Column) -> li
     """
     documents, queries = dataset.corpus.texts(), list(dataset.queries.values())
     if column == "bm25":
-        index = Bm25Index(dataset.corpus.ids, _without_separators(encoder.tokenize(list(documents))))
-        tokens = _without_separators(encoder.tokenize(queries, kind="query"))
+        index = OkapiIndex(_without_separators(encoder.tokenize(list(documents))))
+        tokens = _without_separators(encoder.tokenize(queries))  # an instruction is for the network
     else:
-        index = Bm25Index(dataset.corpus.ids, [_WORDS.findall(text.lower()) for text in documents])
+        index = OkapiIndex([_WORDS.findall(text.lower()) for text in documents])
         tokens = [_WORDS.findall(text.lower()) for text in queries]
     rankings = []
     for query in tokens:
@@ -211,16 +211,27 @@ def write_trec_run(path: Path, dataset: Dataset, rankings: Sequence[Ranking], ta
     Raises:
         ValueError: If an id has white space in it, which the format cannot hold.
     """
+    check_run_ids(dataset)
     ids = dataset.corpus.ids
-    for id_ in (*dataset.queries, *ids):
-        if len(id_.split()) != 1:
-            raise ValueError(f"a TREC run file cannot hold the id {id_!r}: it is empty or has white space")
     with path.open("w", encoding="utf-8") as file:
         for id_, ranking in zip(dataset.queries, rankings, strict=True):
             scores = _falling(ranking.scores).tolist()
             file.writelines(
                 f"{id_} Q0 {ids[row]} {rank} {score:.9g} {tag}\n"
                 for rank, (row, score) in enumerate(zip(ranking.rows.tolist(), scores, strict=True), start=1)
+            )
+
+
+def check_run_ids(dataset: Dataset) -> None:
+    """Refuse a dataset with an id that a TREC run file cannot hold.
+
+    Raises:
+        ValueError: If an id is empty or has white space in it.
+    """
+    for id_ in (*dataset.queries, *dataset.corpus.ids):
+        if len(id_.split()) != 1:
+            raise ValueError(
+                f"a TREC run file cannot hold the id {id_!r} of {dataset.name}: use ids without white space"
             )
 
 

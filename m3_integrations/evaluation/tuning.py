@@ -19,7 +19,7 @@ from m3_integrations.evaluation.modes import DEPTH, Column, check_columns
 from m3_integrations.evaluation.ranking import Candidates
 from m3_integrations.evaluation.runs import Protocol, gather_evidence
 from m3_integrations.evaluation.statistics import Comparison, Estimate, compare_paired, estimate_mean
-from m3_integrations.vectors import MODES, PRESETS, IntArray, ModeWeights
+from m3_integrations.vectors import MODES, PRESETS, IntArray, Mode, ModeWeights
 
 _COLUMN: Final[Column] = "search:all"
 TUNED: Final = "tuned"
@@ -64,7 +64,7 @@ def _best(candidates: Candidates, weightings: Sequence[ModeWeights], depth: int)
     return candidates.rows[order[:, :depth]]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class TunedWeights:
     """Weights, and what they are worth on queries that they were not found on.
 
@@ -81,6 +81,10 @@ class TunedWeights:
     found_on: Sequence[str]
     reported_on: Sequence[str]
     values: Mapping[str, NDArray[np.float64]]
+
+    def __repr__(self) -> str:
+        n_queries = f"{len(self.found_on)} queries, reported on {len(self.reported_on)}"
+        return f"TunedWeights({self.weights!r}, by {self.metric} on {n_queries})"
 
     def estimate(self, name: str = TUNED) -> Estimate:
         """Return the mean on the other half, of "tuned" or a preset, with its 95 % interval."""
@@ -121,9 +125,7 @@ def tune_weights(
         ValueError: If the checkpoint lacks a head, relevance is decided by answers, there are fewer than two different
             queries, steps is less than 1, or the metric is unknown.
     """
-    check_columns([_COLUMN], encoder.modes)
-    if dataset.answers:
-        raise ValueError("weights are tuned on judged documents, and this dataset has answers in their place")
+    check_tuning(dataset, encoder.modes, encoder.model)
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     cutoff_of(metric)  # before the corpus is encoded
@@ -140,6 +142,18 @@ def tune_weights(
     reported = {TUNED: weights, **PRESETS}
     values = dict(zip(reported, unseen.measure(list(reported.values()), metric), strict=True))
     return TunedWeights(weights=weights, metric=metric, found_on=first, reported_on=second, values=values)
+
+
+def check_tuning(dataset: Dataset, modes: Sequence[Mode], model: str = "") -> None:
+    """Refuse a dataset that weights cannot be tuned on, by a checkpoint with heads for these modes.
+
+    Raises:
+        ValueError: If a head is missing, relevance is decided by answers, or there are not two different queries.
+    """
+    check_columns([_COLUMN], modes, model)
+    if dataset.answers:
+        raise ValueError(f"weights are tuned on judged documents, and {dataset.name} has answers instead")
+    split_queries(dataset.queries, seed=0)
 
 
 def split_queries(queries: Mapping[str, str], *, seed: int) -> tuple[list[str], list[str]]:

@@ -93,11 +93,12 @@ def _below(root: Path, left_out: set[Path], found: FoundFiles) -> Iterator[Path]
             try:
                 is_file = stat.S_ISREG(path.stat().st_mode)
             except FileNotFoundError:
-                is_file = False
+                found.skip(path, "links to nothing")
+                continue
             except OSError as error:  # is_file() says no to it from Python 3.13 on, and what is stored would be deleted
                 found.failures[path] = f"{path}: {error.strerror or error}"
                 continue
             if is_file:
                 yield path
             else:
-                found.skip(path, "links to nothing, and other files without content")
+                found.skip(path, "special files")

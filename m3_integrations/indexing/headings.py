@@ -1,4 +1,4 @@
-"""Where the headings of a Markdown text are, and which of them hold where."""
+"""Where the headings of a text are, and which of them hold where."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final, Literal
 
+from docutils import nodes
+from docutils.core import publish_doctree
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+
+Markup = Literal["plain", "markdown", "rst"]
+"""How the headings of a text are written; plain text has none."""
 
 _FRONT_MATTER: Final = re.compile(r"\A---[ \t]*\n.*?^(?:---|\.\.\.)[ \t]*$", re.DOTALL | re.MULTILINE)
 _LINE_CONTENT: Final = re.compile(r"[^\n]")
@@ -17,7 +22,7 @@ _LINE_CONTENT: Final = re.compile(r"[^\n]")
 
 @dataclass(frozen=True, slots=True)
 class Heading:
-    """A heading of a Markdown text.
+    """A heading of a text.
 
     Attributes:
         title: Its text without markup.
@@ -53,13 +58,49 @@ def read_headings(text: str) -> list[Heading]:
     return headings
 
 
+_RST_SETTINGS: Final[dict[str, Any]] = {
+    "_disable_config": True,
+    "doctitle_xform": False,  # the first title is a section as the others are
+    "file_insertion_enabled": False,
+    "halt_level": 5,  # what is unknown, such as a directive of Sphinx, is no error: only headings are asked for
+    "raw_enabled": False,
+    "report_level": 5,
+}
+
+
+def read_rst_headings(text: str) -> list[Heading]:
+    """Give the headings of a reStructuredText in their order; those inside blocks are none of its own.
+
+    Args:
+        text: Lines end with a line feed alone.
+    """
+    lines = [0]
+    for line in text.split("\n"):
+        lines.append(lines[-1] + len(line) + 1)
+    headings: list[Heading] = []
+
+    def visit(parent: nodes.Element, level: int) -> None:
+        for section in parent.children:
+            if isinstance(section, nodes.section):
+                title = section[0]
+                below = title.line or 1  # the number of the line under the title, counted from 1
+                above = text[lines[below - 3] : lines[below - 2]].strip() if below > 2 else ""
+                is_overlined = above and above == text[lines[below - 1] : lines[below]].strip()
+                start = lines[below - 3] if is_overlined else lines[below - 2]
+                headings.append(Heading(title.astext(), level, start, min(lines[below], len(text))))
+                visit(section, level + 1)
+
+    visit(publish_doctree(text, settings_overrides=_RST_SETTINGS), 1)
+    return headings
+
+
 def _plain(children: Sequence[Token]) -> str:
     return "".join(" " if child.type == "softbreak" else child.content for child in children).strip()
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A stretch of a Markdown text from one heading to the next.
+    """A stretch of a text from one heading to the next.
 
     Attributes:
         start: Where it begins, in characters.
@@ -75,12 +116,13 @@ class Section:
     trail: tuple[str, ...]
 
 
-def read_sections(text: str) -> list[Section]:
-    """Cut a CommonMark text before its headings; a heading with nothing below it goes with the one that follows."""
+def read_sections(text: str, markup: Markup = "markdown") -> list[Section]:
+    """Cut a text before its headings; a heading with nothing below it goes with the one that follows."""
     sections: list[Section] = []
     open_headings: list[Heading] = []
     start = heading_end = 0
-    for heading in read_headings(text):
+    found = {"markdown": read_headings, "rst": read_rst_headings}
+    for heading in found[markup](text) if markup != "plain" else ():
         if text[heading_end : heading.start].strip():
             sections.append(Section(start, heading.start, heading_end - start, _titles(open_headings)))
             start = heading.start

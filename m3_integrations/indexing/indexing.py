@@ -21,7 +21,7 @@ _BATCH_SIZE: Final = 128
 """Parts encoded and stored at a time: what a run that is killed has done in vain at most."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class IndexReport:
     """What a run did.
 
@@ -48,6 +48,11 @@ class IndexReport:
     parts_encoded: int = 0
     parts_kept: int = 0
     parts_deleted: int = 0
+
+    def __repr__(self) -> str:
+        files = ("added", "changed", "unchanged", "deleted", "empty", "failures")
+        shown = [f"{len(getattr(self, name))} {name}" for name in files if getattr(self, name)]
+        return f"IndexReport({', '.join([*shown, f'{self.parts_encoded} parts encoded'])})"
 
 
 def index_files(

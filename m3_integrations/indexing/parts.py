@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from m3_integrations.indexing.reading import is_markdown, read_entries
+from m3_integrations.indexing.reading import markup_of, read_entries
 from m3_integrations.indexing.splitting import Splitter, Splitting
 from m3_integrations.store import Record
 
@@ -81,7 +81,7 @@ def make_parts(path: Path, content: bytes, digest: str, splitter: Splitter) -> l
     pieces: list[tuple[str, str, dict[str, Any]]] = []
     for entry in read_entries(path, content):
         prefix = f"{path}#{entry.key}#" if entry.key else f"{path}#"
-        for i, piece in enumerate(splitter.split(entry.text, is_markdown=is_markdown(path))):
+        for i, piece in enumerate(splitter.split(entry.text, markup=markup_of(path))):
             metadata = {"source": str(path), **entry.metadata}
             if piece.headings:
                 metadata["headings"] = list(piece.headings)

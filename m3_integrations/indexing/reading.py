@@ -1,15 +1,27 @@
-"""What is in a file: one text of a text or Markdown file, one for each line of a JSONL file."""
+"""What is in a file: one text of a text, Markdown, reStructuredText or HTML file, one for each line of JSONL."""
 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-KINDS: Final = (".txt", ".md", ".markdown", ".jsonl")
+from bs4 import BeautifulSoup, UnusualUsageWarning
+from markdownify import MarkdownConverter
+
+from m3_integrations.indexing.headings import Markup
+
+KINDS: Final = (".txt", ".md", ".markdown", ".rst", ".html", ".htm", ".jsonl")
 """Endings of the files that can be read."""
+
+_PAGES: Final = (".html", ".htm")
+_UNREAD: Final = ("head", "script", "style", "template", "noscript")
+_MARKDOWN: Final = MarkdownConverter(
+    heading_style="ATX", strip=["a", "img"], escape_asterisks=False, escape_underscores=False
+)
 
 RESERVED_PREFIX: Final = "m3_"
 """Keys of metadata that begin so are the index's own."""
@@ -30,17 +42,22 @@ class Entry:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-def is_markdown(path: Path) -> bool:
-    """Say whether a file is read as Markdown."""
-    return path.suffix.lower() in {".md", ".markdown"}
+def markup_of(path: Path) -> Markup:
+    """Say which markup the text of a file has; HTML is read as Markdown."""
+    suffix = path.suffix.lower()
+    if suffix == ".rst":
+        return "rst"
+    return "markdown" if suffix in {".md", ".markdown", *_PAGES} else "plain"
 
 
 def read_entries(path: Path, content: bytes) -> list[Entry]:
     r"""Give the texts of a file.
 
-    Text is UTF-8, with or without a byte order mark; \r\n and \r end lines as \n does. A line of JSONL is an object
-    with a string `text`; `_id` or `id`, `title` and an object `metadata` are optional, all further keys count as
-    metadata. A title is put before its text, on a line of its own. Blank lines are passed over.
+    A page of HTML becomes Markdown, in which headings, lists, tables and code are what they were; scripts and styles
+    are left out. Its encoding is what it says itself. Other text is UTF-8, with or without a byte order mark; \r\n and
+    \r end lines as \n does. A line of JSONL is an object with a string `text`; `_id` or `id`, `title` and an object
+    `metadata` are optional, all further keys count as metadata. A title is put before its text, on a line of its own.
+    Blank lines are passed over.
 
     Args:
         path: Its ending says what it is.
@@ -49,6 +66,8 @@ def read_entries(path: Path, content: bytes) -> list[Entry]:
     Raises:
         ValueError: Naming file and line, if it is not UTF-8 text, or a line of JSONL is not as it must be.
     """
+    if path.suffix.lower() in _PAGES:
+        return [_page(path, content)]
     text = _decoded(path, content)
     if path.suffix.lower() != ".jsonl":
         return [Entry("", text)]
@@ -64,6 +83,19 @@ def read_entries(path: Path, content: bytes) -> list[Entry]:
         line_of[entry.key] = number
         entries.append(entry)
     return entries
+
+
+def _page(path: Path, content: bytes) -> Entry:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnusualUsageWarning)  # a page of one word looks like a file's name
+        page = BeautifulSoup(content, "html.parser")
+    if page.contains_replacement_characters or "\0" in page.get_text():
+        _refuse(str(path), "no text in the encoding that it says: convert the file, or leave it out")
+    title = " ".join(page.title.get_text().split()) if page.title else ""
+    for element in page(_UNREAD):
+        element.decompose()
+    text = _MARKDOWN.convert_soup(page)
+    return Entry("", _unix_lines(text), {"title": title} if title else {})
 
 
 def _decoded(path: Path, content: bytes) -> str:

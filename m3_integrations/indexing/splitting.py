@@ -8,7 +8,7 @@ from typing import Final
 
 from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
-from m3_integrations.indexing.headings import Section, read_sections
+from m3_integrations.indexing.headings import Markup, read_sections
 from m3_integrations.vectors import Encoder
 
 _SPECIAL_TOKENS: Final = 2
@@ -82,19 +82,23 @@ class Splitter:
                 f"{longest + _SPECIAL_TOKENS}, so size can be {longest + _SPECIAL_TOKENS - 1} at most"
             )
 
-    def split(self, text: str, *, is_markdown: bool = False) -> list[Part]:
+    def __repr__(self) -> str:
+        return f"Splitter({self._encoder!r}, {self.splitting!r})"
+
+    def split(self, text: str, *, markup: Markup = "plain") -> list[Part]:
         """Give the parts of a text in their order; none for a blank one.
 
-        Markdown is cut at every heading. What is too long after that is cut so that every part is as long as it can
-        be without breaking a larger unit than it must. A heading that the rest of its section would have left alone,
-        or a piece of an eighth of a part's tokens at most, goes before the next piece where both fit.
+        Markdown and reStructuredText are cut at every heading. What is too long after that is cut so that every part
+        is as long as it can be without breaking a larger unit than it must. A heading that the rest of its section
+        would have left alone, or a piece of an eighth of a part's tokens at most, goes before the next piece where both
+        fit.
 
         Args:
             text: Lines end with a line feed alone.
-            is_markdown: Whether headings, code blocks, lists and so on are units.
+            markup: Where its headings are; in Markdown code blocks, lists and so on are units too.
         """
-        sections = read_sections(text) if is_markdown else [Section(0, len(text), 0, ())]
-        kind = MarkdownSplitter if is_markdown else TextSplitter
+        sections = read_sections(text, markup)
+        kind = MarkdownSplitter if markup == "markdown" else TextSplitter
         return [
             Part(piece, section.start + start, section.trail)
             for section in sections

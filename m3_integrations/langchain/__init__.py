@@ -11,7 +11,7 @@ except ModuleNotFoundError as error:
     if error.name != "langchain_core":
         raise
     raise ImportError(
-        "m3_integrations.langchain needs langchain-core: pip install 'm3-integrations[langchain]'"
+        "m3_integrations.langchain needs langchain-core: pip install 'PATH_TO_THE_CLONE[langchain]'"
     ) from error
 
 __all__ = [

@@ -15,7 +15,7 @@ class M3Embeddings(EncoderFields, Embeddings):
 
     Setup:
         ```bash
-        pip install 'm3-integrations[langchain]'
+        pip install 'PATH_TO_THE_CLONE[langchain]'
         ```
 
     Key init args:

@@ -4,20 +4,33 @@ from __future__ import annotations
 
 from typing import Annotated, Any, cast
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, SkipValidation
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SkipValidation
 
-from m3_integrations.search import check_store, open_encoder, resolve_weights
+from m3_integrations.search import changed_settings, check_store, open_encoder
 from m3_integrations.store import Store
-from m3_integrations.vectors import Encoder, ModeWeights
+from m3_integrations.vectors import Encoder, WeightsLike, resolve_weights
 
 
-def _checked(weights: ModeWeights | str | None) -> ModeWeights | str | None:
-    resolve_weights(weights)
-    return weights
+def _checked(weights: WeightsLike | None) -> WeightsLike | None:
+    """Keep a name and None as they are; the rest becomes `ModeWeights`, which nobody can change later."""
+    try:
+        chosen = resolve_weights(weights)
+    except TypeError as error:  # pydantic makes a ValidationError of a ValueError alone
+        raise ValueError(str(error)) from error
+    return weights if weights is None or isinstance(weights, str) else chosen
 
 
-Weights = Annotated[InstanceOf[ModeWeights] | str | None, AfterValidator(_checked)]
-"""How much each mode counts: `ModeWeights`, the name of a preset such as "miracl", or None for equal weights."""
+def _no_flag(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"must be an integer, got {value!r}")  # noqa: TRY004 - likewise
+    return value
+
+
+Weights = Annotated[SkipValidation[WeightsLike | None], BeforeValidator(_checked)]
+"""How much each mode counts: any `WeightsLike`, or None for equal weights."""
+
+Integer = Annotated[int, BeforeValidator(_no_flag)]
+"""A whole number, numpy's too; pydantic itself would take True for 1."""
 
 MaybeStore = Annotated[SkipValidation[Store | None], BeforeValidator(check_store)]
 """A store or None; anything else is refused."""
@@ -26,8 +39,9 @@ MaybeStore = Annotated[SkipValidation[Store | None], BeforeValidator(check_store
 class EncoderFields(BaseModel):
     """The fields by which an encoder is given.
 
-    Once made, `encoder` is always there, `model` is its name and `model_kwargs` is empty, so that another instance can
-    be made from the fields of the first, as LangChain does for configurable fields.
+    Once made, `encoder` is always there, `model` is its name and `model_kwargs` are its settings, so that another
+    instance can be made from the fields of the first, as LangChain does for configurable fields, or from its dump,
+    which leaves the encoder out.
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
@@ -49,4 +63,4 @@ class EncoderFields(BaseModel):
         """Open the encoder: after all fields, so that a misspelt argument is refused before a network is loaded."""
         super().model_post_init(context)
         self.encoder = open_encoder(self.model, encoder=self.encoder, model_kwargs=self.model_kwargs)
-        self.model, self.model_kwargs = self.encoder.model, {}
+        self.model, self.model_kwargs = self.encoder.model, self.model_kwargs or changed_settings(self.encoder)

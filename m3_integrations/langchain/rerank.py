@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.cross_encoders import BaseCrossEncoder
@@ -11,8 +12,9 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from pydantic import Field
 
 from m3_integrations.langchain.documents import with_scores
-from m3_integrations.langchain.fields import EncoderFields, MaybeStore, Weights
-from m3_integrations.search import Ranked, rerank, resolve_weights
+from m3_integrations.langchain.fields import EncoderFields, Integer, MaybeStore, Weights
+from m3_integrations.search import Ranked, check_ranking, rerank
+from m3_integrations.vectors import resolve_weights
 
 
 class M3Rerank(EncoderFields, BaseDocumentCompressor):
@@ -20,7 +22,7 @@ class M3Rerank(EncoderFields, BaseDocumentCompressor):
 
     Setup:
         ```bash
-        pip install 'm3-integrations[langchain]'
+        pip install 'PATH_TO_THE_CLONE[langchain]'
         ```
 
     Key init args:
@@ -28,8 +30,8 @@ class M3Rerank(EncoderFields, BaseDocumentCompressor):
         encoder: Instead of `model`: an encoder that exists already.
         model_kwargs: Further arguments of `M3Encoder`; only with `model`.
         top_n: How many documents to keep; None for all.
-        score_threshold: Only documents whose combined score is at least this.
-        weights: How much each mode counts; equal if None.
+        score_threshold: Only documents whose combined score is at least this. `compress_documents` states its range.
+        weights: How much each mode counts: `ModeWeights`, a preset such as "miracl", or three numbers; equal if None.
         store: A document whose id and text are those of a record in it is scored from the stored vectors; only the
             others are encoded.
 
@@ -66,9 +68,14 @@ class M3Rerank(EncoderFields, BaseDocumentCompressor):
     """
 
     weights: Weights = None
-    top_n: int | None = Field(default=3, ge=1)
+    top_n: Integer | None = Field(default=3, ge=1)
     score_threshold: float | None = Field(default=None, allow_inf_nan=False)
     store: MaybeStore = Field(default=None, exclude=True, repr=False)
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Open the encoder, and warn of one that lacks modes."""
+        super().model_post_init(context)
+        check_ranking(self.encoder, self.weights)
 
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
@@ -78,6 +85,9 @@ class M3Rerank(EncoderFields, BaseDocumentCompressor):
         Returns:
             Copies, as `M3Document`. Their metadata have two more keys: "relevance_score", the combined score, and
             "m3_scores", the raw score in every mode. They are their `score` and `m3_scores` too, as of a retriever's.
+            Dense and multi-vector scores are in [-1, 1]; lexical ones are 0 or more and not bounded. So the combined
+            score is -1 or more, and it can exceed 1 unless the lexical weight is 0. It ranks the documents of a query,
+            and is no probability.
 
         Raises:
             TypeError: If query is no string.
@@ -115,14 +125,14 @@ class M3CrossEncoder(EncoderFields, BaseCrossEncoder):
 
     Setup:
         ```bash
-        pip install 'm3-integrations[langchain]'
+        pip install 'PATH_TO_THE_CLONE[langchain]'
         ```
 
     Key init args:
         model: A checkpoint folder, or a repository of the hub.
         encoder: Instead of `model`: an encoder that exists already.
         model_kwargs: Further arguments of `M3Encoder`; only with `model`.
-        weights: How much each mode counts; equal if None.
+        weights: How much each mode counts: `ModeWeights`, a preset such as "miracl", or three numbers; equal if None.
 
     Instantiate:
         ```python
@@ -151,8 +161,15 @@ class M3CrossEncoder(EncoderFields, BaseCrossEncoder):
 
     weights: Weights = None
 
+    def model_post_init(self, context: Any, /) -> None:
+        """Open the encoder, and warn of one that lacks modes."""
+        super().model_post_init(context)
+        check_ranking(self.encoder, self.weights)
+
     def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:
         """Return the combined score of every pair of a query and a text, in their order; higher is better.
+
+        Its range is that of `M3Rerank.compress_documents`.
 
         Raises:
             TypeError: If a query or a text is no string.

@@ -13,7 +13,7 @@ from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, SkipValidation
 
 from m3_integrations.langchain.documents import as_documents, without_scores
-from m3_integrations.langchain.fields import EncoderFields, Weights
+from m3_integrations.langchain.fields import EncoderFields, Integer, Weights
 from m3_integrations.search import (
     OPTION_NAMES,
     Bm25,
@@ -23,6 +23,7 @@ from m3_integrations.search import (
     SearchKeywords,
     SearchMode,
     SearchOptions,
+    check_options,
     check_store,
     replace_sources,
 )
@@ -34,7 +35,7 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
 
     Setup:
         ```bash
-        pip install 'm3-integrations[langchain]'
+        pip install 'PATH_TO_THE_CLONE[langchain]'
         ```
 
     Key init args:
@@ -96,15 +97,15 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
     store: Annotated[SkipValidation[Store], BeforeValidator(lambda store: check_store(store) or open_store())] = Field(
         default_factory=open_store, exclude=True, repr=False
     )
-    k: int = SearchOptions.k
+    k: Integer = SearchOptions.k
     mode: SearchMode = SearchOptions.mode
     weights: Weights = None
     # A copy, or a later change of the caller's mapping would change what may be seen.
     filter: Annotated[SkipValidation[FilterLike], BeforeValidator(copy.deepcopy)] = SearchOptions.filter
     score_threshold: float | None = SearchOptions.score_threshold
-    pool_size: int = SearchOptions.pool_size
+    pool_size: Integer = SearchOptions.pool_size
     fusion: Fusion = SearchOptions.fusion
-    rrf_k: int = SearchOptions.rrf_k
+    rrf_k: Integer = SearchOptions.rrf_k
     bm25: Bm25 = SearchOptions.bm25
     show_progress: bool = False
 
@@ -112,8 +113,13 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
 
     def model_post_init(self, context: Any, /) -> None:
         """Check the options, then open the encoder: a wrong option is refused before a network is loaded."""
-        self._options()
+        check_options(self._options(), self.store)
         super().model_post_init(context)
+        self._searcher()
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        """Return what the representation shows: the store, which is no part of a dump, too."""
+        return [*super().__repr_args__(), ("store", self.store)]
 
     def _options(self) -> SearchOptions:
         return SearchOptions(**{name: getattr(self, name) for name in OPTION_NAMES})
@@ -250,12 +256,13 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
             The ids.
 
         Raises:
+            TypeError: If documents is a single one, or holds anything but documents.
             ValueError: If there are not as many ids as documents, or the store holds another model's vectors. With
                 source_key also if a document does not name its source, or two have the same id. Then nothing was
                 changed.
             IncompleteAddError: As `add_texts`. Nothing was deleted then.
         """
-        documents = list(documents)
+        documents = _checked_documents(documents)
         texts = [document.page_content for document in documents]
         metadatas = [document.metadata for document in documents]
         chosen = [document.id for document in documents] if ids is None else ids
@@ -315,3 +322,15 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
             KeyError: If there is no such document.
         """
         return self._searcher().explain(query, id)
+
+
+def _checked_documents(documents: Any) -> list[Document]:
+    # A document is iterable too: it gives its fields.
+    if isinstance(documents, Document | str) or not isinstance(documents, Iterable):
+        raise TypeError(f"documents must be several, got a single {type(documents).__name__}: pass [document]")
+    checked: list[Any] = list(documents)
+    for i, document in enumerate(checked):
+        if not isinstance(document, Document):
+            hint = ": add_texts takes strings" if isinstance(document, str) else ""
+            raise TypeError(f"every document must be a Document, got {type(document).__name__} at position {i}{hint}")
+    return checked

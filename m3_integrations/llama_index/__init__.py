@@ -11,7 +11,7 @@ except ModuleNotFoundError as error:
     if error.name not in {"llama_index", "llama_index.core"}:
         raise
     raise ImportError(
-        "m3_integrations.llama_index needs llama-index-core: pip install 'm3-integrations[llama-index]'"
+        "m3_integrations.llama_index needs llama-index-core: pip install 'PATH_TO_THE_CLONE[llama-index]'"
     ) from error
 
 __all__ = [

@@ -14,7 +14,7 @@ from m3_integrations.vectors import FloatArray
 class M3Embedding(NamedEncoderFields, BaseEmbedding):
     """BGE-M3's dense vectors as a LlamaIndex embedding model.
 
-    `pip install 'm3-integrations[llama-index]'`
+    `pip install 'PATH_TO_THE_CLONE[llama-index]'`
 
     In an `IngestionPipeline` the key of the cache is made of `model_name`, `model_kwargs` and the text. An `encoder`
     that was passed is known by its name alone: give two that differ in their settings a cache each.

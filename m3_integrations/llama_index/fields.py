@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, cast
 
-from pydantic import BaseModel, ConfigDict, Field, SkipValidation, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SkipValidation, model_validator
 
-from m3_integrations.search import open_encoder
-from m3_integrations.vectors import Encoder
+from m3_integrations.search import changed_settings, open_encoder
+from m3_integrations.vectors import Encoder, WeightsLike, resolve_weights
+
+
+def _checked(weights: WeightsLike | None) -> WeightsLike | None:
+    """Keep a name and None as they are; the rest becomes `ModeWeights`, which nobody can change later."""
+    try:
+        chosen = resolve_weights(weights)
+    except TypeError as error:  # pydantic makes a ValidationError of a ValueError alone
+        raise ValueError(str(error)) from error
+    return weights if weights is None or isinstance(weights, str) else chosen
+
+
+def _no_flag(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"must be an integer, got {value!r}")  # noqa: TRY004 - likewise
+    return value
+
+
+Weights = Annotated[SkipValidation[WeightsLike | None], BeforeValidator(_checked)]
+"""How much each mode counts: any `WeightsLike`, or None for equal weights."""
+
+Integer = Annotated[int, BeforeValidator(_no_flag)]
+"""A whole number, numpy's too; pydantic itself would take True for 1."""
 
 
 class EncoderFields(BaseModel):
     """The fields by which an encoder is given.
 
-    Once made, `encoder` is always there and `model` is its name. A dump leaves the encoder out: the key of an ingestion
-    cache is made of a dump, and must depend on the model and not on the object that holds it.
+    Once made, `encoder` is always there, `model` is its name and `model_kwargs` are its settings, so that another
+    instance can be made of a dump. A dump leaves the encoder out: the key of an ingestion cache is made of a dump, and
+    must depend on the model and not on the object that holds it.
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
@@ -33,19 +56,29 @@ class EncoderFields(BaseModel):
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of `M3Encoder`, such as device or max_length; only with `model`."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_class_name(cls, values: Any) -> Any:
+        """A dump names its class, and what was dumped can be made anew."""
+        if isinstance(values, Mapping) and values.get("class_name") == cls.__name__:
+            return {name: value for name, value in values.items() if name != "class_name"}
+        return values
+
     def model_post_init(self, context: Any, /) -> None:
         """Open the encoder: after all fields, so that a misspelt argument is refused before a network is loaded."""
         super().model_post_init(context)
         self.encoder = open_encoder(self.model, encoder=self.encoder, model_kwargs=self.model_kwargs)
-        self.model = self.encoder.model
+        self.model, self.model_kwargs = self.encoder.model, self.model_kwargs or changed_settings(self.encoder)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # LlamaIndex's own way drops what cannot be pickled, such as a store, and writes only a log line. The callback
         # manager stays behind: its handlers report to listeners in this process.
-        fields = {name: value for name, value in self if name != "callback_manager"}
-        if self.model_kwargs:
-            del fields["encoder"]  # it was opened with these, and will be again
-        return _restore, (type(self), fields)
+        return _restore, (type(self), {name: value for name, value in self if name != "callback_manager"})
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        """Return what the representation shows: no managers of events, and the model once."""
+        hidden = {"callback_manager", "model_name"}
+        return [(name, each) for name, each in super().__repr_args__() if name not in hidden and each not in (None, {})]
 
 
 class NamedEncoderFields(EncoderFields):

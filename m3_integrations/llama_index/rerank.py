@@ -10,13 +10,12 @@ from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
-from pydantic import BeforeValidator, Field, SkipValidation, field_validator
+from pydantic import BeforeValidator, Field, SkipValidation
 
-from m3_integrations.llama_index.fields import EncoderFields
+from m3_integrations.llama_index.fields import EncoderFields, Integer, Weights
 from m3_integrations.llama_index.nodes import SCORES_KEY, M3NodeWithScore, with_results
-from m3_integrations.search import Ranked, check_store, rerank, resolve_weights
+from m3_integrations.search import Ranked, check_ranking, check_store, rerank
 from m3_integrations.store import Store
-from m3_integrations.vectors import ModeWeights
 
 _dispatcher = get_dispatcher(__name__)
 
@@ -24,10 +23,11 @@ _dispatcher = get_dispatcher(__name__)
 class M3Rerank(EncoderFields, BaseNodePostprocessor):
     """Ranks nodes by BGE-M3's combined score: dense, lexical and multi-vector, weighted.
 
-    `pip install 'm3-integrations[llama-index]'`
+    `pip install 'PATH_TO_THE_CLONE[llama-index]'`
 
     What is scored is a node's text for embedding models, so with its metadata. Results are copies, as
-    `M3NodeWithScore`. Their metadata have one more key, "m3_scores", the raw score in every mode. With
+    `M3NodeWithScore`, and so have `score` and `m3_scores` as those of `M3HybridRetriever` have. Their metadata have
+    "m3_scores" too, for what keeps the node alone. With
     `keep_retrieval_score` they also have "retrieval_score", the score that the node came with. Neither is in a text
     for an embedding model or an LLM.
 
@@ -36,9 +36,10 @@ class M3Rerank(EncoderFields, BaseNodePostprocessor):
         encoder: Instead of `model`: an encoder that exists already.
         model_kwargs: Further arguments of `M3Encoder`; only with `model`.
         top_n: How many nodes to keep, 1 or more.
-        weights: How much each mode counts: `ModeWeights`, the name of a preset such as "miracl", or None for equal
-            weights.
-        score_threshold: Only nodes whose combined score is at least this.
+        weights: How much each mode counts: `ModeWeights`, the name of a preset such as "miracl", three numbers or a
+            mapping of them; equal if None.
+        score_threshold: Only nodes whose combined score is at least this. It is -1 or more, and not bounded above
+            unless the lexical weight is 0, because lexical scores are not bounded.
         keep_retrieval_score: Whether to keep the score that a node came with.
         store: A node whose id and text are those of a record in it is scored from the stored vectors; only the others
             are encoded.
@@ -57,23 +58,22 @@ class M3Rerank(EncoderFields, BaseNodePostprocessor):
         reranker = M3Rerank(model="BAAI/bge-m3", top_n=3)
         engine = RetrieverQueryEngine.from_args(retriever, node_postprocessors=[reranker])
         response = engine.query("how do I rotate the keys?")
-        response.source_nodes[0].metadata["m3_scores"]
+        response.source_nodes[0].score, response.source_nodes[0].m3_scores
         ```
     """
 
-    top_n: int = Field(default=3, ge=1)
-    weights: ModeWeights | str | None = None
+    top_n: Integer = Field(default=3, ge=1)
+    weights: Weights = None
     score_threshold: float | None = Field(default=None, allow_inf_nan=False)
     keep_retrieval_score: bool = False
     store: Annotated[SkipValidation[Store | None], BeforeValidator(check_store)] = Field(
         default=None, exclude=True, repr=False
     )
 
-    @field_validator("weights")
-    @classmethod
-    def _check_weights(cls, weights: ModeWeights | str | None) -> ModeWeights | str | None:
-        resolve_weights(weights)
-        return weights
+    def model_post_init(self, context: Any, /) -> None:
+        """Open the encoder, and warn of one that lacks modes."""
+        super().model_post_init(context)
+        check_ranking(self.encoder, self.weights)
 
     @classmethod
     def class_name(cls) -> str:

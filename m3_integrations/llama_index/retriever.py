@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self, Unpack
 
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -25,11 +25,14 @@ from llama_index.core.vector_stores import MetadataFilters
 
 from m3_integrations.llama_index.filters import as_filter
 from m3_integrations.llama_index.nodes import REF_DOC_KEY, as_metadata, as_result, without_results
+from m3_integrations.llama_index.splitting import split_long_nodes
 from m3_integrations.search import (
     Explanation,
     RankingKeywords,
     Searcher,
     SearchOptions,
+    check_names,
+    check_options,
     check_store,
     open_encoder,
 )
@@ -40,7 +43,7 @@ from m3_integrations.vectors import Encoder
 class M3HybridRetriever(BaseRetriever):
     """Finds nodes by BGE-M3's dense and lexical vectors and ranks them by the exact score of all three modes.
 
-    `pip install 'm3-integrations[llama-index]'`
+    `pip install 'PATH_TO_THE_CLONE[llama-index]'`
 
     What is encoded is a node's text for embedding models, so with its metadata; of a query, its `query_str`. A node
     comes back as it was added (a `Document` as a `TextNode`, as in LlamaIndex's stores), in an `M3NodeWithScore`,
@@ -73,7 +76,7 @@ class M3HybridRetriever(BaseRetriever):
 
         retriever = M3HybridRetriever.from_documents(documents, model="BAAI/bge-m3", similarity_top_k=5)
         found = retriever.retrieve("how do I rotate the keys?")
-        found[0].score, found[0].m3_scores
+        found[0].score, found[0].m3_scores  # the same two after `M3Rerank`, and in an engine's source_nodes
 
         engine = RetrieverQueryEngine.from_args(retriever)
         engine.query("how do I rotate the keys?")
@@ -101,11 +104,13 @@ class M3HybridRetriever(BaseRetriever):
         verbose: bool = False,
         **options: Unpack[RankingKeywords],
     ) -> None:
+        _check_options(options)
         # Before the encoder, so that a wrong setting is refused before a network is loaded.
         asked = SearchOptions(k=DEFAULT_SIMILARITY_TOP_K).changed(
             k=similarity_top_k, filter=as_filter(filters), **options
         )
         chosen = check_store(store) or open_store()
+        check_options(asked, chosen)
         self._searcher = Searcher(open_encoder(model, encoder=encoder, model_kwargs=model_kwargs), chosen, asked)
         super().__init__(
             callback_manager=callback_manager,
@@ -113,6 +118,9 @@ class M3HybridRetriever(BaseRetriever):
             objects=objects,
             verbose=verbose,
         )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.encoder!r}, {self.store!r}, {self._searcher.options!r})"
 
     @property
     def encoder(self) -> Encoder:
@@ -126,8 +134,12 @@ class M3HybridRetriever(BaseRetriever):
 
     @property
     def similarity_top_k(self) -> int:
-        """How many nodes to return at most; `with_options` makes a retriever that returns more or fewer."""
+        """How many nodes to return at most; for one request alone, `with_options` makes a retriever of its own."""
         return self._searcher.options.k
+
+    @similarity_top_k.setter
+    def similarity_top_k(self, similarity_top_k: int) -> None:
+        self._searcher = self._searcher.with_options(self._searcher.options.changed(k=similarity_top_k))
 
     @classmethod
     def from_nodes(cls, nodes: Iterable[BaseNode], *, show_progress: bool = False, **settings: Any) -> Self:
@@ -158,16 +170,21 @@ class M3HybridRetriever(BaseRetriever):
 
         Args:
             documents: They are not changed.
-            transformations: What makes nodes of them; `Settings.transformations` if None, which cuts at sentences.
+            transformations: What makes nodes of them. If None, `Settings.transformations`, which cuts at sentences, and
+                what is still longer than the model reads is split by the model's own tokens.
             show_progress: Whether to draw progress bars.
             **settings: The constructor's arguments; its errors are raised too.
 
         Raises:
+            TypeError: If documents is a single one, or holds anything but documents.
             ValueError: If metadata hold what cannot be kept, or the store holds another model's vectors.
         """
+        given = _checked_nodes(documents, Document)
         chosen = Settings.transformations if transformations is None else transformations
         retriever = cls(**settings)
-        nodes = run_transformations(list(documents), chosen, show_progress=show_progress)
+        nodes = run_transformations(given, chosen, show_progress=show_progress)
+        if transformations is None:
+            nodes = split_long_nodes(nodes, retriever.encoder)
         retriever.add_nodes(nodes, show_progress=show_progress)
         return retriever
 
@@ -191,6 +208,7 @@ class M3HybridRetriever(BaseRetriever):
             TypeError: For an unknown argument, or one of a wrong type.
             ValueError: If an argument is out of range.
         """
+        _check_options(options)
         asked = self._searcher.options.changed(k=similarity_top_k, filter=as_filter(filters), **options)
         other = copy.copy(self)
         other._searcher = self._searcher.with_options(asked)
@@ -215,12 +233,13 @@ class M3HybridRetriever(BaseRetriever):
             The ids.
 
         Raises:
+            TypeError: If nodes is a single one, or holds anything but nodes.
             ValueError: If metadata hold what cannot be kept, as `m3_integrations.store.values` says, or the store
                 holds another model's vectors. Then nothing was added.
             IncompleteAddError: If it fails when some nodes may be in the store already, such as on a full disk. Adding
                 all of them again makes no duplicates.
         """
-        given = list(nodes)
+        given = _checked_nodes(nodes)
         objects = {node.index_id: node.obj for node in given if isinstance(node, IndexNode) and _has_object(node)}
         stored = [node.model_copy(update={"obj": None}) if _has_object(node) else node for node in given]
         chosen = list(map(without_results, stored))
@@ -282,3 +301,23 @@ class M3HybridRetriever(BaseRetriever):
 def _has_object(node: BaseNode) -> bool:
     """Return whether a node points at something that is no node, and so cannot be stored."""
     return isinstance(node, IndexNode) and node.obj is not None and not isinstance(node.obj, BaseNode)
+
+
+def _checked_nodes(nodes: Any, kind: type[BaseNode] = BaseNode) -> list[BaseNode]:
+    # A node is iterable too: it gives its fields.
+    name = "document" if kind is Document else "node"
+    if isinstance(nodes, BaseNode | str) or not isinstance(nodes, Iterable):
+        raise TypeError(f"{name}s must be several, got a single {type(nodes).__name__}: pass [{name}]")
+    checked: list[Any] = list(nodes)
+    for i, node in enumerate(checked):
+        if isinstance(node, NodeWithScore):
+            raise TypeError(f"every {name} must be a {kind.__name__}, got NodeWithScore at position {i}: pass its node")
+        if not isinstance(node, kind):
+            hint = f": pass {kind.__name__}(text=...)" if isinstance(node, str) and kind is Document else ""
+            raise TypeError(f"every {name} must be a {kind.__name__}, got {type(node).__name__} at position {i}{hint}")
+    return checked
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    known = ("similarity_top_k", "filters", *RankingKeywords.__annotations__)
+    check_names(options, known)

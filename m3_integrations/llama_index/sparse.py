@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from llama_index.core.base.embeddings.base_sparse import BaseSparseEmbedding, SparseEmbedding
@@ -12,7 +13,7 @@ from pydantic import Field
 
 from m3_integrations.llama_index.fields import NamedEncoderFields
 from m3_integrations.scoring import lexical_scores
-from m3_integrations.vectors import Encoder, Kind, LexicalRows, LexicalWeights
+from m3_integrations.vectors import Encoder, Kind, LexicalRows, LexicalWeights, check_heads
 
 SparseFn = Callable[[list[str]], tuple[list[list[int]], list[list[float]]]]
 """What `QdrantVectorStore` takes: texts to token ids and weights, one list of each per text."""
@@ -21,7 +22,7 @@ SparseFn = Callable[[list[str]], tuple[list[list[int]], list[list[float]]]]
 class M3SparseEmbedding(NamedEncoderFields, BaseSparseEmbedding):
     """BGE-M3's lexical weights as a LlamaIndex sparse embedding model: {token id: weight}.
 
-    `pip install 'm3-integrations[llama-index]'`
+    `pip install 'PATH_TO_THE_CLONE[llama-index]'`
 
     Beside `M3Embedding` of the same model it costs no second pass: what one has encoded, the other finds in the
     encoder's cache.
@@ -35,7 +36,7 @@ class M3SparseEmbedding(NamedEncoderFields, BaseSparseEmbedding):
 
     Raises:
         ValueError: For an unknown argument or one out of range (pydantic's ValidationError), or unless there is one of
-            model_name and encoder.
+            model_name and encoder, or if the checkpoint has no head for lexical weights.
         FileNotFoundError: If there is no such model.
 
     Examples:
@@ -49,6 +50,11 @@ class M3SparseEmbedding(NamedEncoderFields, BaseSparseEmbedding):
     """
 
     embed_batch_size: int = Field(default=2048, gt=0, le=2048)
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Open the encoder, and refuse one that gives no lexical weights."""
+        super().model_post_init(context)
+        check_heads(self.encoder.model, self.encoder.modes, ("lexical",))
 
     @classmethod
     def class_name(cls) -> str:
@@ -100,12 +106,17 @@ def sparse_doc_fn(encoder: Encoder) -> SparseFn:
             sparse_query_fn=sparse_query_fn(encoder),
         )
         ```
+
+    Raises:
+        ValueError: If the checkpoint has no head for lexical weights.
     """
+    check_heads(encoder.model, encoder.modes, ("lexical",))
     return partial(_columns, encoder, "document")
 
 
 def sparse_query_fn(encoder: Encoder) -> SparseFn:
     """Return the function that `QdrantVectorStore` takes as its `sparse_query_fn`; see `sparse_doc_fn`."""
+    check_heads(encoder.model, encoder.modes, ("lexical",))
     return partial(_columns, encoder, "query")
 
 

@@ -3,7 +3,13 @@
 from m3_integrations.search.adding import NODE_KEYS, IncompleteAddError, holds_node
 from m3_integrations.search.diversity import diverse_hits
 from m3_integrations.search.explanation import Explanation, TokenMatch, TokenPair
-from m3_integrations.search.opening import check_store, open_encoder
+from m3_integrations.search.opening import (
+    changed_settings,
+    check_options,
+    check_store,
+    open_encoder,
+    warn_of_absent_heads,
+)
 from m3_integrations.search.options import (
     OPTION_NAMES,
     Bm25,
@@ -12,11 +18,12 @@ from m3_integrations.search.options import (
     SearchKeywords,
     SearchMode,
     SearchOptions,
-    resolve_weights,
+    as_integer,
+    check_names,
 )
 from m3_integrations.search.relevance import relevance
 from m3_integrations.search.replacing import matching_records, replace_sources
-from m3_integrations.search.rerank import Ranked, rerank
+from m3_integrations.search.rerank import Ranked, check_ranking, rerank
 from m3_integrations.search.searcher import Hit, Searcher
 
 __all__ = [
@@ -35,6 +42,11 @@ __all__ = [
     "Searcher",
     "TokenMatch",
     "TokenPair",
+    "as_integer",
+    "changed_settings",
+    "check_names",
+    "check_options",
+    "check_ranking",
     "check_store",
     "diverse_hits",
     "holds_node",
@@ -43,5 +55,5 @@ __all__ = [
     "relevance",
     "replace_sources",
     "rerank",
-    "resolve_weights",
+    "warn_of_absent_heads",
 ]

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Final
 
 from m3_integrations.scoring import score_vectors
 from m3_integrations.store import Record
 from m3_integrations.vectors import Encoder, M3Vectors
 from m3_integrations.vectors.pooling import group_starts
+
+_NO_LIMIT: Final = 1 << 30
+"""More tokens than any checkpoint has positions for."""
+
+_UNKNOWN: Final = "?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +33,11 @@ class TokenMatch:
 
 @dataclass(frozen=True, slots=True)
 class TokenPair:
-    """The document token that a query token found, and how similar they are (cosine)."""
+    """The document token that a query token found, and how similar they are (cosine).
+
+    The document token is "?" in the rare case that the document was encoded with another pooling, and so close to the
+    longest text of the checkpoint that the encoder that explains cuts it sooner.
+    """
 
     query_token: str
     document_token: str
@@ -63,13 +73,28 @@ def explain_record(encoder: Encoder, query: str, record: Record) -> Explanation:
     if "lexical" in scores.modes:
         explanation.lexical.extend(_token_matches(vectors, record.vectors))
     if "multi_vector" in scores.modes:
-        (words,), (others,) = encoder.tokenize([query], kind="query"), encoder.tokenize([record.text])
+        (words,) = encoder.tokenize([query], kind="query")
         similarities = vectors.multi_vector[0] @ record.vectors.multi_vector[0].T  # (query tokens, document tokens)
-        if record.is_pooled:
-            others = _pooled_tokens(others, similarities.shape[1])
-        for word, row in zip(words, similarities, strict=True):
-            explanation.multi_vector.append(TokenPair(word, others[int(row.argmax())], float(row.max())))
+        others = _document_tokens(encoder, record, similarities.shape[1])
+        if others:
+            for word, row in zip(words, similarities, strict=True):
+                explanation.multi_vector.append(TokenPair(word, others[int(row.argmax())], float(row.max())))
     return explanation
+
+
+def _document_tokens(encoder: Encoder, record: Record, n: int) -> list[str]:
+    """Return the token that each of a record's n vectors stands for.
+
+    The record may have been cut at another limit than this encoder's. How long it was then shows in the number of its
+    vectors, but for pooled ones: those are named as if the limit was the same.
+    """
+    if record.is_pooled:
+        return _pooled_tokens(encoder.tokenize([record.text])[0], n)
+    (tokens,) = encoder.tokenize([record.text], max_length=_NO_LIMIT)
+    *words, separator = tokens
+    # Another pooling leaves another number of a text's tokens under the limit of the checkpoint.
+    words = [*words, *[_UNKNOWN] * (n - len(tokens))]
+    return [*words[: n - 1], separator] if n else []
 
 
 def _pooled_tokens(tokens: list[str], n: int) -> list[str]:

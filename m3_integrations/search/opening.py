@@ -1,13 +1,16 @@
-"""The two things that every adapter is given: an encoder or the name of a model, and perhaps a store."""
+"""What every adapter is given, an encoder or the name of a model, and perhaps a store; whether they can be asked."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any, Final
 
+from m3_integrations.search.options import MODES_OF, SearchOptions
 from m3_integrations.store import Store
-from m3_integrations.vectors import Encoder
+from m3_integrations.store.memory import MemoryStore
+from m3_integrations.vectors import MODES, Encoder, absent_heads, check_heads, warn_caller
 
 _METHODS: Final = ("encode", "aencode", "encode_batches", "score_pairs", "tokenize")
 
@@ -24,11 +27,11 @@ def open_encoder(
         model: A checkpoint folder or a repository of the hub. Beside an encoder it may only repeat the encoder's own
             name, so that an adapter can be built again from its fields.
         encoder: Any encoder.
-        model_kwargs: Further arguments of `M3Encoder`, for a model only.
+        model_kwargs: Further arguments of `M3Encoder`. Beside an encoder they may only repeat its own.
 
     Raises:
         TypeError: If encoder is no encoder, or `M3Encoder` does not know one of model_kwargs.
-        ValueError: If neither is given, or an encoder together with another model or with model_kwargs.
+        ValueError: If neither is given, or an encoder together with another model or other model_kwargs.
         FileNotFoundError: If there is no such model.
     """
     if encoder is None:
@@ -40,12 +43,32 @@ def open_encoder(
     # Not isinstance with the protocol: it would read every property, and a fingerprint takes seconds.
     if absent := [name for name in _METHODS if not callable(getattr(encoder, name, None))]:
         raise TypeError(f"encoder must be an encoder such as M3Encoder, got {encoder!r}, which has no {absent[0]}()")
-    if model_kwargs or (model and os.fspath(model) != encoder.model):
+    own = getattr(encoder, "settings", {})
+    is_repeated = all(
+        name in own and _plain(own[name]) == _plain(value) for name, value in (model_kwargs or {}).items()
+    )
+    if not is_repeated or (model and os.fspath(model) != encoder.model):
         raise ValueError(
             f"encoder= ({encoder.model}) comes with a model and its settings: model={model!r} and "
             f"model_kwargs={model_kwargs!r} cannot change them, so leave them out or leave encoder= out"
         )
     return encoder
+
+
+def changed_settings(encoder: Encoder) -> dict[str, Any]:
+    """Return the model_kwargs that open an encoder like this one; those that have their defaults are left out."""
+    settings: Mapping[str, Any] = getattr(encoder, "settings", {})
+    if not settings:
+        return {}
+    from m3_integrations.encoder import M3Encoder  # noqa: PLC0415 - likewise
+
+    defaults = signature(M3Encoder).parameters
+    return {name: _plain(value) for name, value in settings.items() if value != defaults[name].default}
+
+
+def _plain(setting: Any) -> Any:
+    """Return a setting as JSON can hold it: torch's devices and types have names."""
+    return str(setting).removeprefix("torch.") if type(setting).__module__ == "torch" else setting
 
 
 def check_store(store: Store | None) -> Store | None:
@@ -58,3 +81,38 @@ def check_store(store: Store | None) -> Store | None:
     if store is not None and not callable(getattr(store, "candidates", None)):
         raise TypeError(f"store must be a store, got {store!r}: open one with open_store")
     return store
+
+
+def check_options(options: SearchOptions, store: Store, encoder: Encoder | None = None) -> None:
+    """Refuse options that an encoder and a store can never honour.
+
+    Args:
+        options: What a search will ask for.
+        store: Where it will search.
+        encoder: What it will encode with; None if that is not open yet.
+
+    Raises:
+        ValueError: For BM25 over a store that is not in memory, a mode that the checkpoint has no head for, or weights
+            that lie on no mode that is there.
+    """
+    if options.bm25 != "off" and not isinstance(store, MemoryStore):
+        raise ValueError(
+            f"bm25={options.bm25!r} needs a store in memory (open_store()), got {store!r}: leave bm25 out, as "
+            "the lexical mode finds by words too"
+        )
+    if encoder is None:
+        return
+    asked = MODES_OF[options.mode]
+    if options.mode != "all":
+        check_heads(encoder.model, encoder.modes, asked)
+    if options.fusion == "weighted":
+        options.weights.normalized([mode for mode in asked if mode in encoder.modes])
+
+
+def warn_of_absent_heads(encoder: Encoder) -> None:
+    """Warn where all modes are asked of a checkpoint that lacks some; nothing is said of one that has all."""
+    if absent := [mode for mode in MODES if mode not in encoder.modes]:
+        warn_caller(
+            f"{absent_heads(encoder.model, encoder.modes, absent)}. So 'all' modes are {'+'.join(encoder.modes)} here; "
+            f"mode={'+'.join(encoder.modes)!r} says that this is meant"
+        )

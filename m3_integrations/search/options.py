@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from typing import Final, Literal, TypedDict, Unpack, get_args
+
+import numpy as np
 
 from m3_integrations.fusion import DEFAULT_RRF_K
 from m3_integrations.store import Filter, FilterLike, parse_filter
-from m3_integrations.vectors import PRESETS, Mode, ModeWeights
+from m3_integrations.vectors import PRESETS, Mode, ModeWeights, WeightsLike, resolve_weights
 
 SearchMode = Literal["dense", "lexical", "dense+lexical", "multi_vector", "all"]
 """Which modes rank the candidates that the dense and the lexical leg have found."""
@@ -34,7 +38,7 @@ class RankingKeywords(TypedDict, total=False):
     """The options that have the same name in both frameworks."""
 
     mode: SearchMode | None
-    weights: ModeWeights | str | None
+    weights: WeightsLike | None
     score_threshold: float | None
     pool_size: int | None
     fusion: Fusion | None
@@ -49,7 +53,7 @@ class SearchKeywords(RankingKeywords, total=False):
     filter: FilterLike
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class SearchOptions:
     """What is asked of a search, checked and parsed; an option that is not given, or None, has its default.
 
@@ -57,10 +61,13 @@ class SearchOptions:
         k: How many results at most.
         mode: Which modes rank the candidates. "all" leaves out modes that the checkpoint has no head for and modes
             that the store does not keep: over a store without multi-vectors it is "dense+lexical".
-        weights: How much each mode counts. The name of a preset such as "miracl" is accepted too.
+        weights: How much each mode counts. The name of a preset such as "miracl", three numbers and a mapping are
+            accepted too; see `WeightsLike`.
         filter: Only records whose metadata match are found. A mapping such as `{"year": {"$gte": 2024}}` is accepted;
             `parse_filter` describes the language.
-        score_threshold: Only results whose final score is at least this are returned.
+        score_threshold: Only results whose final score is at least this are returned. Under "weighted" a score is -1
+            or more and, where lexical scores take part, not bounded above; under "rrf" it is 0 or more and at most
+            the sum of the rankings' weights divided by rrf_k + 1.
         pool_size: How many candidates each leg finds; never fewer than k.
         fusion: "weighted" ranks by the weighted mean of the exact scores, "rrf" by reciprocal rank fusion.
         rrf_k: The constant of "rrf": the larger it is, the less the first ranks stand out.
@@ -69,7 +76,7 @@ class SearchOptions:
 
     Raises:
         TypeError: For an unknown option; if k, pool_size or rrf_k is no integer, the filter no mapping, or weights
-            neither ModeWeights nor a string.
+            are no `WeightsLike`.
         ValueError: If an option is out of range or unknown.
     """
 
@@ -84,15 +91,12 @@ class SearchOptions:
     bm25: Bm25 = "off"
 
     def __init__(self, **keywords: Unpack[SearchKeywords]) -> None:
-        if unknown := sorted(keywords.keys() - set(OPTION_NAMES)):
-            raise TypeError(f"a search has no option {unknown[0]}: it has {', '.join(OPTION_NAMES)}")
+        check_names(keywords, OPTION_NAMES)
         own = vars(self)  # the class has the defaults
         own.update((name, value) for name, value in keywords.items() if value is not None)
         own.update(weights=resolve_weights(self.weights), filter=parse_filter(self.filter))
         for name, least in (("k", 1), ("pool_size", 1), ("rrf_k", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} must be an integer, got {value!r}")
+            own[name] = value = as_integer(getattr(self, name), name)
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         for name, known in (("mode", SearchMode), ("fusion", Fusion), ("bm25", Bm25)):
@@ -100,6 +104,12 @@ class SearchOptions:
                 raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {getattr(self, name)!r}")
         if self.score_threshold is not None and not math.isfinite(self.score_threshold):
             raise ValueError(f"score_threshold must be finite, got {self.score_threshold}")
+
+    def __repr__(self) -> str:
+        """Only what is not the default."""
+        own = [(name, getattr(self, name)) for name in OPTION_NAMES]
+        shown = ", ".join(f"{name}={value!r}" for name, value in own if value != getattr(type(self), name))
+        return f"{type(self).__name__}({shown})"
 
     def changed(self, **keywords: Unpack[SearchKeywords]) -> SearchOptions:
         """Return these options with some changed: None leaves an option as it is, and the filter {} means no filter.
@@ -116,18 +126,43 @@ class SearchOptions:
 
 OPTION_NAMES: Final = tuple(field.name for field in fields(SearchOptions))
 
+_SAME_MEANING: Final = (
+    ("k", "similarity_top_k", "top_k", "top_n", "limit", "n_results"),
+    ("filter", "filters", "where", "metadata_filters"),
+    ("score_threshold", "similarity_cutoff", "similarity_threshold", "threshold", "min_score"),
+    ("mode", "search_type", "query_mode", "vector_store_query_mode"),
+    ("pool_size", "fetch_k", "sparse_top_k"),
+)
+"""What other retrievers call our options."""
 
-def resolve_weights(weights: ModeWeights | str | None) -> ModeWeights:
-    """Return the weights that a user named or passed; equal ones for None.
+
+def check_names(given: Iterable[str], known: Sequence[str]) -> None:
+    """Refuse an option that does not exist.
+
+    Args:
+        given: The names in a call.
+        known: The names that there are.
 
     Raises:
-        TypeError: For anything else.
-        ValueError: For an unknown preset.
+        TypeError: For a name that is not known; the message has the known ones, and which of them may be meant.
     """
-    if weights is None:
-        return PRESETS["equal"]
-    if isinstance(weights, str):
-        return ModeWeights.preset(weights)
-    if not isinstance(weights, ModeWeights):
-        raise TypeError(f"weights must be ModeWeights or the name of a preset, got {weights!r}")
-    return weights
+    if unknown := sorted(set(given).difference(known)):
+        name = unknown[0]
+        same = [each for group in _SAME_MEANING if name in group for each in group if each in known]
+        close = same or get_close_matches(name, known, n=1)
+        meant = f"did you mean {close[0]}? It has" if close else "it has"
+        raise TypeError(f"a search has no option {name}: {meant} {', '.join(known)}")
+
+
+def as_integer(value: object, name: str) -> int:
+    """Return a whole number, numpy's too, as a plain one.
+
+    Raises:
+        TypeError: For anything else, a boolean included.
+    """
+    if not isinstance(value, bool | np.bool_):
+        try:
+            return operator.index(value)  # type: ignore[arg-type]
+        except TypeError:
+            pass
+    raise TypeError(f"{name} must be an integer, got {value!r}")

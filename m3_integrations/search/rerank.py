@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from m3_integrations.scoring import combine, raw_scores, top_rows
-from m3_integrations.search.options import resolve_weights
+from m3_integrations.search.opening import warn_of_absent_heads
 from m3_integrations.store import Store
-from m3_integrations.vectors import Encoder, Mode, ModeWeights
+from m3_integrations.vectors import Encoder, Mode, WeightsLike, resolve_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Ranked:
 
     Attributes:
         row: The text's position among those that were passed.
-        score: The weighted mean of its scores in all modes, higher is better.
+        score: The weighted mean of its scores in all modes, higher is better; its range is that of `combine`.
         scores: The raw score in every mode.
     """
 
@@ -35,7 +35,7 @@ def rerank(
     *,
     ids: Sequence[str | None] | None = None,
     store: Store | None = None,
-    weights: ModeWeights | str | None = None,
+    weights: WeightsLike | None = None,
     top_n: int | None = None,
     score_threshold: float | None = None,
 ) -> list[Ranked]:
@@ -47,7 +47,7 @@ def rerank(
         texts: What to rank.
         ids: The store's id of every text; None for a text that has none.
         store: Where a record has the same id and the same text, its stored vectors are used and nothing is encoded.
-        weights: How much each mode counts, or the name of a preset. Equal if None.
+        weights: How much each mode counts: any `WeightsLike`. Equal if None.
         top_n: How many to return at most; all if None.
         score_threshold: Only texts whose score is at least this are returned.
 
@@ -82,6 +82,17 @@ def rerank(
         for row in top_rows(combined, len(texts) if top_n is None else top_n).tolist()
         if score_threshold is None or combined[row] >= score_threshold
     ]
+
+
+def check_ranking(encoder: Encoder, weights: WeightsLike | None) -> None:
+    """Warn of a checkpoint that lacks heads, before it ranks by all modes.
+
+    Raises:
+        TypeError: If weights are no `WeightsLike`.
+        ValueError: If weights are out of range, or lie only on modes that the checkpoint lacks.
+    """
+    resolve_weights(weights).normalized(encoder.modes)
+    warn_of_absent_heads(encoder)
 
 
 def _stored(

@@ -10,14 +10,14 @@ from typing import Any, Final, Self, Unpack
 
 import numpy as np
 
-from m3_integrations.bm25 import Bm25Index
 from m3_integrations.fusion import reciprocal_rank_fusion
 from m3_integrations.scoring import combine, top_rows
 from m3_integrations.search.adding import add_texts
+from m3_integrations.search.bm25_leg import Bm25Leg
 from m3_integrations.search.explanation import Explanation, explain_record
+from m3_integrations.search.opening import check_options, warn_of_absent_heads
 from m3_integrations.search.options import MODES_OF, SearchKeywords, SearchOptions
-from m3_integrations.store import Filter, FilterLike, Store, matches
-from m3_integrations.store.memory import MemoryStore
+from m3_integrations.store import FilterLike, Store, matches
 from m3_integrations.vectors import Encoder, FloatArray, M3Vectors, Mode
 
 _BATCH_SIZE: Final = 64
@@ -50,20 +50,45 @@ class Searcher:
         encoder: Encodes queries and what is added.
         store: Holds the records. It is bound to the encoder's model on first use.
         options: What a search asks for where the call says nothing; `SearchOptions()` if None.
+
+    A checkpoint that lacks heads is warned of where the mode is "all".
+
+    Raises:
+        ValueError: If the options ask for a mode that the checkpoint has no head for, put all weight on such modes, or
+            ask for BM25 over a store that is not in memory.
     """
 
     def __init__(self, encoder: Encoder, store: Store, options: SearchOptions | None = None) -> None:
         self.encoder = encoder
         self.store = store
         self.options = options or SearchOptions()
+        check_options(self.options, store, encoder)
+        if self.options.mode == "all":
+            warn_of_absent_heads(encoder)
         self._modes: tuple[Mode, ...] = ()  # the encoder's, once the store is bound to its model
-        self._bm25 = _Bm25Leg(encoder, store)
+        self._bm25 = Bm25Leg(encoder, store)
 
     def with_options(self, options: SearchOptions) -> Self:
-        """Return a searcher over the same encoder, store and BM25 index with other options."""
+        """Return a searcher over the same encoder, store and BM25 index with other options.
+
+        Raises:
+            ValueError: As the constructor.
+        """
+        check_options(options, self.store, self.encoder)
         twin = copy.copy(self)
         twin.options = options
         return twin
+
+    def _asked(self, query: str | None, options: SearchKeywords) -> SearchOptions:
+        asked = self.options.changed(**options)
+        if query is None:  # there is a dense vector alone
+            asked = asked.changed(mode="dense", bm25="off", weights="equal")
+        if asked is not self.options:
+            check_options(asked, self.store, self.encoder)
+        return asked
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.encoder!r}, {self.store!r}, {self.options!r})"
 
     def _bind(self) -> tuple[Mode, ...]:
         if not self._modes:
@@ -174,7 +199,7 @@ class Searcher:
 
     def search_batch(self, queries: Sequence[str], **options: Unpack[SearchKeywords]) -> list[list[Hit]]:
         """Return each query's results, as `search` does; the queries are encoded together."""
-        asked = self.options.changed(**options)
+        asked = self._asked("", options)
         ranking, encoded = self._modes_of(asked)
         results: list[list[Hit]] = []
         for start in range(0, len(queries), _BATCH_SIZE):
@@ -192,14 +217,10 @@ class Searcher:
         **options: Unpack[SearchKeywords],
     ) -> list[Hit]:
         """Search as `search` does, without blocking the event loop."""
-        asked = self._asked(query, options)
+        asked = await asyncio.to_thread(self._asked, query, options)  # may open the network
         ranking, encoded = await asyncio.to_thread(self._modes_of, asked)  # may ask a server
         vectors = None if query is None else await self.encoder.aencode([query], kind="query", modes=encoded)
         return await asyncio.to_thread(self._find, query, self._with_dense(vectors, dense), ranking, asked, ids)
-
-    def _asked(self, query: str | None, options: SearchKeywords) -> SearchOptions:
-        asked = self.options.changed(**options)
-        return asked.changed(mode="dense", bm25="off") if query is None else asked
 
     def _with_dense(self, vectors: M3Vectors | None, dense: FloatArray | None) -> M3Vectors:
         """Return a query's vectors with another dense vector, which is made of unit length; 0 stays 0."""
@@ -299,30 +320,6 @@ class Searcher:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class _Bm25Leg:
-    """BM25 over a store in memory. Its index is made when it is first asked, and again after the records changed."""
-
-    def __init__(self, encoder: Encoder, store: Store) -> None:
-        self._encoder = encoder
-        self._store = store
-        self._made: tuple[int, Bm25Index] | None = None
-
-    def top(self, query: str, n: int, filter_: Filter | None) -> dict[str, float]:
-        """Return the n best records that share a token with the query and match, best first, by their ids."""
-        if not isinstance(self._store, MemoryStore):
-            raise ValueError("BM25 needs a store in memory: this one has its own lexical leg")  # noqa: TRY004
-        version = self._store.version
-        if self._made is None or self._made[0] != version:
-            records = list(self._store.records())
-            tokens = self._encoder.tokenize([record.text for record in records])
-            self._made = version, Bm25Index([record.id for record in records], [words[:-1] for words in tokens])
-        among = None
-        if filter_ is not None:
-            among = {record.id for record in self._store.records() if matches(filter_, record.metadata)}
-        (words,) = self._encoder.tokenize([query], kind="query")
-        return dict(self._made[1].top(words[:-1], n, among=among))
 
 
 def _fuse(

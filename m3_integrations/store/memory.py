@@ -151,6 +151,14 @@ class MemoryStore(Store):
         with self._usable():
             return iter([self._copy(row, with_vectors=False) for row in self._records])
 
+    def rows(self, filter: FilterLike = None) -> dict[int, Record]:  # noqa: A002
+        """Return the records that match, or all, by their rows: the store's own objects, not copies, so only to read.
+
+        Rows rise in the order the records were added. A record that is replaced gets another row.
+        """
+        with self._usable():
+            return {row: self._records[row] for row in self._matching(filter)}
+
     def count(self, filter: FilterLike = None) -> int:  # noqa: A002
         """Return the number of records, or of those that match."""
         with self._usable():

@@ -36,12 +36,16 @@ from m3_integrations.store.protocol import (
     deletion_filter,
     latest_rows,
 )
-from m3_integrations.store.terms import range_paths, translate
+from m3_integrations.store.terms import integer_paths, range_paths, translate
 from m3_integrations.vectors import FloatArray, M3Vectors, Mode
 
 _BATCH_BYTES: Final = 8 << 20
 _SMALL_BATCH_BYTES: Final = 1 << 20
 """Outside the main thread, where an event loop may be waiting: engines hold the interpreter while they write."""
+
+_MAX_INDEXED: Final = 17
+"""Up to 16 paths of numbers and dates, and the terms, are indexed as records come; with more paths only those that a
+filter compares, when it first does, which takes some 12 microseconds a record. Each index makes every change slower."""
 
 _MAX_IDS: Final = 1000
 """Ids looked up or deleted in one call of an engine."""
@@ -138,6 +142,8 @@ class QdrantStore(Store):
         for batch, size_bytes in batches(payloads, np.array(rows), vectors, max_bytes):
             points = [self._point_type(id=point_id(p["id"]), vector=next(named), payload=p) for p in payloads[batch]]
             with self._usable():
+                if len(self._indexed_paths | (paths := integer_paths(payloads[batch]))) <= _MAX_INDEXED:
+                    self._index_all(paths)
                 self._write(points, size_bytes)
 
     def delete(self, ids: Sequence[str]) -> int:
@@ -266,16 +272,16 @@ class QdrantStore(Store):
                 self._close()
 
     def _condition(self, filter_: Filter | None) -> Any:
-        """Return a filter as the engine has it, and index the numbers and dates that it compares, if they are not yet.
-
-        Records are not indexed under every key they have: each such index costs the engine as much as a record.
-        """
+        """Return a filter as the engine has it, and index the numbers and dates that it compares."""
         if filter_ is None:
             return None
-        for path in sorted(range_paths(filter_) - self._indexed_paths):
+        self._index_all(range_paths(filter_))
+        return self._filter_type(translate(filter_))
+
+    def _index_all(self, paths: set[str]) -> None:
+        for path in sorted(paths - self._indexed_paths):
             self._index(path)
             self._indexed_paths.add(path)
-        return self._filter_type(translate(filter_))
 
     def _renew(self) -> None:
         """Write the records of an earlier format as this package does; what was interrupted goes on."""

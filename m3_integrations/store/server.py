@@ -49,8 +49,7 @@ class ServerStore(QdrantStore):
     """A store in a collection of a Qdrant server or cluster; many processes may have it open.
 
     What an `upsert` or a delete returned from is durable and seen by every reader. The server builds its indexes by
-    itself, and those of numbers and dates when a filter first compares them. A pickled store opens the collection
-    again, with its settings: the API key is in the pickle.
+    itself. A pickled store opens the collection again, with its settings: the API key is in the pickle.
 
     Args:
         url: Of the server; `https://` with TLS. Its port is the one for REST, 6333 unless it says another.

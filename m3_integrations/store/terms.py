@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from m3_integrations.store.filters import (
@@ -66,6 +66,11 @@ def filter_payload(metadata: Mapping[str, Any]) -> dict[str, Any]:
             if low:
                 lows.setdefault(kind, {}).setdefault(name, []).append({"high": high, "low": low})
     return {"terms": list(terms), **highs, "lows": lows}
+
+
+def integer_paths(payloads: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Return the paths of all numbers and dates in these payloads."""
+    return {f"{kind}.{name}" for payload in payloads for kind in ("numbers", "dates") for name in payload[kind]}
 
 
 def range_paths(filter: Filter) -> set[str]:  # noqa: A002

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import tomllib
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 from m3_integrations.training.losses import LossSettings
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class TrainingConfig:
     """Settings of one run. Paths in a file are relative to that file.
 
@@ -29,7 +30,7 @@ class TrainingConfig:
         learning_rate: Its peak.
         warmup_steps: It rises over so many steps and falls to zero on a line.
         weight_decay: AdamW's.
-        max_grad_norm: Gradients are cut to this length.
+        max_grad_norm: Gradients are cut to this length; 0 leaves them as they are.
         gradient_accumulation_steps: Batches per update of the weights; each is its own set of negatives.
         freeze_position_embeddings: Whether positions stay as they are; for training on texts much shorter than those
             that will be searched.
@@ -69,13 +70,25 @@ class TrainingConfig:
     dead_head_patience: int = 20
     loss: LossSettings = field(default_factory=LossSettings)
 
+    def __repr__(self) -> str:
+        """Only what is not the default."""
+        own = [(each.name, getattr(self, each.name), each) for each in dataclasses.fields(self)]
+        shown = ", ".join(f"{name}={value!r}" for name, value, each in own if value != _default(each))
+        return f"{type(self).__name__}({shown})"
+
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "train_group_size", "gradient_accumulation_steps", "log_every",
                      "save_every", "keep_checkpoints", "dead_head_patience"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        for name in ("query_max_length", "passage_max_length"):
+            if getattr(self, name) < 3:
+                raise ValueError(f"{name} must be at least 3 ([CLS], one token, [SEP]), got {getattr(self, name)}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be positive and finite, got {self.learning_rate}")
+        for name in ("warmup_steps", "weight_decay", "max_grad_norm"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 or more and finite, got {getattr(self, name)}")
         if self.precision not in {"float32", "float16", "bfloat16"}:
             raise ValueError(f"precision must be 'float32', 'float16' or 'bfloat16', got {self.precision!r}")
         if self.device not in {"auto", "cpu"}:
@@ -93,10 +106,12 @@ def load_config(path: str | os.PathLike[str]) -> TrainingConfig:
     """
     file = Path(path)
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+        values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+    except ValueError as error:  # also of text that is not UTF-8
         raise ValueError(f"{file} is not TOML: {error}") from error
     loss = values.pop("loss", {})
+    if not isinstance(loss, dict):
+        raise ValueError(f"{file}: loss must be a table, [loss], got {loss!r}")  # noqa: TRY004 - the file's content
     _check(file, values, TrainingConfig)
     _check(file, loss, LossSettings)
     data = values.get("train_data", [])
@@ -118,6 +133,11 @@ def _check(file: Path, values: dict[str, Any], kind: type) -> None:
         _check_type(file, name, value, str(fields[name].type))
 
 
+def _default(setting: dataclasses.Field[Any]) -> object:
+    make = setting.default_factory
+    return setting.default if make is dataclasses.MISSING else make()
+
+
 def _is_required(setting: dataclasses.Field[Any]) -> bool:
     return setting.default is dataclasses.MISSING and setting.default_factory is dataclasses.MISSING
 
@@ -127,5 +147,6 @@ def _check_type(file: Path, name: str, value: object, kind: str) -> None:
     accepted: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
     types = accepted.get(kind, (str, list))
     is_misplaced_flag = isinstance(value, bool) and kind != "bool"
-    if not isinstance(value, types) or is_misplaced_flag:
+    is_misfilled_list = isinstance(value, list) and not all(isinstance(each, str) for each in value)
+    if not isinstance(value, types) or is_misplaced_flag or is_misfilled_list:
         raise ValueError(f"{file}: {name} must be of type {kind}, got {value!r}")

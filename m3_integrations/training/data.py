@@ -61,11 +61,11 @@ def read_examples(paths: Sequence[Path]) -> list[Example]:
 
 
 def _read(path: Path) -> Iterator[Example]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
-                    yield _parse(json.loads(line))
+                    yield _parse(json.loads(line.decode("utf-8-sig")))
                 except ValueError as error:
                     raise ValueError(f"{path}, line {number}: {error}") from error
 
@@ -81,6 +81,8 @@ def _parse(row: Any) -> Example:
         raise ValueError('"pos" must hold at least one text')
     if prompt is not None and not isinstance(prompt, str):
         raise ValueError(f'"prompt" must be a string, got {type(prompt).__name__}')
+    for text in (row["query"], *positives, *negatives, prompt or ""):
+        text.encode()  # half a surrogate pair is a ValueError here, and would be one of the tokenizer's at its batch
     return Example(row["query"], tuple(positives), tuple(negatives), prompt)
 
 

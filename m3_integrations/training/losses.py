@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -35,12 +36,14 @@ class LossSettings:
     self_distillation: bool = True
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
         weights = (self.dense_weight, self.lexical_weight, self.multi_vector_weight)
         lambdas = (self.dense_lambda, self.lexical_lambda, self.multi_vector_lambda)
-        if min(*weights, *lambdas) < 0:
-            raise ValueError(f"weights and lambdas must be 0 or more, got {weights} and {lambdas}")
+        if not all(0 <= number < math.inf for number in (*weights, *lambdas)) or not sum(weights):
+            raise ValueError(
+                f"weights and lambdas must be 0 or more and finite, and one weight more, got {weights} and {lambdas}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

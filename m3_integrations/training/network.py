@@ -73,14 +73,16 @@ class TrainingNetwork(nn.Module):
             if "position_embeddings" in name:
                 parameter.requires_grad_(False)
 
-    def save(self, folder: Path) -> None:
-        """Write the checkpoint in BGE-M3's format.
+    def save(self, folder: Path, *, is_replacing: bool = False) -> None:
+        """Write the checkpoint in BGE-M3's format, as `save_checkpoint` does.
 
         Raises:
-            FileExistsError: If the folder holds a checkpoint already.
+            FileExistsError: If the folder holds a checkpoint already, unless it is to be replaced.
         """
         heads = Heads(multi_vector=self.multi_vector_head, lexical=self.lexical_head)
-        save_checkpoint(folder, backbone=self.backbone, heads=heads, tokenizer=self.tokenizer)
+        save_checkpoint(
+            folder, backbone=self.backbone, heads=heads, tokenizer=self.tokenizer, is_replacing=is_replacing
+        )
 
     def restore(self, folder: Path) -> None:
         """Take the weights of a checkpoint that `save` wrote.

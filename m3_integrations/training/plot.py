@@ -11,7 +11,7 @@ except ModuleNotFoundError as error:
     if error.name != "matplotlib":
         raise
     raise ModuleNotFoundError(
-        "matplotlib draws the loss plot: pip install 'm3-integrations[training]'", name="matplotlib"
+        "matplotlib draws the loss plot: pip install 'PATH_TO_THE_CLONE[training]'", name="matplotlib"
     ) from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -88,14 +87,9 @@ class M3Trainer(Trainer):  # type: ignore[misc]
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:  # noqa: ARG002
-        """Write the checkpoint aside and move it in place, over what a killed run may have left half written."""
-        target = Path(output_dir or self.args.output_dir)
-        target.mkdir(parents=True, exist_ok=True)
+        """Write the checkpoint, over what a killed run may have left half written."""
         network: TrainingNetwork = self.accelerator.unwrap_model(self.model)
-        with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as aside:
-            network.save(Path(aside))
-            for path in Path(aside).iterdir():
-                path.replace(target / path.name)
+        network.save(Path(output_dir or self.args.output_dir), is_replacing=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         network: TrainingNetwork = self.accelerator.unwrap_model(model or self.model)

@@ -9,9 +9,21 @@ from m3_integrations.vectors.arrays import (
     MultiVectorRows,
     offsets_of,
 )
-from m3_integrations.vectors.modes import MODES, PRESETS, Kind, Mode, ModeWeights, check_modes
+from m3_integrations.vectors.modes import (
+    MODES,
+    PRESETS,
+    Kind,
+    Mode,
+    ModeWeights,
+    WeightsLike,
+    absent_heads,
+    check_heads,
+    check_modes,
+    resolve_weights,
+)
 from m3_integrations.vectors.protocol import Encoder
 from m3_integrations.vectors.scores import M3Scores
+from m3_integrations.vectors.warning import warn_caller
 
 __all__ = [
     "MODES",
@@ -27,6 +39,11 @@ __all__ = [
     "Mode",
     "ModeWeights",
     "MultiVectorRows",
+    "WeightsLike",
+    "absent_heads",
+    "check_heads",
     "check_modes",
     "offsets_of",
+    "resolve_weights",
+    "warn_caller",
 ]

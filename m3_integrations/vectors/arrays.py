@@ -152,6 +152,9 @@ class LexicalRows(_Rows, Sequence[LexicalWeights]):
         offsets, where = self._gather(rows)
         return LexicalRows(offsets, self.indices[where], self.values[where], self.vocabulary)
 
+    def __repr__(self) -> str:
+        return f"LexicalRows({len(self)} texts, {len(self.values)} tokens)"
+
     def __reduce__(self) -> tuple[Any, ...]:
         return LexicalRows, (self.offsets, self.indices, self.values)
 
@@ -184,6 +187,9 @@ class MultiVectorRows(_Rows, Sequence[FloatArray]):
         """Copy the chosen rows, in the order given."""
         offsets, where = self._gather(rows)
         return MultiVectorRows(offsets, self.flat[where])
+
+    def __repr__(self) -> str:
+        return f"MultiVectorRows({len(self)} texts, {len(self.flat)} tokens, {self.flat.shape[1]} dimensions)"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return MultiVectorRows, (self.offsets, self.flat)

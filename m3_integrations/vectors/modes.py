@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, SupportsFloat
 
 Mode = Literal["dense", "lexical", "multi_vector"]
 """One of the model's three views of a text."""
@@ -30,6 +30,29 @@ def check_modes(modes: Iterable[str]) -> tuple[Mode, ...]:
     if unknown or not wanted:
         raise ValueError(f"modes must be one or more of {', '.join(MODES)}, got {sorted(wanted)}")
     return tuple(mode for mode in MODES if mode in wanted)
+
+
+def check_heads(model: str, there: Sequence[Mode], wanted: Iterable[Mode]) -> None:
+    """Refuse modes that a checkpoint has no heads for.
+
+    Args:
+        model: What the checkpoint is called.
+        there: The modes that it has.
+        wanted: The modes that are asked for.
+
+    Raises:
+        ValueError: Naming what the checkpoint lacks.
+    """
+    if absent := [mode for mode in MODES if mode in set(wanted).difference(there)]:
+        raise ValueError(absent_heads(model, there, absent))
+
+
+def absent_heads(model: str, there: Iterable[Mode], absent: Iterable[Mode]) -> str:
+    """Return the sentence that says what a checkpoint lacks, the same at every door."""
+    return (
+        f"the checkpoint {model} has no heads for {', '.join(absent)}, only {', '.join(there)} can be computed; "
+        "BGE-M3's heads are in colbert_linear.pt and sparse_linear.pt, which a download of *.json *.safetensors lacks"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +108,36 @@ PRESETS: Final[Mapping[str, ModeWeights]] = {
     "readme": ModeWeights(0.4, 0.2, 0.4),  # the example in BGE-M3's model card
 }
 """Published weightings by name, each with its source beside it."""
+
+WeightsLike = ModeWeights | str | Sequence[float] | Mapping[str, float]
+"""What is accepted as weights: `ModeWeights`, the name of a preset such as "miracl", three numbers (dense, lexical,
+multi_vector), or a mapping that has a number for each of the three."""
+
+
+def resolve_weights(weights: WeightsLike | None) -> ModeWeights:
+    """Return the weights that a user named or passed; equal ones for None.
+
+    Raises:
+        TypeError: For anything else than `WeightsLike`.
+        ValueError: For an unknown preset, or weights that `ModeWeights` refuses.
+    """
+    if weights is None:
+        return PRESETS["equal"]
+    if isinstance(weights, ModeWeights):
+        return weights
+    if isinstance(weights, str):
+        return ModeWeights.preset(weights)
+    if isinstance(weights, Mapping):
+        numbers = [weights[mode] for mode in MODES] if set(weights) == set(MODES) else []
+    else:
+        numbers = list(weights) if isinstance(weights, Iterable) and not isinstance(weights, Set | bytes) else []
+    if len(numbers) != len(MODES) or not all(_is_number(number) for number in numbers):
+        raise TypeError(
+            f"weights must be ModeWeights, the name of a preset ({', '.join(PRESETS)}), or three numbers, as "
+            f"[dense, lexical, multi_vector] or as a mapping with these keys, got {weights!r}"
+        )
+    return ModeWeights(*(float(number) for number in numbers))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, SupportsFloat) and not isinstance(value, bool)

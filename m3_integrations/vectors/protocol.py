@@ -34,8 +34,13 @@ class Encoder(Protocol):
         """Says which model it is, by what is in its files: vectors of two fingerprints cannot be compared."""
         ...
 
-    def tokenize(self, texts: Sequence[str], *, kind: Kind = "document") -> list[list[str]]:
-        """Return the tokens of texts, one for every token vector that they have; the last is [SEP]."""
+    def tokenize(
+        self, texts: Sequence[str], *, kind: Kind = "document", max_length: int | None = None
+    ) -> list[list[str]]:
+        """Return the tokens of texts, one for every token vector that they have; the last is [SEP].
+
+        A text is cut at the encoder's limit, or at `max_length` tokens with [CLS] and [SEP] if that is given.
+        """
         ...
 
     def encode(

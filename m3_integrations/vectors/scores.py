@@ -12,7 +12,8 @@ class M3Scores:
     Asking for a mode that was not computed raises ValueError.
 
     Attributes:
-        combined: (n,) float32, the mean of the modes' scores under the weights.
+        combined: (n,) float32, the mean of the modes' scores under the weights; -1 or more, and not bounded above
+            where lexical scores take part.
         modes: The modes that were computed.
     """
 

@@ -1,11 +1,13 @@
 """How every class of both frameworks comes by its encoder."""
 
 import copy
+import json
 import pickle
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import torch
 
 from m3_integrations import M3Encoder, langchain, langchain_qdrant, llama_index
 from m3_integrations.search import check_store, open_encoder
@@ -82,3 +84,29 @@ def test_an_encoder_may_come_with_its_own_name() -> None:
     for made in (langchain.M3Embeddings, langchain.M3HybridRetriever, langchain.M3Rerank):
         assert made(**dict(made(encoder=fake))).encoder is fake  # as LangChain makes one anew from another's fields
     assert check_store(None) is None
+
+
+MODELS = [each for each in MADE if hasattr(each, "model_dump")]
+
+
+@pytest.mark.parametrize("made", MODELS, ids=lambda made: f"{made.__module__.split('.')[1]}.{made.__name__}")
+def test_what_is_made_anew_of_a_dump_or_of_the_fields_has_the_same_settings(made: type[Any], small: Path) -> None:
+    settings = {"max_length": 32, "query_instruction": "search: ", "device": "cpu"}
+    named = made(model=str(small), model_kwargs=settings)
+    given = made(encoder=M3Encoder(small, **settings))  # type: ignore[arg-type]
+    for first in (named, given):
+        assert first.model_dump()["model_kwargs"] == settings
+        for other in (made(**first.model_dump()), made(**dict(first)), copy.copy(first)):
+            assert other.encoder.max_length == 32
+            assert other.model_kwargs == settings
+            assert other.encoder.settings == first.encoder.settings
+    with pytest.raises(ValueError, match="cannot change them"):
+        made(encoder=named.encoder, model_kwargs={"max_length": 33})
+
+
+@pytest.mark.parametrize("made", MODELS, ids=lambda made: f"{made.__module__.split('.')[1]}.{made.__name__}")
+def test_torchs_own_settings_are_dumped_by_their_names(made: type[Any], small: Path) -> None:
+    first = made(encoder=M3Encoder(small, device=torch.device("cpu"), dtype=torch.float32))
+    dumped = json.loads(first.model_dump_json())
+    assert dumped["model_kwargs"] == {"device": "cpu", "dtype": "float32"}
+    assert made(**dumped).encoder.dtype == made(**dict(first)).encoder.dtype == "float32"

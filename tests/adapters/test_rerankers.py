@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from m3_integrations import M3Encoder, ModeWeights, Searcher, open_store
+from m3_integrations.vectors import WeightsLike
 from tests.adapters.drivers import SENTENCES, Found, Reranker, Retriever
 from tests.fakes import FakeEncoder
 
@@ -19,11 +20,12 @@ def rows_of(found: list[Found]) -> list[int]:
     return [each.metadata["row"] for each in found]
 
 
-@pytest.mark.parametrize("weights", [None, "miracl", ModeWeights(0, 1, 0), ModeWeights(0.5, 0.1, 2)])
+@pytest.mark.parametrize("weights", [None, "miracl", ModeWeights(0, 1, 0), [0.5, 0.1, 2]])
 async def test_documents_are_ranked_by_the_combined_score_and_carry_it(
-    make_reranker: type[Reranker], encoder: M3Encoder, weights: ModeWeights | str | None
+    make_reranker: type[Reranker], encoder: M3Encoder, weights: WeightsLike | None
 ) -> None:
-    chosen = ModeWeights.preset(weights) if isinstance(weights, str) else weights
+    chosen = {"miracl": ModeWeights(1, 0.3, 1)}.get(weights, weights) if isinstance(weights, str) else weights
+    chosen = ModeWeights(*chosen) if isinstance(chosen, list) else chosen
     scores = encoder.score(QUERY, SENTENCES, weights=chosen)
     order = np.argsort(-scores.combined, kind="stable").tolist()
     reranker = make_reranker(encoder=encoder, weights=weights, top_n=6)
@@ -150,8 +152,11 @@ async def test_a_store_of_another_model_is_refused(
         ({"topn": 3}, ValueError, "topn\n.*Extra"),
         ({"device": "cpu"}, ValueError, "device\n.*Extra"),
         ({"weights": "best"}, ValueError, "unknown weights 'best'"),
-        ({"weights": (1, 1, 1)}, ValueError, "ModeWeights"),
-        ({"weights": {"dense": 0, "lexical": 0, "multi_vector": 0}}, ValueError, "not all 0|instance of ModeWeights"),
+        ({"weights": (1, 1)}, ValueError, "ModeWeights"),
+        ({"weights": {"dense": 1}}, ValueError, "a mapping with these keys"),
+        ({"weights": {3, 4, 5}}, ValueError, "ModeWeights"),
+        ({"top_n": True}, ValueError, "integer"),
+        ({"weights": {"dense": 0, "lexical": 0, "multi_vector": 0}}, ValueError, "not all 0"),
         ({"score_threshold": float("inf")}, ValueError, "score_threshold\n.*finite"),
         ({"score_threshold": float("nan")}, ValueError, "score_threshold\n.*finite"),
         ({"store": "./folder"}, TypeError, r"store must be a store, got './folder': open one with open_store"),

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from m3_integrations import M3Encoder, ModeWeights, Searcher
+from m3_integrations import M3Encoder, ModeWeights, Searcher, open_store
 from m3_integrations.search import SearchMode
 from m3_integrations.store import matches, parse_filter
 from tests.adapters.drivers import SENTENCES, Found, Retriever
@@ -194,10 +194,36 @@ def test_the_bm25_index_is_made_once_for_all_options(filled: Retriever) -> None:
     assert tokenized == [40, 1, 1, 1]
 
 
+def test_bm25_over_a_folder_is_refused_before_a_model_is_loaded(make: type[Retriever], tmp_path: Path) -> None:
+    with (
+        open_store(tmp_path / "store") as store,
+        pytest.raises(ValueError, match="bm25='extra' needs a store in memory"),
+    ):
+        make(model="/no/such/folder", store=store, bm25="extra")
+
+
+def test_weights_may_be_numbers_a_mapping_or_a_preset(filled: Retriever) -> None:
+    expected = filled.search("keys vault", weights=ModeWeights(1, 0.3, 1))
+    weights: Any
+    for weights in ([1, 0.3, 1], (1, 0.3, 1), np.array([1, 0.3, 1]), "miracl",
+                    {"dense": 1, "lexical": 0.3, "multi_vector": 1}):  # fmt: skip
+        assert filled.search("keys vault", weights=weights) == expected
+        assert type(filled)(encoder=filled.made.encoder, store=filled.made.store, k=4, weights=weights).search(
+            "keys vault"
+        ) == expected  # fmt: skip
+
+
+def test_a_flag_is_no_number_and_numpys_numbers_are(make: type[Retriever], filled: Retriever) -> None:
+    for name in ("k", "pool_size", "rrf_k"):
+        with pytest.raises((TypeError, ValueError), match="integer"):
+            make(encoder=filled.made.encoder, **{name: True})
+    assert len(make(encoder=filled.made.encoder, store=filled.made.store, k=np.int64(3)).search("keys")) == 3
+
+
 @pytest.mark.parametrize("unknown", ["top_k", "verbose", "num_results"])
 async def test_unknown_arguments_of_a_call_are_refused(filled: Retriever, unknown: str) -> None:
     for value in (1, None):
-        with pytest.raises(TypeError, match=f"no option {unknown}: it has k, mode"):
+        with pytest.raises(TypeError, match=f"no option {unknown}: .*(it|It) has (k|similarity_top_k, filters), mode"):
             filled.search("keys", **{unknown: value})
         with pytest.raises(TypeError, match=f"no option {unknown}"):
             await filled.asearch("keys", **{unknown: value})
@@ -208,7 +234,8 @@ async def test_impossible_arguments_of_a_call_are_refused(filled: Retriever) -> 
         ({"k": 0}, ValueError, "k must be at least 1"),
         ({"k": "3"}, TypeError, "k must be an integer"),
         ({"weights": "best"}, ValueError, "unknown weights"),
-        ({"weights": (1, -1, 1)}, TypeError, "weights must be ModeWeights"),
+        ({"weights": (1, -1, 1)}, ValueError, "mode weights must be"),
+        ({"weights": (1, 1)}, TypeError, "weights must be ModeWeights"),
         ({"mode": "sparse"}, ValueError, "mode must be one of"),
         ({"filter": {"color": {"$regex": "r"}}}, ValueError, r"unknown \$regex on 'color'"),
         ({"filter": "a = 1"}, TypeError, "must be a mapping"),

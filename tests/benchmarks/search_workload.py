@@ -83,7 +83,9 @@ class KnownQueries:
         self.queries = queries
         self.modes: tuple[Mode, ...] = queries.modes
 
-    def tokenize(self, texts: Sequence[str], *, kind: Kind = "document") -> list[list[str]]:
+    def tokenize(
+        self, texts: Sequence[str], *, kind: Kind = "document", max_length: int | None = None
+    ) -> list[list[str]]:
         raise NotImplementedError
 
     def encode(

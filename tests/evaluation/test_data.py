@@ -1,5 +1,6 @@
 """Reading folders in BEIR's layout, pairs of folders, and MKQA's questions."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -62,12 +63,17 @@ def test_the_split_is_test_or_the_only_one_or_the_one_asked_for(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("corpus.jsonl", '{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}\n', "more than one document .* 'a'"),
+        ("corpus.jsonl", '{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}\n', "one entry .* 'a'; the second is 2"),
+        ("queries.jsonl", '{"_id": "1", "text": "x"}\n{"_id": 1, "text": "y"}\n', "more than one entry .* '1'"),
+        ("queries.jsonl", '{"_id": "1", "text": "\\ud800"}\n', "entry 1 holds half a surrogate pair"),
+        ("corpus.jsonl", '{"_id": "a", "text": "x", "title": "\\udfff"}\n', "entry 1 holds half a surrogate pair"),
+        ("corpus.jsonl", '{"_id": "\\ud800", "text": "x"}\n', "entry 1 holds half a surrogate pair"),
         ("corpus.jsonl", '{"_id": "a", "text": "x"}\n\n{"_id": "a"}\n', "entry 2 must be an object"),
         ("corpus.jsonl", "{", "entry 1 is not JSON"),
         ("corpus.jsonl", "\n", "no documents"),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n1\ta\tmuch\n", "line 2 must be"),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n1 a 1\n", "line 2 must be"),
+        ("qrels/test.tsv", "1\ta\t1\n1\ta\t0\n", "line 2 judges '1' and 'a' again"),
         ("qrels/test.tsv", "9\ta\t1\n", "judges 1 queries that it does not have, such as '9'"),
     ],
 )
@@ -78,6 +84,24 @@ def test_what_is_not_in_the_layout_is_refused_with_its_place(
     (tmp_path / file).write_text(content)
     with pytest.raises(ValueError, match=message):
         read_dataset(tmp_path)
+
+
+def test_judgements_that_stand_twice_alike_are_no_error(tmp_path: Path) -> None:
+    write_beir(tmp_path, {"a": "x"}, {"1": "p"}, {"1": {"a": 1}})
+    (tmp_path / "qrels" / "test.tsv").write_text("1\ta\t1\n1\ta\t1\n")
+    assert read_dataset(tmp_path).qrels == {"1": {"a": 1}}
+
+
+def test_the_look_for_an_id_that_comes_twice_is_linear(tmp_path: Path) -> None:
+    rows = [{"_id": str(i), "text": "x"} for i in range(20_000)]
+    write_jsonl(tmp_path / "once.jsonl", rows)
+    write_jsonl(tmp_path / "twice.jsonl", [*rows, rows[-1]])
+    started = time.process_time()
+    Corpus(tmp_path / "once.jsonl")
+    once_s = time.process_time() - started
+    with pytest.raises(ValueError, match="'19999'; the second is 20001"):
+        Corpus(tmp_path / "twice.jsonl")
+    assert time.process_time() - started < 6 * once_s  # twice as much work; counting every id took twenty times
 
 
 def test_a_folder_of_folders_is_found(tmp_path: Path) -> None:
@@ -96,6 +120,9 @@ def test_mkqas_questions_are_read_with_their_answers(tmp_path: Path) -> None:
     assert dataset.queries == {"-512": "Wer?"}
     assert dataset.answers == {"-512": ["Ada", "A. L."]}
     assert (dataset.qrels, dataset.name) == ({}, "de→nq")
+    write_jsonl(tmp_path / "de.jsonl", [{"id": 1, "question": "Wer?", "answers": ["a"]}] * 2)
+    with pytest.raises(ValueError, match="more than one entry with the id '1'"):
+        read_dataset(tmp_path / "nq", queries_from=tmp_path / "de.jsonl")
     write_jsonl(tmp_path / "de.jsonl", [{"id": 1, "question": "Wer?", "answers": []}])
     with pytest.raises(ValueError, match="entry 1 must have answers"):
         read_dataset(tmp_path / "nq", queries_from=tmp_path / "de.jsonl")

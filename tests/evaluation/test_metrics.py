@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from m3_integrations.evaluation.metrics import cutoff_of, measure_queries
+from m3_integrations.evaluation.metrics import check_metrics, cutoff_of, measure_queries
 from m3_integrations.evaluation.statistics import compare_paired, estimate_mean
 
 METRICS = ("nDCG@10", "Recall@100", "MRR@10", "MAP", "Success@20")
@@ -69,6 +69,13 @@ def test_more_queries_than_are_measured_at_a_time_keep_their_order() -> None:
 def test_an_unknown_metric_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="unknown metric"):
         measure_queries({}, {"q": {"a": 1}}, [name])
+
+
+@pytest.mark.parametrize("name", ["Recall", "R", "alpha_nDCG@10", "SDCG@5"])
+def test_a_metric_that_cannot_be_computed_is_refused_before_the_work(name: str) -> None:
+    """It lacks a cutoff, another parameter, or a package."""
+    with pytest.raises(ValueError, match=f"cannot compute '{name}'"):
+        check_metrics(["nDCG@10", name])
 
 
 def test_a_metric_says_how_deep_it_looks() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-import m3_integrations.evaluation
-from m3_integrations import ModeWeights
+from m3_integrations import M3Encoder, ModeWeights, evaluation
 from m3_integrations.cli import app
 from m3_integrations.cli.evaluation import parse_weights
-from m3_integrations.evaluation import COLUMNS, EvaluationResult, report
+from m3_integrations.evaluation import COLUMNS, Dataset, EvaluationResult, report
 from m3_integrations.evaluation.statistics import compare_paired
-from tests.evaluation.worlds import write_world
+from tests.evaluation.worlds import write_beir, write_jsonl, write_world
 
 
 @dataclass(frozen=True)
@@ -131,22 +131,85 @@ def test_weights_are_read_as_they_are_typed() -> None:
         (["DATA", "--modes", "dense,sparse"], "modes must be one or more of"),
         (["DATA", "--baseline", "sparse"], "modes must be one or more of"),
         (["DATA", "--weights", "all=best"], "unknown weights 'best'"),
+        (["DATA", "--metrics", "nDCG@10,Recall"], "cannot compute 'Recall'"),
         (["DATA", "--model", "NOWHERE"], "no checkpoint folder"),
+        (["DATA", "--model", "tiny", "--model", "NOWHERE"], "no checkpoint folder"),
+        (["DATA", "--model", "tiny", "--model", "DENSE", "--modes", "all"], "no such head"),
+        (["DATA", "--model", "DENSE", "--tune"], "no such head"),
+        (["DATA", "--queries-from", "QUESTIONS", "--tune"], "questions→data has answers instead"),
+        (["DATA", "--queries-from", "QUESTIONS", "--metrics", "nDCG@10"], "only Success@k has a meaning"),
+        (["ONE", "--tune"], "two halves need two different queries"),
+        (["SPACES"], "cannot hold the id 'd 1' of spaces"),
+        (["DATA", "--out", "FILE"], "exists"),
     ],
 )
-def test_errors_of_the_command_are_one_line_and_an_exit_status(tmp_path: Path, arguments: list[str], text: str) -> None:
-    places = {"DATA": str(write_world(tmp_path / "data")), "NOWHERE": str(tmp_path / "nowhere")}
-    arguments = [places.get(argument, argument) for argument in arguments]
-    result = CliRunner().invoke(app, ["eval", *arguments, "--out", str(tmp_path / "out"), "--device", "cpu"])
+def test_errors_are_one_line_and_an_exit_status_before_anything_is_encoded(
+    tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], text: str
+) -> None:
+    monkeypatch.setattr(M3Encoder, "encode_batches", None)
+    answered = [{"id": i, "question": f"question {i}", "answers": ["word"]} for i in range(4)]
+    write_jsonl(tmp_path / "questions.jsonl", answered)
+    places = {
+        "DATA": write_world(tmp_path / "data"),
+        "NOWHERE": tmp_path / "nowhere",
+        "QUESTIONS": tmp_path / "questions.jsonl",
+        "ONE": write_world(tmp_path / "one", queries=1),
+        "SPACES": write_beir(tmp_path / "spaces", {"d 1": "x"}, {"q": "y"}, {"q": {"d 1": 1}}),
+        "DENSE": without_heads(small, tmp_path / "dense"),
+        "FILE": tmp_path / "questions.jsonl",
+    }
+    arguments = [str(places.get(argument, argument)) for argument in arguments]
+    out = [] if "--out" in arguments else ["--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, ["eval", *arguments, *out, "--device", "cpu"])
     assert result.exit_code == 1, result.output
     assert isinstance(result.exception, SystemExit)
-    (line,) = [line for line in result.stdout.splitlines() if " on " not in line]
+    (line,) = result.stdout.splitlines()
     assert line.startswith("error: ")
     assert text in line
 
 
+def without_heads(checkpoint: Path, folder: Path) -> Path:
+    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*_linear.pt"))
+    return folder
+
+
+def test_models_with_and_without_heads_are_compared_in_what_both_can_do(small: Path, tmp_path: Path) -> None:
+    write_world(tmp_path / "data", documents=9, queries=3)
+    models = ["--model", str(small), "--model", str(without_heads(small, tmp_path / "dense")), "--model", str(small)]
+    paths = [str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    result = CliRunner().invoke(app, ["eval", *paths, *models])
+    assert result.exit_code == 0, result.output
+    written = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    assert [(Path(each["model"]).name, list(each["modes"])) for each in written] == [
+        ("small", ["dense", "bm25", "bm25:words"]),
+        ("dense", ["dense", "bm25", "bm25:words"]),
+    ]
+
+
+def test_what_was_measured_before_a_later_dataset_failed_is_written(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        write_world(tmp_path / "data" / name, documents=9, queries=3)
+    tune_weights = evaluation.tune_weights
+
+    def fail(encoder: Any, dataset: Dataset, **kwargs: Any) -> Any:
+        if dataset.name == "two":
+            raise OSError("the disk is full")
+        return tune_weights(encoder, dataset, **kwargs)
+
+    monkeypatch.setattr(evaluation, "tune_weights", fail)
+    arguments = ["eval", str(tmp_path / "data"), "--model", str(small), "--tune", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*arguments, "--device", "cpu"])
+    assert (result.exit_code, result.stdout.splitlines()[-1]) == (1, "error: the disk is full")
+    written = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [each["dataset"] for each in written["results"]] == ["one", "two"]
+    assert [each["dataset"] for each in written["tuned"]] == ["one"]
+    assert written["results"][1]["modes"]["dense"]["nDCG@10"]["per_query"]
+
+
 def test_the_readmes_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    readme = Path(m3_integrations.evaluation.__file__).with_name("README.md").read_text(encoding="utf-8")
+    readme = Path(evaluation.__file__).with_name("README.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
     for language in ("de", "en"):
         write_world(tmp_path / "DATA" / language, documents=12, queries=4)

@@ -16,6 +16,7 @@ from rank_bm25 import BM25Okapi
 from m3_integrations import M3Vectors, ModeWeights, Searcher, open_store
 from m3_integrations.evaluation import Dataset, EvaluationResult, Protocol, evaluate, ranking, read_dataset, runs
 from m3_integrations.evaluation.modes import COLUMNS, Column
+from m3_integrations.evaluation.okapi import OkapiIndex
 from m3_integrations.evaluation.ranking import Ranking
 from m3_integrations.evaluation.runs import write_trec_run
 from m3_integrations.vectors import Kind, Mode
@@ -150,6 +151,11 @@ def test_bm25_columns_are_rank_bm25s_over_tokens_and_over_words(tmp_path: Path) 
             np.testing.assert_allclose(found.scores, expected[hits], rtol=1e-6)
     assert rows_of(result, "bm25") != rows_of(result, "bm25:words")
     assert rows_of(result, "bm25:words")[1] == []
+
+
+def test_the_baseline_over_nothing_finds_nothing() -> None:
+    assert OkapiIndex([]).scores(["x"]).tolist() == []
+    assert OkapiIndex([[]]).scores(["x"]).tolist() == [0]
 
 
 class PlantedEncoder(WorldEncoder):

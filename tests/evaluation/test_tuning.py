@@ -108,7 +108,7 @@ def test_values_on_the_other_half_are_those_of_evaluating_with_the_weights(world
 
 def test_what_cannot_be_tuned_is_refused_before_anything_is_encoded(world: Dataset) -> None:
     encoder = WorldEncoder()
-    with pytest.raises(ValueError, match="answers in their place"):
+    with pytest.raises(ValueError, match="has answers instead"):
         tune_weights(encoder, replace(world, qrels={}, answers={"q0": ["a"]}))
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
         tune_weights(encoder, world, steps=0)

@@ -1,6 +1,7 @@
 """`m3 index` and `m3 search` as they are called, over stores in folders."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from m3_integrations import M3Encoder, Searcher, open_store
+from m3_integrations import M3Encoder, Searcher, langchain, llama_index, open_store
 from m3_integrations.cli import app
+from m3_integrations.cli.shared import counted
 
 M3 = Path(sys.executable).parent / "m3"
 
@@ -63,7 +65,7 @@ def test_files_are_indexed_changed_deleted_and_found(docs: Path, monkeypatch: py
     assert (done.exit_code, done.stdout.splitlines()) == (0, [
         "files: 2 added, 0 changed, 0 unchanged, 0 deleted",
         "parts: 3 encoded, 0 kept, 0 deleted",
-        "passed over: 1 .png files",
+        "passed over: 1 .png file",
         "./idx holds 3 records",
     ])  # fmt: skip
     assert "indexing:" in done.stderr
@@ -195,9 +197,7 @@ def test_parts_are_as_long_as_asked_for(docs: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["search", "IDX", " "], "the question is blank"),
         (["search", "EMPTY", "museum"], "no store at EMPTY: make one with m3 index"),
-        (["search", "DOCS", "museum"], "is no store of this package"),
         (["search", "IDX", "museum", "--filter", "{year: 1}"], "--filter must be JSON such as"),
         (["search", "IDX", "museum", "--filter", "[1]"], "--filter must be a JSON object"),
         (["search", "IDX", "museum", "--filter", '{"year": {"$near": 1}}'], "unknown $near on 'year'"),
@@ -218,8 +218,13 @@ def test_parts_are_as_long_as_asked_for(docs: Path) -> None:
         (["index", "DOCS", "--store", "IDX", "--multi-vector", "none"], "was made with multi_vector='float16'"),
         (["index", "DOCS/nowhere", "--store", "NEW"], "no file or folder DOCS/nowhere"),
         (["index", "DOCS/nowhere", "--store", "IDX"], "no file or folder DOCS/nowhere, and nothing of it in the store"),
-        (["index", "PDF", "--store", "IDX"], "only .txt, .md, .markdown, .jsonl files can be indexed"),
-        (["index", "DOCS", "--store", "DOCS"], "is no store of this package"),
+        (
+            ["index", "PDF", "--store", "IDX"],
+            "only .txt, .md, .markdown, .rst, .html, .htm, .jsonl files can be indexed",
+        ),
+        (["index", "DOCS", "--store", "DOCS"], "DOCS cannot be indexed into DOCS, which is it or around it"),
+        (["index", "IDX", "--store", "IDX"], "cannot be indexed into IDX"),
+        (["search", "DOCS", "museum"], "is no store of this package"),
         (["index", "DOCS", "--store", "ftp://nowhere"], "a server's URL begins with http"),
     ],
 )
@@ -250,3 +255,95 @@ def test_a_store_that_another_has_open_is_one_line(idx: Path) -> None:
         result = call("search", idx, "museum")
     assert result.exit_code == 1
     assert "is open already in this process" in result.stderr.splitlines()[-1]
+
+
+def test_one_of_a_kind_is_no_plural() -> None:
+    for things, one in (
+        (".js files", ".js file"),
+        (".css files", ".css file"),
+        ("files without text", "file without text"),
+        ("links to folders", "link to folders"),
+        ("records", "record"),
+    ):
+        assert (counted(1, things), counted(0, things), counted(2345, things)) == (
+            f"1 {one}", f"0 {things}", f"2,345 {things}",
+        )  # fmt: skip
+
+
+def test_a_question_needs_no_quotes(idx: Path) -> None:
+    quoted = found_by(call("search", idx, "when is the museum closed", "--json"))
+    assert found_by(call("search", idx, "when", "is", "the", "museum", "closed", "--json")) == quoted
+    assert quoted["question"] == "when is the museum closed"
+
+
+@pytest.mark.parametrize("question", ["", " "])
+def test_a_blank_question_is_answered_as_the_retrievers_answer_it(idx: Path, question: str) -> None:
+    hits = found_by(call("search", idx, question, "--json", "--device", "cpu"))["hits"]
+    encoder = M3Encoder("tiny", device="cpu")
+    with open_store(idx) as store:
+        documents = langchain.M3HybridRetriever(encoder=encoder, store=store).invoke(question)
+        nodes = llama_index.M3HybridRetriever(encoder=encoder, store=store, similarity_top_k=4).retrieve(question)
+    assert [hit["id"] for hit in hits] == [each.id for each in documents] == [each.node.node_id for each in nodes]
+    assert len(hits) == 3
+
+
+def test_pages_and_restructured_text_are_indexed_under_their_headings(docs: Path) -> None:
+    (docs / "vault.html").write_bytes(
+        "<html><head><title>Vault &amp; keys</title><meta charset='latin-1'><script>no()</script></head><body>"
+        "<h1>Tür</h1><p>Rotate the keys once a year.</p></body></html>".encode("latin-1")
+    )
+    (docs / "museum.rst").write_text("======\nMuseum\n======\n\nHours\n-----\n\n.. note:: It is closed on Mondays.\n")
+    store = docs.parent / "idx"
+    assert call("index", docs, "--store", store, "--device", "cpu").stdout.startswith("files: 2 added")
+    (page, _) = found_by(call("search", store, "rotate", "keys", "--json"))["hits"]
+    assert (page["text"], page["metadata"]["headings"]) == ("# Tür\n\nRotate the keys once a year.", ["Tür"])
+    assert page["metadata"]["title"] == "Vault & keys"
+    (text, _) = found_by(call("search", store, "closed on mondays", "--json"))["hits"]
+    assert text["metadata"]["headings"] == ["Museum", "Hours"]
+    assert text["text"] == "======\nMuseum\n======\n\nHours\n-----\n\n.. note:: It is closed on Mondays."
+
+
+def test_an_excerpt_shows_where_the_text_matched(docs: Path) -> None:
+    (docs / "long.txt").write_text(f"{'Filler about nothing much. ' * 20}The vault keys rotate yearly. {'More. ' * 60}")
+    store = docs.parent / "idx"
+    call("index", docs, "--store", store, "--size", "512", "--device", "cpu")
+    shown = call("search", store, "rotate the vault keys").stdout.splitlines()[2]
+    assert "The vault keys rotate yearly." in shown
+    assert shown.startswith("  … ")
+    assert shown.endswith(" …")
+    assert len(shown) <= 310
+
+
+def test_ctrl_c_says_that_the_same_line_goes_on(docs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("m3_integrations.indexing.index_files", interrupted)
+    result = call("index", docs, "--store", docs.parent / "idx", "--device", "cpu")
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == ("interrupted. What was done is kept: the same line goes on from there.")
+
+
+def search_in_a_shell(idx: Path, line: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        ["bash", "-c", f"{M3} search {idx} {line}"],
+        env={**os.environ, **environment}, capture_output=True, check=False,
+    )  # fmt: skip
+
+
+def test_an_encoding_without_a_character_ends_nothing(docs: Path) -> None:
+    (docs / "arrow.txt").write_text("The museum → opera, 博物館.")
+    store = docs.parent / "idx"
+    call("index", docs, "--store", store, "--device", "cpu")
+    as_json = search_in_a_shell(store, "museum --json", PYTHONIOENCODING="cp1252")
+    assert as_json.returncode == 0, as_json.stderr
+    assert json.loads(as_json.stdout)["hits"][0]["text"] == "The museum → opera, 博物館."
+    as_lines = search_in_a_shell(store, "museum", PYTHONIOENCODING="cp1252")
+    assert as_lines.returncode == 0, as_lines.stderr
+    assert b"The museum ? opera, ???." in as_lines.stdout
+
+
+@pytest.mark.parametrize("arguments", ["museum --json", "museum"])
+def test_a_reader_that_goes_away_ends_it_without_a_word(idx: Path, arguments: str) -> None:
+    done = search_in_a_shell(idx, f"{arguments} | true; exit ${{PIPESTATUS[0]}}")
+    assert (done.returncode, done.stderr) == (141, b"")

@@ -28,7 +28,7 @@ def test_folders_are_searched_and_the_rest_is_passed_over_by_its_reason(docs: Pa
     assert found.skipped == {
         "links to folders": [docs / "loop"],
         "files without an ending": [passed[2]],
-        "links to nothing, and other files without content": [docs / "broken.txt"],
+        "links to nothing": [docs / "broken.txt"],
         ".png files": [passed[0], passed[1], passed[1]],  # of two roots
     }
     assert found.failures == {}
@@ -40,7 +40,9 @@ def test_hidden_paths_are_indexed_if_they_are_named(docs: Path) -> None:
 
 
 def test_a_file_of_another_kind_is_refused_if_it_is_named(docs: Path) -> None:
-    with pytest.raises(ValueError, match=r"x.pdf: only .txt, .md, .markdown, .jsonl files can be indexed"):
+    with pytest.raises(
+        ValueError, match=r"x.pdf: only .txt, .md, .markdown, .rst, .html, .htm, .jsonl files can be indexed"
+    ):
         find_files([write(docs / "x.pdf")])
     with pytest.raises(ValueError, match="at least one file or folder"):
         find_files([])

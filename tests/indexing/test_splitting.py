@@ -8,7 +8,7 @@ import pytest
 
 from m3_integrations import M3Encoder
 from m3_integrations.indexing import Part, Splitter, Splitting
-from m3_integrations.indexing.headings import read_headings, read_sections
+from m3_integrations.indexing.headings import read_headings, read_rst_headings, read_sections
 from m3_integrations.vectors import Kind
 from tests.fakes import FakeEncoder
 
@@ -50,7 +50,7 @@ def test_a_text_that_fits_is_one_part_without_the_white_space_around_it() -> Non
 
 
 def test_markdown_is_cut_at_headings_and_knows_the_headings_above() -> None:
-    parts = by_words(18).split(GUIDE, is_markdown=True)
+    parts = by_words(18).split(GUIDE, markup="markdown")
     assert [(part.text.split("\n")[0], part.headings) for part in parts] == [
         ("# Guide", ("Guide",)),
         ("## Install", ("Guide", "Install")),
@@ -61,7 +61,7 @@ def test_markdown_is_cut_at_headings_and_knows_the_headings_above() -> None:
     # Headings that a cut at sentences would have left alone stand before their section.
     assert parts[2].text == "## Use\n\n### Call\n\nAlpha beta gamma delta one. Alpha beta gamma delta two."
     # Also a text that would fit as a whole is cut there; a heading with nothing below it goes with the next.
-    starts = [part.text[:6] for part in by_words(200).split("Preface.\n\n" + GUIDE, is_markdown=True)]
+    starts = [part.text[:6] for part in by_words(200).split("Preface.\n\n" + GUIDE, markup="markdown")]
     assert starts == ["Prefac", "# Guid", "## Ins", "## Use", "Last\n="]
 
 
@@ -82,7 +82,7 @@ def test_parts_are_slices_that_cover_the_text_and_fit(tiny: M3Encoder) -> None:
     for size, overlap, is_markdown in ((16, 0, True), (40, 20, True), (40, 8, False), (100, 10, True)):
         splitter = Splitter(tiny, Splitting(size, overlap))
         text = "".join(choose.choice(pieces) for _ in range(300))
-        parts = splitter.split(text, is_markdown=is_markdown)
+        parts = splitter.split(text, markup="markdown" if is_markdown else "plain")
         covered: set[int] = set()
         for part in parts:
             assert text[part.start : part.start + len(part.text)] == part.text
@@ -97,14 +97,14 @@ def test_the_overlap_repeats_the_end_of_the_part_before_but_not_across_a_heading
     plain = [part.text.split() for part in by_words(18, 4).split(words)]
     assert [part[0] for part in plain] == ["w0", "w12", "w24"]
     assert plain[0][-4:] == plain[1][:4] == ["w12", "w13", "w14", "w15"]
-    parts = by_words(18, 4).split(f"# A\n\n{words}\n\n# B\n\n{words}", is_markdown=True)
+    parts = by_words(18, 4).split(f"# A\n\n{words}\n\n# B\n\n{words}", markup="markdown")
     assert next(part for part in parts if part.headings == ("B",)).text.split()[:3] == ["#", "B", "w0"]
 
 
 def test_short_pieces_go_before_the_next_but_not_into_another_section() -> None:
     long = " ".join(["word"] * 28)
     parts = by_words(34).split(
-        f"# A\n\nIntro here.\n\n{long}\n\nShort end here.\n\n# B\n\n{long[:99]}", is_markdown=True
+        f"# A\n\nIntro here.\n\n{long}\n\nShort end here.\n\n# B\n\n{long[:99]}", markup="markdown"
     )
     assert [(len(part.text.split()), part.headings) for part in parts] == [(32, ("A",)), (3, ("A",)), (22, ("B",))]
 
@@ -114,7 +114,9 @@ class ByCharacters(FakeEncoder):
 
     looked_at = 0
 
-    def tokenize(self, texts: Sequence[str], *, kind: Kind = "document") -> list[list[str]]:
+    def tokenize(
+        self, texts: Sequence[str], *, kind: Kind = "document", max_length: int | None = None
+    ) -> list[list[str]]:
         self.looked_at += sum(map(len, texts))
         return [[*text, "</s>"] for text in texts]
 
@@ -160,3 +162,41 @@ def test_sizes_that_cannot_be_are_refused(tiny: M3Encoder) -> None:
     text = " ".join(["word"] * 1021)
     assert len(Splitter(tiny, Splitting(1023)).split(text)) == 1
     assert len(Splitter(tiny, Splitting(1023)).split(text + " word")) == 2
+
+
+RST = """=====
+Title
+=====
+
+Intro.
+
+Sub
+===
+
+.. function:: spam(eggs)
+
+   Does it.
+
+Deep *one*
+----------
+
+text::
+
+   No heading
+   ----------
+
+Last
+===="""
+
+
+def test_headings_of_restructured_text_are_found_and_nothing_is_lost() -> None:
+    headings = read_rst_headings(RST)
+    assert [(each.title, each.level) for each in headings] == [("Title", 1), ("Sub", 2), ("Deep one", 3), ("Last", 2)]
+    assert [RST[each.start : each.end] for each in headings] == [
+        "=====\nTitle\n=====\n", "Sub\n===\n", "Deep *one*\n----------\n", "Last\n====",
+    ]  # fmt: skip
+    sections = read_sections(RST, "rst")
+    assert "".join(RST[each.start : each.end] for each in sections) == RST
+    assert [each.trail for each in sections] == [
+        ("Title",), ("Title", "Sub"), ("Title", "Sub", "Deep one"), ("Title", "Last"),
+    ]  # fmt: skip

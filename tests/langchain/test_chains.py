@@ -6,9 +6,10 @@ import pytest
 from langchain_classic.chains import create_retrieval_chain
 from langchain_classic.chains.combine_documents import create_stuff_documents_chain
 from langchain_classic.embeddings import CacheBackedEmbeddings
-from langchain_classic.retrievers import ContextualCompressionRetriever, EnsembleRetriever
+from langchain_classic.retrievers import ContextualCompressionRetriever, EnsembleRetriever, MultiQueryRetriever
 from langchain_core.documents import Document
 from langchain_core.language_models import BaseChatModel, FakeListChatModel, ParrotFakeChatModel
+from langchain_core.load import dumps
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.retrievers import BaseRetriever
@@ -128,3 +129,21 @@ def test_embeddings_work_in_a_vector_store_and_behind_a_cache(encoder: M3Encoder
         found = store.similarity_search_with_score(QUESTION, k=6)
         assert [score for _, score in found] == pytest.approx(sorted(dense.tolist(), reverse=True), abs=1e-5)
         assert found[0][0].page_content == SENTENCES[int(dense.argmax())]
+
+
+def test_recipes_that_compare_documents_see_one_document_as_one(encoder: M3Encoder) -> None:
+    documents = [Document(id=str(i), page_content=f"{word} keys", metadata={"i": i}) for i, word in enumerate("abc")]
+    retriever = M3HybridRetriever.from_documents(documents, encoder=encoder, k=3)
+    model = FakeListChatModel(responses=["one question\nanother question\na third question"])
+    found = MultiQueryRetriever.from_llm(retriever, model).invoke("keys")
+    assert sorted(str(document.id) for document in found) == sorted(str(document.id) for document in documents)
+
+    fused: dict[str, float] = {}  # as RAG fusion has it
+    for query in ("one", "another", "a third"):
+        for rank, document in enumerate(retriever.invoke(query)):
+            fused[dumps(document)] = fused.get(dumps(document), 0.0) + 1 / (rank + 60)
+    assert len(fused) == 3
+
+    both: list[Runnable[str, list[Document]]] = [retriever, retriever.model_copy(update={"mode": "dense"})]
+    ensemble = EnsembleRetriever(retrievers=both, weights=[0.5, 0.5])
+    assert len(ensemble.invoke("keys")) == 3

@@ -85,7 +85,7 @@ async def test_a_checkpoint_without_heads_is_enough(small: Path, tmp_path: Path)
     assert embeddings.embed_documents(texts) == complete.embed_documents(texts)
     assert await embeddings.aembed_documents(texts) == complete.embed_documents(texts)
     assert embeddings.embed_query("keys") == await embeddings.aembed_query("keys") == complete.embed_query("keys")
-    retriever = M3HybridRetriever.from_texts(texts, encoder=embeddings.encoder, k=1)
+    retriever = M3HybridRetriever.from_texts(texts, encoder=embeddings.encoder, k=1, mode="dense")
     (found,) = retriever.invoke(texts[4])
     assert isinstance(found, M3Document)
     assert (found.page_content, list(found.m3_scores)) == (texts[4], ["dense"])
@@ -102,7 +102,11 @@ def test_the_model_is_named_and_the_encoder_stays_out_of_repr_and_dump(small: Pa
     embeddings = M3Embeddings(model=str(small), model_kwargs={"device": "cpu"})
     assert embeddings.model == embeddings.encoder.model == str(small.resolve())
     assert repr(embeddings) == f"M3Embeddings(model={str(small.resolve())!r}, show_progress=False)"
-    assert embeddings.model_dump() == {"model": str(small.resolve()), "model_kwargs": {}, "show_progress": False}
+    assert embeddings.model_dump() == {
+        "model": str(small.resolve()),
+        "model_kwargs": {"device": "cpu"},
+        "show_progress": False,
+    }
 
 
 def test_one_string_in_the_place_of_texts_is_refused(encoder: M3Encoder) -> None:

@@ -52,7 +52,7 @@ def test_the_public_names_are_these() -> None:
 def test_a_missing_framework_is_named_with_the_command_that_installs_it(module: str, absent: str, extra: str) -> None:
     assert outcome(module, absent) == (
         f"ImportError m3_integrations.{extra.replace('-', '_')} needs {absent.replace('_', '-')}: "
-        f"pip install 'm3-integrations[{extra}]'"
+        f"pip install 'PATH_TO_THE_CLONE[{extra}]'"
     )
 
 

@@ -5,12 +5,8 @@ import json
 import pickle
 
 import pytest
-from langchain_classic.retrievers import EnsembleRetriever, MultiQueryRetriever
 from langchain_core.documents import Document
-from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.load import dumps
-from langchain_core.messages import AIMessage
-from langchain_core.runnables import Runnable
 
 from m3_integrations import open_store
 from m3_integrations.langchain import M3Document, M3HybridRetriever, M3Rerank
@@ -125,23 +121,6 @@ def test_scores_are_attributes_and_no_part_of_what_a_document_is(documents: list
     assert first != "text"
 
 
-def test_recipes_that_compare_documents_see_one_document_as_one(documents: list[Document]) -> None:
-    retriever = M3HybridRetriever.from_documents(documents[:3], encoder=FakeEncoder(), k=3)
-    model = GenericFakeChatModel(messages=iter([AIMessage("one question\nanother question\na third question")]))
-    found = MultiQueryRetriever.from_llm(retriever, model).invoke("keys")
-    assert sorted(str(document.id) for document in found) == sorted(str(document.id) for document in documents[:3])
-
-    fused: dict[str, float] = {}  # as RAG fusion has it
-    for query in ("one", "another", "a third"):
-        for rank, document in enumerate(retriever.invoke(query)):
-            fused[dumps(document)] = fused.get(dumps(document), 0.0) + 1 / (rank + 60)
-    assert len(fused) == 3
-
-    both: list[Runnable[str, list[Document]]] = [retriever, retriever.model_copy(update={"mode": "dense"})]
-    ensemble = EnsembleRetriever(retrievers=both, weights=[0.5, 0.5])
-    assert len(ensemble.invoke("keys")) == 3
-
-
 def test_ids_beside_the_documents_take_precedence(fake: FakeEncoder) -> None:
     retriever = M3HybridRetriever(encoder=fake)
     ids = retriever.add_documents([Document("a"), Document("b", id="mine")])
@@ -155,4 +134,21 @@ def test_additions_that_do_not_fit_together_are_refused(retriever: M3HybridRetri
         retriever.add_documents([Document("a"), Document("b")], ids=["1"])
     with pytest.raises(TypeError, match="one string"):
         retriever.add_texts("text")
+    assert retriever.store.count() == 40
+
+
+def test_what_are_no_documents_is_refused_with_what_to_pass(retriever: M3HybridRetriever) -> None:
+    for wrong, message in (
+        (Document("a"), r"got a single Document: pass \[document\]"),
+        ("abc", "got a single str"),
+        (None, "got a single NoneType"),
+        ([Document("a"), "abc"], "got str at position 1: add_texts takes strings"),
+        ([{"page_content": "a"}], "got dict at position 0"),
+    ):
+        for add in (
+            retriever.add_documents,
+            lambda each: M3HybridRetriever.from_documents(each, encoder=FakeEncoder()),
+        ):
+            with pytest.raises(TypeError, match=message):
+                add(wrong)  # type: ignore[arg-type]
     assert retriever.store.count() == 40

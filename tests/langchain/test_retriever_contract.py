@@ -137,9 +137,12 @@ def test_options_are_parsed_and_a_bm25_index_is_made_only_when_something_changed
     assert retriever.model_copy()._searcher() is other
 
 
-def test_the_representation_shows_settings_and_neither_encoder_nor_store(retriever: M3HybridRetriever) -> None:
+def test_the_representation_shows_settings_and_the_store_and_not_the_encoder(retriever: M3HybridRetriever) -> None:
     settled = M3HybridRetriever(encoder=retriever.encoder, store=retriever.store, k=3, filter={"a": 1}, tags=["t"])
-    assert repr(settled) == "M3HybridRetriever(tags=['t'], model='fake', k=3, filter={'a': 1})"
+    assert (
+        repr(settled)
+        == "M3HybridRetriever(tags=['t'], model='fake', k=3, filter={'a': 1}, store=MemoryStore(40 records))"
+    )
     assert set(settled.model_dump()) == set(M3HybridRetriever.model_fields) - {"encoder", "store"}
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from langchain_core.vectorstores import VectorStore
 from langchain_tests.integration_tests import VectorStoreIntegrationTests
-
 from qdrant_client import QdrantClient
 
 from m3_integrations import open_store

@@ -73,6 +73,6 @@ def test_only_a_missing_llama_index_is_answered_with_how_to_install_it(
     monkeypatch.setattr(sys, "meta_path", [Missing(missing), *sys.meta_path])
     with pytest.raises(ImportError) as raised:
         importlib.import_module("m3_integrations.llama_index")
-    assert ("pip install 'm3-integrations[llama-index]'" in str(raised.value)) is is_said_so
+    assert ("pip install 'PATH_TO_THE_CLONE[llama-index]'" in str(raised.value)) is is_said_so
     if not is_said_so:
         assert raised.value.name == missing

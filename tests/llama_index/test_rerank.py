@@ -42,7 +42,7 @@ async def test_scores_are_the_combined_ones_and_every_modes(fake: CountingEncode
 
 def test_impossible_weights_are_refused(fake: CountingEncoder) -> None:
     with pytest.raises(ValidationError, match="not all 0"):
-        M3Rerank(encoder=fake, weights={"dense": 0, "lexical": 0, "multi_vector": 0})  # type: ignore[arg-type]
+        M3Rerank(encoder=fake, weights={"dense": 0, "lexical": 0, "multi_vector": 0})
 
 
 @pytest.mark.parametrize("keep", [False, True])

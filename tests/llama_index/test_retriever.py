@@ -1,18 +1,20 @@
 """`M3HybridRetriever` alone: results, adding and deleting, settings, async, events."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
 from llama_index.core.node_parser import SentenceSplitter
-from llama_index.core.schema import Document, MetadataMode, QueryBundle, TextNode
+from llama_index.core.schema import Document, MetadataMode, NodeWithScore, QueryBundle, TextNode
 from llama_index.core.settings import Settings
 from llama_index.core.vector_stores import FilterOperator, MetadataFilter, MetadataFilters
 
 from m3_integrations import M3Encoder, ModeWeights
-from m3_integrations.llama_index import M3HybridRetriever, M3NodeWithScore
+from m3_integrations.llama_index import M3HybridRetriever, M3NodeWithScore, M3Rerank
+from m3_integrations.llama_index.splitting import split_long_nodes
 from m3_integrations.scoring import score_vectors
 from tests.fakes import FakeEncoder
 from tests.llama_index.conftest import CallbackRecorder, CountingEncoder, EventRecorder, ids_of
@@ -57,8 +59,19 @@ async def test_other_options_leave_the_retriever_and_its_store_alone(retriever: 
     everything: dict[str, Any] | MetadataFilters
     for everything in ({}, MetadataFilters(filters=[])):
         assert len(other.with_options(filters=everything, similarity_top_k=99).retrieve("keys")) == 40
-    with pytest.raises(AttributeError, match="similarity_top_k"):
-        retriever.similarity_top_k = 3  # type: ignore[misc]
+
+
+async def test_how_many_nodes_are_returned_can_be_set_as_on_llama_indexs_own_retrievers(
+    retriever: M3HybridRetriever,
+) -> None:
+    other = retriever.with_options(similarity_top_k=3)
+    retriever.similarity_top_k = 5
+    assert (retriever.similarity_top_k, other.similarity_top_k) == (5, 3)
+    assert [len(retriever.retrieve("keys")), len(await retriever.aretrieve("keys"))] == [5, 5]
+    assert len(other.retrieve("keys")) == 3
+    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+        retriever.similarity_top_k = 0
+    assert retriever.similarity_top_k == 5
 
 
 def test_two_nodes_are_returned_by_default_as_in_llama_indexs_own_retrievers(
@@ -178,3 +191,74 @@ async def test_an_error_of_the_encoder_reaches_caller_and_callbacks(on_network: 
     with pytest.raises(RuntimeError, match="was closed"):
         await on_network.aretrieve("keys")
     assert [name for name, _ in recorder.events] == ["start", "end"] * 2
+
+
+def test_what_are_no_nodes_is_refused_with_what_to_pass() -> None:
+    retriever = M3HybridRetriever(encoder=FakeEncoder())
+    for wrong, message in (
+        (TextNode(text="a"), r"got a single TextNode: pass \[node\]"),
+        ("abc", "got a single str"),
+        ([TextNode(text="a"), "abc"], "got str at position 1"),
+        ([NodeWithScore(node=TextNode(text="a"))], "got NodeWithScore at position 0: pass its node"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            retriever.add_nodes(wrong)  # type: ignore[arg-type]
+    assert retriever.store.count() == 0
+
+
+def test_another_frameworks_name_of_an_option_is_answered_with_llama_indexs() -> None:
+    for name, meant in (("k", "similarity_top_k"), ("filter", "filters"), ("top_k", "similarity_top_k")):
+        asked: dict[str, Any] = {name: 3}
+        with pytest.raises(
+            TypeError, match=f"no option {name}: did you mean {meant}. It has similarity_top_k, filters"
+        ):
+            M3HybridRetriever(encoder=FakeEncoder(), **asked)
+
+
+def test_documents_longer_than_the_model_reads_are_split_by_its_tokens(small: Path) -> None:
+    """Warnings are errors: nothing is cut."""
+    encoder = M3Encoder(small, device="cpu")
+    words = [f"word{i}" for i in range(300)]
+    text = " ".join(words)
+    documents = [Document(text=text, id_="long", metadata={"year": 2024}), Document(text="Short.", id_="short")]
+    retriever = M3HybridRetriever.from_documents(documents, encoder=encoder, similarity_top_k=99)
+    found = [each.node for each in retriever.retrieve("word7")]
+    parts = [node for node in found if node.ref_doc_id == "long"]
+    assert len(parts) > 2
+    assert {word for node in parts for word in node.get_content().split()} == set(words)
+    contents = [node.get_content(MetadataMode.EMBED) for node in found]
+    assert encoder.stats.truncated_texts == 0
+    assert max(len(tokens) for tokens in encoder.tokenize(contents)) < encoder.max_length - 1
+    assert all(node.metadata["year"] == 2024 for node in parts)
+    assert retriever.delete_ref_doc("long") == len(parts)
+    whole = [Document(text=text, id_="whole")]
+    with pytest.warns(UserWarning, match="1 of 1 texts were longer than 128 tokens"):
+        kept = M3HybridRetriever.from_documents(whole, encoder=encoder, transformations=[])
+    assert [each.node.get_content() for each in kept.retrieve("word7")] == [text]
+
+
+def test_nodes_that_fit_keep_their_ids_and_metadata_without_room_are_left(small: Path) -> None:
+    encoder = M3Encoder(small, device="cpu")
+    short = TextNode(text="Short.", id_="mine")
+    crowded = TextNode(text="a b " * 200, metadata={"note": "word " * 150})
+    assert split_long_nodes([short, crowded], encoder) == [short, crowded]
+    for other in (FakeEncoder(), M3Encoder(small, device="cpu", max_length=3)):
+        assert split_long_nodes([crowded], other) == [crowded]
+
+
+def test_scores_are_found_in_one_way_after_the_retriever_and_after_reranking(retriever: M3HybridRetriever) -> None:
+    found = retriever.retrieve("keys")
+    for nodes in (found, M3Rerank(encoder=retriever.encoder).postprocess_nodes(found, query_str="keys")):
+        assert len(nodes) > 1
+        for each in nodes:
+            assert isinstance(each, M3NodeWithScore)
+            assert each.score == pytest.approx(sum(each.m3_scores.values()) / 3, abs=1e-6)
+
+
+def test_what_are_no_documents_is_refused_with_what_to_pass() -> None:
+    for wrong, message in (
+        (Document(text="a"), r"got a single Document: pass \[document\]"),
+        (["abc"], r"every document must be a Document, got str at position 0: pass Document\(text=...\)"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            M3HybridRetriever.from_documents(wrong, encoder=FakeEncoder())  # type: ignore[arg-type]

@@ -144,14 +144,22 @@ def test_settings_of_another_kind_of_store_are_refused(
         open_store(where, **settings)
 
 
-def test_numbers_are_indexed_when_a_filter_first_compares_them(tmp_path: Path, random: np.random.Generator) -> None:
-    metadata = {
-        "year": 2024,
-        "a.b": [1.5],
-        "name": "x",
-        "day": date(2024, 5, 1),
-        "wide": {f"n{i}": i for i in range(9)},
-    }
+def test_the_numbers_and_dates_of_a_narrow_table_are_indexed_as_they_come(
+    tmp_path: Path, random: np.random.Generator
+) -> None:
+    metadata = {"year": 2024, "a.b": [1.5], "name": "x", "loc": {"page": 3}, "day": date(2024, 5, 1)}
+    with EdgeStore(tmp_path / "s") as store:
+        add(store, [Record("a", "", metadata, random_vectors(random, 1))])
+        schema = store._opened().info().payload_schema
+        assert set(schema) == {"terms", "numbers.kyear", "numbers.ka_2e_b", "numbers.kloc_2e_page", "dates.kday"}
+        assert {index.points for index in schema.values()} == {1}
+        for row in range(20):
+            add(store, [Record(f"r{row}", "", {f"own{row}": row}, random_vectors(random, 1))])
+        assert len(store._opened().info().payload_schema) == 17
+
+
+def test_of_a_wide_table_only_what_a_filter_compares_is_indexed(tmp_path: Path, random: np.random.Generator) -> None:
+    metadata = {"year": 2024, "day": date(2024, 5, 1), "wide": {f"n{i}": i for i in range(20)}}
     year, day = "numbers.kyear", "dates.kday"
     with EdgeStore(tmp_path / "s") as store:
         add(store, [Record("a", "", metadata, random_vectors(random, 1))])
@@ -233,6 +241,23 @@ is_over.set()
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
 add(store, [ours])
 assert (store.count(), store.fingerprint) == (1, None)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("drop", ["del store; gc.collect()", "store.close()", "pass"])
+def test_a_fork_that_drops_the_store_does_not_open_it_to_others(tmp_path: Path, drop: str) -> None:
+    code = f"""
+import gc, os, subprocess, sys, warnings
+from m3_integrations import open_store
+warnings.simplefilter("ignore")
+store = open_store({str(tmp_path / "s")!r})
+if (child := os.fork()) == 0:
+    {drop}
+    sys.exit()
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+second = "from m3_integrations import open_store; open_store({str(tmp_path / "s")!r})"
+assert "BlockingIOError" in subprocess.run([sys.executable, "-c", second], capture_output=True, text=True).stderr
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 

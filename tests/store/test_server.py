@@ -25,7 +25,7 @@ from m3_integrations.langchain import M3HybridRetriever
 from m3_integrations.llama_index import M3HybridRetriever as NodeRetriever
 from m3_integrations.store import matches, server
 from m3_integrations.store.server import ServerStore
-from tests.store.oracle import add, records
+from tests.store.oracle import add, records, vectors
 
 
 @pytest.fixture
@@ -166,13 +166,14 @@ def raise_(error: Exception) -> None:
     raise error
 
 
-def test_ranges_are_indexed_once_and_nothing_else_is(
+def test_ranges_over_wide_tables_are_indexed_once_and_nothing_else_is(
     random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, indexed = QdrantClient(":memory:"), list[str]()
     monkeypatch.setattr(client, "create_payload_index", lambda _, path, **__: indexed.append(path))
     store = ServerStore("x", client=client)
-    add(store, records(random, [f"r{i}" for i in range(30)]))
+    wide = [{"size": row, "day": "2024-05-01", **{f"n{i}": i for i in range(20)}} for row in range(30)]
+    store.upsert([f"r{i}" for i in range(30)], [""] * 30, wide, vectors(random, 30))
     for _ in range(2):
         store.count({"$or": [{"size": {"$lt": 2}}, {"$not": {"day": {"$gte": "2024-05-01"}}}]})
     assert indexed == ["terms", "dates.kday", "numbers.ksize"]

@@ -54,11 +54,12 @@ def fetch_lists(folder: Path) -> None:
     """
     if any(folder.glob("*_i18n_Translation-en")):
         return
-    (folder / "partial").mkdir(parents=True, exist_ok=True)
+    fetched = folder.with_name(f"{folder.name}.unfinished")  # some languages alone would make another checkpoint
+    (fetched / "partial").mkdir(parents=True, exist_ok=True)
     options = {
         "Acquire::Languages": ",".join(LANGUAGES),
         "Acquire::GzipIndexes": "false",
-        "Dir::State::Lists": str(folder.resolve()),
+        "Dir::State::Lists": str(fetched.resolve()),
     }
     command = ["apt-get", *(f"-o{name}={value}" for name, value in options.items()), "update"]
     try:
@@ -67,8 +68,9 @@ def fetch_lists(folder: Path) -> None:
         raise RuntimeError("the descriptions come through apt-get, which is not on this machine") from error
     except subprocess.CalledProcessError as error:
         raise RuntimeError(f"apt-get failed: {error.stderr.strip()}") from error
-    if not any(folder.glob("*_i18n_Translation-en")):
-        raise RuntimeError(f"apt-get left no translations in {folder}: are there Debian sources on this system?")
+    if not any(fetched.glob("*_i18n_Translation-en")):
+        raise RuntimeError(f"apt-get left no translations in {fetched}: are there Debian sources on this system?")
+    fetched.rename(folder)
 
 
 def read_descriptions(folder: Path) -> list[Description]:

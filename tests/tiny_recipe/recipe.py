@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from m3_integrations.checkpoint import load_tokenizer
 from m3_integrations.tokenizer import Tokenizer
 from m3_integrations.training.network import TrainingNetwork
-from m3_integrations.training.run import run_training
+from m3_integrations.training.run import is_whole, run_training
 from tests.tiny_recipe.bag import inverse_document_frequencies, train_bag
 from tests.tiny_recipe.descriptions import Description, fetch_lists, read_descriptions
 from tests.tiny_recipe.pairs import Pair, make_pairs, write_pairs
@@ -76,7 +76,7 @@ def make_tiny(out: Path, work: Path, settings: TinySettings) -> None:
     if (out / "config.json").exists():
         raise FileExistsError(f"{out} holds a checkpoint already: choose an empty folder")
     final = work / "run" / "final"
-    if not (final / "config.json").exists():
+    if not is_whole(final):
         _prepare(work, settings)
         run_training(work / "tiny.toml")
     network = TrainingNetwork.load(final).half()
@@ -87,8 +87,7 @@ def make_tiny(out: Path, work: Path, settings: TinySettings) -> None:
 
 def _prepare(work: Path, settings: TinySettings) -> None:
     """Write what the trainer needs: the start, the pairs and the configuration. Each part once."""
-    start, pairs_file = work / "start", work / "pairs.jsonl"
-    if start.exists() and pairs_file.exists() and (work / "tiny.toml").exists():
+    if (work / "tiny.toml").exists():  # it is written last
         return
     _logger.info("descriptions")
     fetch_lists(work / "lists")
@@ -101,7 +100,7 @@ def _prepare(work: Path, settings: TinySettings) -> None:
     pairs = make_pairs(descriptions, seed=settings.seed)
     # Pairs that the bag has not learned: on its own it is nearly always right, and there is nothing left to learn.
     unseen = pairs[settings.bag_pairs :]
-    write_pairs(pairs_file, unseen[: settings.steps * settings.batch_size])
+    write_pairs(work / "pairs.jsonl", unseen[: settings.steps * settings.batch_size])
     _save_starts(work, descriptions, pairs[: settings.bag_pairs], settings)
     _write_config(work, settings)
 
@@ -162,7 +161,9 @@ seed = {settings.seed}
 log_every = 10
 save_every = 100
 """
-    (work / "tiny.toml").write_text(lines, encoding="utf-8")
+    new = work / "tiny.toml.new"
+    new.write_text(lines, encoding="utf-8")
+    new.replace(work / "tiny.toml")
 
 
 def use_threads(threads: int | None) -> None:

@@ -61,7 +61,8 @@ def save_random_start(folder: Path, tokenizer_folder: Path, config: Any, *, seed
         backbone = XLMRobertaModel(config, add_pooling_layer=False)
         width = config.hidden_size
         heads = Heads(multi_vector=nn.Linear(width, width), lexical=nn.Linear(width, 1))
-    save_checkpoint(folder, backbone=backbone, heads=heads, tokenizer=load_tokenizer(tokenizer_folder))
+    tokenizer = load_tokenizer(tokenizer_folder)
+    save_checkpoint(folder, backbone=backbone, heads=heads, tokenizer=tokenizer, is_replacing=True)
 
 
 @torch.no_grad()
@@ -81,7 +82,8 @@ def save_bag_start(
     for layer in backbone.encoder.layer[1:]:
         layer.attention.output.dense.weight.mul_(0.1)
     heads = _heads(config.hidden_size, roots)
-    save_checkpoint(folder, backbone=backbone, heads=heads, tokenizer=load_tokenizer(tokenizer_folder))
+    tokenizer = load_tokenizer(tokenizer_folder)
+    save_checkpoint(folder, backbone=backbone, heads=heads, tokenizer=tokenizer, is_replacing=True)
 
 
 def _standardize(values: torch.Tensor) -> torch.Tensor:

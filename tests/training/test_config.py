@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -44,11 +45,19 @@ def test_paths_are_relative_to_the_file_and_defaults_are_the_papers(tmp_path: Pa
         (LEAST + "[loss]\nself_distillation = 1", "self_distillation must be of type bool, got 1"),
         (LEAST + "batch_size = 0", "batch_size must be at least 1, got 0"),
         (LEAST + 'precision = "int8"', "precision must be .*, got 'int8'"),
-        (LEAST + "[loss]\ntemperature = 0.0", "temperature must be positive, got 0.0"),
+        (LEAST + "[loss]\ntemperature = 0.0", "temperature must be positive and finite, got 0.0"),
+        (LEAST + "learning_rate = nan", "learning_rate must be positive and finite, got nan"),
+        (LEAST + "warmup_steps = -1", "warmup_steps must be 0 or more and finite, got -1"),
+        (LEAST + "weight_decay = inf", "weight_decay must be 0 or more and finite, got inf"),
+        (LEAST + "max_grad_norm = nan", "max_grad_norm must be 0 or more and finite, got nan"),
+        (LEAST + "query_max_length = 2", "query_max_length must be at least 3"),
+        (LEAST + "loss = 3", "loss must be a table"),
+        (re.sub("train_data.*", "train_data = [1]", LEAST), "train_data must be of type .*, got \\[1\\]"),
+        (LEAST + "# \udcff", "is not TOML"),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "run.toml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")  # one of them is not UTF-8
     with pytest.raises(ValueError, match=message):
         load_config(path)

@@ -57,11 +57,15 @@ def test_flagembeddings_lines_are_read_as_they_are(tmp_path: Path) -> None:
         ('{"query": "q", "pos": ["a"], "neg": "b"}', '"neg" must be a list of strings, got str'),
         ('{"query": "q", "pos": ["a"], "prompt": 1}', '"prompt" must be a string, got int'),
         ("{", "line 2: Expecting"),
+        ('{"query": "\\ud800", "pos": ["a"]}', "surrogates not allowed"),
+        ('{"query": "q", "pos": ["a"], "neg": ["b", "\\udfff"]}', "surrogates not allowed"),
+        ('{"query": "q", "pos": ["\udcff"]}', "can't decode byte 0xff"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "data.jsonl"
-    path.write_text('{"query": "q", "pos": ["a"], "neg": []}\n' + line + "\n")
+    first = '\ufeff{"query": "q", "pos": ["a"], "neg": []}\n'  # with a byte order mark
+    path.write_text(first + line + "\n", encoding="utf-8", errors="surrogateescape")
     with pytest.raises(ValueError, match=message) as raised:
         read_examples([path])
     assert "data.jsonl, line 2: " in str(raised.value)

@@ -143,7 +143,19 @@ def test_multi_vector_scores_equal_brute_force_and_padding_never_wins() -> None:
     np.testing.assert_allclose(multi_vector_scores(queries, passages).numpy(), expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("name", "value"), [("temperature", 0.0), ("lexical_weight", -0.1), ("dense_lambda", -1.0)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", 0.0),
+        ("temperature", math.nan),
+        ("lexical_weight", -0.1),
+        ("dense_weight", math.inf),
+        ("dense_lambda", -1.0),
+        ("dense_lambda", math.nan),
+    ],
+)
 def test_numbers_out_of_range_are_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match="must be"):
         LossSettings(**{name: value})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="one weight more"):
+        LossSettings(dense_weight=0, lexical_weight=0, multi_vector_weight=0)

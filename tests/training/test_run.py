@@ -34,6 +34,19 @@ HeadWatch.check = check
 run_training(sys.argv[1], show_progress=False)
 """
 
+KILL_WHILE_SAVING_FINAL = """
+import os, signal, sys, torch
+from m3_integrations.training import run_training
+torch.set_num_threads(1)
+save = torch.save
+def killed(state, path, *arguments, **settings):
+    if "final" in str(path):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return save(state, path, *arguments, **settings)
+torch.save = killed
+run_training(sys.argv[1], show_progress=False)
+"""
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> object:
@@ -100,6 +113,26 @@ def test_a_half_written_checkpoint_is_passed_over_and_written_again(write_config
     assert [name for name in expected if not expected[name].equal(got[name])] == []
 
 
+def test_a_run_does_not_go_on_with_other_settings_or_data(write_config: WriteConfig, tmp_path: Path) -> None:
+    whole = run_training(write_config(), show_progress=False)
+    expected = weights_of(whole)
+    shutil.rmtree(whole)
+    for settings, named in (
+        ({"learning_rate": 1e-4}, "learning_rate"),
+        ({"batch_size": 3, "steps": 7}, "steps, batch_size"),
+    ):
+        with pytest.raises(ValueError, match=f"was begun with another {named}: give it what it had"):
+            run_training(write_config(**settings), show_progress=False)
+    config = write_config(log_every=2, save_every=2, keep_checkpoints=1)
+    text = (tmp_path / "examples.jsonl").read_text()
+    (tmp_path / "examples.jsonl").write_text(text + text.splitlines()[0])
+    with pytest.raises(ValueError, match="was begun with another train_data"):
+        run_training(config, show_progress=False)
+    (tmp_path / "examples.jsonl").write_text(text)
+    got = weights_of(run_training(config, show_progress=False))
+    assert [name for name in expected if not expected[name].equal(got[name])] == []
+
+
 def test_a_run_logs_every_mode_draws_the_loss_and_saves_what_the_encoder_loads(
     write_config: WriteConfig, tmp_path: Path
 ) -> None:
@@ -153,8 +186,32 @@ def test_training_stops_when_the_dense_vectors_collapse(
         run_training(write_config(dead_head_patience=2), show_progress=False)
 
 
-def test_a_finished_run_is_not_overwritten(write_config: WriteConfig, tmp_path: Path) -> None:
-    (tmp_path / "run" / "final").mkdir(parents=True)
-    (tmp_path / "run" / "final" / "config.json").write_text("{}")
+def test_a_run_killed_while_it_saves_its_result_goes_on(write_config: WriteConfig, tmp_path: Path) -> None:
+    expected = weights_of(run_training(write_config("whole"), show_progress=False))
+    config = write_config("killed")
+    process = subprocess.run(
+        [sys.executable, "-c", KILL_WHILE_SAVING_FINAL, str(config)], capture_output=True, check=False
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr.decode()
+    final = run_training(config, show_progress=False)
+    got = weights_of(final)
+    assert [name for name in expected if not expected[name].equal(got[name])] == []
+    assert sorted(path.name for path in final.iterdir()) == sorted(
+        path.name for path in (tmp_path / "whole" / "final").iterdir()
+    )
+
+
+def test_a_result_without_its_heads_is_written_again(write_config: WriteConfig, tmp_path: Path) -> None:
+    final = run_training(write_config(), show_progress=False)
+    expected = weights_of(final)
+    for path in final.iterdir():
+        if path.name != "config.json":
+            path.unlink()
+    got = weights_of(run_training(write_config(), show_progress=False))
+    assert [name for name in expected if not expected[name].equal(got[name])] == []
+
+
+def test_a_finished_run_is_not_overwritten(write_config: WriteConfig, small: Path, tmp_path: Path) -> None:
+    shutil.copytree(small, tmp_path / "run" / "final")
     with pytest.raises(FileExistsError, match="choose another output_dir"):
         run_training(write_config(), show_progress=False)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from m3_integrations import M3Encoder
@@ -13,6 +15,7 @@ from m3_integrations.checkpoint import load_tokenizer
 from tests.tiny_recipe.bag import Bag, inverse_document_frequencies, train_bag
 from tests.tiny_recipe.descriptions import Description, read_descriptions, split_sentences
 from tests.tiny_recipe.pairs import make_check, make_pairs, write_pairs
+from tests.tiny_recipe.recipe import TinySettings, make_tiny
 from tests.tiny_recipe.start import FACTS, make_config, save_bag_start
 
 LIST = """\
@@ -123,3 +126,37 @@ def test_a_language_without_question_words_still_gives_queries() -> None:
     data = [Description(f"p{i} 1", "xx", "short", ("one two three four five six.",)) for i in range(20)]
     pairs = make_pairs(data, seed=0)
     assert all(pair.query for pair in pairs)
+
+
+def test_the_recipe_goes_on_where_it_was_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut off while it saves the random network, the start, the result of training, and the bundled checkpoint."""
+    out, lists = tmp_path / "tiny", tmp_path / "work" / "lists"
+    lists.mkdir(parents=True)
+    entries = [
+        f"Package: p{i}\nDescription-md5: {i}\nDescription-en: a short text {i}\n The word{i % 9} is first. "
+        f"Then comes number{i} of all.\n"
+        for i in range(60)
+    ]
+    (lists / "x_i18n_Translation-en").write_text("\n".join(entries))
+    settings = TinySettings(
+        vocab_size=3820, hidden_size=64, layers=1, max_length=64, bag_pairs=40, bag_steps=2, steps=2, batch_size=4
+    )
+    save, saved = torch.save, list[str]()
+
+    def cut_off(state: Any, path: Any, *arguments: Any, **settings: Any) -> None:
+        folder = Path(path).parent.parent.name  # its own is where a checkpoint is written before it is moved
+        if Path(path).name == "sparse_linear.pt" and folder not in saved:
+            saved.append(folder)
+            raise KeyboardInterrupt
+        save(state, path, *arguments, **settings)
+
+    monkeypatch.setattr(torch, "save", cut_off)
+    for _ in range(5):
+        with pytest.raises(KeyboardInterrupt):
+            make_tiny(out, tmp_path / "work", settings)
+    make_tiny(out, tmp_path / "work", settings)
+    assert saved == ["random", "start", "checkpoint-2", "final", "tiny"]
+    with M3Encoder(out, shared=False, device="cpu") as encoder:
+        assert encoder.modes == ("dense", "lexical", "multi_vector")
+    with pytest.raises(FileExistsError, match="holds a checkpoint already"):
+        make_tiny(out, tmp_path / "work", settings)
