@@ -87,6 +87,7 @@ def test_a_text_with_other_metadata_or_another_id_keeps_its_vectors(searcher: Se
     before = vectors_of(searcher.store, old)
     encoded(fake)
     assert replace(searcher, ("one", {"source": "a", "page": 2})) == [old]
+    assert [record.metadata for record in searcher.store.records()] == [{"source": "a", "page": 2}]
     assert replace(searcher, ("one", {"source": "a", "page": 3}), ids=["mine"]) == ["mine"]
     (record,) = searcher.store.records()
     assert (record.id, record.metadata, encoded(fake)) == ("mine", {"source": "a", "page": 3}, [])
@@ -155,6 +156,7 @@ def test_another_models_vectors_are_not_kept(searcher: Searcher) -> None:
     other.fingerprint = "07e5"
     with pytest.raises(ValueError, match="holds vectors of the model fa4e"):
         replace(Searcher(other, searcher.store), ("one", {"source": "a", "page": 2}))
+    assert [record.metadata for record in searcher.store.records()] == [{"source": "a"}]
 
 
 def test_a_call_that_fails_midway_leaves_too_much_and_the_next_one_finishes(

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
-from llama_index.core.schema import BaseNode, MetadataMode
+from llama_index.core.schema import BaseNode, Document, MetadataMode, NodeWithScore
 
 from m3_integrations.llama_index.nodes import REF_DOC_KEY, as_metadata, as_node
 from m3_integrations.search import Searcher, add_unless_known, records_of
@@ -21,6 +21,26 @@ from m3_integrations.vectors import Encoder
 _LEAST_COSINE: Final = 0.99
 """Of a node's embedding and our dense vector of its text. Other arithmetic of the same model stays above 0.999; another
 model's vectors are as good as random."""
+
+
+def check_nodes(nodes: Any, kind: type[BaseNode] = BaseNode) -> list[BaseNode]:
+    """Return nodes, or documents if that is the kind, as a list.
+
+    Raises:
+        TypeError: If nodes is a single one, or holds anything but nodes of this kind.
+    """
+    # A node is iterable too: it gives its fields.
+    name = "document" if kind is Document else "node"
+    if isinstance(nodes, BaseNode | str) or not isinstance(nodes, Iterable):
+        raise TypeError(f"{name}s must be several, got a single {type(nodes).__name__}: pass [{name}]")
+    checked: list[Any] = list(nodes)
+    for i, node in enumerate(checked):
+        if isinstance(node, NodeWithScore):
+            raise TypeError(f"every {name} must be a {kind.__name__}, got NodeWithScore at position {i}: pass its node")
+        if not isinstance(node, kind):
+            hint = f": pass {kind.__name__}(text=...)" if isinstance(node, str) and kind is Document else ""
+            raise TypeError(f"every {name} must be a {kind.__name__}, got {type(node).__name__} at position {i}{hint}")
+    return checked
 
 
 def add_nodes(

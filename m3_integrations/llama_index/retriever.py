@@ -23,7 +23,7 @@ from llama_index.core.schema import (
 from llama_index.core.settings import Settings
 from llama_index.core.vector_stores import MetadataFilters
 
-from m3_integrations.llama_index.adding import add_nodes, delete_document
+from m3_integrations.llama_index.adding import add_nodes, check_nodes, delete_document
 from m3_integrations.llama_index.filters import as_filter
 from m3_integrations.llama_index.nodes import as_result, without_results
 from m3_integrations.llama_index.splitting import split_long_nodes
@@ -186,7 +186,7 @@ class M3HybridRetriever(BaseRetriever):
             TypeError: If documents is a single one, or holds anything but documents.
             ValueError: If metadata hold what cannot be kept, or the store holds another model's vectors.
         """
-        given = _checked_nodes(documents, Document)
+        given = check_nodes(documents, Document)
         chosen = Settings.transformations if transformations is None else transformations
         retriever = cls(**settings)
         nodes = run_transformations(given, chosen, show_progress=show_progress)
@@ -264,7 +264,7 @@ class M3HybridRetriever(BaseRetriever):
             IncompleteAddError: If it fails when some nodes may be in the store already, such as on a full disk. Adding
                 all of them again makes no duplicates.
         """
-        given = _checked_nodes(nodes)
+        given = check_nodes(nodes)
         objects = {node.index_id: node.obj for node in given if isinstance(node, IndexNode) and _has_object(node)}
         stored = [node.model_copy(update={"obj": None}) if _has_object(node) else node for node in given]
         chosen = list(map(without_results, stored))
@@ -335,21 +335,6 @@ def _text(query_bundle: QueryBundle, dense: FloatArray | None) -> str | None:
 def _has_object(node: BaseNode) -> bool:
     """Return whether a node points at something that is no node, and so cannot be stored."""
     return isinstance(node, IndexNode) and node.obj is not None and not isinstance(node.obj, BaseNode)
-
-
-def _checked_nodes(nodes: Any, kind: type[BaseNode] = BaseNode) -> list[BaseNode]:
-    # A node is iterable too: it gives its fields.
-    name = "document" if kind is Document else "node"
-    if isinstance(nodes, BaseNode | str) or not isinstance(nodes, Iterable):
-        raise TypeError(f"{name}s must be several, got a single {type(nodes).__name__}: pass [{name}]")
-    checked: list[Any] = list(nodes)
-    for i, node in enumerate(checked):
-        if isinstance(node, NodeWithScore):
-            raise TypeError(f"every {name} must be a {kind.__name__}, got NodeWithScore at position {i}: pass its node")
-        if not isinstance(node, kind):
-            hint = f": pass {kind.__name__}(text=...)" if isinstance(node, str) and kind is Document else ""
-            raise TypeError(f"every {name} must be a {kind.__name__}, got {type(node).__name__} at position {i}{hint}")
-    return checked
 
 
 def _check_options(options: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from llama_index.core.vector_stores import MetadataFilters, VectorStoreQuery, Ve
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
 from pydantic import BeforeValidator, Field, PrivateAttr, SkipValidation
 
-from m3_integrations.llama_index.adding import add_nodes, check_embeddings, delete_document
+from m3_integrations.llama_index.adding import add_nodes, check_embeddings, check_nodes, delete_document
 from m3_integrations.llama_index.embeddings import M3Embedding, QueryEmbedding
 from m3_integrations.llama_index.fields import EncoderFields, Integer, Weights
 from m3_integrations.llama_index.filters import as_filter
@@ -176,12 +176,14 @@ class M3VectorStore(EncoderFields, BasePydanticVectorStore):
             The ids.
 
         Raises:
-            TypeError: For an unknown argument.
+            TypeError: For an unknown argument, or if nodes is a single one, or holds anything but nodes.
             ValueError: If an embedding is not this model's vector of the node's text, in which case nothing is stored;
-                if a node holds a value that JSON has no form for, or the store holds another model's vectors.
+                if metadata hold what cannot be kept, or the store holds another model's vectors.
+            IncompleteAddError: If it fails when some nodes may be in the store already. Adding all of them again makes
+                no duplicates.
         """
         _refuse(unknown, "add")
-        chosen = [without_results(node) for node in nodes]
+        chosen = [without_results(node) for node in check_nodes(nodes)]
         check_embeddings(self.encoder, chosen)
         return add_nodes(self._searcher(), chosen, replace_documents=replace_documents, show_progress=show_progress)
 

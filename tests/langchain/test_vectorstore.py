@@ -188,6 +188,19 @@ async def test_a_vector_finds_what_its_text_finds_by_the_dense_mode_alone(
     assert len(vectors.similarity_search_by_vector(embedded, 40, score_threshold=scores[2] - 1e-6)) >= 3
 
 
+def test_a_vector_ranks_by_the_dense_mode_whatever_the_stores_own_options_are(vectors: M3VectorStore) -> None:
+    embedded = vectors.embeddings.embed_query("keys tea")
+    expected = vectors.similarity_search_by_vector(embedded)
+    for settings in ({"mode": "lexical"}, {"weights": ModeWeights(0, 1, 0)}, {"bm25": "extra", "fusion": "rrf"}):
+        own = M3VectorStore(encoder=vectors.encoder, store=vectors.store, **settings)
+        found = own.similarity_search_by_vector(embedded)
+        assert found == expected
+        assert [d.score for d in found if isinstance(d, M3Document)] == [
+            d.score for d in expected if isinstance(d, M3Document)
+        ]
+        assert len(own.max_marginal_relevance_search_by_vector(embedded, 3)) == 3
+
+
 async def test_a_vector_of_another_model_is_refused(vectors: M3VectorStore) -> None:
     for bad in ([1.0] * (DIM + 1), [], [float("nan")] * DIM, [[1.0] * DIM]):
         with pytest.raises(ValueError, match="a dense vector is 8 finite numbers"):

@@ -294,11 +294,13 @@ def test_what_is_no_option_is_refused(vectors: M3VectorStore, nodes: list[TextNo
         lambda: vectors.query(asked(), filter={"color": "red"}),
         lambda: vectors.query(asked(), top_k=3),
         lambda: vectors.add(nodes, batch_size=3),
+        lambda: vectors.add(nodes[0]),  # type: ignore[arg-type]
+        lambda: vectors.add(with_scores(nodes)),  # type: ignore[arg-type]
         lambda: vectors.delete("doc1", force=True),
         lambda: vectors.delete_nodes(["n01"], force=True),
     ]
     for call in calls:
-        with pytest.raises(TypeError, match=r"filter|top_k|batch_size|force"):
+        with pytest.raises(TypeError, match=r"filter|top_k|batch_size|force|must be several|got NodeWithScore"):
             call()
     with pytest.raises(ValueError, match="top_k"):
         M3VectorStore(encoder=FakeEncoder(), top_k=3)  # type: ignore[call-arg]
