@@ -4,6 +4,7 @@ import asyncio
 import copy
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,21 @@ from numpy.typing import NDArray
 from m3_integrations import IncompleteAddError, M3Vectors, Searcher, Store, open_store
 from m3_integrations.langchain import M3HybridRetriever
 from m3_integrations.llama_index import M3HybridRetriever as NodeRetriever
+from m3_integrations.search import replace_sources
 from m3_integrations.store import copy_store
 from tests.fakes import FakeEncoder
 from tests.store.conftest import OpenStore
 from tests.store.oracle import records
+
+NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
+LOOK_ALIKES: list[tuple[Any, Any]] = [
+    (True, 1),
+    (0, False),
+    (1.0, 1),
+    (0.0, -0.0),
+    (NOON, NOON.astimezone(timezone(timedelta(hours=2)))),
+]
+"""Equal to Python, and not the same to a reader or a filter."""
 
 TEXTS = [f"text number {i}" for i in range(7)]
 KINDS = ["memory", "folder", "local"]
@@ -215,6 +227,29 @@ def test_a_copy_that_failed_anywhere_goes_on(
     assert there(copied).keys() <= there(source).keys()
     copy_store(source, copied)
     assert there(copied) == there(source)
+
+
+@pytest.mark.parametrize("target", KINDS)
+@pytest.mark.parametrize(("now", "before"), LOOK_ALIKES)
+def test_a_copy_replaces_what_only_looks_the_same(now: Any, before: Any, target: str, open_kind: OpenStore) -> None:
+    source, copied = open_kind("memory"), open_kind(target)
+    for store, value in ((source, now), (copied, before)):
+        Searcher(Batches(), store).add(["one"], ids=["a"], metadatas=[{"v": [{"deep": value}]}])
+    assert copy_store(source, copied) == 1
+    assert repr(copied.get(["a"])[0].metadata) == repr({"v": [{"deep": now}]})
+    assert copy_store(source, copied) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("now", "before"), LOOK_ALIKES)
+def test_a_source_replaces_metadata_that_only_look_the_same(
+    now: Any, before: Any, kind: str, open_kind: OpenStore
+) -> None:
+    store = open_kind(kind)
+    for value in (before, now):
+        metadata = {"source": "a", "v": value}
+        replace_sources(Searcher(Batches(), store), ["one"], source_key="source", ids=[None], metadatas=[metadata])
+    assert [repr(record.metadata["v"]) for record in store.records()] == [repr(now)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
