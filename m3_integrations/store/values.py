@@ -36,6 +36,8 @@ _MAX_DEPTH: Final = 20
 """Levels of lists and mappings: the format that servers are talked to in has an end not far beyond."""
 _MAX_INTEGER_BITS: Final = 1023
 """A larger integer has no floating-point number near it, and an engine would refuse it."""
+_MOST: Final = 2**_MAX_INTEGER_BITS - 2**970
+"""The largest integer within that which is a floating-point number; stores of the first format may hold larger ones."""
 _EPOCH: Final = datetime(1970, 1, 1)
 _TICK: Final = timedelta(microseconds=1)
 _ISO: Final = re.compile(
@@ -251,7 +253,7 @@ def _native(value: Any, trail: _Trail, dates: list[_Trail], inexact: list[_Trail
         return value.isoformat()
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         inexact.append(trail)
-        return float(value)
+        return float(max(min(value, _MOST), -_MOST))
     if isinstance(value, float) and not _is_read_exactly(value):
         inexact.append(trail)
     return value
