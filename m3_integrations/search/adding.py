@@ -88,14 +88,14 @@ def check_added(
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(f"texts must be strings, got {type(text).__name__} at position {i}")
-        check_value(text, f"the text at position {i}")
+        texts[i] = check_value(text, f"the text at position {i}")
     given = [None] * len(texts) if ids is None else list(ids)
     if len(given) != len(texts):
         raise ValueError(f"every text needs one id, got {len(texts)} texts and {len(given)} ids")
     for i, id_ in enumerate(given):
         if id_ is not None and not isinstance(id_, str):
             raise TypeError(f"ids must be strings or None, got {id_!r} at position {i}")
-        check_value(id_, f"the id at position {i}")
+        given[i] = check_value(id_, f"the id at position {i}")
     if isinstance(metadatas, Mapping):
         raise TypeError("metadatas must be one mapping for each text, got one mapping: pass [metadata]")
     listed = [None] * len(texts) if metadatas is None else list(metadatas)

@@ -58,7 +58,8 @@ def replace_sources(
         IncompleteAddError: As `Searcher.add`.
     """
     given = list(ids)
-    _, texts, kept = check_added(texts, given, metadatas)
+    named, texts, kept = check_added(texts, given, metadatas)
+    given = [None if id_ is None else name for id_, name in zip(given, named, strict=True)]
     sources = [_source(each, source_key, i) for i, each in enumerate(kept)]
     chosen = _ids(sources, texts, given)
     searcher.store.bind(searcher.encoder.fingerprint)  # vectors of another model are not kept

@@ -18,7 +18,7 @@ from m3_integrations.vectors import M3Vectors
 
 __all__ = ["Filter", "FilterLike", "Hits", "Record", "Store", "copy_store", "matches", "open_store", "parse_filter"]
 
-_HOST_AND_PORT: Final = re.compile(r"[\w.-]+:[0-9]+/?|\[[0-9a-fA-F:]+\](:[0-9]+)?/?")
+_HOST_AND_PORT: Final = re.compile(r"([\w.-]+:[0-9]+|\[[0-9a-fA-F:]+\](:[0-9]+)?)(/.*)?")
 
 _COPIED_AT_ONCE: Final = 50
 """Records read with their vectors at a time: bounds the memory."""
@@ -68,7 +68,7 @@ def open_store(
         OSError: If it answers with another error.
     """
     given = {name: value for name, value in locals().items() if name != "where" and value is not None}
-    if where is None or where == ":memory:":
+    if where is None or (isinstance(where, str) and where.lower() == ":memory:"):
         _refuse("in memory", list(given))
         return MemoryStore()
     if not isinstance(where, str | os.PathLike):
@@ -80,7 +80,7 @@ def open_store(
             raise ValueError(
                 f"{where!r} looks like a server: its URL is 'http://{where}'; a folder of this name is './{where}'"
             )
-        if "://" in where:
+        if "://" in where or where.lower().startswith(("http:", "https:")):
             if not where.lower().startswith(("http://", "https://")):
                 raise ValueError(f"a server's URL begins with http:// or https://, got {where!r}")
             from m3_integrations.store.server import ServerStore  # noqa: PLC0415 - needs qdrant-client

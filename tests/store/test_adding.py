@@ -210,6 +210,17 @@ def test_metadata_that_are_not_given_are_empty(open_kind: OpenStore) -> None:
         assert sorted(str(record.metadata) for record in store.records()) == ["{'n': 1}", "{}"]
 
 
+def test_strings_of_numpy_become_strings() -> None:
+    texts, ids = np.array(["one", "two"]), np.array(["1", "2"])
+    store = open_store()
+    assert repr(Searcher(Batches(), store).add(texts, ids=ids)) == "['1', '2']"
+    replaced = replace_sources(
+        Searcher(Batches(), store), texts, source_key="s", ids=ids, metadatas=[{"s": np.str_("a")}] * 2
+    )
+    assert repr(replaced) == "['1', '2']"
+    assert repr([(record.id, record.text) for record in store.records()]) == "[('1', 'one'), ('2', 'two')]"
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("target", ["folder", "local"])
 def test_a_copy_that_failed_anywhere_goes_on(
