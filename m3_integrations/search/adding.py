@@ -27,18 +27,18 @@ class IncompleteAddError(RuntimeError):
 
     Attributes:
         ids: The ids of all texts of the call, in their order, the ones that were made included.
-        added: Those whose records are in the store: the first ones. Some of the next may be in too.
+        added: Those whose records are in the store. Some of the others may be in too.
     """
 
-    def __init__(self, ids: Sequence[str], n_added: int) -> None:
-        self.ids, self.added = list(ids), list(ids[:n_added])
-        super().__init__(
-            f"{n_added} of {len(ids)} texts were added before an error ended it: add all of them again with "
-            "ids=error.ids, which makes no duplicates; error.added are the ids that are in"
-        )
+    def __init__(self, ids: Sequence[str], added: Sequence[str]) -> None:
+        super().__init__(ids, added)
+        self.ids, self.added = list(ids), list(added)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return IncompleteAddError, (self.ids, len(self.added))
+    def __str__(self) -> str:
+        return (
+            f"{len(self.added)} of {len(self.ids)} texts were added before an error ended it: add all of them again "
+            "with ids=error.ids, which makes no duplicates; error.added are the ids that are in"
+        )
 
 
 def add_texts(
@@ -64,7 +64,7 @@ def add_texts(
         # A store refuses what does not fit before it writes anything.
         if start == 0 and (not is_writing or isinstance(error, TypeError | ValueError)):
             raise
-        incomplete = IncompleteAddError(chosen, start)
+        incomplete = IncompleteAddError(chosen, chosen[:start])
         if isinstance(error, Exception):
             raise incomplete from error
         error.__cause__ = incomplete

@@ -156,7 +156,7 @@ def test_an_interruption_keeps_its_type_and_has_the_ids_as_its_cause(monkeypatch
 
 
 def test_the_error_can_be_copied_and_pickled() -> None:
-    error = IncompleteAddError(["a", "b"], 1)
+    error = IncompleteAddError(["a", "b"], ["a"])
     for twin in (copy.copy(error), pickle.loads(pickle.dumps(error))):
         assert (twin.ids, twin.added, str(twin)) == (["a", "b"], ["a"], str(error))
 
@@ -272,6 +272,8 @@ def test_ids_are_strings_in_a_list(kind: str, open_kind: OpenStore) -> None:
             ask("12")
         with pytest.raises(TypeError, match="got 1 at position 1"):
             ask(["2", 1])  # type: ignore[list-item]
+        with pytest.raises(ValueError, match="id at position 1.*no valid Unicode"):
+            ask(["2", "\ud800"])
     assert store.count() == 7
 
 
