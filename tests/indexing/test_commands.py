@@ -225,12 +225,21 @@ def test_parts_are_as_long_as_asked_for(docs: Path) -> None:
         (["index", "DOCS", "--store", "DOCS"], "DOCS cannot be indexed into DOCS, which is it or around it"),
         (["index", "IDX", "--store", "IDX"], "cannot be indexed into IDX"),
         (["search", "DOCS", "museum"], "is no store of this package"),
+        (["index", "DOCS", "--store", "localhost:6333"], "looks like a server: its URL is 'http://localhost:6333'"),
+        (["search", "localhost:6333", "museum"], "looks like a server: its URL is 'http://localhost:6333'"),
+        (["index", "DOCS", "--store", ""], "where is empty"),
+        (["search", "", "museum"], "where is empty"),
+        (["index", "DOCS", "--store", ":memory:"], "in memory is gone when the command ends"),
+        (["search", ":memory:", "museum"], "in memory is gone when the command ends"),
+        (["index", "DOCS", "--store", "~nobody-of-this-name/x"], "no home folder"),
         (["index", "DOCS", "--store", "ftp://nowhere"], "a server's URL begins with http"),
     ],
 )
 def test_what_a_user_can_get_wrong_is_one_line_and_changes_nothing(
-    idx: Path, tmp_path: Path, small: Path, arguments: list[str], message: str
+    idx: Path, tmp_path: Path, small: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    before_it = set(tmp_path.iterdir())
     pdf, empty = tmp_path / "x.pdf", tmp_path / "empty"
     pdf.write_bytes(b"%PDF")
     empty.mkdir()
@@ -245,7 +254,7 @@ def test_what_a_user_can_get_wrong_is_one_line_and_changes_nothing(
     assert (line.startswith("error: "), message in line, result.stdout) == (True, True, ""), result.output
     assert not [other for other in before if "oading weights" not in other and other.strip()]
     assert list(empty.iterdir()) == []
-    assert not places["NEW"].exists()
+    assert set(tmp_path.iterdir()) == {*before_it, pdf, empty}
     with open_store(idx) as store:
         assert store.count() == 3
 
