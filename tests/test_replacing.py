@@ -181,7 +181,9 @@ def test_a_call_that_fails_midway_leaves_too_much_and_the_next_one_finishes(
     assert (held(searcher.store), encoded(fake)) == (sorted(rows), ["newer"])
 
 
-@pytest.mark.parametrize(("fails_at", "added"), [(0, [3]), (1, [2, 3]), (2, [0, 2, 3]), (3, [0, 1, 2, 3]), (4, [0, 1, 2, 3, 4])])
+@pytest.mark.parametrize(
+    ("fails_at", "added"), [(0, [3]), (1, [2, 3]), (2, [0, 2, 3]), (3, [0, 1, 2, 3]), (4, [0, 1, 2, 3, 4])]
+)
 def test_the_error_of_a_call_that_moves_and_adds_has_the_ids_of_all_its_texts(
     fails_at: int, added: list[int], searcher: Searcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,8 +31,11 @@ class IncompleteAddError(RuntimeError):
     """
 
     def __init__(self, ids: Sequence[str], added: Sequence[str]) -> None:
-        super().__init__(ids, added)
+        super().__init__()
         self.ids, self.added = list(ids), list(added)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return IncompleteAddError, (self.ids, self.added)
 
     def __str__(self) -> str:
         return (

@@ -82,8 +82,7 @@ class EdgeStore(QdrantStore):
 
     Raises:
         NotADirectoryError: If the folder is a file.
-        ValueError: If something else is in the folder, a later version of this package made it, or it was made with
-            other settings.
+        ValueError: If something else is in the folder, a later version made it, or it was made with other settings.
         BlockingIOError: If it is open already, in this process or another.
         PermissionError: If the folder is read-only, by whatever changes records.
     """
@@ -163,7 +162,8 @@ class EdgeStore(QdrantStore):
     def _index(self, path: str) -> None:
         with suppress(OSError):  # a search answers without the index, more slowly; a change fails by itself
             self._check_disk(0)
-            self._update(edge.UpdateOperation.create_field_index(path, edge.IntegerIndexParams(lookup=False, range=True)))
+            index = edge.IntegerIndexParams(lookup=False, range=True)
+            self._update(edge.UpdateOperation.create_field_index(path, index))
 
     def _unindex(self, path: str) -> None:
         self._update(edge.UpdateOperation.delete_field_index(path))

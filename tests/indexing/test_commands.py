@@ -1,5 +1,6 @@
 """`m3 index` and `m3 search` as they are called, over stores in folders."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -236,9 +237,8 @@ def test_parts_are_as_long_as_asked_for(docs: Path) -> None:
     ],
 )
 def test_what_a_user_can_get_wrong_is_one_line_and_changes_nothing(
-    idx: Path, tmp_path: Path, small: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+    idx: Path, tmp_path: Path, small: Path, arguments: list[str], message: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     before_it = set(tmp_path.iterdir())
     pdf, empty = tmp_path / "x.pdf", tmp_path / "empty"
     pdf.write_bytes(b"%PDF")
@@ -248,7 +248,8 @@ def test_what_a_user_can_get_wrong_is_one_line_and_changes_nothing(
     for name, path in places.items():
         arguments = [argument.replace(name, str(path)) for argument in arguments]
         message = message.replace(name, str(path))
-    result = call(*arguments, "--device", "cpu")
+    with contextlib.chdir(tmp_path):
+        result = call(*arguments, "--device", "cpu")
     *before, line = result.stderr.splitlines()
     assert result.exit_code == 1
     assert (line.startswith("error: "), message in line, result.stdout) == (True, True, ""), result.output

@@ -272,7 +272,7 @@ def test_ids_are_strings_in_a_list(kind: str, open_kind: OpenStore) -> None:
             ask("12")
         with pytest.raises(TypeError, match="got 1 at position 1"):
             ask(["2", 1])  # type: ignore[list-item]
-        with pytest.raises(ValueError, match="id at position 1.*no valid Unicode"):
+        with pytest.raises(ValueError, match=r"id at position 1.*no valid Unicode"):
             ask(["2", "\ud800"])
     assert store.count() == 7
 

@@ -349,7 +349,9 @@ def test_a_search_needs_no_index_where_nothing_can_be_written(
             store._broken_by = OSError("the disk is gone")
         before = set(store._opened().info().payload_schema)
         assert store.count({"k7": {"$gte": 7}}) == 1
-        assert set(store._opened().info().payload_schema) == before  # the engine maps what it writes, and would be killed
+        assert (
+            set(store._opened().info().payload_schema) == before
+        )  # the engine maps what it writes, and would be killed
 
 
 def test_an_engine_that_cannot_write_says_so_and_loses_nothing(tmp_path: Path) -> None:
