@@ -54,6 +54,7 @@ class Condition:
     operator: Operator
     value: Any
     _wanted: frozenset[tuple[str, Any]] = field(init=False, repr=False, compare=False)
+    _wants_dates: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         wanted: frozenset[tuple[str, Any]] = frozenset()
@@ -61,10 +62,13 @@ class Condition:
             values = self.value if self.operator == "$in" else (self.value,)
             wanted = frozenset(name for value in values for name in _names_wanted(value))
         object.__setattr__(self, "_wanted", wanted)
+        object.__setattr__(self, "_wants_dates", any(kind == "written" for kind, _ in wanted))
 
     def holds(self, element: Any) -> bool:
         """Return whether an element of metadata is what is asked for."""
-        if self.operator in {"$eq", "$in"}:  # however long the list is
+        if self.operator in {"$eq", "$in"}:  # a look-up, however long the list is
+            if isinstance(element, str) and not self._wants_dates:  # most filters: nothing is read as a date
+                return ("string", element) in self._wanted
             return not self._wanted.isdisjoint(_names(element))
         if self.operator == "$exists":
             return True
