@@ -65,9 +65,9 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
     models = list(dict.fromkeys(model or ["tiny"]))
     opened = partial(M3Encoder, shared=False, device=device, max_length=max_length)
     common = _common_modes(opened, models)
-    columns = check_columns(modes.split(","), common) if modes else possible_columns(common)
+    columns = check_columns(modes.split(","), common, _joined(models)) if modes else possible_columns(common)
     check_weights(chosen)
-    _check_datasets(datasets, asked, common, tune=tune)
+    _check_datasets(datasets, asked, common, _joined(models), tune=tune)
     out.mkdir(parents=True, exist_ok=True)
     work = work or out / "vectors"
     results: list[EvaluationResult] = []
@@ -103,7 +103,7 @@ def _common_modes(opened: Callable[[str], M3Encoder], models: Sequence[str]) -> 
 
 
 def _check_datasets(
-    datasets: Sequence[Dataset], metrics: Sequence[str] | None, modes: Sequence[Mode], *, tune: bool
+    datasets: Sequence[Dataset], metrics: Sequence[str] | None, modes: Sequence[Mode], model: str, *, tune: bool
 ) -> None:
     """Refuse before the first text is encoded what could not be measured, tuned or written after the last."""
     from m3_integrations.evaluation.runs import check_run_ids
@@ -113,7 +113,11 @@ def _check_datasets(
         check_run_ids(dataset)
         dataset.check_metrics(metrics)
         if tune:
-            check_tuning(dataset, modes)
+            check_tuning(dataset, modes, model)
+
+
+def _joined(models: Sequence[str]) -> str:
+    return models[0] if len(models) == 1 else f"(one of {', '.join(models)})"
 
 
 def parse_weights(texts: Sequence[str]) -> dict[str, ModeWeights | str]:

@@ -17,7 +17,7 @@ except ModuleNotFoundError as error:
     if error.name not in {"qdrant_client", "grpc"}:
         raise
     raise ModuleNotFoundError(
-        "a store on a Qdrant server needs qdrant-client: pip install 'm3-integrations[qdrant]'", name=error.name
+        "a store on a Qdrant server needs qdrant-client: pip install 'PATH_TO_THE_CLONE[qdrant]'", name=error.name
     ) from error
 
 from m3_integrations.store.points import MultiVectorStorage, StoreFormat, choose_format, point_id
