@@ -13,6 +13,7 @@ import numpy as np
 from m3_integrations.search.adding import check_added
 from m3_integrations.search.searcher import Searcher
 from m3_integrations.store import Record, Store, matches, parse_filter
+from m3_integrations.store.values import is_same
 from m3_integrations.vectors import M3Vectors
 
 _NAMESPACE: Final = uuid.UUID("5f0d1b5e-0c62-4c1b-9b57-0a6d5a3a7c11")
@@ -166,7 +167,7 @@ def _split(
         there = by_id.get(id_)
         if text not in by_text:
             fresh.append(row)
-        elif there is None or there.text != text or there.metadata != metadatas[row]:
+        elif there is None or there.text != text or not is_same(there.metadata, metadatas[row]):
             moved[row] = by_text[text]
     return fresh, moved
 

@@ -13,6 +13,7 @@ from m3_integrations.store.filters import Filter, FilterLike, matches, parse_fil
 from m3_integrations.store.memory import MemoryStore
 from m3_integrations.store.points import MultiVectorStorage
 from m3_integrations.store.protocol import Hits, Record, Store
+from m3_integrations.store.values import is_same
 from m3_integrations.vectors import M3Vectors
 
 __all__ = ["Filter", "FilterLike", "Hits", "Record", "Store", "copy_store", "matches", "open_store", "parse_filter"]
@@ -154,4 +155,4 @@ def _check_models(source: Store, target: Store) -> None:
 
 
 def _is_same(record: Record, other: Record | None) -> bool:
-    return other is not None and record.text == other.text and dict(record.metadata) == dict(other.metadata)
+    return other is not None and record.text == other.text and is_same(record.metadata, other.metadata)
