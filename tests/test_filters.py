@@ -1,9 +1,11 @@
+import timeit
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from m3_integrations.store import matches, parse_filter
+from m3_integrations.store import Filter, matches, parse_filter
 
 RECORD = {
     "product": "vault",
@@ -118,6 +120,37 @@ def test_dots_lead_into_mappings(metadata: dict[str, Any], is_match: bool) -> No
 def test_what_cannot_be_honoured_exactly_is_refused(filter_: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         parse_filter(filter_)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda f: {"$and": [{"b": 1}, f]}, lambda f: {"$or": [{"c": 1}, f]}, lambda f: {"$not": f}]
+)
+def test_filters_stand_twenty_deep_in_each_other_at_most(wrap: Callable[[Any], Any]) -> None:
+    filter_: Any = {"a": 1}
+    for _ in range(20):
+        filter_ = wrap(filter_)
+    assert matches(filter_, {"a": 1, "b": 1})
+    for _ in range(3000):  # Python's own limit is lower
+        filter_ = wrap(filter_)
+        with pytest.raises(ValueError, match="20 deep in each other"):
+            parse_filter(filter_)
+
+
+def test_a_keys_own_negations_are_counted_too() -> None:
+    asked: Any = {"$eq": 1}
+    for _ in range(3000):
+        asked = {"$not": asked}
+    with pytest.raises(ValueError, match="20 deep in each other"):
+        parse_filter({"a": asked})
+
+
+def test_a_long_list_costs_a_record_no_more_than_a_short_one() -> None:
+    short, long = (parse_filter({"source": {"$in": [f"file {i}" for i in range(n)]}}) for n in (10, 20_000))
+
+    def cost(filter_: Filter | None) -> float:
+        return min(timeit.repeat(lambda: [matches(filter_, {"source": f"file {-i}"}) for i in range(200)], number=1))
+
+    assert cost(long) < 50 * cost(short)  # comparing with each of the list takes 2,000 times as long
 
 
 def random_filter(random: np.random.Generator, depth: int = 2) -> dict[str, Any]:

@@ -187,6 +187,33 @@ def test_a_call_that_fails_midway_leaves_too_much_and_the_next_one_finishes(
     assert (held(searcher.store), encoded(fake)) == (sorted(rows), ["newer"])
 
 
+@pytest.mark.parametrize(
+    ("fails_at", "added"), [(0, [3]), (1, [2, 3]), (2, [0, 2, 3]), (3, [0, 1, 2, 3]), (4, [0, 1, 2, 3, 4])]
+)
+def test_the_error_of_a_call_that_moves_and_adds_has_the_ids_of_all_its_texts(
+    fails_at: int, added: list[int], searcher: Searcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of six texts one is there, one only gets other metadata, and four are encoded one by one: any may fail."""
+    calls, upsert = list[int](), searcher.store.upsert
+    (kept, _) = replace(searcher, ("kept", "a"), ("moved", {"source": "a", "n": 1}))
+
+    def failing(ids: Sequence[str], *columns: Any, **flags: Any) -> None:
+        calls.append(len(ids))
+        if len(calls) - 1 == fails_at:
+            raise OSError("the disk is full")
+        upsert(ids, *columns, **flags)
+
+    rows = [("new 1", "a"), ("new 2", "a"), ("moved", {"source": "a", "n": 2}), ("kept", "a"), ("3", "a"), ("4", "a")]
+    monkeypatch.setattr(searcher.store, "upsert", failing)
+    with pytest.raises(IncompleteAddError, match=f"{len(added)} of 6 texts were added") as failed:
+        replace(searcher, *rows)
+    ids = failed.value.ids
+    assert (len(ids), ids[3]) == (6, kept)
+    assert failed.value.added == [ids[i] for i in added]
+    assert replace(searcher, *rows, ids=ids) == ids
+    assert len(list(searcher.store.records())) == 6
+
+
 def test_all_records_that_match_are_found_and_no_other(searcher: Searcher) -> None:
     searcher.add([f"text {i}" for i in range(300)], metadatas=[{"n": i % 3} for i in range(300)])
     found = matching_records(searcher.store, DIM, {"n": {"$in": [0, 2]}})

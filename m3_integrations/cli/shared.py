@@ -64,8 +64,16 @@ def counted(n: int, things: str) -> str:
 
 
 def folder_of(where: str) -> Path | None:
-    """Return the folder of a store, or None if it is on a server."""
-    return None if "://" in where else Path(where).expanduser()
+    """Return the folder of a store, or None if it is on a server.
+
+    Raises:
+        ValueError: As `open_store`, or if it would be in memory.
+    """
+    from m3_integrations.store import is_url
+
+    if where.lower() == ":memory:":
+        raise ValueError("a store in memory is gone when the command ends: name a folder")
+    return None if is_url(where) else Path(os.path.expanduser(where))  # noqa: PTH111 - leaves unknown users to the store
 
 
 def is_new(where: str) -> bool:

@@ -10,6 +10,7 @@ from pydantic import PrivateAttr
 
 from m3_integrations.search import NODE_KEYS, Hit, holds_node
 from m3_integrations.store import Record
+from m3_integrations.store.values import with_iso_dates
 
 RERANK_KEYS: Final = frozenset({"relevance_score", "m3_scores"})
 """Under these `M3Rerank` puts scores into a document's metadata."""
@@ -39,6 +40,11 @@ class M3Document(Document):
     def lc_id(cls) -> list[str]:
         """Return the name under which LangChain writes it down: a document's."""
         return Document.lc_id()
+
+    @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """Return what LangChain writes down otherwise: dates as ISO strings, as `loads` cannot read Python's own."""
+        return {"metadata": with_iso_dates(self.metadata)} if self.metadata else {}
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Document):

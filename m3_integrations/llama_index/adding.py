@@ -16,6 +16,7 @@ from llama_index.core.schema import BaseNode, Document, MetadataMode, NodeWithSc
 from m3_integrations.llama_index.nodes import REF_DOC_KEY, as_metadata, as_node
 from m3_integrations.search import Searcher, add_unless_known, records_of
 from m3_integrations.store import Record
+from m3_integrations.store.values import check_value
 from m3_integrations.vectors import Encoder
 
 _LEAST_COSINE: Final = 0.99
@@ -49,7 +50,9 @@ def add_nodes(
     """Add nodes as `M3HybridRetriever.add_nodes` describes; return their ids, as many as nodes."""
     new = {node.node_id: node for node in nodes}
     metadatas = list(map(as_metadata, new.values()))  # first, as it refuses what cannot be kept
-    texts = [node.get_content(MetadataMode.EMBED) for node in new.values()]
+    texts = [
+        check_value(node.get_content(MetadataMode.EMBED), f"the text of node {id_!r}") for id_, node in new.items()
+    ]
     searcher.store.bind(searcher.encoder.fingerprint)  # vectors of another model are not kept
     documents = [node.ref_doc_id for node in new.values() if node.ref_doc_id is not None]
     old = records_of(searcher, list(new), REF_DOC_KEY, documents)

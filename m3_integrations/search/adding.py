@@ -27,18 +27,21 @@ class IncompleteAddError(RuntimeError):
 
     Attributes:
         ids: The ids of all texts of the call, in their order, the ones that were made included.
-        added: Those whose records are in the store: the first ones. Some of the next may be in too.
+        added: Those whose records are in the store. Some of the others may be in too.
     """
 
-    def __init__(self, ids: Sequence[str], n_added: int) -> None:
-        self.ids, self.added = list(ids), list(ids[:n_added])
-        super().__init__(
-            f"{n_added} of {len(ids)} texts were added before an error ended it: add all of them again with "
-            "ids=error.ids, which makes no duplicates; error.added are the ids that are in"
-        )
+    def __init__(self, ids: Sequence[str], added: Sequence[str]) -> None:
+        super().__init__()
+        self.ids, self.added = list(ids), list(added)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return IncompleteAddError, (self.ids, len(self.added))
+        return IncompleteAddError, (self.ids, self.added)
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.added)} of {len(self.ids)} texts were added before an error ended it: add all of them again "
+            "with ids=error.ids, which makes no duplicates; error.added are the ids that are in"
+        )
 
 
 def add_texts(
@@ -64,7 +67,7 @@ def add_texts(
         # A store refuses what does not fit before it writes anything.
         if start == 0 and (not is_writing or isinstance(error, TypeError | ValueError)):
             raise
-        incomplete = IncompleteAddError(chosen, start)
+        incomplete = IncompleteAddError(chosen, chosen[:start])
         if isinstance(error, Exception):
             raise incomplete from error
         error.__cause__ = incomplete
@@ -88,14 +91,14 @@ def check_added(
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(f"texts must be strings, got {type(text).__name__} at position {i}")
-        check_value(text, f"the text at position {i}")
+        texts[i] = check_value(text, f"the text at position {i}")
     given = [None] * len(texts) if ids is None else list(ids)
     if len(given) != len(texts):
         raise ValueError(f"every text needs one id, got {len(texts)} texts and {len(given)} ids")
     for i, id_ in enumerate(given):
         if id_ is not None and not isinstance(id_, str):
             raise TypeError(f"ids must be strings or None, got {id_!r} at position {i}")
-        check_value(id_, f"the id at position {i}")
+        given[i] = check_value(id_, f"the id at position {i}")
     if isinstance(metadatas, Mapping):
         raise TypeError("metadatas must be one mapping for each text, got one mapping: pass [metadata]")
     listed = [None] * len(texts) if metadatas is None else list(metadatas)

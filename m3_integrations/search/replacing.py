@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from m3_integrations.search.adding import check_added
+from m3_integrations.search.adding import IncompleteAddError, check_added
 from m3_integrations.search.searcher import Searcher
 from m3_integrations.store import Record, Store, matches, parse_filter
 from m3_integrations.store.values import is_same
@@ -58,7 +58,8 @@ def replace_sources(
         IncompleteAddError: As `Searcher.add`.
     """
     given = list(ids)
-    _, texts, kept = check_added(texts, given, metadatas)
+    named, texts, kept = check_added(texts, given, metadatas)
+    given = [None if id_ is None else name for id_, name in zip(given, named, strict=True)]
     sources = [_source(each, source_key, i) for i, each in enumerate(kept)]
     chosen = _ids(sources, texts, given)
     searcher.store.bind(searcher.encoder.fingerprint)  # vectors of another model are not kept
@@ -88,15 +89,29 @@ def add_unless_known(
         texts: Encoded as documents.
         metadatas: One per text, checked.
         show_progress: Whether to draw a progress bar.
+
+    Raises:
+        IncompleteAddError: As `Searcher.add`; it has the ids of all these texts.
     """
     fresh, moved = _split(known, ids, texts, metadatas)
-    fresh += _copy_vectors(searcher.store, moved, ids, texts, metadatas)
-    searcher.add(
-        [texts[row] for row in fresh],
-        ids=[ids[row] for row in fresh],
-        metadatas=[metadatas[row] for row in fresh],
-        show_progress=show_progress,
-    )
+    left = {ids[row] for row in (*fresh, *moved)}
+    try:
+        fresh += _copy_vectors(searcher.store, moved, ids, texts, metadatas)
+        left = {ids[row] for row in fresh}
+        searcher.add(
+            [texts[row] for row in fresh],
+            ids=[ids[row] for row in fresh],
+            metadatas=[metadatas[row] for row in fresh],
+            show_progress=show_progress,
+        )
+    except BaseException as error:
+        part = error.__cause__ if not isinstance(error, Exception) else error
+        if isinstance(part, IncompleteAddError):  # of the fresh texts alone
+            left -= set(part.added)
+            part.ids, part.added = list(ids), [id_ for id_ in ids if id_ not in left]
+        elif moved and isinstance(error, Exception):
+            raise IncompleteAddError(ids, [id_ for id_ in ids if id_ not in left]) from error
+        raise
 
 
 def records_of(searcher: Searcher, ids: Sequence[str], key: str, sources: Iterable[str | int]) -> list[Record]:

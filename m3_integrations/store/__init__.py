@@ -16,9 +16,20 @@ from m3_integrations.store.protocol import Hits, Record, Store
 from m3_integrations.store.values import is_same
 from m3_integrations.vectors import M3Vectors
 
-__all__ = ["Filter", "FilterLike", "Hits", "Record", "Store", "copy_store", "matches", "open_store", "parse_filter"]
+__all__ = [
+    "Filter",
+    "FilterLike",
+    "Hits",
+    "Record",
+    "Store",
+    "copy_store",
+    "is_url",
+    "matches",
+    "open_store",
+    "parse_filter",
+]
 
-_HOST_AND_PORT: Final = re.compile(r"[\w.-]+:[0-9]+/?|\[[0-9a-fA-F:]+\](:[0-9]+)?/?")
+_HOST_AND_PORT: Final = re.compile(r"([\w.-]+:[0-9]+|\[[0-9a-fA-F:]+\](:[0-9]+)?)(/.*)?")
 
 _COPIED_AT_ONCE: Final = 50
 """Records read with their vectors at a time: bounds the memory."""
@@ -68,28 +79,38 @@ def open_store(
         OSError: If it answers with another error.
     """
     given = {name: value for name, value in locals().items() if name != "where" and value is not None}
-    if where is None or where == ":memory:":
+    if where is None or (isinstance(where, str) and where.lower() == ":memory:"):
         _refuse("in memory", list(given))
         return MemoryStore()
     if not isinstance(where, str | os.PathLike):
         raise TypeError(f"a store is opened at None, a folder or a URL, got {where!r}")
-    if isinstance(where, str):
-        if not where.strip():
-            raise ValueError("where is empty: give a folder, a URL, or None for a store in memory")
-        if _HOST_AND_PORT.fullmatch(where):
-            raise ValueError(
-                f"{where!r} looks like a server: its URL is 'http://{where}'; a folder of this name is './{where}'"
-            )
-        if "://" in where:
-            if not where.lower().startswith(("http://", "https://")):
-                raise ValueError(f"a server's URL begins with http:// or https://, got {where!r}")
-            from m3_integrations.store.server import ServerStore  # noqa: PLC0415 - needs qdrant-client
+    if isinstance(where, str) and is_url(where):
+        from m3_integrations.store.server import ServerStore  # noqa: PLC0415 - needs qdrant-client
 
-            return ServerStore(where, **given)
+        return ServerStore(where, **given)
     _refuse("in a folder", [name for name in given if name not in {"multi_vector", "token_pooling"}])
     from m3_integrations.store.edge import EdgeStore  # noqa: PLC0415 - only this kind needs the engine
 
     return EdgeStore(where, **given)
+
+
+def is_url(where: str) -> bool:
+    """Return whether a place is on a server; otherwise it is a folder.
+
+    Raises:
+        ValueError: If it is empty, or looks like a server and is no URL.
+    """
+    if not where.strip():
+        raise ValueError("where is empty: give a folder, a URL, or None for a store in memory")
+    if _HOST_AND_PORT.fullmatch(where):
+        raise ValueError(
+            f"{where!r} looks like a server: its URL is 'http://{where}'; a folder of this name is './{where}'"
+        )
+    if "://" not in where and not where.lower().startswith(("http:", "https:")):
+        return False
+    if not where.lower().startswith(("http://", "https://")):
+        raise ValueError(f"a server's URL begins with http:// or https://, got {where!r}")
+    return True
 
 
 def _refuse(where: str, settings: list[str]) -> None:

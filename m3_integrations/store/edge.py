@@ -10,6 +10,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, NoReturn
 
 import qdrant_edge as edge
@@ -81,8 +82,7 @@ class EdgeStore(QdrantStore):
 
     Raises:
         NotADirectoryError: If the folder is a file.
-        ValueError: If something else is in the folder, a later version of this package made it, or it was made with
-            other settings.
+        ValueError: If something else is in the folder, a later version made it, or it was made with other settings.
         BlockingIOError: If it is open already, in this process or another.
         PermissionError: If the folder is read-only, by whatever changes records.
     """
@@ -160,8 +160,10 @@ class EdgeStore(QdrantStore):
         return format_
 
     def _index(self, path: str) -> None:
-        index = edge.IntegerIndexParams(lookup=False, range=True)
-        self._update(edge.UpdateOperation.create_field_index(path, index))
+        with suppress(OSError):  # a search answers without the index, more slowly; a change fails by itself
+            self._check_disk(0)
+            index = edge.IntegerIndexParams(lookup=False, range=True)
+            self._update(edge.UpdateOperation.create_field_index(path, index))
 
     def _unindex(self, path: str) -> None:
         self._update(edge.UpdateOperation.delete_field_index(path))
@@ -187,10 +189,8 @@ class EdgeStore(QdrantStore):
 
     def _delete(self, *, points: list[Any] | None = None, where: Any = None) -> None:
         self._check_writable()
-        if points is not None:
-            self._update(edge.UpdateOperation.delete_points(points))
-        else:
-            self._update(edge.UpdateOperation.delete_points_by_filter(where))
+        make = edge.UpdateOperation
+        self._update(make.delete_points_by_filter(where) if points is None else make.delete_points(points))
 
     def _retrieve(
         self, points: list[Any], *, with_payload: bool = False, with_vectors: bool = False

@@ -11,6 +11,7 @@ The language is MongoDB's: `{"product": "vault", "year": {"$gte": 2024}}` asks f
   `{"day": date(2024, 4, 30)}` look at dates and at such strings. Two strings are equal only to the letter.
 - Ranges are for numbers and for dates.
 - What is compared is taken as metadata are: `values` has the table.
+- Filters may stand 20 deep in each other.
 - Whatever cannot be honoured exactly by every engine is refused.
 """
 
@@ -18,8 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
-from datetime import date
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from m3_integrations.store.values import check_value, elements_of, instant_of
@@ -53,6 +53,25 @@ class Condition:
     key: str
     operator: Operator
     value: Any
+    _wanted: frozenset[tuple[str, Any]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        wanted: frozenset[tuple[str, Any]] = frozenset()
+        if self.operator in {"$eq", "$in"}:
+            values = self.value if self.operator == "$in" else (self.value,)
+            wanted = frozenset(name for value in values for name in _names_wanted(value))
+        object.__setattr__(self, "_wanted", wanted)
+
+    def holds(self, element: Any) -> bool:
+        """Return whether an element of metadata is what is asked for."""
+        if self.operator in {"$eq", "$in"}:  # however long the list is
+            return not self._wanted.isdisjoint(_names(element))
+        if self.operator == "$exists":
+            return True
+        if isinstance(self.value, Instant):
+            instant = instant_of(element)
+            return instant is not None and RANGES[self.operator](instant, self.value.microseconds)
+        return is_number(element) and RANGES[self.operator](element, self.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +108,8 @@ RANGES: Final[dict[str, Callable[[float, float], bool]]] = {
     "$lte": lambda a, b: a <= b,
 }
 _OPERATORS: Final = ("$eq", "$ne", "$in", "$nin", *RANGES, "$exists", "$not")
+_MAX_DEPTH: Final = 20
+"""Filters in filters: the format that servers are talked to in has an end not far beyond."""
 MAX_NUMBER: Final = 2**53
 """Integers beyond it cannot be told apart as the floating-point numbers that engines compare."""
 
@@ -103,14 +124,23 @@ def parse_filter(filter: FilterLike) -> Filter | None:  # noqa: A002 - the word 
 
     Raises:
         TypeError: If it is not a mapping, or a key is not a string.
-        ValueError: For an unknown operator, or a value that the operator cannot compare exactly.
+        ValueError: For an unknown operator, a value that the operator cannot compare exactly, or filters that stand too
+            deep in each other.
     """
-    if filter is None or isinstance(filter, Condition | AllOf | AnyOf | Not):
+    parsed = _parse(filter, 0)
+    return None if parsed == _EVERYTHING else parsed
+
+
+def _parse(filter: FilterLike, depth: int) -> Filter:  # noqa: A002 - likewise
+    if filter is None:
+        return _EVERYTHING
+    if isinstance(filter, Condition | AllOf | AnyOf | Not):
         return filter
     if not isinstance(filter, Mapping):
         raise TypeError(f"a filter must be a mapping such as {{'year': {{'$gte': 2024}}}}, got {filter!r}")
-    parsed = _all_of([_parse_entry(key, value) for key, value in filter.items()])
-    return None if parsed == _EVERYTHING else parsed
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"filters may stand {_MAX_DEPTH} deep in each other, and this one does deeper")
+    return _all_of([_parse_entry(key, value, depth) for key, value in filter.items()])
 
 
 def _all_of(parts: Sequence[Filter]) -> Filter:
@@ -134,27 +164,27 @@ def _not(part: Filter) -> Filter:
     return part.filter if isinstance(part, Not) else Not(part)
 
 
-def _parse_entry(given: object, value: Any) -> Filter:
+def _parse_entry(given: object, value: Any, depth: int) -> Filter:
     if not isinstance(given, str):
         raise TypeError(f"a filter's keys must be strings, got {given!r}")
     key: str = check_value(given, "a filter's key")
     if key in {"$and", "$or"}:
         if not isinstance(value, Sequence) or isinstance(value, str) or not value:
             raise ValueError(f"{key} needs a list of one or more filters, got {value!r}")
-        filters = [parse_filter(part) or _EVERYTHING for part in value]
+        filters = [_parse(part, depth + 1) for part in value]
         return _all_of(filters) if key == "$and" else _any_of(filters)
     if key == "$not":
-        return _not(parse_filter(value) or _EVERYTHING)
+        return _not(_parse(value, depth + 1))
     if key.startswith("$"):
         raise ValueError(f"unknown operator {key}: outside a key there are $and, $or and $not")
     if not isinstance(value, Mapping):
-        return _parse_condition(key, "$eq", value)
+        return _parse_condition(key, "$eq", value, depth)
     if not value:
         raise ValueError(f"the filter on {key!r} is empty: give a value, or one of {', '.join(_OPERATORS)}")
-    return _all_of([_parse_condition(key, operator, operand) for operator, operand in value.items()])
+    return _all_of([_parse_condition(key, operator, operand, depth) for operator, operand in value.items()])
 
 
-def _parse_condition(key: str, operator: str, value: Any) -> Filter:
+def _parse_condition(key: str, operator: str, value: Any, depth: int) -> Filter:
     where = f"{operator} on {key!r}"
     if operator in {"$eq", "$ne"}:
         condition: Filter = Condition(key, "$eq", _scalar(where, value))
@@ -175,7 +205,7 @@ def _parse_condition(key: str, operator: str, value: Any) -> Filter:
         exists = Condition(key, "$exists", value=True)
         return exists if value else Not(exists)
     if operator == "$not" and isinstance(value, Mapping):
-        return _not(_parse_entry(key, value))
+        return _not(_parse({key: value}, depth + 1))
     raise ValueError(f"unknown {where}: known are {', '.join(_OPERATORS)}")
 
 
@@ -226,9 +256,7 @@ def matches(filter: FilterLike, metadata: Mapping[str, Any]) -> bool:  # noqa: A
         return any(matches(part, metadata) for part in filter.filters)
     if isinstance(filter, Not):
         return not matches(filter.filter, metadata)
-    if filter.operator == "$exists":
-        return any(True for _ in _elements_at(metadata, filter.key))
-    return any(_holds(filter, element) for element in _elements_at(metadata, filter.key))
+    return any(map(filter.holds, _elements_at(metadata, filter.key)))
 
 
 def _elements_at(metadata: Mapping[str, Any], path: str) -> Iterator[Any]:
@@ -243,30 +271,23 @@ def _elements_at(metadata: Mapping[str, Any], path: str) -> Iterator[Any]:
         at = path.find(".", at + 1)
 
 
-def _holds(condition: Condition, element: Any) -> bool:
-    value = condition.value
-    if condition.operator == "$eq":
-        return _equal(element, value)
-    if condition.operator == "$in":
-        return any(_equal(element, each) for each in value)
+def _names(element: Any) -> Sequence[tuple[str, Any]]:
+    """Return the names of which an operand has one if an element equals it: True is not 1, and 1 is 1.0."""
+    if isinstance(element, bool):
+        return [("boolean", element)]
+    if is_number(element):
+        return [("number", element)]
+    instant = instant_of(element)
+    if isinstance(element, str):
+        return [("string", element)] if instant is None else [("string", element), ("written", instant)]
+    return [] if instant is None else [("date", instant)]
+
+
+def _names_wanted(value: Scalar) -> Sequence[tuple[str, Any]]:
+    """Return an operand's names: a date's are those of dates and strings, a string's are those of dates and itself."""
     if isinstance(value, Instant):
-        instant = instant_of(element)
-        return instant is not None and RANGES[condition.operator](instant, value.microseconds)
-    return is_number(element) and RANGES[condition.operator](element, value)
-
-
-def _equal(element: Any, value: Scalar) -> bool:
-    if isinstance(value, bool) or isinstance(element, bool):
-        return element is value
-    if isinstance(value, Instant):
-        return instant_of(element) == value.microseconds
-    if isinstance(value, str):
-        return element == value if isinstance(element, str) else _is_same_instant(element, value)
-    return is_number(element) and bool(element == value)
-
-
-def _is_same_instant(element: Any, value: str) -> bool:
-    return isinstance(element, date) and instant_of(element) == instant_of(value)
+        return [("date", value.microseconds), ("written", value.microseconds)]
+    return [("date" if name == "written" else name, each) for name, each in _names(value)]
 
 
 def is_number(element: Any) -> bool:

@@ -180,7 +180,10 @@ def as_payload(id_: str, text: str, metadata: Mapping[str, Any], *, is_pooled: b
     Raises:
         ValueError: If the metadata hold what cannot be kept, or a text is not valid Unicode.
     """
-    kept = check_metadata(metadata, f"record {id_!r}")
+    return _payload(id_, text, check_metadata(metadata, f"record {id_!r}"), is_pooled=is_pooled)
+
+
+def _payload(id_: str, text: str, kept: dict[str, Any], *, is_pooled: bool) -> dict[str, Any]:
     native, exact = as_json_values(kept)
     payload = {"id": id_, "text": text, "metadata": native, **filter_payload(kept)}
     if exact is not None:
@@ -211,7 +214,8 @@ def renewed_payload(payload: Mapping[str, Any]) -> dict[str, Any] | None:
     if not isinstance(payload["metadata"], str):
         return None
     is_pooled = bool(payload.get("is_pooled", False))
-    return as_payload(payload["id"], payload["text"], _read_metadata(payload), is_pooled=is_pooled)
+    # Not checked: what was nested deeper was kept then, and must not keep a store from being opened.
+    return _payload(payload["id"], payload["text"], _read_metadata(payload), is_pooled=is_pooled)
 
 
 def pool_vectors(

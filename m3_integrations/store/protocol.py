@@ -110,6 +110,7 @@ class Store(Protocol):
 
         Raises:
             TypeError: If ids is one string, or an id is not a string.
+            ValueError: If an id is not valid Unicode.
         """
         ...
 
@@ -127,6 +128,7 @@ class Store(Protocol):
 
         Raises:
             TypeError: If ids is one string, or an id is not a string.
+            ValueError: If an id is not valid Unicode.
         """
         ...
 
@@ -226,12 +228,18 @@ def latest_rows(
 
 
 def check_ids(ids: Sequence[str]) -> None:
-    """Raise TypeError if ids is one string, or one of them is not a string: an engine would look for something else."""
+    """Refuse ids that an engine would take for something else.
+
+    Raises:
+        TypeError: If ids is one string, or one of them is not a string.
+        ValueError: If one of them is not valid Unicode.
+    """
     if isinstance(ids, str):
         raise TypeError(f"ids must be a sequence of strings, got the string {ids!r}: pass [{ids!r}]")
     for i, id_ in enumerate(ids):
         if not isinstance(id_, str):
             raise TypeError(f"ids must be strings, got {id_!r} at position {i}")
+        check_value(id_, f"the id at position {i}")
 
 
 def deletion_filter(filter: FilterLike) -> Filter:  # noqa: A002

@@ -150,7 +150,7 @@ def _at(key: str, value: int) -> list[dict[str, Any]]:
 
 
 def _equal_terms(path: str, value: Scalar) -> list[str]:
-    """Return the terms of which a record has one if an element at this path equals the value, as `_equal` has it."""
+    """Return the terms of which a record has one if an element at this path equals the value, as `matches` has it."""
     if isinstance(value, Instant):
         return [_term(path, kind, str(value.microseconds)) for kind in ("on", "is")]
     terms = [_term(path, value)]

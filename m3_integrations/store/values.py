@@ -36,6 +36,8 @@ _MAX_DEPTH: Final = 20
 """Levels of lists and mappings: the format that servers are talked to in has an end not far beyond."""
 _MAX_INTEGER_BITS: Final = 1023
 """A larger integer has no floating-point number near it, and an engine would refuse it."""
+_MOST: Final = 2**_MAX_INTEGER_BITS - 2**970
+"""The largest integer within that which is a floating-point number; stores of the first format may hold larger ones."""
 _EPOCH: Final = datetime(1970, 1, 1)
 _TICK: Final = timedelta(microseconds=1)
 _ISO: Final = re.compile(
@@ -234,7 +236,7 @@ def as_json_values(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], str | N
     native = _native(metadata, (), dates, inexact)
     if not dates and not inexact:
         return native, None
-    return native, json.dumps({"metadata": _dated(metadata), "dates": dates}, ensure_ascii=False)
+    return native, json.dumps({"metadata": with_iso_dates(metadata), "dates": dates}, ensure_ascii=False)
 
 
 def read_exact(text: str) -> dict[str, Any]:
@@ -260,18 +262,31 @@ def _native(value: Any, trail: _Trail, dates: list[_Trail], inexact: list[_Trail
         return value.isoformat()
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         inexact.append(trail)
-        return float(value)
+        return float(max(min(value, _MOST), -_MOST))
     if isinstance(value, float) and not _is_read_exactly(value):
         inexact.append(trail)
     return value
 
 
-def _dated(value: Any) -> Any:
+def with_iso_dates(value: Any) -> Any:
+    """Return a value with strings of ISO 8601 for the dates in it, as JSON needs them."""
     if isinstance(value, dict):
-        return {key: _dated(each) for key, each in value.items()}
+        return {key: with_iso_dates(each) for key, each in value.items()}
     if isinstance(value, list):
-        return [_dated(each) for each in value]
+        return [with_iso_dates(each) for each in value]
     return value.isoformat() if isinstance(value, date) else value
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Return whether two values read the same and no filter tells them apart: True is not 1, and 1 is not 1.0.
+
+    To Python all of these are equal, and a time is equal to the same instant in another zone.
+    """
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(is_same(value, other[key]) for key, value in one.items())
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(is_same, one, other))
+    return repr(one) == repr(other)
 
 
 def _is_read_exactly(number: float) -> bool:

@@ -1,5 +1,6 @@
 """`m3 index` and `m3 search` as they are called, over stores in folders."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -225,12 +226,20 @@ def test_parts_are_as_long_as_asked_for(docs: Path) -> None:
         (["index", "DOCS", "--store", "DOCS"], "DOCS cannot be indexed into DOCS, which is it or around it"),
         (["index", "IDX", "--store", "IDX"], "cannot be indexed into IDX"),
         (["search", "DOCS", "museum"], "is no store of this package"),
+        (["index", "DOCS", "--store", "localhost:6333"], "looks like a server: its URL is 'http://localhost:6333'"),
+        (["search", "localhost:6333", "museum"], "looks like a server: its URL is 'http://localhost:6333'"),
+        (["index", "DOCS", "--store", ""], "where is empty"),
+        (["search", "", "museum"], "where is empty"),
+        (["index", "DOCS", "--store", ":memory:"], "in memory is gone when the command ends"),
+        (["search", ":memory:", "museum"], "in memory is gone when the command ends"),
+        (["index", "DOCS", "--store", "~nobody-of-this-name/x"], "no home folder"),
         (["index", "DOCS", "--store", "ftp://nowhere"], "a server's URL begins with http"),
     ],
 )
 def test_what_a_user_can_get_wrong_is_one_line_and_changes_nothing(
     idx: Path, tmp_path: Path, small: Path, arguments: list[str], message: str
 ) -> None:
+    before_it = set(tmp_path.iterdir())
     pdf, empty = tmp_path / "x.pdf", tmp_path / "empty"
     pdf.write_bytes(b"%PDF")
     empty.mkdir()
@@ -239,13 +248,14 @@ def test_what_a_user_can_get_wrong_is_one_line_and_changes_nothing(
     for name, path in places.items():
         arguments = [argument.replace(name, str(path)) for argument in arguments]
         message = message.replace(name, str(path))
-    result = call(*arguments, "--device", "cpu")
+    with contextlib.chdir(tmp_path):
+        result = call(*arguments, "--device", "cpu")
     *before, line = result.stderr.splitlines()
     assert result.exit_code == 1
     assert (line.startswith("error: "), message in line, result.stdout) == (True, True, ""), result.output
     assert not [other for other in before if "oading weights" not in other and other.strip()]
     assert list(empty.iterdir()) == []
-    assert not places["NEW"].exists()
+    assert set(tmp_path.iterdir()) == {*before_it, pdf, empty}
     with open_store(idx) as store:
         assert store.count() == 3
 

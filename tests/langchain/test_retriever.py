@@ -3,10 +3,11 @@
 import copy
 import json
 import pickle
+from datetime import date, datetime
 
 import pytest
 from langchain_core.documents import Document
-from langchain_core.load import dumps
+from langchain_core.load import dumps, loads
 
 from m3_integrations import open_store
 from m3_integrations.langchain import M3Document, M3HybridRetriever, M3Rerank
@@ -119,6 +120,15 @@ def test_scores_are_attributes_and_no_part_of_what_a_document_is(documents: list
         assert (twin, twin.score, twin.m3_scores) == (first, first.score, first.m3_scores)
     assert first != Document(id=first.id, page_content="other", metadata=first.metadata)
     assert first != "text"
+
+
+@pytest.mark.filterwarnings("ignore")  # `loads` is beta, and its default argument will change
+def test_what_langchain_writes_of_a_result_with_dates_can_be_read(fake: FakeEncoder) -> None:
+    metadata = {"day": date(2024, 5, 1), "loc": [{"at": datetime(2024, 5, 1, 12)}], "n": 1}
+    (found,) = M3HybridRetriever.from_texts(["keys"], [metadata], ids=["a"], encoder=fake).invoke("keys")
+    assert found.metadata == metadata
+    written = {"day": "2024-05-01", "loc": [{"at": "2024-05-01T12:00:00"}], "n": 1}
+    assert loads(dumps(found)) == Document(id="a", page_content="keys", metadata=written)
 
 
 def test_ids_beside_the_documents_take_precedence(fake: FakeEncoder) -> None:

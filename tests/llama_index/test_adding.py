@@ -177,6 +177,17 @@ def test_metadata_that_changed_are_stored_without_a_pass(adding: M3HybridRetriev
     assert [each.node.metadata for each in adding.retrieve("text")] == [{"year": 2024}]
 
 
+@pytest.mark.parametrize("bad", [TextNode(id_="bad", text="half \ud800"), TextNode(id_="half \ud800", text="text")])
+def test_a_bad_node_is_named_and_changes_nothing(bad: TextNode, adding: M3HybridRetriever) -> None:
+    adding.add_nodes([TextNode(id_="a", text="one", metadata={"n": 1})])
+    changed = TextNode(id_="a", text="one", metadata={"n": 2}, excluded_embed_metadata_keys=["n"])
+    adding.add_nodes([TextNode(id_="a", text="one", metadata={"n": 1}, excluded_embed_metadata_keys=["n"])])
+    with pytest.raises(ValueError, match="no valid Unicode") as refused:
+        adding.add_nodes([changed, bad])
+    assert "bad" in str(refused.value) or "id at position 1" in str(refused.value)
+    assert adding.store.get(["a"])[0].metadata["n"] == 1
+
+
 def test_nodes_whose_ids_stay_are_left_alone(adding: M3HybridRetriever, fake: CountingEncoder) -> None:
     nodes = [node.model_copy(update={"id_": f"a-{i}"}) for i, node in enumerate(pieces("a", *PARAGRAPHS))]
     for _ in range(2):

@@ -4,6 +4,7 @@ import asyncio
 import copy
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,21 @@ from numpy.typing import NDArray
 from m3_integrations import IncompleteAddError, M3Vectors, Searcher, Store, open_store
 from m3_integrations.langchain import M3HybridRetriever
 from m3_integrations.llama_index import M3HybridRetriever as NodeRetriever
+from m3_integrations.search import replace_sources
 from m3_integrations.store import copy_store
 from tests.fakes import FakeEncoder
 from tests.store.conftest import OpenStore
 from tests.store.oracle import records
+
+NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
+LOOK_ALIKES: list[tuple[Any, Any]] = [
+    (True, 1),
+    (0, False),
+    (1.0, 1),
+    (0.0, -0.0),
+    (NOON, NOON.astimezone(timezone(timedelta(hours=2)))),
+]
+"""Equal to Python, and not the same to a reader or a filter."""
 
 TEXTS = [f"text number {i}" for i in range(7)]
 KINDS = ["memory", "folder", "local"]
@@ -144,7 +156,7 @@ def test_an_interruption_keeps_its_type_and_has_the_ids_as_its_cause(monkeypatch
 
 
 def test_the_error_can_be_copied_and_pickled() -> None:
-    error = IncompleteAddError(["a", "b"], 1)
+    error = IncompleteAddError(["a", "b"], ["a"])
     for twin in (copy.copy(error), pickle.loads(pickle.dumps(error))):
         assert (twin.ids, twin.added, str(twin)) == (["a", "b"], ["a"], str(error))
 
@@ -198,6 +210,17 @@ def test_metadata_that_are_not_given_are_empty(open_kind: OpenStore) -> None:
         assert sorted(str(record.metadata) for record in store.records()) == ["{'n': 1}", "{}"]
 
 
+def test_strings_of_numpy_become_strings() -> None:
+    texts, ids = np.array(["one", "two"]), np.array(["1", "2"])
+    store = open_store()
+    assert repr(Searcher(Batches(), store).add(texts, ids=ids)) == "['1', '2']"
+    replaced = replace_sources(
+        Searcher(Batches(), store), texts, source_key="s", ids=ids, metadatas=[{"s": np.str_("a")}] * 2
+    )
+    assert repr(replaced) == "['1', '2']"
+    assert repr([(record.id, record.text) for record in store.records()]) == "[('1', 'one'), ('2', 'two')]"
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("target", ["folder", "local"])
 def test_a_copy_that_failed_anywhere_goes_on(
@@ -217,6 +240,29 @@ def test_a_copy_that_failed_anywhere_goes_on(
     assert there(copied) == there(source)
 
 
+@pytest.mark.parametrize("target", KINDS)
+@pytest.mark.parametrize(("now", "before"), LOOK_ALIKES)
+def test_a_copy_replaces_what_only_looks_the_same(now: Any, before: Any, target: str, open_kind: OpenStore) -> None:
+    source, copied = open_kind("memory"), open_kind(target)
+    for store, value in ((source, now), (copied, before)):
+        Searcher(Batches(), store).add(["one"], ids=["a"], metadatas=[{"v": [{"deep": value}]}])
+    assert copy_store(source, copied) == 1
+    assert repr(copied.get(["a"])[0].metadata) == repr({"v": [{"deep": now}]})
+    assert copy_store(source, copied) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("now", "before"), LOOK_ALIKES)
+def test_a_source_replaces_metadata_that_only_look_the_same(
+    now: Any, before: Any, kind: str, open_kind: OpenStore
+) -> None:
+    store = open_kind(kind)
+    for value in (before, now):
+        metadata = {"source": "a", "v": value}
+        replace_sources(Searcher(Batches(), store), ["one"], source_key="source", ids=[None], metadatas=[metadata])
+    assert [repr(record.metadata["v"]) for record in store.records()] == [repr(now)]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_ids_are_strings_in_a_list(kind: str, open_kind: OpenStore) -> None:
     store = open_kind(kind)
@@ -226,6 +272,8 @@ def test_ids_are_strings_in_a_list(kind: str, open_kind: OpenStore) -> None:
             ask("12")
         with pytest.raises(TypeError, match="got 1 at position 1"):
             ask(["2", 1])  # type: ignore[list-item]
+        with pytest.raises(ValueError, match=r"id at position 1.*no valid Unicode"):
+            ask(["2", "\ud800"])
     assert store.count() == 7
 
 

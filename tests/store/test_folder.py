@@ -336,6 +336,24 @@ def test_a_full_disk_is_seen_before_anything_is_written(
         assert store.count() == 2
 
 
+@pytest.mark.parametrize("fault", ["full", "broken"])
+def test_a_search_needs_no_index_where_nothing_can_be_written(
+    fault: str, tmp_path: Path, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with EdgeStore(tmp_path / "store") as store:
+        store.upsert(["a"], ["text"], [{f"k{i}": i for i in range(20)}], random_vectors(random, 1))
+        if fault == "full":
+            free = type("Usage", (), {"free": 1 << 10})()
+            monkeypatch.setattr("m3_integrations.store.edge.shutil.disk_usage", lambda _: free)
+        else:
+            store._broken_by = OSError("the disk is gone")
+        before = set(store._opened().info().payload_schema)
+        assert store.count({"k7": {"$gte": 7}}) == 1
+        assert (
+            set(store._opened().info().payload_schema) == before
+        )  # the engine maps what it writes, and would be killed
+
+
 def test_an_engine_that_cannot_write_says_so_and_loses_nothing(tmp_path: Path) -> None:
     code = f"""
 import resource, sys

@@ -22,7 +22,7 @@ from tests.store.oracle import add, brute_force, records, vectors
 
 
 def test_memory_has_two_names() -> None:
-    for where in (None, ":memory:"):
+    for where in (None, ":memory:", ":MEMORY:"):
         with open_store(where) as store:
             assert isinstance(store, MemoryStore)
     with pytest.raises(TypeError, match="in memory has no token_pooling"):
@@ -37,6 +37,9 @@ def test_memory_has_two_names() -> None:
         ("localhost:6333", ValueError, r"URL is 'http://localhost:6333'; a folder of this name is '\./localhost:6333'"),
         ("10.0.0.7:6334/", ValueError, "looks like a server"),
         ("[::1]:6333", ValueError, "looks like a server"),
+        ("localhost:6333/collections", ValueError, "looks like a server"),
+        ("http:/localhost", ValueError, "begins with http"),
+        ("HTTPS:localhost:6333", ValueError, "begins with http"),
         ("ftp://host", ValueError, "begins with http"),
         ("~nobody-of-this-name/x", ValueError, "no home folder"),
         (b"x", TypeError, "a folder or a URL"),
@@ -188,6 +191,23 @@ def test_a_folder_of_the_first_format_opens_and_goes_on(
         assert_whole(store, {record.id: record for record in added})
     with EdgeStore(tmp_path / "s") as store:
         assert_whole(store, {record.id: record for record in added})
+
+
+def test_what_the_first_format_took_and_this_one_refuses_is_kept(tmp_path: Path, random: np.random.Generator) -> None:
+    deep: Any = "x"
+    for _ in range(40):
+        deep = {"a": deep}
+    odd: dict[str, Any] = {"deep": deep, "large": [2**1500, -(2**1500), 2**1023]}
+    (record,) = records(random, ["r"])
+    with EdgeStore(tmp_path / "s") as store:
+        add(store, [record])
+        put_into_the_first_format(store, {"r": odd})
+    file = tmp_path / "s" / "m3-store.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"version": 1}))
+    for _ in range(2):
+        with EdgeStore(tmp_path / "s") as store:
+            assert store.get(["r"])[0].metadata == odd
+            assert store.count({"deep" + 40 * ".a": "x", "large": {"$gt": 5}}) == 1
 
 
 def test_a_collection_of_the_first_format_opens_and_goes_on(random: np.random.Generator) -> None:
