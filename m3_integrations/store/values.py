@@ -195,15 +195,6 @@ def _refuse(value: Any, owner: str, trail: _Trail, hint: str) -> NoReturn:
     raise ValueError(f"{owner} cannot have {said} ({type(value).__name__}){under}: {hint}")
 
 
-def is_same(one: Any, other: Any) -> bool:
-    """Return whether checked metadata, or values in them, are the same to the type: to Python, 1 is 1.0 and True."""
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(is_same(each, other[key]) for key, each in one.items())
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(is_same, one, other))
-    return repr(one) == repr(other)
-
-
 def instant_of(value: Any) -> int | None:
     """Return the microseconds from 1970 in UTC to a `datetime`, a `date` or a string of ISO 8601; None for others.
 
@@ -278,7 +269,7 @@ def with_iso_dates(value: Any) -> Any:
 
 
 def is_same(one: Any, other: Any) -> bool:
-    """Return whether two values read the same and no filter tells them apart: True is not 1, and 1 is not 1.0.
+    """Return whether two values are the same to the type: True is not 1, and 1 is not 1.0.
 
     To Python all of these are equal, and a time is equal to the same instant in another zone.
     """
