@@ -24,6 +24,7 @@ ROOMS = (
     "model",
     "engine",
     "encoder",
+    "remote",
     "bm25",
     "store",
     "search",

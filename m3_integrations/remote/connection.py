@@ -1,4 +1,4 @@
-"""HTTP to one `m3 serve`: one client on a thread of its own, for every thread, event loop and forked child of a process."""
+"""HTTP to one `m3 serve`: one client for all threads and event loops of a process, and repetitions where they help."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import os
 import random
 import threading
 import weakref
-from collections.abc import Coroutine
-from concurrent.futures import CancelledError, Future
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from functools import partial
+from itertools import count
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import httpx
-
-T = TypeVar("T")
 
 _CONNECT_TIMEOUT_S: Final = 5.0
 _KEPT_ALIVE_S: Final = 4.0
@@ -27,9 +27,18 @@ _LONGEST_BACKOFF_S: Final = 5.0
 _RESETS: Final = 4
 """How often a request is sent again after its connection broke."""
 
-_ERROR_BYTES: Final = 64 << 10
+_ERROR_BYTES: Final = 1 << 20
 
-_abandoned: list[object] = []
+_CLOSED: Final = "this encoder was closed: open another with RemoteEncoder(...)"
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What is sent: a body to post, or None to get, and how long the answer may be."""
+
+    path: str
+    body: bytes | None
+    max_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +98,7 @@ class Connection:
         if line is not None:
             line.end()
 
-    def start(self, path: str, sent: dict[str, Any] | bytes | None, *, max_bytes: int) -> Future[Answer]:
+    def start(self, path: str, sent: dict[str, Any] | None, *, max_bytes: int) -> Future[Answer]:
         """Begin a request and return its future, which may be cancelled: the server then learns that nobody waits.
 
         Args:
@@ -102,51 +111,61 @@ class Connection:
         if line is None:
             # By one step that no thread can interrupt: a lock could be held by another thread at the time of a fork.
             line = self._lines.setdefault(process_id, _Line(self._headers))
-        body = json.dumps(sent, ensure_ascii=False).encode() if isinstance(sent, dict) else sent
-        return line.submit(lambda client: self._request(client, path, body, max_bytes))
+        body = None if sent is None else json.dumps(sent, ensure_ascii=False).encode()
+        return line.submit(partial(self._finished, _Request(path, body, max_bytes)))
 
-    async def _request(self, client: httpx.AsyncClient, path: str, body: bytes | None, max_bytes: int) -> Answer:
-        url, last = self._url, ""
-        attempt = resets = 0
+    async def _finished(self, request: _Request, client: httpx.AsyncClient) -> Answer:
+        url, troubles = self._url, list[str]()
         try:
-            async with asyncio.timeout(self._timeout_s):
-                while True:
-                    try:
-                        status, headers, answer = await _exchange(client, url + path, body, max_bytes)
-                    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-                        raise ConnectionError(
-                            f"nothing answers at {url} ({error or 'no answer'}): start the server with m3 serve MODEL"
-                        ) from error
-                    except httpx.TransportError as error:
-                        last, wait_s = f"the connection broke ({error or type(error).__name__})", 0.0
-                        resets += 1
-                        if resets > _RESETS:
-                            raise ConnectionError(f"{url} broke the connection {resets} times: {error}") from error
-                    else:
-                        if status not in {429, 503}:
-                            _check_status(url, path, status, headers, answer)
-                            return Answer(answer, headers.get("X-M3-Fingerprint"))
-                        last = f"{status}: {_message(answer)}"
-                        wait_s = _seconds(headers.get("Retry-After"))
-                    backoff_s = min(0.1 * 2**attempt, _LONGEST_BACKOFF_S) * random.uniform(0.5, 1)  # noqa: S311
-                    attempt += 1
-                    await asyncio.sleep(max(wait_s, backoff_s))
+            async with asyncio.timeout(self._timeout_s) as limit:
+                until = limit.when() or 0.0
+                status, headers, answer = await self._repeated(request, client, until, troubles)
         except TimeoutError as error:
-            said = f"; the last answer was {last}" if last else ""
+            said = f"; it was {troubles[-1]}" if troubles else ""
             raise TimeoutError(
                 f"{url} did not finish within timeout_s={self._timeout_s:g} seconds{said}: allow it more time, or send "
                 "less at once"
             ) from error
+        _check_status(url, request.path, status, headers, answer)
+        return Answer(answer, headers.get("X-M3-Fingerprint"))
+
+    async def _repeated(
+        self, request: _Request, client: httpx.AsyncClient, until: float, troubles: list[str]
+    ) -> tuple[int, httpx.Headers, bytes]:
+        """Send a request until it has an answer that another try would not change."""
+        url, resets = self._url, 0
+        for attempt in count():
+            wait_s = 0.0
+            try:
+                status, headers, answer = await _exchange(client, url, request)
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                raise ConnectionError(
+                    f"nothing answers at {url} ({error or 'no answer'}): start the server with m3 serve MODEL"
+                ) from error
+            except httpx.TransportError as error:
+                troubles.append(f"a connection that broke ({error or type(error).__name__})")
+                resets += 1
+                if resets > _RESETS:
+                    raise ConnectionError(f"{url} broke the connection {resets} times ({troubles[-1]})") from error
+            else:
+                if status not in {429, 503}:
+                    return status, headers, answer
+                troubles.append(f"busy ({status}: {_message(answer)})")
+                wait_s = _seconds(headers.get("Retry-After"))
+            backoff_s = min(0.1 * 2 ** min(attempt, 10), _LONGEST_BACKOFF_S) * random.uniform(0.5, 1)  # noqa: S311
+            pause_s = max(wait_s, backoff_s)
+            if asyncio.get_running_loop().time() + pause_s > until:
+                raise TimeoutError
+            await asyncio.sleep(pause_s)
+        raise AssertionError("counting has no end")
 
 
-async def _exchange(
-    client: httpx.AsyncClient, url: str, body: bytes | None, max_bytes: int
-) -> tuple[int, httpx.Headers, bytes]:
+async def _exchange(client: httpx.AsyncClient, url: str, request: _Request) -> tuple[int, httpx.Headers, bytes]:
     """Send a request once and return status, headers and body."""
-    content = {"Content-Type": "application/json"} if body is not None else None
-    method = "GET" if body is None else "POST"
-    async with client.stream(method, url, content=body, headers=content) as response:
-        limit = max_bytes if response.status_code == 200 else max(_ERROR_BYTES, max_bytes)
+    headers = None if request.body is None else {"Content-Type": "application/json"}
+    method = "GET" if request.body is None else "POST"
+    async with client.stream(method, url + request.path, content=request.body, headers=headers) as response:
+        limit = request.max_bytes if response.status_code == 200 else _ERROR_BYTES
         chunks, size = [], 0
         try:
             async for chunk in response.aiter_bytes():
@@ -193,68 +212,80 @@ def _seconds(retry_after: str | None) -> float:
     return seconds if 0 <= seconds < float("inf") else 0.0
 
 
+_Opened = tuple[asyncio.AbstractEventLoop, asyncio.Event, httpx.AsyncClient]
+
+
 class _Line:
     """A client on a thread of this process."""
 
     def __init__(self, headers: dict[str, str]) -> None:
         self._headers = headers
-        self._process_id = os.getpid()
         self._lock = threading.Lock()
-        self._opened: tuple[asyncio.AbstractEventLoop, asyncio.Event, httpx.AsyncClient] | None = None
+        self._opened: _Opened | None = None
         self._thread: threading.Thread | None = None
         self._is_ended = False
 
-    def submit(self, request: Any) -> Future[Any]:
+    def submit(self, request: Callable[[httpx.AsyncClient], Coroutine[Any, Any, Answer]]) -> Future[Answer]:
         with self._lock:
             if self._is_ended:
-                raise RuntimeError("this encoder was closed: open another with RemoteEncoder(...)")
+                raise RuntimeError(_CLOSED)
             if self._opened is None:
-                self._open()
-            assert self._opened is not None
+                self._opened = self._open()
             loop, _, client = self._opened
-            return asyncio.run_coroutine_threadsafe(request(client), loop)
+            return asyncio.run_coroutine_threadsafe(self._guarded(request(client)), loop)
 
-    def _open(self) -> None:
-        ready: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event, httpx.AsyncClient]] = Future()
-        self._thread = threading.Thread(
-            target=lambda headers: asyncio.run(_live(headers, ready)),
-            args=(self._headers,), name="m3-remote", daemon=True,
-        )  # fmt: skip
+    async def _guarded(self, request: Coroutine[Any, Any, Answer]) -> Answer:
+        try:
+            return await request
+        except asyncio.CancelledError:
+            if self._is_ended:  # for the caller this is no cancellation
+                raise RuntimeError(_CLOSED) from None
+            raise
+
+    def _open(self) -> _Opened:
+        ready: Future[_Opened] = Future()
+        self._thread = threading.Thread(target=_run, args=(self._headers, ready), name="m3-remote", daemon=True)
         self._thread.start()
-        self._opened = ready.result()
-        weakref.finalize(self, _stop, self._process_id, *self._opened[:2])
+        opened = ready.result()
+        weakref.finalize(self, _stop, os.getpid(), *opened[:2])
+        return opened
 
     def end(self) -> None:
         with self._lock:
             self._is_ended = True
             if self._opened is not None and self._thread is not None:
-                _stop(self._process_id, *self._opened[:2])
+                _stop(os.getpid(), *self._opened[:2])
                 self._thread.join()
 
 
 def _stop(process_id: int, loop: asyncio.AbstractEventLoop, ended: asyncio.Event) -> None:
-    # In a forked child the thread does not exist; its loop's descriptors are shared with the parent, so leave them be.
-    if process_id == os.getpid():
+    if process_id == os.getpid():  # in a forked child the loop's thread does not exist
         with contextlib.suppress(RuntimeError):  # the loop is closed already
             loop.call_soon_threadsafe(ended.set)
 
 
-async def _live(
-    headers: dict[str, str], ready: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event, httpx.AsyncClient]]
-) -> None:
-    """Keep a client open until the event; what is under way then is cancelled when the loop ends."""
+def _run(headers: dict[str, str], ready: Future[_Opened]) -> None:
     try:
-        ended = asyncio.Event()
-        limits = httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=_KEPT_ALIVE_S)
-        timeout = httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S)
-        async with httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout) as client:
-            ready.set_result((asyncio.get_running_loop(), ended, client))
-            await ended.wait()
-            others = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in others:
-                task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
+        asyncio.run(_live(headers, ready))
     except BaseException as error:
-        if not ready.done():
-            ready.set_exception(error)
-        raise
+        if ready.done():
+            raise
+        ready.set_exception(error)
+
+
+async def _live(headers: dict[str, str], ready: Future[_Opened]) -> None:
+    """Keep a client open until the event. What is under way then is cancelled.
+
+    The client is no context: a forked child that drops this coroutine would close its connections, and so take them
+    out of the parent's epoll.
+    """
+    ended = asyncio.Event()
+    limits = httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=_KEPT_ALIVE_S)
+    client = httpx.AsyncClient(headers=headers, limits=limits, timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S))
+    ready.set_result((asyncio.get_running_loop(), ended, client))
+    await ended.wait()
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    await client.aclose()
