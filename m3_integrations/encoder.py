@@ -433,6 +433,11 @@ def _name(model: str | os.PathLike[str]) -> str:
     """Give what a pickle calls the checkpoint: a folder's absolute path, otherwise its name."""
     if not os.fspath(model):
         raise ValueError("model must be a folder or the name of a checkpoint, got an empty string")
+    if os.fspath(model).startswith(("http://", "https://")):
+        raise ValueError(
+            f"{model} is a server's URL, and M3Encoder loads a model into this process: open RemoteEncoder({model!r}), "
+            "which every door takes that takes an M3Encoder"
+        )
     folder = Path(model).expanduser()
     if isinstance(model, os.PathLike) or (model != BUNDLED and folder.is_dir()):
         return str(folder.resolve())

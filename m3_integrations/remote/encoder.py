@@ -1,6 +1,6 @@
 """`RemoteEncoder`: the encoder of an `m3 serve`, for every process of a host and without a network in it.
 
-Long because it has all of `M3Encoder`'s methods, with their arguments and errors, in a synchronous and an asynchronous form.
+Long because it has all of `M3Encoder`'s methods, with their arguments and errors.
 """
 
 from __future__ import annotations
@@ -85,8 +85,12 @@ class RemoteEncoder:
         self._url = check_url(url)
         self._is_closed = False
         self._open()
-        found = _result(self._connection.start("/v1/encoder", None, max_bytes=ENVELOPE_BYTES))
-        self._about: About = read_about(self._url, found.body)
+        try:
+            found = _result(self._connection.start("/v1/encoder", None, max_bytes=ENVELOPE_BYTES))
+            self._about: About = read_about(self._url, found.body)
+        except BaseException:
+            self.close()
+            raise
 
     def _open(self) -> None:
         self._connection = Connection(self._url, **self.settings)
