@@ -28,8 +28,8 @@ _FILE_WIDTH: Final = 160
 @errors_in_one_line(after_interrupt="Vectors that were computed are kept: the same line goes on from there.")
 def evaluate(  # noqa: PLR0917 - typer passes by name
     data: Annotated[Path, typer.Argument(help="A folder in BEIR's layout, or a folder of such folders.")],
-    model: Annotated[list[str] | None, typer.Option(help="A checkpoint, or the URL of m3 serve; may be repeated. tiny if "
-                     "none.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="A checkpoint, or the URL of m3 serve; may be repeated. tiny "
+                     "if none.")] = None,
     out: Annotated[Path, typer.Option(help="For the report.")] = Path("m3-eval"),
     work: Annotated[Path | None, typer.Option(help="For the vectors, which later runs reuse; in OUT if none.")] = None,
     modes: Annotated[str, typer.Option(help="Comma-separated: dense,lexical,multi_vector,dense+lexical,all,"
