@@ -276,11 +276,22 @@ class M3Encoder:
         max_length: int | None = None,
     ) -> M3Vectors:
         """Do what `encode` does without blocking the event loop; a task that is cancelled leaves the queue."""
-        prepared, options = self._prepared(texts, kind, modes, max_length)
-        vectors, n_cut = await aencode(self._live_engine(), prepared, options)
+        vectors, n_cut = await self.aencode_counted(texts, kind=kind, modes=modes, max_length=max_length)
         if n_cut:
-            warn_of_cut(n_cut, len(prepared), options.max_length)
+            warn_of_cut(n_cut, len(vectors), self._limit(kind, max_length))
         return vectors
+
+    async def aencode_counted(
+        self,
+        texts: Iterable[str],
+        *,
+        kind: Kind = "document",
+        modes: Sequence[Mode] | None = None,
+        max_length: int | None = None,
+    ) -> tuple[M3Vectors, int]:
+        """Return what `aencode` does, and instead of a warning the number of texts that were cut."""
+        prepared, options = self._prepared(texts, kind, modes, max_length)
+        return await aencode(self._live_engine(), prepared, options)
 
     def tokenize(
         self, texts: Iterable[str], *, kind: Kind = "document", max_length: int | None = None
