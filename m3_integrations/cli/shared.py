@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from m3_integrations.search import Explanation
     from m3_integrations.store import Store
 
-Model = Annotated[
-    str, typer.Option(help="A checkpoint folder, a repository such as BAAI/bge-m3, or m3 serve's URL.")
-]
+Model = Annotated[str, typer.Option(help="A checkpoint folder, a repository such as BAAI/bge-m3, or m3 serve's URL.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, ... or auto.")]
 Collection = Annotated[str | None, typer.Option(help="The collection, on a server; its key is in QDRANT_API_KEY.")]
 

@@ -47,11 +47,11 @@ class About:
         token_dim: Length of a token vector; 0 without that mode.
         modes: What the checkpoint has heads for.
         max_length: The most tokens of a document.
-        query_max_length: The most tokens of a query.
-        dtype: Type of the network's weights, or "unknown".
-        pooling: How a dense vector is read off, or "unknown".
-        most_texts: The most texts of a request.
+        dtype: Type of the network's weights.
+        pooling: How a dense vector is read off.
+        most_texts: The most texts, or pairs, of a request.
         most_bytes: The most bytes of a request's body.
+        most_tokens: The most tokens of a request's texts, each counted as its characters or its limit.
     """
 
     model: str
@@ -60,11 +60,11 @@ class About:
     token_dim: int
     modes: tuple[Mode, ...]
     max_length: int
-    query_max_length: int
     dtype: str
     pooling: str
     most_texts: int
     most_bytes: int
+    most_tokens: int
 
 
 def read_about(url: str, body: bytes) -> About:
@@ -89,12 +89,15 @@ def read_about(url: str, body: bytes) -> About:
         about = About(
             str(found["model"]), str(found["fingerprint"]), int(found["dim"]), int(found["token_dim"] or 0),
             check_modes(found["modes"]), int(found["max_length"]),
-            int(found.get("query_max_length", found["max_length"])), str(found.get("dtype", "unknown")),
-            str(found.get("pooling", "unknown")), int(limits["texts"]), int(limits["body_bytes"]),
+            str(found["dtype"]), str(found["pooling"]),
+            int(limits["texts"]), int(limits["body_bytes"]), int(limits["tokens"]),
         )  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{url} says of its encoder what cannot be read ({error!r}): {found!r}") from error
-    if min(about.dim, about.max_length, about.most_texts, about.most_bytes) < 1 or about.token_dim < 0:
+    if (
+        min(about.dim, about.max_length, about.most_texts, about.most_bytes, about.most_tokens) < 1
+        or about.token_dim < 0
+    ):
         raise ValueError(f"{url} says of its encoder what cannot be: {found!r}")
     return about
 

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import threading
+import time
 import weakref
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
@@ -20,8 +21,8 @@ from urllib.parse import urlsplit
 import httpx
 
 _CONNECT_TIMEOUT_S: Final = 5.0
-_KEPT_ALIVE_S: Final = 4.0
-"""Shorter than uvicorn's 5 s, so that a request seldom meets a connection that the server is just closing."""
+_KEPT_ALIVE_S: Final = 20.0
+"""Shorter than the server's 30 s, so that a request seldom meets a connection that the server is just closing."""
 
 _LONGEST_BACKOFF_S: Final = 5.0
 _RESETS: Final = 4
@@ -48,10 +49,12 @@ class Answer:
     Attributes:
         body: All of it.
         fingerprint: Of the model that the server says it has, or None where it says nothing.
+        seconds: How long it took, with all repetitions.
     """
 
     body: bytes
     fingerprint: str | None
+    seconds: float
 
 
 def check_url(url: str) -> str:
@@ -115,7 +118,7 @@ class Connection:
         return line.submit(partial(self._finished, _Request(path, body, max_bytes)))
 
     async def _finished(self, request: _Request, client: httpx.AsyncClient) -> Answer:
-        url, troubles = self._url, list[str]()
+        url, troubles, began = self._url, list[str](), time.monotonic()
         try:
             async with asyncio.timeout(self._timeout_s) as limit:
                 until = limit.when() or 0.0
@@ -127,7 +130,7 @@ class Connection:
                 "less at once"
             ) from error
         _check_status(url, request.path, status, headers, answer)
-        return Answer(answer, headers.get("X-M3-Fingerprint"))
+        return Answer(answer, headers.get("X-M3-Fingerprint"), time.monotonic() - began)
 
     async def _repeated(
         self, request: _Request, client: httpx.AsyncClient, until: float, troubles: list[str]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
@@ -29,7 +28,7 @@ from m3_integrations.remote.answers import (
     read_vocabulary,
 )
 from m3_integrations.remote.connection import Answer, Connection, check_url
-from m3_integrations.remote.requests import pair_requests, text_requests
+from m3_integrations.remote.requests import RequestsAhead, pair_requests, text_requests
 from m3_integrations.vectors import (
     Kind,
     M3Scores,
@@ -43,9 +42,6 @@ from m3_integrations.vectors import (
     resolve_weights,
     warn_of_cut,
 )
-
-_UNDER_WAY: Final = 4
-"""Requests of one call at a time: the server's device works on some while others travel."""
 
 _PAIR_SCORE_BYTES: Final = 128
 _VOCABULARY_BYTES: Final = 256 << 20
@@ -169,7 +165,7 @@ class RemoteEncoder:
         """Return the vectors of texts, in their order.
 
         Arguments, and the warning of texts that were cut, are those of `M3Encoder.encode`. Many texts are sent in
-        several requests, four at a time.
+        several requests, up to eight at a time.
 
         Raises:
             TypeError: If texts is one string, or holds anything but strings.
@@ -194,23 +190,18 @@ class RemoteEncoder:
         """Do what `encode` does without blocking the event loop; the requests of a cancelled task are cancelled."""
         texts = check_texts(texts)
         wanted = self._checked(kind, modes, max_length)
-        under_way: deque[tuple[Sequence[str], Future[Answer]]] = deque()
         parts, n_cut = list[M3Vectors](), 0
-        upcoming = text_requests(self._url, self._about, texts, max_length)
+        requests = self._encode_requests(texts, kind, wanted, max_length)
         try:
-            while True:
-                self._fill(under_way, upcoming, kind, wanted, max_length)
-                if not under_way:
-                    break
-                answer = await asyncio.wrap_future(under_way[0][1])
-                window, _ = under_way.popleft()
-                vectors, n_cut_here = await asyncio.to_thread(self._read, answer, window, wanted)
+            while (request := requests.next()) is not None:
+                answer = await asyncio.wrap_future(request[1])
+                requests.done(answer)
+                vectors, n_cut_here = await asyncio.to_thread(self._read, answer, request[0], wanted)
                 parts.append(vectors)
                 n_cut += n_cut_here
         finally:
-            for _, future in under_way:
-                future.cancel()
-        self._warn(n_cut, len(texts), kind, max_length)
+            requests.cancel()
+        self._warn(n_cut, len(texts), max_length)
         if not parts:
             return empty_vectors(self._about, wanted)
         return await asyncio.to_thread(M3Vectors.concatenate, parts)
@@ -227,7 +218,7 @@ class RemoteEncoder:
         """Return the vectors of any number of texts, in their order and in bounded memory, some hundred at a time.
 
         Arguments and errors are those of `encode`; texts may be any iterable and is read as the batches are taken, up
-        to four ahead.
+        to eight ahead.
         """
         if isinstance(texts, str):
             raise TypeError("texts must be strings, got one string: pass [text]")
@@ -239,30 +230,20 @@ class RemoteEncoder:
     ) -> Iterator[M3Vectors]:
         n_texts = n_cut = 0
         total = len(texts) if isinstance(texts, Sized) else None
-        under_way: deque[tuple[Sequence[str], Future[Answer]]] = deque()
-        upcoming = text_requests(self._url, self._about, texts, max_length)
-        problem: Exception | None = None
+        requests = self._encode_requests(texts, kind, modes, max_length)
         try:
             with _progress(total) if show_progress else nullcontext() as advance:
-                while True:
-                    try:
-                        self._fill(under_way, upcoming, kind, modes, max_length)
-                    except Exception as error:  # raised in its turn: after the vectors of the texts before
-                        problem, upcoming = error, iter(())
-                    if not under_way:
-                        break
-                    window, future = under_way.popleft()
-                    vectors, n_cut_here = self._read(_result(future), window, modes)
+                while (request := requests.next()) is not None:
+                    answer = _result(request[1])
+                    requests.done(answer)
+                    vectors, n_cut_here = self._read(answer, request[0], modes)
                     n_texts, n_cut = n_texts + len(vectors), n_cut + n_cut_here
                     if advance is not None:
                         advance(len(vectors))
                     yield vectors
         finally:
-            for _, future in under_way:
-                future.cancel()
-        if problem is not None:
-            raise problem
-        self._warn(n_cut, n_texts, kind, max_length)
+            requests.cancel()
+        self._warn(n_cut, n_texts, max_length)
 
     def tokenize(
         self, texts: Iterable[str], *, kind: Kind = "document", max_length: int | None = None
@@ -331,15 +312,15 @@ class RemoteEncoder:
         if self._is_closed:
             raise RuntimeError(f"this encoder ({self.model}) was closed: open another with RemoteEncoder(...)")
 
-    def _fill(
-        self, under_way: deque[tuple[Sequence[str], Future[Answer]]], upcoming: Iterator[Sequence[str]], kind: Kind,
-        modes: Sequence[Mode], max_length: int | None,
-    ) -> None:  # fmt: skip
-        """Begin requests until as many as may be are under way."""
-        while len(under_way) < _UNDER_WAY and (window := next(upcoming, None)) is not None:
+    def _encode_requests(
+        self, texts: Iterable[str], kind: Kind, modes: Sequence[Mode], max_length: int | None
+    ) -> RequestsAhead[Sequence[str]]:
+        def begin(window: Sequence[str]) -> Future[Answer]:
             size = most_vector_bytes(self._about, window, is_query=kind == "query", max_length=max_length)
             sent = {"texts": window, "kind": kind, "modes": modes, "max_length": max_length}
-            under_way.append((window, self._connection.start("/v1/encode", sent, max_bytes=size)))
+            return self._connection.start("/v1/encode", sent, max_bytes=size)
+
+        return RequestsAhead(text_requests(self._url, self._about, texts, max_length), begin)
 
     def _read(self, answer: Answer, texts: Sequence[str], modes: Sequence[Mode]) -> tuple[M3Vectors, int]:
         """Return the vectors of texts, of the model that this encoder was opened with, and how many were cut."""
@@ -364,10 +345,9 @@ class RemoteEncoder:
     def _fetch_vocabulary(self) -> list[str]:
         return read_vocabulary(self._url, self._ask("/v1/vocabulary", None, max_bytes=_VOCABULARY_BYTES))
 
-    def _warn(self, n_cut: int, n: int, kind: Kind, max_length: int | None) -> None:
+    def _warn(self, n_cut: int, n: int, max_length: int | None) -> None:
         if n_cut:
-            limit = self.max_length if max_length is None else min(max_length, self.max_length)
-            warn_of_cut(n_cut, n, self._about.query_max_length if kind == "query" and max_length is None else limit)
+            warn_of_cut(n_cut, n, self.max_length if max_length is None else min(max_length, self.max_length))
 
 
 class _Vocabulary(Sequence[str]):

@@ -3,18 +3,73 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import Final, Generic, TypeVar
 
 from m3_integrations.remote.answers import About
+from m3_integrations.remote.connection import Answer
 from m3_integrations.vectors import check_texts, windows
 
+T = TypeVar("T")
+
 _REQUEST_TEXTS: Final = 256
-_REQUEST_TOKENS: Final = 16_384
-"""Counted as characters. An answer has some 14 MB of BGE-M3's multi-vectors then, for English."""
+_REQUEST_TOKENS: Final = 8192
+"""Counted as characters: some 2,000 tokens of English, and at most 34 MB of an answer, for BGE-M3. A CPU has them ready
+well within the server's time limit."""
+
+_UNDER_WAY: Final = 8
+_SLOW_S: Final = 3.0
+"""A server that takes longer for a request is busy enough with one of a call at a time: eight would share its device,
+and all would come near the time limit."""
 
 _FRAME_BYTES: Final = 512
 """Room for what a body has beside its texts."""
+
+
+class RequestsAhead(Generic[T]):
+    """The requests of one call, in their order and up to eight at a time, so that the server always has one to work on.
+
+    Args:
+        upcoming: What each request is about; read as far as requests are begun.
+        begin: Begins one.
+    """
+
+    def __init__(self, upcoming: Iterator[T], begin: Callable[[T], Future[Answer]]) -> None:
+        self._upcoming, self._begin = upcoming, begin
+        self._under_way: deque[tuple[T, Future[Answer]]] = deque()
+        self._problem: Exception | None = None
+        self._n_allowed = 1
+
+    def next(self) -> tuple[T, Future[Answer]] | None:
+        """Return the next request, which is under way, or None after the last.
+
+        An error in reading what is upcoming is raised in its turn: after the requests before.
+        """
+        try:
+            while self._problem is None and len(self._under_way) < self._n_allowed:
+                about = next(self._upcoming)
+                self._under_way.append((about, self._begin(about)))
+        except StopIteration:
+            pass
+        except Exception as error:  # raised below
+            self._problem = error
+        if self._under_way:
+            return self._under_way[0]
+        if self._problem is not None:
+            raise self._problem
+        return None
+
+    def done(self, answer: Answer) -> None:
+        """Go on to the next request; how long the answer took decides how many are begun."""
+        self._under_way.popleft()
+        self._n_allowed = _UNDER_WAY if answer.seconds < _SLOW_S else 1
+
+    def cancel(self) -> None:
+        """Take back what is under way."""
+        for _, future in self._under_way:
+            future.cancel()
 
 
 def text_requests(url: str, about: About, texts: Iterable[str], max_length: int | None) -> Iterator[Sequence[str]]:
@@ -28,7 +83,7 @@ def text_requests(url: str, about: About, texts: Iterable[str], max_length: int 
     for window in windows(
         texts,
         max_texts=min(_REQUEST_TEXTS, about.most_texts),
-        max_tokens=_REQUEST_TOKENS,
+        max_tokens=min(_REQUEST_TOKENS, about.most_tokens),
         max_length=about.max_length if max_length is None else max_length,
     ):
         check_texts(window, position)

@@ -1,4 +1,4 @@
-"""The doors that give all three views: /v1/encoder, /v1/encode, /v1/tokenize, /v1/score_pairs.
+"""The doors that give all three views: /v1/encoder, /v1/encode, /v1/tokenize, /v1/vocabulary, /v1/score_pairs.
 
 Vectors travel as safetensors: a checked header and raw little-endian arrays, which both sides read without copying,
 without pickle, and with a library that the package needs anyway. An npz is a zip archive, and slower; Arrow would be
@@ -27,6 +27,7 @@ from m3_integrations.serve.shapes import (
     ScoreQuestion,
     TokenizeAnswer,
     TokenizeQuestion,
+    VocabularyAnswer,
 )
 from m3_integrations.vectors import IntArray, M3Scores, M3Vectors, ModeWeights, resolve_weights, windows
 
@@ -82,6 +83,11 @@ def encoding_routes(encoder: M3Encoder, limits: Limits, name: str) -> APIRouter:
         )
         return TokenizeAnswer(tokens=tokens)
 
+    @router.get("/v1/vocabulary")
+    async def vocabulary() -> VocabularyAnswer:
+        """Return the token of every id, to which `lexical.indices` lead."""
+        return VocabularyAnswer(tokens=list(encoder.vocabulary))
+
     @router.post("/v1/score_pairs", response_model_exclude_none=True)
     async def score(question: ScoreQuestion) -> ScoreAnswer:
         """Return the scores of pairs of a query and a text in every mode, and their weighted mean."""
@@ -104,6 +110,8 @@ def _about(encoder: M3Encoder, limits: Limits, name: str) -> EncoderAnswer:
         token_dim=encoder.encode([]).multi_vector.flat.shape[1] if has_tokens else 0,
         modes=list(encoder.modes),
         max_length=encoder.max_length,
+        dtype=encoder.dtype,
+        pooling=encoder.pooling,
         version=version("m3-integrations"),
         limits=EncoderLimits(texts=limits.max_texts, body_bytes=limits.max_body_bytes, tokens=limits.max_tokens),
     )

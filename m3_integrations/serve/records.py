@@ -10,7 +10,6 @@ from typing import Any, Final
 from fastapi import APIRouter
 
 from m3_integrations.encoder import M3Encoder
-from m3_integrations.engine import windows
 from m3_integrations.search import IncompleteAddError, Searcher
 from m3_integrations.search.adding import check_added
 from m3_integrations.serve.limits import Limits
@@ -31,6 +30,7 @@ from m3_integrations.serve.shapes import (
     UpsertQuestion,
 )
 from m3_integrations.store import Store
+from m3_integrations.vectors import windows
 
 _WINDOW_TOKENS: Final = 16_384
 """Tokens, counted as characters, that are encoded and stored at a time: a request that is given up ends after them."""

@@ -51,6 +51,8 @@ class EncoderAnswer(BaseModel):
     token_dim: int = Field(description="Length of a token vector; 0 without that head.")
     modes: list[Mode]
     max_length: int = Field(description="The most tokens of a document.")
+    dtype: str = Field(description="Type of the network's weights; what is returned is float32.")
+    pooling: str = Field(description="How a dense vector is read off: cls, or mcls for long texts.")
     version: str = Field(description="The package's version.")
     limits: EncoderLimits
 
@@ -76,6 +78,12 @@ class TokenizeAnswer(BaseModel):
     """The tokens of each text: one for every row of its multi-vector."""
 
     tokens: list[list[str]]
+
+
+class VocabularyAnswer(BaseModel):
+    """The token of every id."""
+
+    tokens: list[str]
 
 
 class ScoreQuestion(_Asked):
