@@ -178,7 +178,7 @@ def read_tokens(url: str, body: bytes, n: int) -> list[list[str]]:
     return cast("list[list[str]]", tokens)
 
 
-def read_vocabulary(url: str, body: bytes) -> list[str]:
+def read_vocabulary(url: str, body: bytes) -> tuple[str, ...]:
     """Return the token of every id.
 
     Raises:
@@ -187,7 +187,7 @@ def read_vocabulary(url: str, body: bytes) -> list[str]:
     tokens = _json(url, body, "tokens")
     if not _is_strings(tokens):
         _refuse(url, "no vocabulary")
-    return cast("list[str]", tokens)
+    return tuple(tokens)
 
 
 def _is_strings(value: Any) -> bool:

@@ -342,7 +342,7 @@ class RemoteEncoder:
         self._check_model(answer)
         return answer.body
 
-    def _fetch_vocabulary(self) -> list[str]:
+    def _fetch_vocabulary(self) -> tuple[str, ...]:
         return read_vocabulary(self._url, self._ask("/v1/vocabulary", None, max_bytes=_VOCABULARY_BYTES))
 
     def _warn(self, n_cut: int, n: int, max_length: int | None) -> None:
@@ -353,12 +353,12 @@ class RemoteEncoder:
 class _Vocabulary(Sequence[str]):
     """The token of every id, fetched when the first is asked for: BGE-M3's are 250,002, and few need them."""
 
-    def __init__(self, fetch: Callable[[], list[str]]) -> None:
+    def __init__(self, fetch: Callable[[], tuple[str, ...]]) -> None:
         self._fetch = fetch
         self._lock = threading.Lock()
-        self._tokens: list[str] | None = None
+        self._tokens: tuple[str, ...] | None = None
 
-    def _fetched(self) -> list[str]:
+    def _fetched(self) -> tuple[str, ...]:
         with self._lock:
             if self._tokens is None:
                 self._tokens = self._fetch()
@@ -370,8 +370,8 @@ class _Vocabulary(Sequence[str]):
     @overload
     def __getitem__(self, i: int) -> str: ...
     @overload
-    def __getitem__(self, i: slice) -> list[str]: ...
-    def __getitem__(self, i: int | slice) -> str | list[str]:
+    def __getitem__(self, i: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, i: int | slice) -> str | tuple[str, ...]:
         return self._fetched()[i]
 
     def __repr__(self) -> str:
