@@ -30,7 +30,7 @@ _RESETS: Final = 4
 
 _ERROR_BYTES: Final = 1 << 20
 
-_CLOSED: Final = "this encoder was closed: open another with RemoteEncoder(...)"
+CLOSED: Final = "this encoder was closed: open another with RemoteEncoder(...)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class Connection:
         self._lines: dict[int, _Line] = {}
 
     def close(self) -> None:
-        """End the thread and its connections. What is under way raises RuntimeError."""
+        """End the thread and its connections. What is under way is cancelled."""
         line = self._lines.pop(os.getpid(), None)
         if line is not None:
             line.end()
@@ -231,19 +231,11 @@ class _Line:
     def submit(self, request: Callable[[httpx.AsyncClient], Coroutine[Any, Any, Answer]]) -> Future[Answer]:
         with self._lock:
             if self._is_ended:
-                raise RuntimeError(_CLOSED)
+                raise RuntimeError(CLOSED)
             if self._opened is None:
                 self._opened = self._open()
             loop, _, client = self._opened
-            return asyncio.run_coroutine_threadsafe(self._guarded(request(client)), loop)
-
-    async def _guarded(self, request: Coroutine[Any, Any, Answer]) -> Answer:
-        try:
-            return await request
-        except asyncio.CancelledError:
-            if self._is_ended:  # for the caller this is no cancellation
-                raise RuntimeError(_CLOSED) from None
-            raise
+            return asyncio.run_coroutine_threadsafe(request(client), loop)
 
     def _open(self) -> _Opened:
         ready: Future[_Opened] = Future()

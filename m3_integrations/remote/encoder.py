@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import Any, Final, Self, get_args, overload
@@ -27,7 +27,7 @@ from m3_integrations.remote.answers import (
     read_vectors,
     read_vocabulary,
 )
-from m3_integrations.remote.connection import Answer, Connection, check_url
+from m3_integrations.remote.connection import CLOSED, Answer, Connection, check_url
 from m3_integrations.remote.requests import RequestsAhead, pair_requests, text_requests
 from m3_integrations.vectors import (
     Kind,
@@ -194,7 +194,7 @@ class RemoteEncoder:
         requests = self._encode_requests(texts, kind, wanted, max_length)
         try:
             while (request := requests.next()) is not None:
-                answer = await asyncio.wrap_future(request[1])
+                answer = await _aresult(request[1])
                 requests.done(answer)
                 vectors, n_cut_here = await asyncio.to_thread(self._read, answer, request[0], wanted)
                 parts.append(vectors)
@@ -382,9 +382,22 @@ def _result(future: Future[Answer]) -> Answer:
     """Wait for an answer; a caller who is interrupted takes the request back."""
     try:
         return future.result()
+    except CancelledError as error:
+        raise RuntimeError(CLOSED) from error
     except BaseException:
         future.cancel()
         raise
+
+
+async def _aresult(future: Future[Answer]) -> Answer:
+    """Wait for an answer; a task that is cancelled takes the request back."""
+    try:
+        return await asyncio.wrap_future(future)
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise RuntimeError(CLOSED) from error
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -67,11 +67,9 @@ class Scripted:
     """A server of the wire whose next answers a test can put in place of the right ones."""
 
     url: str = ""
-    about: dict[str, Any] = field(default_factory=dict)
-    script: list[Reply | str | Callable[[], Reply]] = field(default_factory=list)
+    script: list[Reply | str] = field(default_factory=list)
     """Taken in turn; "reset" breaks the connection, "hang" never answers."""
 
-    right: Callable[[str, Any], Reply] | None = None
     asked: list[tuple[float, str, Any, dict[str, str]]] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
 
@@ -103,12 +101,14 @@ def scripted(url: str) -> Iterator[Scripted]:
                 self.close_connection = True
                 return
             if planned is None:
-                found = onward.request(self.command, url + self.path, content=body)
+                found = onward.request(
+                    self.command, url + self.path, content=body, headers={"Content-Type": "application/json"}
+                )
                 status, headers = found.status_code, dict(found.headers)
                 answer = found.content
             else:
                 assert not isinstance(planned, str)
-                status, headers, answer = planned() if callable(planned) else planned
+                status, headers, answer = planned
             self.send_response(status)
             for name, value in headers.items():
                 if name.lower() not in {"content-length", "date", "server"}:
