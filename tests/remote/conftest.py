@@ -80,7 +80,7 @@ def scripted(url: str) -> Iterator[Scripted]:
     import httpx
 
     state = Scripted()
-    onward = httpx.Client()
+    onward = httpx.Client(headers={"Content-Type": "application/json"})
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

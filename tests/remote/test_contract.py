@@ -172,7 +172,7 @@ async def test_a_closed_encoder_raises(each: AnyEncoder) -> None:
         each.encode,
         each.tokenize,
         lambda texts: each.score("a", texts),
-        lambda texts: each.encode_batches(texts),
+        each.encode_batches,
     ):
         with pytest.raises(RuntimeError, match="was closed: open another"):
             call(["a"])
