@@ -1,4 +1,4 @@
-"""The doors that give all three views: /v1/encoder, /v1/encode, /v1/tokenize, /v1/score_pairs.
+"""The doors that give all three views: /v1/encoder, /v1/encode, /v1/tokenize, /v1/vocabulary, /v1/score_pairs.
 
 Vectors travel as safetensors: a checked header and raw little-endian arrays, which both sides read without copying,
 without pickle, and with a library that the package needs anyway. An npz is a zip archive, and slower; Arrow would be
@@ -28,6 +28,7 @@ from m3_integrations.serve.shapes import (
     ScoreQuestion,
     TokenizeAnswer,
     TokenizeQuestion,
+    VocabularyAnswer,
 )
 from m3_integrations.vectors import IntArray, M3Scores, M3Vectors, ModeWeights, resolve_weights
 
@@ -77,11 +78,15 @@ def encoding_routes(encoder: M3Encoder, limits: Limits, name: str) -> APIRouter:
     async def tokenize(question: TokenizeQuestion) -> TokenizeAnswer:
         """Return the tokens of texts as the network reads them, [CLS] left out."""
         limits.check_number(len(question.texts), "texts")
-        limits.check_tokens(question.texts, question.max_length or encoder.max_length)
         tokens = await asyncio.to_thread(
             encoder.tokenize, question.texts, kind=question.kind, max_length=question.max_length
         )
         return TokenizeAnswer(tokens=tokens)
+
+    @router.get("/v1/vocabulary")
+    async def vocabulary() -> VocabularyAnswer:
+        """Return the token of every id that lexical weights name."""
+        return VocabularyAnswer(tokens=list(encoder.vocabulary))
 
     @router.post("/v1/score_pairs", response_model_exclude_none=True)
     async def score(question: ScoreQuestion) -> ScoreAnswer:
@@ -105,6 +110,9 @@ def _about(encoder: M3Encoder, limits: Limits, name: str) -> EncoderAnswer:
         token_dim=encoder.encode([]).multi_vector.flat.shape[1] if has_tokens else 0,
         modes=list(encoder.modes),
         max_length=encoder.max_length,
+        query_max_length=encoder.query_max_length,
+        dtype=encoder.dtype,
+        pooling=encoder.pooling,
         version=version("m3-integrations"),
         limits=EncoderLimits(texts=limits.max_texts, body_bytes=limits.max_body_bytes, tokens=limits.max_tokens),
     )
