@@ -11,7 +11,6 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
-import numpy as np
 from fastapi import APIRouter, Response
 from pydantic import AliasChoices, BaseModel, Field
 

