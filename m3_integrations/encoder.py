@@ -199,6 +199,11 @@ class M3Encoder:
         return self._limit("document")
 
     @property
+    def query_max_length(self) -> int:
+        """The same for a query."""
+        return self._limit("query")
+
+    @property
     def vocabulary(self) -> Sequence[str]:
         """The token of every id."""
         return self._live_engine().tokenizer.vocabulary

@@ -47,6 +47,7 @@ class About:
         token_dim: Length of a token vector; 0 without that mode.
         modes: What the checkpoint has heads for.
         max_length: The most tokens of a document.
+        query_max_length: The most tokens of a query.
         dtype: Type of the network's weights.
         pooling: How a dense vector is read off.
         most_texts: The most texts, or pairs, of a request.
@@ -60,6 +61,7 @@ class About:
     token_dim: int
     modes: tuple[Mode, ...]
     max_length: int
+    query_max_length: int
     dtype: str
     pooling: str
     most_texts: int
@@ -88,7 +90,7 @@ def read_about(url: str, body: bytes) -> About:
         limits = found["limits"]
         about = About(
             str(found["model"]), str(found["fingerprint"]), int(found["dim"]), int(found["token_dim"] or 0),
-            check_modes(found["modes"]), int(found["max_length"]),
+            check_modes(found["modes"]), int(found["max_length"]), int(found["query_max_length"]),
             str(found["dtype"]), str(found["pooling"]),
             int(limits["texts"]), int(limits["body_bytes"]), int(limits["tokens"]),
         )  # fmt: skip

@@ -201,7 +201,7 @@ class RemoteEncoder:
                 n_cut += n_cut_here
         finally:
             requests.cancel()
-        self._warn(n_cut, len(texts), max_length)
+        self._warn(n_cut, len(texts), kind, max_length)
         if not parts:
             return empty_vectors(self._about, wanted)
         return await asyncio.to_thread(M3Vectors.concatenate, parts)
@@ -243,7 +243,7 @@ class RemoteEncoder:
                     yield vectors
         finally:
             requests.cancel()
-        self._warn(n_cut, n_texts, max_length)
+        self._warn(n_cut, n_texts, kind, max_length)
 
     def tokenize(
         self, texts: Iterable[str], *, kind: Kind = "document", max_length: int | None = None
@@ -345,9 +345,10 @@ class RemoteEncoder:
     def _fetch_vocabulary(self) -> tuple[str, ...]:
         return read_vocabulary(self._url, self._ask("/v1/vocabulary", None, max_bytes=_VOCABULARY_BYTES))
 
-    def _warn(self, n_cut: int, n: int, max_length: int | None) -> None:
+    def _warn(self, n_cut: int, n: int, kind: Kind, max_length: int | None) -> None:
         if n_cut:
-            warn_of_cut(n_cut, n, self.max_length if max_length is None else min(max_length, self.max_length))
+            limit = self._about.query_max_length if kind == "query" else self.max_length
+            warn_of_cut(n_cut, n, limit if max_length is None else max_length)
 
 
 class _Vocabulary(Sequence[str]):

@@ -11,7 +11,6 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
-import numpy as np
 from fastapi import APIRouter, Response
 from pydantic import AliasChoices, BaseModel, Field
 
@@ -206,7 +205,7 @@ def _embeddings(dense: FloatArray, name: str, n_tokens: int, encoding_format: st
                 "index": i,
                 "embedding": row.tolist()
                 if encoding_format == "float"
-                else base64.b64encode(np.ascontiguousarray(row, dtype="<f4")).decode("ascii"),
+                else base64.b64encode(row.astype("<f4").tobytes()).decode("ascii"),
             }
         )
         for i, row in enumerate(dense)

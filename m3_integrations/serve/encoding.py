@@ -34,6 +34,9 @@ from m3_integrations.vectors import IntArray, M3Scores, M3Vectors, ModeWeights, 
 _API: Final = 1
 """Rises when a client of before would misread an answer."""
 
+_SMALL_BYTES: Final = 1 << 18
+"""What is copied within the event loop: in less time than the way to a thread and back takes."""
+
 _BINARY: Final = "application/octet-stream"
 
 
@@ -70,14 +73,16 @@ def encoding_routes(encoder: M3Encoder, limits: Limits, name: str) -> APIRouter:
         vectors, n_cut = await encoder.aencode_counted(
             question.texts, kind=question.kind, modes=question.modes, max_length=question.max_length
         )
-        body = await asyncio.to_thread(to_safetensors, vectors, n_cut)
+        if vectors.nbytes > _SMALL_BYTES:
+            body = await asyncio.to_thread(to_safetensors, vectors, n_cut)
+        else:
+            body = to_safetensors(vectors, n_cut)
         return Response(body, media_type=_BINARY, headers={"X-M3-Fingerprint": fingerprint})
 
     @router.post("/v1/tokenize")
     async def tokenize(question: TokenizeQuestion) -> TokenizeAnswer:
         """Return the tokens of texts as the network reads them, [CLS] left out."""
         limits.check_number(len(question.texts), "texts")
-        limits.check_tokens(question.texts, question.max_length or encoder.max_length)
         tokens = await asyncio.to_thread(
             encoder.tokenize, question.texts, kind=question.kind, max_length=question.max_length
         )
@@ -85,7 +90,7 @@ def encoding_routes(encoder: M3Encoder, limits: Limits, name: str) -> APIRouter:
 
     @router.get("/v1/vocabulary")
     async def vocabulary() -> VocabularyAnswer:
-        """Return the token of every id, to which `lexical.indices` lead."""
+        """Return the token of every id that lexical weights name."""
         return VocabularyAnswer(tokens=list(encoder.vocabulary))
 
     @router.post("/v1/score_pairs", response_model_exclude_none=True)
@@ -110,6 +115,7 @@ def _about(encoder: M3Encoder, limits: Limits, name: str) -> EncoderAnswer:
         token_dim=encoder.encode([]).multi_vector.flat.shape[1] if has_tokens else 0,
         modes=list(encoder.modes),
         max_length=encoder.max_length,
+        query_max_length=encoder.query_max_length,
         dtype=encoder.dtype,
         pooling=encoder.pooling,
         version=version("m3-integrations"),

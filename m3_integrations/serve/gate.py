@@ -35,6 +35,9 @@ _LINGER_S: Final = 5.0
 """How long the rest of a refused body is read and dropped: a client that is still sending would see a reset
 connection, not the refusal."""
 
+_SHOWN_FRAMES: Final = 8
+"""Innermost calls that the log names where the server failed."""
+
 _GONE: Final = 499
 """The status that logs and metrics show for a client that went away."""
 
@@ -242,9 +245,10 @@ class Gate:
         try:
             await self._app(scope, receive, keep)
         except Exception as error:
-            # A message may quote a text, and a traceback as Python prints it ends with the message.
-            frames = "".join(traceback.format_tb(error.__traceback__))
-            _logger.error("%s failed with %s\n%s", scope["method"], type(error).__name__, frames)  # noqa: TRY400
+            # Neither the message nor the lines of code: both may quote a text.
+            frames = traceback.extract_tb(error.__traceback__)[-_SHOWN_FRAMES:]
+            places = ", ".join(f"{frame.filename}:{frame.lineno}" for frame in frames)
+            _logger.error("%s failed with %s at %s", scope["method"], type(error).__name__, places)  # noqa: TRY400
             raise Refusal(500, "the server failed; its log has the place") from None
         start, *rest = messages
         return _Answer(start["status"], list(start["headers"]), b"".join(part.get("body", b"") for part in rest))

@@ -37,7 +37,7 @@ class EncoderLimits(BaseModel):
     texts: int = Field(description="The most texts, pairs, documents or records of a request.")
     body_bytes: int = Field(description="The most bytes of a request's body.")
     tokens: int = Field(
-        description="The most tokens of /v1/encode and /v1/tokenize: a text counts its characters, at most its limit."
+        description="The most tokens of /v1/encode: a text counts its characters, at most its length limit."
     )
 
 
@@ -51,8 +51,9 @@ class EncoderAnswer(BaseModel):
     token_dim: int = Field(description="Length of a token vector; 0 without that head.")
     modes: list[Mode]
     max_length: int = Field(description="The most tokens of a document.")
-    dtype: str = Field(description="Type of the network's weights; what is returned is float32.")
-    pooling: str = Field(description="How a dense vector is read off: cls, or mcls for long texts.")
+    query_max_length: int = Field(description="The most tokens of a query.")
+    dtype: str = Field(description="Type of the network's weights. Vectors are float32 always.")
+    pooling: str = Field(description="How a text's tokens become its dense vector.")
     version: str = Field(description="The package's version.")
     limits: EncoderLimits
 
