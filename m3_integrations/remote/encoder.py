@@ -55,7 +55,7 @@ class RemoteEncoder:
     from any number of threads, tasks and event loops at once, which share connections. A request that meets a busy
     server (429, 503) or a broken connection is sent again within `timeout_s`, as encoding changes nothing. It works
     after a fork. A pickle has the URL, the settings and what the server said of its model: the API key is in it.
-    Neither torch nor transformers is loaded.
+    Neither torch nor transformers is loaded. Proxies that the environment names are not used.
 
     Args:
         url: Of the server, such as "http://127.0.0.1:8000".

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -34,14 +34,15 @@ async def test_a_query_of_langchain_that_is_searched_and_reranked_is_one_pass_th
     here = langchain.M3HybridRetriever(encoder=local, store=retriever.store, k=3)
     for question, is_async in (("how do I rotate the keys, synchronously?", False), ("and asynchronously?", True)):
         before = passes(local)
-        found = await retriever.ainvoke(question) if is_async else retriever.invoke(question)
+        documents = await retriever.ainvoke(question) if is_async else retriever.invoke(question)
+        found = cast("list[langchain.M3Document]", documents)
         best = rerank.compress_documents(found, question)
         dense = embeddings.embed_query(question)
         retriever.explain(question, "0")
         assert np.subtract(passes(local), before).tolist() == [1, 1]
-        wanted = here.invoke(question)
+        wanted = cast("list[langchain.M3Document]", here.invoke(question))
         assert [document.id for document in found] == [document.id for document in wanted]
-        assert [document.score for document in found] == pytest.approx([each.score for each in wanted], abs=1e-5)
+        assert [each.score for each in found] == pytest.approx([each.score for each in wanted], abs=1e-5)
         assert [document.id for document in best] == [document.id for document in wanted[:2]]
         np.testing.assert_allclose(dense, local.encode([question], kind="query").dense[0], atol=1e-6)
 
