@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from m3_integrations.encoder import M3Encoder
     from m3_integrations.engine import EncoderStats
+    from m3_integrations.remote import RemoteEncoder
     from m3_integrations.search import Hit, IncompleteAddError, Searcher, SearchOptions
     from m3_integrations.store import Record, Store, open_store
     from m3_integrations.vectors import PRESETS, Encoder, LexicalWeights, M3Scores, M3Vectors, ModeWeights
@@ -25,6 +26,7 @@ __all__ = [
     "M3Vectors",
     "ModeWeights",
     "Record",
+    "RemoteEncoder",
     "SearchOptions",
     "Searcher",
     "Store",
@@ -34,6 +36,7 @@ __all__ = [
 _HOMES = {
     "EncoderStats": "engine",
     "M3Encoder": "encoder",
+    "RemoteEncoder": "remote",
     **dict.fromkeys(("Hit", "IncompleteAddError", "SearchOptions", "Searcher"), "search"),
     **dict.fromkeys(("Record", "Store", "open_store"), "store"),
     **dict.fromkeys(("PRESETS", "Encoder", "LexicalWeights", "M3Scores", "M3Vectors", "ModeWeights"), "vectors"),

@@ -365,10 +365,11 @@ def save_checkpoint(
     tokenizer: Tokenizer,
     is_replacing: bool = False,
 ) -> None:
-    """Write a checkpoint that `find_checkpoint` and FlagEmbedding read.
+    """Write a checkpoint that `find_checkpoint`, FlagEmbedding and sentence-transformers read.
 
-    The backbone goes to model.safetensors, the heads to colbert_linear.pt and sparse_linear.pt. All files are written
-    aside and then moved, config.json last: what a killed process left without it is no checkpoint and can be replaced.
+    The backbone goes to model.safetensors, the heads to colbert_linear.pt and sparse_linear.pt. modules.json and
+    1_Pooling tell sentence-transformers that the dense vector is [CLS] at unit length. All files are written aside and
+    then moved, config.json last: what a killed process left without it is no checkpoint and can be replaced.
 
     Args:
         folder: Is made if absent. Nothing else in it is deleted.
@@ -397,8 +398,25 @@ def save_checkpoint(
             for name, head in zip(_HEADS, (heads.multi_vector, heads.lexical), strict=True):
                 state = {key: value.detach().cpu() for key, value in head.state_dict().items()}
                 torch.save(state, aside / f"{name}.pt")
+        _write_modules(aside, backbone.config.hidden_size)  # type: ignore[union-attr, arg-type]
         (target / _CONFIG).unlink(missing_ok=True)
-        for path in sorted(aside.iterdir(), key=lambda path: path.name == _CONFIG):
-            path.replace(target / path.name)
+        written = [path for path in aside.rglob("*") if path.is_file()]
+        for path in sorted(written, key=lambda path: path == aside / _CONFIG):
+            place = target / path.relative_to(aside)
+            place.parent.mkdir(exist_ok=True)
+            path.replace(place)
     finally:
         shutil.rmtree(aside)
+
+
+def _write_modules(folder: Path, dim: int) -> None:
+    """Say how a dense vector is made; without it sentence-transformers would take the mean over the tokens."""
+    modules = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
+    listed = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for i, (path, name) in enumerate(modules)
+    ]
+    pooling = {"word_embedding_dimension": dim, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    (folder / "1_Pooling").mkdir()
+    for name, content in (("modules.json", listed), ("1_Pooling/config.json", pooling)):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -26,7 +26,6 @@ from m3_integrations.engine import (
     check_not_forked,
     encode_ahead,
     open_engine,
-    windows,
 )
 from m3_integrations.model import find_devices, find_dtype
 from m3_integrations.scoring import score_pairs
@@ -40,9 +39,12 @@ from m3_integrations.vectors import (
     ModeWeights,
     WeightsLike,
     check_heads,
+    check_length,
     check_modes,
+    check_texts,
     resolve_weights,
-    warn_caller,
+    warn_of_cut,
+    windows,
 )
 
 _WINDOW_TEXTS: Final = 2048
@@ -118,8 +120,8 @@ class M3Encoder:
         self._device = "auto" if device is None else str(device)
         self._dtype = "auto" if dtype is None else str(dtype).removeprefix("torch.")
         self._max_length: dict[Kind, int] = {
-            "document": _checked_length(max_length),
-            "query": _checked_length(max_length if query_max_length is None else query_max_length),
+            "document": check_length(max_length),
+            "query": check_length(max_length if query_max_length is None else query_max_length),
         }
         self._query_instruction, self._cache_size_bytes = query_instruction, cache_size_bytes
         self._is_closed = False
@@ -197,6 +199,11 @@ class M3Encoder:
         return self._limit("document")
 
     @property
+    def query_max_length(self) -> int:
+        """The same for a query."""
+        return self._limit("query")
+
+    @property
     def vocabulary(self) -> Sequence[str]:
         """The token of every id."""
         return self._live_engine().tokenizer.vocabulary
@@ -218,7 +225,7 @@ class M3Encoder:
         """Return the most tokens of a text: what a call asks for, else the setting, at most the positions there are."""
         if kind not in get_args(Kind):
             raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
-        limit = self._max_length[kind] if max_length is None else _checked_length(max_length)
+        limit = self._max_length[kind] if max_length is None else check_length(max_length)
         return min(limit, self._live_engine().network.max_positions)
 
     def encode(
@@ -262,7 +269,7 @@ class M3Encoder:
             call.wait()
         vectors, n_cut = call.finish()
         if n_cut:
-            _warn_of_cut(n_cut, len(prepared), options.max_length)
+            warn_of_cut(n_cut, len(prepared), options.max_length)
         return vectors
 
     async def aencode(
@@ -274,11 +281,22 @@ class M3Encoder:
         max_length: int | None = None,
     ) -> M3Vectors:
         """Do what `encode` does without blocking the event loop; a task that is cancelled leaves the queue."""
-        prepared, options = self._prepared(texts, kind, modes, max_length)
-        vectors, n_cut = await aencode(self._live_engine(), prepared, options)
+        vectors, n_cut = await self.aencode_counted(texts, kind=kind, modes=modes, max_length=max_length)
         if n_cut:
-            _warn_of_cut(n_cut, len(prepared), options.max_length)
+            warn_of_cut(n_cut, len(vectors), self._limit(kind, max_length))
         return vectors
+
+    async def aencode_counted(
+        self,
+        texts: Iterable[str],
+        *,
+        kind: Kind = "document",
+        modes: Sequence[Mode] | None = None,
+        max_length: int | None = None,
+    ) -> tuple[M3Vectors, int]:
+        """Return what `aencode` does, and instead of a warning the number of texts that were cut."""
+        prepared, options = self._prepared(texts, kind, modes, max_length)
+        return await aencode(self._live_engine(), prepared, options)
 
     def tokenize(
         self, texts: Iterable[str], *, kind: Kind = "document", max_length: int | None = None
@@ -331,7 +349,7 @@ class M3Encoder:
                 yield vectors
                 check_not_forked()  # what was begun is never finished there
         if n_all_cut:
-            _warn_of_cut(n_all_cut, n_texts, limit)
+            warn_of_cut(n_all_cut, n_texts, limit)
 
     def _prepared(
         self,
@@ -406,7 +424,7 @@ class M3Encoder:
                 column[here] = getattr(scores, name)
             start += len(window)
         if n_cut:
-            _warn_of_cut(n_cut, len(queries) + len(documents), query_limit, limit)
+            warn_of_cut(n_cut, len(queries) + len(documents), query_limit, limit)
         return M3Scores(**columns)
 
     def _encoded(self, texts: Sequence[str], kind: Kind, limit: int) -> tuple[M3Vectors, int]:
@@ -431,16 +449,15 @@ def _name(model: str | os.PathLike[str]) -> str:
     """Give what a pickle calls the checkpoint: a folder's absolute path, otherwise its name."""
     if not os.fspath(model):
         raise ValueError("model must be a folder or the name of a checkpoint, got an empty string")
+    if os.fspath(model).startswith(("http://", "https://")):
+        raise ValueError(
+            f"{model} is a server's URL, and M3Encoder loads a model into this process: open RemoteEncoder({model!r}), "
+            "which every door takes that takes an M3Encoder"
+        )
     folder = Path(model).expanduser()
     if isinstance(model, os.PathLike) or (model != BUNDLED and folder.is_dir()):
         return str(folder.resolve())
     return model
-
-
-def _checked_length(max_length: int) -> int:
-    if max_length < 3:
-        raise ValueError(f"max_length must be at least 3 ([CLS], one token, [SEP]), got {max_length}")
-    return max_length
 
 
 @contextmanager
@@ -450,44 +467,6 @@ def _progress(total: int | None) -> Iterator[Callable[[int], object]]:
         yield bar.update
         if total is not None:
             bar.update(total - bar.n)  # what the cache gave
-
-
-def check_texts(texts: Iterable[str], position: int = 0) -> Sequence[str]:
-    """Return texts as a sequence, read once, after each was checked.
-
-    Args:
-        texts: Any iterable of strings.
-        position: What an error calls the first of them.
-
-    Raises:
-        TypeError: If texts is one string, no iterable, or holds anything but strings.
-        ValueError: If a text is not valid Unicode.
-    """
-    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
-        what = "one string" if isinstance(texts, str) else repr(texts)
-        raise TypeError(f"texts must be strings, got {what}: pass [text]")
-    texts = texts if isinstance(texts, list | tuple) else list(texts)
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"every text must be a string, got {type(text).__name__} at position {position + i}")
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise ValueError(
-                    f"the text at position {position + i} is not valid Unicode: half of a surrogate pair (surrogates "
-                    f"not allowed) at character {error.start}, near {text[max(error.start - 20, 0) : error.end + 20]!a}"
-                ) from error
-    return texts
-
-
-def _warn_of_cut(n_cut: int, n: int, *limits: int) -> None:
-    """Warn of texts that were cut."""
-    tokens = " or ".join(str(limit) for limit in dict.fromkeys(limits))
-    warn_caller(
-        f"{n_cut} of {n} texts were longer than {tokens} tokens and were cut: split them, or allow more by max_length "
-        "as far as the checkpoint has positions"
-    )
 
 
 def _distinct(texts: Iterable[str]) -> tuple[list[str], IntArray]:

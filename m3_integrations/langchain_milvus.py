@@ -36,7 +36,8 @@ class M3SparseEmbeddings(BaseSparseEmbedding):
         ```
 
     Key init args:
-        model: A checkpoint folder, or a repository of the hub such as "BAAI/bge-m3"; the process loads it once.
+        model: A checkpoint folder or a repository of the hub such as "BAAI/bge-m3", which the process loads once; or
+            the URL of an `m3 serve`.
         encoder: Instead of `model`: an encoder that exists already.
         model_kwargs: Further arguments of `M3Encoder`, such as device; only with `model`.
 

@@ -1,4 +1,4 @@
-from m3_integrations.engine import windows
+from m3_integrations.vectors import windows
 
 
 def test_windows_hold_bounded_texts_and_tokens_and_keep_the_order() -> None:

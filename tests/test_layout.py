@@ -24,6 +24,7 @@ ROOMS = (
     "model",
     "engine",
     "encoder",
+    "remote",
     "bm25",
     "store",
     "search",
@@ -34,6 +35,7 @@ ROOMS = (
     "llama_index",
     "evaluation",
     "training",
+    "serve",
     "cli",
 )
 ADAPTERS = {"langchain", "langchain_qdrant", "langchain_milvus", "llama_index"}

@@ -97,6 +97,12 @@ def test_a_text_with_other_metadata_or_another_id_keeps_its_vectors(searcher: Se
     assert np.array_equal(after.multi_vector[0], before.multi_vector[0])
 
 
+def test_metadata_of_another_type_are_other_metadata(searcher: Searcher) -> None:
+    for value in (1, True, 1.0):
+        (id_,) = replace(searcher, ("a text", {"source": "s", "v": value}))
+        assert repr(searcher.store.get([id_])[0].metadata["v"]) == repr(value)
+
+
 def test_random_ids_of_a_script_that_runs_again_do_not_double_anything(searcher: Searcher, fake: FakeEncoder) -> None:
     texts = [f"text {i}" for i in range(60)]  # more than are copied at a time
     for run in range(3):

@@ -13,6 +13,7 @@ from m3_integrations.cli.demo import demo
 from m3_integrations.cli.evaluation import evaluate
 from m3_integrations.cli.index import index
 from m3_integrations.cli.search import search
+from m3_integrations.cli.serve import serve
 from m3_integrations.cli.train import train
 
 app = typer.Typer(
@@ -51,3 +52,4 @@ app.command()(train)
 app.command(name="eval")(evaluate)
 app.command()(index)
 app.command()(search)
+app.command()(serve)

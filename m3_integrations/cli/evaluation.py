@@ -12,13 +12,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from m3_integrations.cli.shared import Device, PipedConsole, errors_in_one_line
+from m3_integrations.cli.shared import Device, PipedConsole, errors_in_one_line, open_model
 from m3_integrations.vectors import MODES, Mode, ModeWeights
 
 if TYPE_CHECKING:
     from m3_integrations.encoder import M3Encoder
     from m3_integrations.evaluation import Dataset, EvaluationResult, TunedWeights
     from m3_integrations.evaluation.report import Table
+    from m3_integrations.remote import RemoteEncoder
 
 _FILE_WIDTH: Final = 160
 """Columns of a table that goes into a file or a pipe."""
@@ -27,7 +28,8 @@ _FILE_WIDTH: Final = 160
 @errors_in_one_line(after_interrupt="Vectors that were computed are kept: the same line goes on from there.")
 def evaluate(  # noqa: PLR0917 - typer passes by name
     data: Annotated[Path, typer.Argument(help="A folder in BEIR's layout, or a folder of such folders.")],
-    model: Annotated[list[str] | None, typer.Option(help="A checkpoint; may be repeated. tiny if none.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="A checkpoint, or the URL of m3 serve; may be repeated. tiny "
+                     "if none.")] = None,
     out: Annotated[Path, typer.Option(help="For the report.")] = Path("m3-eval"),
     work: Annotated[Path | None, typer.Option(help="For the vectors, which later runs reuse; in OUT if none.")] = None,
     modes: Annotated[str, typer.Option(help="Comma-separated: dense,lexical,multi_vector,dense+lexical,all,"
@@ -45,12 +47,11 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
     encode_candidates: Annotated[bool, typer.Option(help="Keep no token vectors of the corpus; encode candidates "
                                  "again.")] = False,
     tune: Annotated[bool, typer.Option(help="Find weights on half of the queries, report on the other half.")] = False,
-    max_length: Annotated[int, typer.Option(min=3, help="The most tokens of a text.")] = 8192,
+    max_length: Annotated[int | None, typer.Option(min=3, help="The most tokens of a text; 8192 if none.")] = None,
     device: Device = "auto",
 ) -> None:  # fmt: skip
     """Measure what every mode, weighting and checkpoint is worth on your data."""
     from m3_integrations import evaluation
-    from m3_integrations.encoder import M3Encoder
     from m3_integrations.evaluation.modes import check_columns, check_weights, possible_columns
     from m3_integrations.evaluation.report import make_tables, notes, write_report, write_results
 
@@ -63,11 +64,11 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
         for folder in evaluation.find_folders(data)
     ]
     models = list(dict.fromkeys(model or ["tiny"]))
-    opened = partial(M3Encoder, shared=False, device=device, max_length=max_length)
+    opened = partial(open_model, shared=False, device=device, max_length=max_length)
     common = _common_modes(opened, models)
-    columns = check_columns(modes.split(","), common) if modes else possible_columns(common)
+    columns = check_columns(modes.split(","), common, _joined(models)) if modes else possible_columns(common)
     check_weights(chosen)
-    _check_datasets(datasets, asked, common, tune=tune)
+    _check_datasets(datasets, asked, common, _joined(models), tune=tune)
     out.mkdir(parents=True, exist_ok=True)
     work = work or out / "vectors"
     results: list[EvaluationResult] = []
@@ -93,7 +94,7 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
     console.print(f"results.json, tables.md, plot.png and runs/ are in {escape(str(out))}", highlight=False)
 
 
-def _common_modes(opened: Callable[[str], M3Encoder], models: Sequence[str]) -> tuple[Mode, ...]:
+def _common_modes(opened: Callable[[str], M3Encoder | RemoteEncoder], models: Sequence[str]) -> tuple[Mode, ...]:
     """Return the modes that all checkpoints have heads for. Each is opened, so that a damaged one is refused now."""
     common = MODES
     for name in models:
@@ -103,7 +104,7 @@ def _common_modes(opened: Callable[[str], M3Encoder], models: Sequence[str]) -> 
 
 
 def _check_datasets(
-    datasets: Sequence[Dataset], metrics: Sequence[str] | None, modes: Sequence[Mode], *, tune: bool
+    datasets: Sequence[Dataset], metrics: Sequence[str] | None, modes: Sequence[Mode], model: str, *, tune: bool
 ) -> None:
     """Refuse before the first text is encoded what could not be measured, tuned or written after the last."""
     from m3_integrations.evaluation.runs import check_run_ids
@@ -113,7 +114,11 @@ def _check_datasets(
         check_run_ids(dataset)
         dataset.check_metrics(metrics)
         if tune:
-            check_tuning(dataset, modes)
+            check_tuning(dataset, modes, model)
+
+
+def _joined(models: Sequence[str]) -> str:
+    return models[0] if len(models) == 1 else f"(one of {', '.join(models)})"
 
 
 def parse_weights(texts: Sequence[str]) -> dict[str, ModeWeights | str]:

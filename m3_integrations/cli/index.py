@@ -18,6 +18,7 @@ from m3_integrations.cli.shared import (
     errors_in_one_line,
     folder_of,
     is_new,
+    open_model,
     open_place,
 )
 
@@ -46,7 +47,6 @@ def index(
     device: Device = "auto",
 ) -> None:
     """Bring a store up to date with files: what did not change is not encoded again, what went is deleted."""
-    from m3_integrations.encoder import M3Encoder
     from m3_integrations.indexing import Splitting, index_files
 
     splitting = Splitting(size, overlap)
@@ -56,7 +56,7 @@ def index(
     folder = folder_of(store)
     if folder is not None and (within := [path for path in paths if _is_within(path, folder)]):
         raise ValueError(f"{within[0]} cannot be indexed into {store}, which is it or around it: name another --store")
-    encoder = M3Encoder(model, device=device)
+    encoder = open_model(model, device=device)
     with open_place(store, collection=collection, multi_vector=multi_vector) as opened:
         exclude = [folder] if folder is not None else []
         report = index_files(paths, encoder, opened, splitting=splitting, exclude=exclude, show_progress=True)

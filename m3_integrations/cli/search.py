@@ -21,6 +21,7 @@ from m3_integrations.cli.shared import (
     PipedConsole,
     errors_in_one_line,
     is_new,
+    open_model,
     open_place,
     print_explanation,
 )
@@ -58,7 +59,6 @@ def search(
     device: Device = "auto",
 ) -> None:
     """Ask a store that m3 index, or a retriever, has filled."""
-    from m3_integrations.encoder import M3Encoder
     from m3_integrations.search import Searcher, SearchOptions
 
     question = " ".join(words)
@@ -66,7 +66,7 @@ def search(
     options = SearchOptions(k=k, mode=known, weights=_weights(weights), filter=_filter(filter))
     if is_new(store):
         raise FileNotFoundError(f"no store at {store}: make one with m3 index PATH --store {store}")
-    encoder = M3Encoder(model, device=device)
+    encoder = open_model(model, device=device)
     with open_place(store, collection=collection) as opened:
         searcher = Searcher(encoder, opened, options)
         hits = searcher.search(question)

@@ -15,10 +15,12 @@ from rich.console import Console
 from rich.markup import escape
 
 if TYPE_CHECKING:
+    from m3_integrations.encoder import M3Encoder
+    from m3_integrations.remote import RemoteEncoder
     from m3_integrations.search import Explanation
     from m3_integrations.store import Store
 
-Model = Annotated[str, typer.Option(help="A checkpoint folder, or a repository such as BAAI/bge-m3.")]
+Model = Annotated[str, typer.Option(help="A checkpoint folder, a repository such as BAAI/bge-m3, or m3 serve's URL.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, ... or auto.")]
 Collection = Annotated[str | None, typer.Option(help="The collection, on a server; its key is in QDRANT_API_KEY.")]
 
@@ -96,6 +98,32 @@ def open_place(where: str, *, collection: str | None, **settings: Any) -> Store:
     if collection is not None:
         raise ValueError(f"--collection is for a server, and {where} is a folder: leave it out")
     return open_store(folder, **settings)
+
+
+def open_model(
+    model: str, *, device: str, max_length: int | None = None, shared: bool = True
+) -> M3Encoder | RemoteEncoder:
+    """Open the encoder that a command names. The key of a server is in the environment, in M3_API_KEY.
+
+    Args:
+        model: A checkpoint, or the URL of an `m3 serve`.
+        device: For a checkpoint; "auto" for a server.
+        max_length: For a checkpoint; None for a server.
+        shared: Whether a checkpoint's network is shared.
+
+    Raises:
+        ValueError: If a device or a length is named for a server. Further errors are those of `M3Encoder` or, for a
+            URL, of `RemoteEncoder`.
+    """
+    if not model.startswith(("http://", "https://")):
+        from m3_integrations.encoder import M3Encoder
+
+        return M3Encoder(model, device=device, max_length=8192 if max_length is None else max_length, shared=shared)
+    from m3_integrations.remote import RemoteEncoder
+
+    if device != "auto" or max_length is not None:
+        raise ValueError(f"--device and --max-length are settings of m3 serve, which runs at {model}: leave them out")
+    return RemoteEncoder(model, api_key=os.environ.get("M3_API_KEY"))
 
 
 def print_explanation(explanation: Explanation, console: Console) -> None:

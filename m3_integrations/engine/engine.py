@@ -211,30 +211,6 @@ class Call:
         return together.take(np.array([row[key] for key in self._keys], dtype=np.int64)), truncated
 
 
-def windows(texts: Iterable[str], *, max_texts: int, max_tokens: int, max_length: int) -> Iterator[list[str]]:
-    """Cut a stream of texts into lists whose vectors fit in bounded memory.
-
-    A text counts as one token per character, which few texts exceed, and never as more than max_length.
-
-    Args:
-        texts: Any iterable; it is read only as far as the lists are taken.
-        max_texts: The most texts in a list.
-        max_tokens: The most tokens that a list may count; a text that counts more is a list of its own.
-        max_length: The length limit of one text, in tokens.
-    """
-    window: list[str] = []
-    tokens = 0
-    for text in texts:
-        cost = min(len(text), max_length) if isinstance(text, str) else 1  # a wrong type is the encoder's to refuse
-        if window and (len(window) == max_texts or tokens + cost > max_tokens):
-            yield window
-            window, tokens = [], 0
-        window.append(text)
-        tokens += cost
-    if window:
-        yield window
-
-
 def encode_ahead(
     calls: Iterable[Call], on_pass: Callable[[int], object] | None = None
 ) -> Iterator[tuple[M3Vectors, int]]:

@@ -145,7 +145,7 @@ def tune_weights(
     return TunedWeights(weights=weights, metric=metric, found_on=first, reported_on=second, values=values)
 
 
-def check_tuning(dataset: Dataset, modes: Sequence[Mode], model: str = "") -> None:
+def check_tuning(dataset: Dataset, modes: Sequence[Mode], model: str) -> None:
     """Refuse a dataset that weights cannot be tuned on, by a checkpoint with heads for these modes.
 
     Raises:

@@ -19,7 +19,7 @@ class M3Embeddings(EncoderFields, Embeddings):
         ```
 
     Key init args:
-        model: A checkpoint folder, or a repository of the hub.
+        model: A checkpoint folder, a repository of the hub, or the URL of an `m3 serve`.
         encoder: Instead of `model`: an encoder that exists already.
         model_kwargs: Further arguments of `M3Encoder`; only with `model`.
         show_progress: Whether `embed_documents` draws a progress bar.

@@ -26,7 +26,7 @@ class M3Rerank(EncoderFields, BaseDocumentCompressor):
         ```
 
     Key init args:
-        model: A checkpoint folder, or a repository of the hub.
+        model: A checkpoint folder, a repository of the hub, or the URL of an `m3 serve`.
         encoder: Instead of `model`: an encoder that exists already.
         model_kwargs: Further arguments of `M3Encoder`; only with `model`.
         top_n: How many documents to keep; None for all.
@@ -129,7 +129,7 @@ class M3CrossEncoder(EncoderFields, BaseCrossEncoder):
         ```
 
     Key init args:
-        model: A checkpoint folder, or a repository of the hub.
+        model: A checkpoint folder, a repository of the hub, or the URL of an `m3 serve`.
         encoder: Instead of `model`: an encoder that exists already.
         model_kwargs: Further arguments of `M3Encoder`; only with `model`.
         weights: How much each mode counts: `ModeWeights`, a preset such as "miracl", or three numbers; equal if None.

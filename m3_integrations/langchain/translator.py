@@ -19,7 +19,7 @@ class M3Translator(Visitor):
 
     Setup:
         ```bash
-        pip install 'm3-integrations[langchain]' langchain-classic lark
+        pip install 'PATH_TO_THE_CLONE[langchain]' langchain-classic lark
         ```
 
     Key init args:

@@ -32,7 +32,7 @@ class M3Rerank(EncoderFields, BaseNodePostprocessor):
     for an embedding model or an LLM.
 
     Args:
-        model: A checkpoint folder, or a repository of the hub.
+        model: A checkpoint folder, a repository of the hub, or the URL of an `m3 serve`.
         encoder: Instead of `model`: an encoder that exists already.
         model_kwargs: Further arguments of `M3Encoder`; only with `model`.
         top_n: How many nodes to keep, 1 or more.

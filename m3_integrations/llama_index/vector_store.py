@@ -65,7 +65,7 @@ class M3VectorStore(EncoderFields, BasePydanticVectorStore):
     Options for one query go through LlamaIndex as `vector_store_kwargs`.
 
     Args:
-        model: A checkpoint folder, or a repository of the hub.
+        model: A checkpoint folder, a repository of the hub, or the URL of an `m3 serve`.
         encoder: Instead of `model`: an encoder that exists already.
         model_kwargs: Further arguments of `M3Encoder`; only with `model`.
         store: Where the nodes are; a new one in memory if None.

@@ -19,22 +19,28 @@ def open_encoder(
     encoder: Encoder | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> Encoder:
-    """Return the encoder that was passed, or a handle on the network that the process shares for a model.
+    """Return the encoder that was passed, a handle on the network that the process shares for a model, or a server's.
 
     Args:
-        model: A checkpoint folder or a repository of the hub. Beside an encoder it may only repeat the encoder's own
-            name, so that an adapter can be built again from its fields.
+        model: A checkpoint folder, a repository of the hub, or the URL of an `m3 serve`. Beside an encoder it may only
+            repeat the encoder's own name, so that an adapter can be built again from its fields.
         encoder: Any encoder.
-        model_kwargs: Further arguments of `M3Encoder`. Beside an encoder they may only repeat its own.
+        model_kwargs: Further arguments of `M3Encoder`, or for a URL of `RemoteEncoder`. Beside an encoder they may only
+            repeat its own.
 
     Raises:
-        TypeError: If encoder is no encoder, or `M3Encoder` does not know one of model_kwargs.
+        TypeError: If encoder is no encoder, or what is opened does not know one of model_kwargs.
         ValueError: If neither is given, or an encoder together with another model or other model_kwargs.
         FileNotFoundError: If there is no such model.
+        ConnectionError: If nothing answers at the URL; further errors there are those of `RemoteEncoder`.
     """
     if encoder is None:
         if not model:
             raise ValueError("give model= (a folder or a repository such as 'BAAI/bge-m3') or encoder=")
+        if isinstance(model, str) and model.startswith(("http://", "https://")):
+            from m3_integrations.remote import RemoteEncoder  # noqa: PLC0415 - loads httpx, which few need
+
+            return RemoteEncoder(model, **(model_kwargs or {}))
         from m3_integrations.encoder import M3Encoder  # noqa: PLC0415 - loads torch, which an encoder= may not need
 
         return M3Encoder(model, **(model_kwargs or {}))
@@ -54,14 +60,15 @@ def open_encoder(
 
 
 def changed_settings(encoder: Encoder) -> dict[str, Any]:
-    """Return the model_kwargs that open an encoder like this one; those that have their defaults are left out."""
-    settings: Mapping[str, Any] = getattr(encoder, "settings", {})
-    if not settings:
-        return {}
-    from m3_integrations.encoder import M3Encoder  # noqa: PLC0415 - likewise
+    """Return the model_kwargs that open an encoder like this one; those that have their defaults are left out.
 
-    defaults = signature(M3Encoder).parameters
-    return {name: _plain(value) for name, value in settings.items() if value != defaults[name].default}
+    So is an API key, as what is returned here is written into dumps.
+    """
+    settings: Mapping[str, Any] = getattr(encoder, "settings", {})
+    defaults = signature(type(encoder)).parameters
+    return {
+        name: _plain(value) for name, value in settings.items() if name != "api_key" and value != defaults[name].default
+    }
 
 
 def _plain(setting: Any) -> Any:

@@ -66,7 +66,7 @@ class Condition:
 
     def holds(self, element: Any) -> bool:
         """Return whether an element of metadata is what is asked for."""
-        if self.operator in {"$eq", "$in"}:  # a look-up, however long the list is
+        if self._wanted:  # a look-up, however long the list is
             if isinstance(element, str) and not self._wants_dates:  # most filters: nothing is read as a date
                 return ("string", element) in self._wanted
             return not self._wanted.isdisjoint(_names(element))
@@ -131,6 +131,8 @@ def parse_filter(filter: FilterLike) -> Filter | None:  # noqa: A002 - the word 
         ValueError: For an unknown operator, a value that the operator cannot compare exactly, or filters that stand too
             deep in each other.
     """
+    if filter is None or isinstance(filter, Condition | Not):
+        return filter
     parsed = _parse(filter, 0)
     return None if parsed == _EVERYTHING else parsed
 
@@ -251,16 +253,20 @@ def matches(filter: FilterLike, metadata: Mapping[str, Any]) -> bool:  # noqa: A
         TypeError: As `parse_filter`.
         ValueError: As `parse_filter`.
     """
-    filter = parse_filter(filter)  # noqa: A001
-    if filter is None:
-        return True
-    if isinstance(filter, AllOf):
-        return all(matches(part, metadata) for part in filter.filters)
-    if isinstance(filter, AnyOf):
-        return any(matches(part, metadata) for part in filter.filters)
+    parsed = parse_filter(filter)
+    return parsed is None or _matches(parsed, metadata)
+
+
+def _matches(filter: Filter, metadata: Mapping[str, Any]) -> bool:  # noqa: A002
+    if isinstance(filter, Condition):
+        key = filter.key
+        elements = _elements_at(metadata, key) if "." in key else elements_of(metadata.get(key))
+        return any(map(filter.holds, elements))
     if isinstance(filter, Not):
-        return not matches(filter.filter, metadata)
-    return any(map(filter.holds, _elements_at(metadata, filter.key)))
+        return not _matches(filter.filter, metadata)
+    if isinstance(filter, AllOf):
+        return all(_matches(part, metadata) for part in filter.filters)
+    return any(_matches(part, metadata) for part in filter.filters)
 
 
 def _elements_at(metadata: Mapping[str, Any], path: str) -> Iterator[Any]:
@@ -277,13 +283,14 @@ def _elements_at(metadata: Mapping[str, Any], path: str) -> Iterator[Any]:
 
 def _names(element: Any) -> Sequence[tuple[str, Any]]:
     """Return the names of which an operand has one if an element equals it: True is not 1, and 1 is 1.0."""
-    if isinstance(element, bool):
-        return [("boolean", element)]
-    if is_number(element):
-        return [("number", element)]
-    instant = instant_of(element)
     if isinstance(element, str):
-        return [("string", element)] if instant is None else [("string", element), ("written", instant)]
+        instant = instant_of(element)
+        return (("string", element),) if instant is None else (("string", element), ("written", instant))
+    if isinstance(element, bool):
+        return (("boolean", element),)
+    if isinstance(element, int | float):
+        return (("number", element),)
+    instant = instant_of(element)
     return [] if instant is None else [("date", instant)]
 
 

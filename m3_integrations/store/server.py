@@ -17,7 +17,7 @@ except ModuleNotFoundError as error:
     if error.name not in {"qdrant_client", "grpc"}:
         raise
     raise ModuleNotFoundError(
-        "a store on a Qdrant server needs qdrant-client: pip install 'm3-integrations[qdrant]'", name=error.name
+        "a store on a Qdrant server needs qdrant-client: pip install 'PATH_TO_THE_CLONE[qdrant]'", name=error.name
     ) from error
 
 from m3_integrations.store.points import MultiVectorStorage, StoreFormat, choose_format, point_id
@@ -100,6 +100,7 @@ class ServerStore(QdrantStore):
         self._lock = contextlib.nullcontext()  # the client is safe to use from many threads
         self._placement = {"shard_number": shard_number, "replication_factor": replication_factor}
         self._on_disk = on_disk
+        self._grpc_port = grpc_port if prefer_grpc else None
         self._indexed_paths: set[str] = set()
         self._is_ours = client is None
         self._client = client or QdrantClient(
@@ -137,7 +138,7 @@ class ServerStore(QdrantStore):
         try:
             return call(self.collection, *args, **kwargs)
         except (ResponseHandlingException, UnexpectedResponse, RpcError) as error:
-            raise _as_os_error(error, self.url) from error
+            raise _as_os_error(error, self.url, self._grpc_port) from error
 
     def _read_format(self) -> StoreFormat | None:
         if not self._ask(self._client.collection_exists):
@@ -246,7 +247,7 @@ class ServerStore(QdrantStore):
             self._client.close()
 
 
-def _as_os_error(error: Any, url: str) -> OSError:
+def _as_os_error(error: Any, url: str, grpc_port: int | None) -> OSError:
     """Return the built-in error for one of qdrant-client's or grpc's."""
     if isinstance(error, UnexpectedResponse):
         status, said = error.status_code, error.content.decode(errors="replace")[:300]
@@ -255,7 +256,8 @@ def _as_os_error(error: Any, url: str) -> OSError:
     else:
         return ConnectionError(f"no Qdrant server answers at {url}: {error}")
     if status in _SILENT:
-        return ConnectionError(f"no Qdrant server answers at {url}: {said}")
+        hint = "" if grpc_port is None else f" (gRPC has port {grpc_port} here: see grpc_port= and prefer_grpc=False)"
+        return ConnectionError(f"no Qdrant server answers at {url}: {said}{hint}")
     if status in _FORBIDDEN:
         return PermissionError(f"the Qdrant server at {url} does not accept the API key: {said}")
     return OSError(f"the Qdrant server at {url} answered {status}: {said}")

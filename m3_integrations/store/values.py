@@ -269,7 +269,7 @@ def with_iso_dates(value: Any) -> Any:
 
 
 def is_same(one: Any, other: Any) -> bool:
-    """Return whether two values read the same and no filter tells them apart: True is not 1, and 1 is not 1.0.
+    """Return whether two values are the same to the type: True is not 1, and 1 is not 1.0.
 
     To Python all of these are equal, and a time is equal to the same instant in another zone.
     """

@@ -23,6 +23,7 @@ from m3_integrations.vectors.modes import (
 )
 from m3_integrations.vectors.protocol import Encoder
 from m3_integrations.vectors.scores import M3Scores
+from m3_integrations.vectors.texts import check_length, check_texts, warn_of_cut, windows
 from m3_integrations.vectors.warning import warn_caller
 
 __all__ = [
@@ -42,8 +43,12 @@ __all__ = [
     "WeightsLike",
     "absent_heads",
     "check_heads",
+    "check_length",
     "check_modes",
+    "check_texts",
     "offsets_of",
     "resolve_weights",
     "warn_caller",
+    "warn_of_cut",
+    "windows",
 ]

@@ -1,6 +1,7 @@
 """Copying one store into another."""
 
 from collections.abc import Sequence
+from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,23 @@ def test_a_copy_answers_like_its_source(
     ids, scores = b.scores(query, list(alive), ["dense", "lexical", "multi_vector"])
     for mode, values in scores.items():
         np.testing.assert_allclose(values, [expected[mode][id_] for id_ in ids], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["memory", "folder", "local"])
+def test_what_only_python_takes_for_the_same_is_copied_again(
+    kind: str, open_kind: OpenStore, random: np.random.Generator
+) -> None:
+    paris = timezone(timedelta(hours=2))
+    values: list[Any] = [1, True, 1.0, [1], [True], {"a": 0}, {"a": False}, date(2024, 5, 1), datetime(2024, 5, 1)]
+    values += [datetime(2024, 5, 1, 2, tzinfo=paris), datetime(2024, 5, 1, tzinfo=UTC), {"b": 1, "a": 2}]
+    source, target = open_kind("memory"), open_kind(kind)
+    for value in values:
+        add(source, [Record("r", "", {"v": value}, vectors(random, 1))])
+        assert copy_store(source, target) == 1
+        assert repr(target.get(["r"])[0].metadata) == repr({"v": value})
+        assert copy_store(source, target) == 0
+    add(source, [Record("r", "", {"v": {"a": 2, "b": 1}}, vectors(random, 1))])
+    assert copy_store(source, target) == 0  # another order is no other metadata
 
 
 def test_an_interrupted_copy_goes_on(

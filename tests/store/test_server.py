@@ -182,8 +182,9 @@ def test_ranges_over_wide_tables_are_indexed_once_and_nothing_else_is(
 @pytest.mark.enable_socket
 def test_a_server_that_does_not_answer_is_an_error() -> None:
     for prefer_grpc in (True, False):
-        with pytest.raises(ConnectionError, match="no Qdrant server answers at http://localhost:9"):
-            open_store("http://localhost:9", prefer_grpc=prefer_grpc, grpc_port=9, timeout_s=2)
+        with pytest.raises(ConnectionError, match="no Qdrant server answers at http://localhost:9") as refused:
+            open_store("http://localhost:9", prefer_grpc=prefer_grpc, grpc_port=8, timeout_s=2)
+        assert ("gRPC has port 8 here" in str(refused.value)) is prefer_grpc
 
 
 class GrpcError(RpcError):  # type: ignore[misc]

@@ -23,6 +23,7 @@ from m3_integrations import (
     M3Vectors,
     ModeWeights,
     Record,
+    RemoteEncoder,
     Searcher,
     SearchOptions,
     Store,
@@ -58,6 +59,13 @@ def encode(texts: list[str]) -> None:
         assert_type(encoder.stats, EncoderStats)
         for part in encoder.encode_batches(iter(texts), show_progress=True):
             assert_type(part, M3Vectors)
+
+
+def encode_elsewhere(texts: list[str]) -> list[Hit]:
+    with RemoteEncoder("http://127.0.0.1:8000", api_key="key", timeout_s=5) as encoder:
+        assert_type(encoder.encode(texts, kind="query", max_length=64), M3Vectors)
+        assert_type(encoder.score("query", texts, weights="miracl"), M3Scores)
+        return search(encoder)
 
 
 def search(encoder: Encoder) -> list[Hit]:

@@ -1,0 +1,233 @@
+"""What a server of `m3 serve` answers, checked before it is used: which model it has, vectors, tokens, scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from m3_integrations.vectors import (
+    FloatArray,
+    LexicalRows,
+    M3Scores,
+    M3Vectors,
+    Mode,
+    MultiVectorRows,
+    check_modes,
+)
+
+API: Final = 1
+"""Version of the interface that this package speaks."""
+
+ENVELOPE_BYTES: Final = 1 << 20
+"""What an answer may have beside its values, and the whole of one that has none."""
+
+_LONGEST_EXPANSION: Final = 18
+"""Characters that NFKC, which tokenizers normalise by, makes of one at most."""
+
+_INSTRUCTION_TOKENS: Final = 1024
+"""The server's query instruction, whose length this side does not know, has fewer tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a server says of its encoder.
+
+    Attributes:
+        model: What the server calls the model.
+        fingerprint: Which model it is.
+        dim: Length of a dense vector.
+        token_dim: Length of a token vector; 0 without that mode.
+        modes: What the checkpoint has heads for.
+        max_length: The most tokens of a document.
+        query_max_length: The most tokens of a query.
+        dtype: Type of the network's weights.
+        pooling: How a dense vector is read off.
+        most_texts: The most texts, or pairs, of a request.
+        most_bytes: The most bytes of a request's body.
+        most_tokens: The most tokens of a request's texts, each counted as its characters or its limit.
+    """
+
+    model: str
+    fingerprint: str
+    dim: int
+    token_dim: int
+    modes: tuple[Mode, ...]
+    max_length: int
+    query_max_length: int
+    dtype: str
+    pooling: str
+    most_texts: int
+    most_bytes: int
+    most_tokens: int
+
+
+def read_about(url: str, body: bytes) -> About:
+    """Read what a server says of its encoder.
+
+    Raises:
+        ValueError: If it is no m3 serve, or one of another version of the interface.
+    """
+    try:
+        found = json.loads(body)
+        api = found["api"]
+    except (ValueError, KeyError, TypeError) as error:
+        begins = body[:60].decode(errors="replace")
+        raise ValueError(f"{url} answers, but it is no m3 serve: its answer begins {begins!r}") from error
+    if api != API:
+        raise ValueError(
+            f"{url} speaks version {api!r} of the interface (its package is {found.get('version')}), and this package "
+            f"version {API}: upgrade the older of the two"
+        )
+    try:
+        limits = found["limits"]
+        about = About(
+            str(found["model"]), str(found["fingerprint"]), int(found["dim"]), int(found["token_dim"] or 0),
+            check_modes(found["modes"]), int(found["max_length"]), int(found["query_max_length"]),
+            str(found["dtype"]), str(found["pooling"]),
+            int(limits["texts"]), int(limits["body_bytes"]), int(limits["tokens"]),
+        )  # fmt: skip
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{url} says of its encoder what cannot be read ({error!r}): {found!r}") from error
+    if (
+        min(about.dim, about.max_length, about.most_texts, about.most_bytes, about.most_tokens) < 1
+        or about.token_dim < 0
+    ):
+        raise ValueError(f"{url} says of its encoder what cannot be: {found!r}")
+    return about
+
+
+def most_vector_bytes(about: About, texts: Iterable[str], *, is_query: bool, max_length: int | None) -> int:
+    """Return the most bytes that an answer with the vectors of texts can have."""
+    limit = about.max_length if max_length is None else max_length
+    size = ENVELOPE_BYTES
+    for text in texts:
+        tokens = len(text) * _LONGEST_EXPANSION + 3
+        tokens = tokens + _INSTRUCTION_TOKENS if is_query else min(tokens, limit)
+        size += (about.dim + 8) * 4 + tokens * (about.token_dim + 2) * 4
+    return size
+
+
+def read_vectors(
+    url: str, about: About, body: bytes, n: int, *, modes: Sequence[Mode], vocabulary: Sequence[str]
+) -> tuple[M3Vectors, int]:
+    """Return the vectors of n texts in these modes, and how many of the texts were cut.
+
+    Raises:
+        ValueError: If the answer holds anything else.
+    """
+    try:
+        arrays = load(body)
+        header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
+        n_cut = int(header["__metadata__"]["truncated"])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        _refuse(url, f"no vectors ({error})", error)
+
+    def take(name: str, dtype: type[np.generic], *shape: int) -> NDArray[Any]:
+        array = arrays.pop(name, None)
+        if array is None:
+            _refuse(url, f"no {name}")
+        is_right = array.dtype == dtype and array.ndim == len(shape)
+        if not is_right or any(wanted not in {-1, there} for wanted, there in zip(shape, array.shape, strict=True)):
+            _refuse(url, f"{name} of shape {array.shape} and type {array.dtype}, not {shape} and {dtype.__name__}")
+        return array
+
+    columns: dict[str, Any] = {}
+    if "dense" in modes:
+        columns["dense"] = take("dense", np.float32, n, about.dim)
+    if "lexical" in modes:
+        offsets = take("lexical.offsets", np.int64, n + 1)
+        indices, values = take("lexical.indices", np.int32, -1), take("lexical.values", np.float32, -1)
+        with _refused(url, "lexical weights"):
+            columns["lexical"] = LexicalRows(offsets, indices, values, vocabulary)
+    if "multi_vector" in modes:
+        offsets = take("multi_vector.offsets", np.int64, n + 1)
+        flat = take("multi_vector.flat", np.float32, -1, about.token_dim)
+        with _refused(url, "multi-vectors"):
+            columns["multi_vector"] = MultiVectorRows(offsets, flat)
+    if arrays:
+        _refuse(url, f"{', '.join(sorted(arrays))}, which nobody asked for")
+    return M3Vectors(**columns), n_cut
+
+
+def empty_vectors(about: About, modes: Sequence[Mode]) -> M3Vectors:
+    """Return the vectors of no text."""
+    nothing, none = np.zeros(1, np.int64), np.empty(0, np.float32)
+    columns: dict[Mode, Any] = {
+        "dense": np.empty((0, about.dim), np.float32),
+        "lexical": LexicalRows(nothing, np.empty(0, np.int32), none),
+        "multi_vector": MultiVectorRows(nothing, np.empty((0, about.token_dim), np.float32)),
+    }
+    return M3Vectors(**{mode: columns[mode] for mode in modes})
+
+
+def read_tokens(url: str, body: bytes, n: int) -> list[list[str]]:
+    """Return the tokens of n texts.
+
+    Raises:
+        ValueError: If the answer holds anything else.
+    """
+    tokens = _json(url, body, "tokens")
+    if not isinstance(tokens, list) or len(tokens) != n or not all(_is_strings(each) for each in tokens):
+        _refuse(url, f"no tokens of {n} texts")
+    return cast("list[list[str]]", tokens)
+
+
+def read_vocabulary(url: str, body: bytes) -> tuple[str, ...]:
+    """Return the token of every id.
+
+    Raises:
+        ValueError: If the answer holds anything else.
+    """
+    tokens = _json(url, body, "tokens")
+    if not _is_strings(tokens):
+        _refuse(url, "no vocabulary")
+    return tuple(tokens)
+
+
+def _is_strings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def _json(url: str, body: bytes, name: str) -> Any:
+    """Return a value of a JSON object."""
+    try:
+        return json.loads(body)[name]
+    except (ValueError, KeyError, TypeError) as error:
+        _refuse(url, f"no {name}", error)
+
+
+def read_scores(url: str, body: bytes, n: int, modes: Sequence[Mode]) -> M3Scores:
+    """Return the scores of n pairs in these modes.
+
+    Raises:
+        ValueError: If the answer holds anything else.
+    """
+    columns: dict[str, FloatArray] = {}
+    for name in ("combined", *modes):
+        try:
+            columns[name] = np.array(_json(url, body, name), dtype=np.float32)
+        except (ValueError, TypeError) as error:
+            _refuse(url, f"no {name} scores", error)
+        if columns[name].shape != (n,) or not np.isfinite(columns[name]).all():
+            _refuse(url, f"no {name} scores of {n} pairs")
+    return M3Scores(**columns)
+
+
+@contextmanager
+def _refused(url: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        _refuse(url, f"{what} that do not fit together ({error})", error)
+
+
+def _refuse(url: str, what: str, error: Exception | None = None) -> NoReturn:
+    raise ValueError(f"{url} answers with {what}: is something between this process and m3 serve?") from error

@@ -1,0 +1,304 @@
+"""HTTP to one `m3 serve`: one client for all threads and event loops of a process, and repetitions where they help."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import httpx
+
+_CONNECT_TIMEOUT_S: Final = 5.0
+_KEPT_ALIVE_S: Final = 20.0
+"""Shorter than the server's 30 s, so that a request seldom meets a connection that the server is just closing."""
+
+_LONGEST_BACKOFF_S: Final = 5.0
+_RESETS: Final = 4
+"""How often a request is sent again after its connection broke."""
+
+_ERROR_BYTES: Final = 1 << 20
+
+CLOSED: Final = "this encoder was closed: open another with RemoteEncoder(...)"
+
+
+@dataclass(frozen=True, slots=True)
+class _Client:
+    """A pool of connections, and the headers of every request.
+
+    The transport and no httpx.AsyncClient: that takes 0.2 ms more of each request for redirects, cookies and the like.
+    """
+
+    transport: httpx.AsyncHTTPTransport
+    headers: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What is sent: a body to post, or None to get, and how long the answer may be."""
+
+    path: str
+    body: bytes | None
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server answered with status 200.
+
+    Attributes:
+        body: All of it.
+        fingerprint: Of the model that the server says it has, or None where it says nothing.
+        seconds: How long it took, with all repetitions.
+    """
+
+    body: bytes
+    fingerprint: str | None
+    seconds: float
+
+
+def check_url(url: str) -> str:
+    """Return the URL of a server without a slash at its end.
+
+    Raises:
+        TypeError: If it is no string.
+        ValueError: If it is no plain URL by HTTP or HTTPS.
+    """
+    if not isinstance(url, str):
+        raise TypeError(f"url must be a string such as 'http://127.0.0.1:8000', got {url!r}")
+    parts = urlsplit(url)
+    if parts.username is not None or parts.password is not None:
+        raise ValueError(f"the URL of {parts.hostname} has a user's name in it: leave it out and pass api_key=")
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError(f"url must be that of a server, such as 'http://127.0.0.1:8000', got {url!r}")
+    return url.rstrip("/")
+
+
+class Connection:
+    """Requests to one server from any thread, repeated where that can help, and their errors in words.
+
+    The client lives on a thread with an event loop of its own, so that synchronous and asynchronous callers share its
+    pool of connections whatever loops come and go. It is opened by the first request. A forked child opens another.
+
+    Args:
+        url: Of the server.
+        api_key: Sent as a bearer token; nothing is sent if None.
+        timeout_s: For one request, with all its repetitions.
+    """
+
+    def __init__(self, url: str, *, api_key: str | None, timeout_s: float) -> None:
+        self._url, self._timeout_s = check_url(url), timeout_s
+        self._headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
+        if api_key is not None:
+            if not api_key or not api_key.isascii() or not api_key.isprintable():
+                raise ValueError("api_key must be printable ASCII characters and not empty")
+            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._lines: dict[int, _Line] = {}
+
+    def close(self) -> None:
+        """End the thread and its connections. What is under way is cancelled."""
+        line = self._lines.pop(os.getpid(), None)
+        if line is not None:
+            line.end()
+
+    def start(self, path: str, sent: dict[str, Any] | None, *, max_bytes: int) -> Future[Answer]:
+        """Begin a request and return its future, which may be cancelled: the server then learns that nobody waits.
+
+        Args:
+            path: Below the URL.
+            sent: What is posted as JSON; None gets instead.
+            max_bytes: A longer answer is refused.
+        """
+        process_id = os.getpid()
+        line = self._lines.get(process_id)
+        if line is None:
+            # By one step that no thread can interrupt: a lock could be held by another thread at the time of a fork.
+            line = self._lines.setdefault(process_id, _Line(self._headers))
+        body = None if sent is None else json.dumps(sent, ensure_ascii=False).encode()
+        return line.submit(partial(self._finished, _Request(path, body, max_bytes)))
+
+    async def _finished(self, request: _Request, client: _Client) -> Answer:
+        url, troubles, began = self._url, list[str](), time.monotonic()
+        try:
+            async with asyncio.timeout(self._timeout_s) as limit:
+                until = limit.when() or 0.0
+                status, headers, answer = await self._repeated(request, client, until, troubles)
+        except TimeoutError as error:
+            said = f"; it was {troubles[-1]}" if troubles else ""
+            raise TimeoutError(
+                f"{url} did not finish within timeout_s={self._timeout_s:g} seconds{said}: allow it more time, or send "
+                "less at once"
+            ) from error
+        _check_status(url, request.path, status, headers, answer)
+        return Answer(answer, headers.get("X-M3-Fingerprint"), time.monotonic() - began)
+
+    async def _repeated(
+        self, request: _Request, client: _Client, until: float, troubles: list[str]
+    ) -> tuple[int, httpx.Headers, bytes]:
+        """Send a request until it has an answer that another try would not change."""
+        url, resets = self._url, 0
+        for attempt in count():
+            wait_s = 0.0
+            try:
+                status, headers, answer = await _exchange(client, url, request)
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                raise ConnectionError(
+                    f"nothing answers at {url} ({error or 'no answer'}): start the server with m3 serve MODEL"
+                ) from error
+            except httpx.TransportError as error:
+                troubles.append(f"a connection that broke ({error or type(error).__name__})")
+                resets += 1
+                if resets > _RESETS:
+                    raise ConnectionError(f"{url} broke the connection {resets} times ({troubles[-1]})") from error
+            else:
+                if status not in {429, 503}:
+                    return status, headers, answer
+                troubles.append(f"busy ({status}: {_message(answer)})")
+                wait_s = _seconds(headers.get("Retry-After"))
+            backoff_s = min(0.1 * 2 ** min(attempt, 10), _LONGEST_BACKOFF_S) * random.uniform(0.5, 1)  # noqa: S311
+            pause_s = max(wait_s, backoff_s)
+            if asyncio.get_running_loop().time() + pause_s > until:
+                raise TimeoutError
+            await asyncio.sleep(pause_s)
+        raise AssertionError("counting has no end")
+
+
+async def _exchange(client: _Client, url: str, request: _Request) -> tuple[int, httpx.Headers, bytes]:
+    """Send a request once and return status, headers and body."""
+    sent = httpx.Request(
+        "GET" if request.body is None else "POST",
+        url + request.path,
+        content=request.body,
+        headers=client.headers,
+        extensions={"timeout": {"connect": _CONNECT_TIMEOUT_S}},
+    )
+    response = await client.transport.handle_async_request(sent)
+    limit = request.max_bytes if response.status_code == 200 else _ERROR_BYTES
+    chunks, size = [], 0
+    try:
+        async for chunk in response.aiter_bytes():
+            size += len(chunk)
+            if size > limit:
+                raise ValueError(f"{url} answered with more than the {limit:,} bytes that its answer can have")
+            chunks.append(chunk)
+    except httpx.DecodingError as error:
+        raise ValueError(f"{url} answered with a body that cannot be decoded: {error}") from error
+    finally:
+        await response.aclose()
+    return response.status_code, response.headers, b"".join(chunks)
+
+
+def _check_status(url: str, path: str, status: int, headers: httpx.Headers, body: bytes) -> None:
+    """Raise the error that a status stands for."""
+    if status == 200:
+        return
+    if status in {401, 403}:
+        raise PermissionError(f"{url} does not accept the API key ({status}): pass the server's own as api_key=")
+    message = _message(body)
+    if status == 504:
+        raise TimeoutError(f"{url} ended the request at its own time limit: {message}")
+    if status in {400, 413, 422}:
+        raise ValueError(f"{url} refused the request ({status}): {message}")
+    if status >= 500:
+        raise RuntimeError(f"{url} failed ({status}): {message}")
+    place = f", and sends on to {headers['Location']}" if "Location" in headers else ""
+    raise ValueError(f"{url} answers, but it is no m3 serve: {path} gives {status}{place}")
+
+
+def _message(body: bytes) -> str:
+    """Return what an error's body says, or its beginning."""
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return repr(body[:200].decode(errors="replace"))
+
+
+def _seconds(retry_after: str | None) -> float:
+    """Return the seconds of a Retry-After header; 0 for none, and for a date."""
+    try:
+        seconds = float(retry_after or 0)
+    except ValueError:
+        return 0.0
+    return seconds if 0 <= seconds < float("inf") else 0.0
+
+
+_Opened = tuple[asyncio.AbstractEventLoop, asyncio.Event, _Client]
+
+
+class _Line:
+    """A client on a thread of this process."""
+
+    def __init__(self, headers: dict[str, str]) -> None:
+        self._headers = headers
+        self._lock = threading.Lock()
+        self._opened: _Opened | None = None
+        self._thread: threading.Thread | None = None
+        self._is_ended = False
+
+    def submit(self, request: Callable[[_Client], Coroutine[Any, Any, Answer]]) -> Future[Answer]:
+        with self._lock:
+            if self._is_ended:
+                raise RuntimeError(CLOSED)
+            if self._opened is None:
+                self._opened = self._open()
+            loop, _, client = self._opened
+            return asyncio.run_coroutine_threadsafe(request(client), loop)
+
+    def _open(self) -> _Opened:
+        ready: Future[_Opened] = Future()
+        self._thread = threading.Thread(target=_run, args=(self._headers, ready), name="m3-remote", daemon=True)
+        self._thread.start()
+        opened = ready.result()
+        weakref.finalize(self, _stop, os.getpid(), *opened[:2])
+        return opened
+
+    def end(self) -> None:
+        with self._lock:
+            self._is_ended = True
+            if self._opened is not None and self._thread is not None:
+                _stop(os.getpid(), *self._opened[:2])
+                self._thread.join()
+
+
+def _stop(process_id: int, loop: asyncio.AbstractEventLoop, ended: asyncio.Event) -> None:
+    if process_id == os.getpid():  # in a forked child the loop's thread does not exist
+        with contextlib.suppress(RuntimeError):  # the loop is closed already
+            loop.call_soon_threadsafe(ended.set)
+
+
+def _run(headers: dict[str, str], ready: Future[_Opened]) -> None:
+    try:
+        asyncio.run(_live(headers, ready))
+    except BaseException as error:
+        if ready.done():
+            raise
+        ready.set_exception(error)
+
+
+async def _live(headers: dict[str, str], ready: Future[_Opened]) -> None:
+    """Keep a client open until the event. What is under way then is cancelled.
+
+    The client is no context: a forked child that drops this coroutine would close its connections, and so take them
+    out of the parent's epoll.
+    """
+    ended = asyncio.Event()
+    limits = httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=_KEPT_ALIVE_S)
+    client = _Client(httpx.AsyncHTTPTransport(limits=limits), headers)
+    ready.set_result((asyncio.get_running_loop(), ended, client))
+    await ended.wait()
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    await client.transport.aclose()

@@ -1,0 +1,128 @@
+"""`create_app`: all doors behind one gate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from m3_integrations.encoder import M3Encoder
+from m3_integrations.search import IncompleteAddError
+from m3_integrations.serve.conventional import conventional_routes
+from m3_integrations.serve.encoding import encoding_routes
+from m3_integrations.serve.gate import Gate
+from m3_integrations.serve.keys import KeyRing
+from m3_integrations.serve.limits import Limits
+from m3_integrations.serve.metrics import Metrics
+from m3_integrations.serve.records import record_routes
+from m3_integrations.serve.refusal import Refusal
+from m3_integrations.serve.shapes import ErrorAnswer, StateAnswer
+from m3_integrations.store import Store
+
+_SHOWN_FAULTS: Final = 3
+"""Faults of a body that an error names."""
+
+_ERRORS: Final[dict[int | str, dict[str, Any]]] = {
+    status: {"model": ErrorAnswer, "description": description}
+    for status, description in {
+        400: "The body is no JSON",
+        401: "No API key, or a wrong one",
+        404: "No such model or record",
+        408: "The body did not arrive in time",
+        413: "Too large",
+        422: "What was asked is wrong",
+        429: "Too many requests wait",
+        500: "The server failed",
+        503: "The server is ending",
+        504: "The time limit has passed",
+    }.items()
+}
+
+
+def create_app(
+    encoder: M3Encoder,
+    *,
+    store: Store | None = None,
+    api_keys: Iterable[str] = (),
+    limits: Limits | None = None,
+    name: str | None = None,
+) -> Gate:
+    """Return an ASGI app with every door over one encoder, and over a store if one is given.
+
+    It belongs in one process: several workers would each load the model. The caller closes encoder and store.
+
+    Args:
+        encoder: Encodes and scores. Its fingerprint is read now, which takes seconds for a large model.
+        store: Adds the doors of search and records. It is bound to the encoder's model.
+        api_keys: A request must name one of these; without any, everybody may ask. `read_keys` reads them.
+        limits: How much may be asked; `Limits()` if None.
+        name: What the model is called; by default what it was opened by, of a folder its last part.
+
+    Raises:
+        TypeError: If api_keys is one string.
+        ValueError: If a key is not printable ASCII, or the store holds another model's vectors.
+    """
+    limits, keys, metrics = limits or Limits(), KeyRing(api_keys), Metrics(lambda: encoder.stats)
+    name = name or (Path(encoder.model).name if Path(encoder.model).is_absolute() else encoder.model)
+    app = FastAPI(
+        title="m3 serve",
+        version=version("m3-integrations"),
+        description="BGE-M3's dense, lexical and multi-vector views of texts, and search in them.",
+        redoc_url=None,
+        responses=_ERRORS,
+    )
+    app.include_router(encoding_routes(encoder, limits, name))
+    app.include_router(conventional_routes(encoder, limits, name))
+    if store is not None:
+        app.include_router(record_routes(encoder, store, limits))
+    for kind in (Refusal, RequestValidationError, HTTPException, ValueError, TypeError, IncompleteAddError):
+        app.add_exception_handler(kind, _answer_error)
+
+    @app.get("/health", tags=["operation"])
+    async def health() -> StateAnswer:
+        """Return at once, as long as the process is alive."""
+        return StateAnswer(status="ok")
+
+    @app.get("/ready", tags=["operation"])
+    async def ready() -> StateAnswer:
+        """Return whether requests are taken: 503 once the server is ending."""
+        if gate.is_ending:
+            raise Refusal(503, "this server is ending")
+        return StateAnswer(status="ready")
+
+    @app.get("/metrics", response_class=Response, tags=["operation"])
+    async def show_metrics() -> Response:
+        """Return the server's figures in Prometheus' text format."""
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    paths = frozenset(app.openapi()["paths"]) | {"/docs", "/openapi.json"}
+    gate = Gate(app, paths=paths, keys=keys, limits=limits, metrics=metrics)
+    return gate
+
+
+async def _answer_error(_: Request, error: Exception) -> Response:
+    if isinstance(error, ValidationError):  # a ValueError too, but of an answer of ours
+        raise error
+    if isinstance(error, Refusal):
+        refusal = error
+    elif isinstance(error, RequestValidationError):
+        refusal = Refusal(422, _faults(error))
+    elif isinstance(error, HTTPException):
+        refusal = Refusal(error.status_code, str(error.detail))
+    else:
+        refusal = Refusal(500 if isinstance(error, IncompleteAddError) else 422, str(error))
+    return Response(refusal.body, refusal.status, refusal.headers, "application/json")
+
+
+def _faults(error: RequestValidationError) -> str:
+    """Return where a body is wrong; not what stands there, which may be a text."""
+    faults = error.errors()
+    shown = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults[:_SHOWN_FAULTS]]
+    rest = f"; and {len(faults) - _SHOWN_FAULTS} more" if len(faults) > _SHOWN_FAULTS else ""
+    return "; ".join(shown) + rest

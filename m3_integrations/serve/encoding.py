@@ -1,0 +1,173 @@
+"""The doors that give all three views: /v1/encoder, /v1/encode, /v1/tokenize, /v1/vocabulary, /v1/score_pairs.
+
+Vectors travel as safetensors: a checked header and raw little-endian arrays, which both sides read without copying,
+without pickle, and with a library that the package needs anyway. An npz is a zip archive, and slower; Arrow would be
+one more dependency.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from typing import Final
+
+import numpy as np
+from fastapi import APIRouter, Response
+from safetensors.numpy import save
+
+from m3_integrations.encoder import M3Encoder
+from m3_integrations.scoring import score_pairs
+from m3_integrations.serve.limits import Limits
+from m3_integrations.serve.shapes import (
+    EncodeQuestion,
+    EncoderAnswer,
+    EncoderLimits,
+    ScoreAnswer,
+    ScoreQuestion,
+    TokenizeAnswer,
+    TokenizeQuestion,
+    VocabularyAnswer,
+)
+from m3_integrations.vectors import IntArray, M3Scores, M3Vectors, ModeWeights, resolve_weights, windows
+
+_API: Final = 1
+"""Rises when a client of before would misread an answer."""
+
+_SMALL_BYTES: Final = 1 << 18
+"""What is copied within the event loop: in less time than the way to a thread and back takes."""
+
+_BINARY: Final = "application/octet-stream"
+
+
+def encoding_routes(encoder: M3Encoder, limits: Limits, name: str) -> APIRouter:
+    """Return the routes.
+
+    Args:
+        encoder: Encodes and scores.
+        limits: How much may be asked.
+        name: What the model is called.
+    """
+    router, fingerprint, about = APIRouter(tags=["three views"]), encoder.fingerprint, _about(encoder, limits, name)
+
+    @router.get("/v1/encoder")
+    async def describe() -> EncoderAnswer:
+        """Return which model the server has, and what it can be asked."""
+        return about
+
+    @router.post(
+        "/v1/encode",
+        response_class=Response,
+        responses={200: {"content": {_BINARY: {"schema": {"type": "string", "format": "binary"}}}}},
+    )
+    async def encode(question: EncodeQuestion) -> Response:
+        """Return texts in all views as safetensors.
+
+        Tensors, of the modes that were asked for alone: `dense` (n, d) float32; `lexical.offsets` (n + 1) int64,
+        `lexical.indices` int32 and `lexical.values` float32; `multi_vector.offsets` (n + 1) int64 and
+        `multi_vector.flat` (tokens, d) float32. The metadata's `truncated` is the number of texts that were cut. The
+        header `X-M3-Fingerprint` says which model it was.
+        """
+        limits.check_number(len(question.texts), "texts")
+        limits.check_tokens(question.texts, question.max_length or encoder.max_length)
+        vectors, n_cut = await encoder.aencode_counted(
+            question.texts, kind=question.kind, modes=question.modes, max_length=question.max_length
+        )
+        if vectors.nbytes > _SMALL_BYTES:
+            body = await asyncio.to_thread(to_safetensors, vectors, n_cut)
+        else:
+            body = to_safetensors(vectors, n_cut)
+        return Response(body, media_type=_BINARY, headers={"X-M3-Fingerprint": fingerprint})
+
+    @router.post("/v1/tokenize")
+    async def tokenize(question: TokenizeQuestion) -> TokenizeAnswer:
+        """Return the tokens of texts as the network reads them, [CLS] left out."""
+        limits.check_number(len(question.texts), "texts")
+        tokens = await asyncio.to_thread(
+            encoder.tokenize, question.texts, kind=question.kind, max_length=question.max_length
+        )
+        return TokenizeAnswer(tokens=tokens)
+
+    @router.get("/v1/vocabulary")
+    async def vocabulary() -> VocabularyAnswer:
+        """Return the token of every id that lexical weights name."""
+        return VocabularyAnswer(tokens=list(encoder.vocabulary))
+
+    @router.post("/v1/score_pairs", response_model_exclude_none=True)
+    async def score(question: ScoreQuestion) -> ScoreAnswer:
+        """Return the scores of pairs of a query and a text in every mode, and their weighted mean."""
+        limits.check_number(len(question.pairs), "pairs")
+        scores = await ascore_pairs(encoder, question.pairs, resolve_weights(question.weights))
+        return ScoreAnswer(
+            combined=scores.combined.tolist(), **{mode: getattr(scores, mode).tolist() for mode in scores.modes}
+        )
+
+    return router
+
+
+def _about(encoder: M3Encoder, limits: Limits, name: str) -> EncoderAnswer:
+    has_tokens = "multi_vector" in encoder.modes
+    return EncoderAnswer(
+        api=_API,
+        model=name,
+        fingerprint=encoder.fingerprint,
+        dim=encoder.dim,
+        token_dim=encoder.encode([]).multi_vector.flat.shape[1] if has_tokens else 0,
+        modes=list(encoder.modes),
+        max_length=encoder.max_length,
+        query_max_length=encoder.query_max_length,
+        dtype=encoder.dtype,
+        pooling=encoder.pooling,
+        version=version("m3-integrations"),
+        limits=EncoderLimits(texts=limits.max_texts, body_bytes=limits.max_body_bytes, tokens=limits.max_tokens),
+    )
+
+
+def to_safetensors(vectors: M3Vectors, n_cut: int) -> bytes:
+    """Return vectors as the bytes that /v1/encode answers with."""
+    tensors = {}
+    for mode in vectors.modes:
+        if mode == "dense":
+            tensors["dense"] = np.ascontiguousarray(vectors.dense)
+        elif mode == "lexical":
+            rows = vectors.lexical
+            tensors |= {f"lexical.{name}": getattr(rows, name) for name in ("offsets", "indices", "values")}
+        else:
+            tensors |= {f"multi_vector.{name}": getattr(vectors.multi_vector, name) for name in ("offsets", "flat")}
+    return save(tensors, metadata={"truncated": str(n_cut)})
+
+
+async def ascore_pairs(encoder: M3Encoder, pairs: Sequence[tuple[str, str]], weights: ModeWeights) -> M3Scores:
+    """Return what `M3Encoder.score_pairs` does; a task that is cancelled leaves the queue.
+
+    Args:
+        encoder: Encodes the different queries, and the different texts in bounded memory.
+        pairs: Of a query and a text.
+        weights: How the modes count.
+
+    Raises:
+        ValueError: If the weights lie only on modes that the model lacks.
+    """
+    weights.normalized(encoder.modes)
+    queries, query_of = _distinct(query for query, _ in pairs)
+    documents, document_of = _distinct(text for _, text in pairs)
+    of_query, _ = await encoder.aencode_counted(queries, kind="query")
+    columns = {name: np.zeros(len(pairs), dtype=np.float32) for name in (*encoder.modes, "combined")}
+    start = 0
+    for window in windows(documents, max_texts=2048, max_tokens=65_536, max_length=encoder.max_length):
+        vectors, _ = await encoder.aencode_counted(window)
+        here = np.flatnonzero((document_of >= start) & (document_of < start + len(window)))
+        scores = await asyncio.to_thread(
+            score_pairs, of_query, vectors, query_of[here], document_of[here] - start, weights
+        )
+        for name, column in columns.items():
+            column[here] = getattr(scores, name)
+        start += len(window)
+    return M3Scores(**columns)
+
+
+def _distinct(texts: Iterable[str]) -> tuple[list[str], IntArray]:
+    """Return the different texts in the order they first occur, and for every text which of them it is."""
+    rows: dict[str, int] = {}
+    where = [rows.setdefault(text, len(rows)) for text in texts]
+    return list(rows), np.array(where, dtype=np.int64)

@@ -1,0 +1,296 @@
+"""What every request passes: keys, limits, a place to work, the time limit, and the log line at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import traceback
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from m3_integrations.serve.keys import KeyRing
+from m3_integrations.serve.limits import Limits
+from m3_integrations.serve.metrics import Metrics
+from m3_integrations.serve.refusal import Refusal
+
+_logger = logging.getLogger("m3_integrations.serve")
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+_WITHOUT_KEY: Final = frozenset({"/health", "/ready", "/docs", "/openapi.json"})
+_AT_ONCE: Final = _WITHOUT_KEY | {"/metrics", "/v1/models", "/v1/encoder"}
+"""Paths that are answered whatever waits: they ask nothing of the encoder."""
+
+_PIECE_BYTES: Final = 1 << 18
+"""Bytes of a body that are handed on at a time, so that a slow reader's connection holds no whole body."""
+
+_LINGER_S: Final = 5.0
+"""How long the rest of a refused body is read and dropped: a client that is still sending would see a reset
+connection, not the refusal."""
+
+_SHOWN_FRAMES: Final = 8
+"""Innermost calls that the log names where the server failed."""
+
+_GONE: Final = 499
+"""The status that logs and metrics show for a client that went away."""
+
+
+class _ClientGoneError(Exception):
+    """The client has closed its connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+
+class Gate:
+    """An ASGI app around the routes.
+
+    A body is read whole, under the limits, before the routes see the request. At most `max_running` requests are
+    under way, the next ones wait in their order. A request ends early when its time is over or its client goes away:
+    its task is cancelled, which takes its texts out of the encoder's queue.
+
+    Args:
+        app: The routes.
+        paths: Those that there are; logs and metrics call all others "other".
+        keys: Who may ask.
+        limits: How much may be asked.
+        metrics: Where requests are counted.
+    """
+
+    def __init__(self, app: App, *, paths: frozenset[str], keys: KeyRing, limits: Limits, metrics: Metrics) -> None:
+        self._app, self._paths, self._keys, self._limits, self._metrics = app, paths, keys, limits, metrics
+        self._is_ending = False
+        self._n_running = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._present: dict[object, float] = {}  # when each request came, in their order
+        metrics.watch(
+            n_running=lambda: self._n_running,
+            n_waiting=lambda: len(self._waiting),
+            oldest_s=lambda: time.monotonic() - min(self._present.values()) if self._present else 0.0,
+        )
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether no more requests are taken."""
+        return self._is_ending
+
+    def end(self) -> None:
+        """Refuse with 503 what waits and what comes from now on; what is under way goes on."""
+        self._is_ending = True
+        for place in self._waiting:
+            if not place.done():
+                place.set_exception(_ending())
+        self._waiting.clear()
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.monotonic()
+        path = scope["path"] if scope["path"] in self._paths else "other"
+        status = _GONE
+        n_sent = 0
+        try:
+            try:
+                answer = await self._answer(scope, receive)
+            except Refusal as refusal:
+                answer = _refused(refusal)
+            status = answer.status
+            await self._send(answer, send)
+            n_sent = len(answer.body)
+        except (_ClientGoneError, TimeoutError, OSError):  # nobody reads an answer
+            status = _GONE
+        finally:
+            seconds = time.monotonic() - began
+            self._metrics.count(path, status, seconds)
+            # The path of a route, no query string, no message: nothing that a text could be in.
+            _logger.info("%s %s %d %.1f ms %d bytes", scope["method"], path, status, seconds * 1000, n_sent)
+
+    async def _answer(self, scope: MutableMapping[str, Any], receive: Receive) -> _Answer:
+        headers = dict(reversed(scope["headers"]))  # of equal ones the first counts
+        try:
+            self._check(scope["path"], headers)
+            if scope["path"] in _AT_ONCE:
+                return await self._run(scope, b"")
+            with self._counted():
+                deadline = time.monotonic() + self._limits.timeout_s
+                body = await self._body(headers, receive)
+                return await self._before(deadline, scope, body, receive)
+        except Refusal as refusal:
+            if refusal.status in {401, 413, 429, 503}:
+                await self._drop_body(receive)
+            raise
+
+    def _check(self, path: str, headers: dict[bytes, bytes]) -> None:
+        if path in _WITHOUT_KEY:
+            return
+        if not self._keys.accepts(headers.get(b"authorization", b"")):
+            raise Refusal(401, "this server needs an API key: send the header 'Authorization: Bearer KEY'")
+        if path in _AT_ONCE:
+            return
+        if self._is_ending:
+            raise _ending()
+        if len(self._present) >= self._limits.max_running + self._limits.max_waiting:
+            raise Refusal(429, f"{len(self._present)} requests are here already: ask again later", retry_after_s=1)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        request = object()
+        self._present[request] = time.monotonic()
+        try:
+            yield
+        finally:
+            del self._present[request]
+
+    async def _body(self, headers: MutableMapping[bytes, bytes], receive: Receive) -> bytes:
+        """Return the whole body; one that says it is too large is refused unread."""
+        most = self._limits.max_body_bytes
+        declared = headers.get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > most:
+            raise _too_large(most)
+        parts: list[bytes] = []
+        n_bytes, is_more = 0, True
+        try:
+            async with asyncio.timeout(self._limits.timeout_s):
+                while is_more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise _ClientGoneError
+                    part, is_more = message.get("body", b""), message.get("more_body", False)
+                    n_bytes += len(part)  # a body in chunks does not say its size before
+                    if n_bytes > most:
+                        raise _too_large(most)
+                    parts.append(part)
+        except TimeoutError as error:
+            raise Refusal(408, f"the body did not arrive within {self._limits.timeout_s:g} s") from error
+        return b"".join(parts)
+
+    async def _before(self, deadline: float, scope: MutableMapping[str, Any], body: bytes, receive: Receive) -> _Answer:
+        """Return the routes' answer, unless the time is over before, or the client goes away."""
+        work = asyncio.create_task(self._in_turn(scope, body))
+        gone = asyncio.create_task(_until_gone(receive))
+        try:
+            left_s = max(deadline - time.monotonic(), 0)
+            await asyncio.wait({work, gone}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                return work.result()
+            if gone.done():
+                raise _ClientGoneError
+            raise Refusal(
+                504,
+                f"no answer within {self._limits.timeout_s:g} s, so the request was given up: send fewer texts, or "
+                "ask again when the server is less busy",
+            )
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
+
+    async def _in_turn(self, scope: MutableMapping[str, Any], body: bytes) -> _Answer:
+        if self._is_ending:  # it was reading its body meanwhile
+            raise _ending()
+        if self._n_running >= self._limits.max_running:
+            await self._wait()
+        else:
+            self._n_running += 1
+        try:
+            return await self._run(scope, body)
+        finally:
+            self._n_running -= 1
+            self._call_next()
+
+    async def _wait(self) -> None:
+        """Return when this request has a place, which is counted already."""
+        place = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place in self._waiting:
+                self._waiting.remove(place)
+            elif not place.cancelled() and place.exception() is None:  # called and cancelled in one moment
+                self._n_running -= 1
+                self._call_next()
+            raise
+
+    def _call_next(self) -> None:
+        while self._waiting and self._n_running < self._limits.max_running:
+            place = self._waiting.popleft()
+            if not place.done():
+                self._n_running += 1
+                place.set_result(None)
+
+    async def _run(self, scope: MutableMapping[str, Any], body: bytes) -> _Answer:
+        messages: list[Message] = []
+        arriving: deque[Message] = deque([{"type": "http.request", "body": body, "more_body": False}])
+
+        async def receive() -> Message:
+            return arriving.popleft() if arriving else {"type": "http.disconnect"}
+
+        async def keep(message: Message) -> None:
+            messages.append(message)
+
+        try:
+            await self._app(scope, receive, keep)
+        except Exception as error:
+            # Neither the message nor the lines of code: both may quote a text.
+            frames = traceback.extract_tb(error.__traceback__)[-_SHOWN_FRAMES:]
+            places = ", ".join(f"{frame.filename}:{frame.lineno}" for frame in frames)
+            _logger.error("%s failed with %s at %s", scope["method"], type(error).__name__, places)  # noqa: TRY400
+            raise Refusal(500, "the server failed; its log has the place") from None
+        start, *rest = messages
+        return _Answer(start["status"], list(start["headers"]), b"".join(part.get("body", b"") for part in rest))
+
+    async def _send(self, answer: _Answer, send: Send) -> None:
+        """Hand on an answer in pieces; a reader that takes longer than a request may gets no more."""
+        async with asyncio.timeout(self._limits.timeout_s):
+            await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+            body = memoryview(answer.body)
+            for start in range(0, len(body), _PIECE_BYTES):
+                piece = bytes(body[start : start + _PIECE_BYTES])
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _drop_body(self, receive: Receive) -> None:
+        """Read what is left of a body, for a while and not without end."""
+        left = 4 * self._limits.max_body_bytes
+        try:
+            async with asyncio.timeout(_LINGER_S):
+                while left > 0:
+                    message = await receive()
+                    left -= len(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        return
+        except TimeoutError:
+            return
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _refused(refusal: Refusal) -> _Answer:
+    headers = {"content-type": "application/json", "content-length": str(len(refusal.body))} | refusal.headers
+    encoded = [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
+    return _Answer(refusal.status, encoded, refusal.body)
+
+
+def _too_large(most: int) -> Refusal:
+    return Refusal(413, f"a request's body may have {most} bytes: send several requests")
+
+
+def _ending() -> Refusal:
+    return Refusal(503, "this server is ending: ask again later, or another one", retry_after_s=1)

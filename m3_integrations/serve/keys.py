@@ -1,0 +1,84 @@
+"""Who may ask: keys from a file or the environment, compared in constant time."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+_VARIABLE: Final = "M3_API_KEYS"
+_KEY: Final = re.compile(r"[!-~]+")
+"""What can stand in a header: printable ASCII without blanks."""
+
+
+def read_keys(file: str | os.PathLike[str] | None = None) -> tuple[str, ...]:
+    """Return the keys in a file, one a line, or else those in the environment's M3_API_KEYS, separated by commas.
+
+    Empty lines, and lines that begin with "#", are skipped.
+
+    Args:
+        file: None means the environment; without the variable there are no keys.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If the file, or the variable that is set, has no key, or a key has other characters than printable
+            ASCII. An error never quotes a key.
+    """
+    if file is not None:
+        where, parts = str(file), Path(file).read_text(encoding="utf-8").splitlines()
+    elif (value := os.environ.get(_VARIABLE)) is not None:
+        where, parts = _VARIABLE, value.split(",")
+    else:
+        return ()
+    keys = tuple(key for part in parts if (key := part.strip()) and not key.startswith("#"))
+    if not keys:
+        raise ValueError(f"{where} has no API key: put in one or more, or leave it out")
+    check_keys(keys)
+    return keys
+
+
+def check_keys(keys: Iterable[str]) -> None:
+    """Refuse keys that cannot stand in a header, without quoting them.
+
+    Raises:
+        ValueError: If a key is empty, or has other characters than printable ASCII.
+    """
+    for number, key in enumerate(keys, 1):
+        if not _KEY.fullmatch(key):
+            raise ValueError(f"API key number {number} must be printable ASCII without blanks")
+
+
+class KeyRing:
+    """Keys that are accepted; without any, everybody is.
+
+    Args:
+        keys: Each printable ASCII.
+
+    Raises:
+        TypeError: If keys is one string.
+        ValueError: As `check_keys`.
+    """
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        if isinstance(keys, str):
+            raise TypeError("api_keys must be a sequence of keys, got one string: pass [key]")
+        keys = tuple(keys)
+        check_keys(keys)
+        self._digests = [_digest(key.encode("ascii")) for key in keys]
+
+    def accepts(self, authorization: bytes) -> bool:
+        """Return whether a header "Authorization" names one of the keys; it is compared with all of them."""
+        if not self._digests:
+            return True
+        scheme, _, key = authorization.partition(b" ")
+        digest = _digest(key.strip())
+        found = [hmac.compare_digest(digest, each) for each in self._digests]  # all: the time says nothing
+        return scheme.lower() == b"bearer" and any(found)
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()  # equally long, so that the time says nothing of a key's length

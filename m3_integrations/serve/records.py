@@ -1,0 +1,117 @@
+"""The doors of a store: search, explanations, and records added, returned and deleted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+from fastapi import APIRouter
+
+from m3_integrations.encoder import M3Encoder
+from m3_integrations.search import IncompleteAddError, Searcher
+from m3_integrations.search.adding import check_added
+from m3_integrations.serve.limits import Limits
+from m3_integrations.serve.refusal import Refusal
+from m3_integrations.serve.shapes import (
+    DeleteAnswer,
+    DeleteQuestion,
+    ExplainAnswer,
+    ExplainQuestion,
+    FoundRecord,
+    GetAnswer,
+    GetQuestion,
+    NewRecord,
+    SearchAnswer,
+    SearchQuestion,
+    StoredRecord,
+    UpsertAnswer,
+    UpsertQuestion,
+)
+from m3_integrations.store import Store
+from m3_integrations.vectors import windows
+
+_WINDOW_TOKENS: Final = 16_384
+"""Tokens, counted as characters, that are encoded and stored at a time: a request that is given up ends after them."""
+
+
+def record_routes(encoder: M3Encoder, store: Store, limits: Limits) -> APIRouter:
+    """Return the routes.
+
+    Args:
+        encoder: Encodes queries and records.
+        store: Holds the records.
+        limits: How much may be asked.
+
+    Raises:
+        ValueError: If the store holds another model's vectors.
+    """
+    router, searcher = APIRouter(tags=["records"]), Searcher(encoder, store)
+    store.bind(encoder.fingerprint)
+
+    @router.post("/v1/search")
+    async def search(question: SearchQuestion) -> SearchAnswer:
+        """Return the records that answer a query best, best first, with their scores in every mode."""
+        options: Any = question.model_dump(exclude={"query"}, exclude_none=True)
+        hits = await searcher.asearch(question.query, **options)
+        return SearchAnswer(hits=[FoundRecord(**asdict(hit)) for hit in hits])
+
+    @router.post("/v1/explain")
+    async def explain(question: ExplainQuestion) -> ExplainAnswer:
+        """Return why a record matches a query: its scores, the shared tokens, and what each query token found."""
+        try:
+            found = await asyncio.to_thread(searcher.explain, question.query, question.id)
+        except KeyError as error:
+            raise Refusal(404, f"there is no record {question.id!r}") from error
+        lexical = [asdict(match) | {"score": match.score} for match in found.lexical]
+        return ExplainAnswer.model_validate(asdict(found) | {"lexical": lexical})
+
+    @router.post("/v1/records")
+    async def upsert(question: UpsertQuestion) -> UpsertAnswer:
+        """Encode and store records; those with the same ids are replaced. All is checked before the first is encoded.
+
+        A request that ends midway has stored its first records; the same request again, with ids, makes no duplicates.
+        """
+        limits.check_number(len(question.records), "records")
+        return UpsertAnswer(ids=await _add(searcher, encoder, question.records))
+
+    @router.post("/v1/records/get")
+    async def get(question: GetQuestion) -> GetAnswer:
+        """Return records without their vectors, in the order of the ids; unknown ids are skipped."""
+        limits.check_number(len(question.ids), "ids")
+        records = await asyncio.to_thread(store.get, question.ids)
+        return GetAnswer(records=[StoredRecord(id=r.id, text=r.text, metadata=dict(r.metadata)) for r in records])
+
+    @router.post("/v1/records/delete")
+    async def delete(question: DeleteQuestion) -> DeleteAnswer:
+        """Delete records by ids or by a filter; a filter that matches everything is refused."""
+        limits.check_number(len(question.ids or []), "ids")
+        return DeleteAnswer(deleted=await asyncio.to_thread(searcher.delete, question.ids, filter=question.filter))
+
+    return router
+
+
+async def _add(searcher: Searcher, encoder: M3Encoder, records: Sequence[NewRecord]) -> list[str]:
+    """Return the ids of records after they were stored, some at a time; a task that is cancelled leaves the queue.
+
+    Raises:
+        IncompleteAddError: If it failed when some were stored already.
+    """
+    store = searcher.store
+    ids, texts, metadatas = check_added(
+        [record.text for record in records], [record.id for record in records], [record.metadata for record in records]
+    )
+    modes = tuple(mode for mode in encoder.modes if mode in store.kept_modes)
+    start = 0
+    try:
+        for window in windows(texts, max_texts=256, max_tokens=_WINDOW_TOKENS, max_length=encoder.max_length):
+            end = start + len(window)
+            vectors, _ = await encoder.aencode_counted(window, modes=modes)
+            await asyncio.to_thread(store.upsert, ids[start:end], window, metadatas[start:end], vectors)
+            start = end
+    except Exception as error:
+        if start == 0:
+            raise
+        raise IncompleteAddError(ids, start) from error
+    return ids

@@ -1,0 +1,225 @@
+"""What the server's own doors take and return, as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from m3_integrations.search import Bm25, Fusion, SearchMode
+from m3_integrations.vectors import Kind, Mode
+
+Weights = list[float] | dict[str, float] | str
+"""Three numbers (dense, lexical, multi-vector), a mapping with these keys, or a preset such as "miracl"."""
+
+
+class _Asked(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ErrorDetail(BaseModel):
+    """What was wrong."""
+
+    message: str
+    type: str
+    code: int
+
+
+class ErrorAnswer(BaseModel):
+    """Every answer that is no success has this shape."""
+
+    error: ErrorDetail
+
+
+class EncoderLimits(BaseModel):
+    """How much one request may ask."""
+
+    texts: int = Field(description="The most texts, pairs, documents or records of a request.")
+    body_bytes: int = Field(description="The most bytes of a request's body.")
+    tokens: int = Field(
+        description="The most tokens of /v1/encode: a text counts its characters, at most its length limit."
+    )
+
+
+class EncoderAnswer(BaseModel):
+    """Which model the server has, and what it can be asked."""
+
+    api: int = Field(description="The version of these doors.")
+    model: str
+    fingerprint: str = Field(description="Which model it is, by its files: vectors of two cannot be compared.")
+    dim: int = Field(description="Length of a dense vector.")
+    token_dim: int = Field(description="Length of a token vector; 0 without that head.")
+    modes: list[Mode]
+    max_length: int = Field(description="The most tokens of a document.")
+    query_max_length: int = Field(description="The most tokens of a query.")
+    dtype: str = Field(description="Type of the network's weights. Vectors are float32 always.")
+    pooling: str = Field(description="How a text's tokens become its dense vector.")
+    version: str = Field(description="The package's version.")
+    limits: EncoderLimits
+
+
+class EncodeQuestion(_Asked):
+    """Texts to encode."""
+
+    texts: list[str]
+    kind: Kind = "document"
+    modes: list[Mode] | None = Field(default=None, description="By default all that the model has.")
+    max_length: int | None = Field(default=None, ge=3, description="The most tokens of a text, special ones included.")
+
+
+class TokenizeQuestion(_Asked):
+    """Texts to split into tokens."""
+
+    texts: list[str]
+    kind: Kind = "document"
+    max_length: int | None = Field(default=None, ge=3)
+
+
+class TokenizeAnswer(BaseModel):
+    """The tokens of each text: one for every row of its multi-vector."""
+
+    tokens: list[list[str]]
+
+
+class VocabularyAnswer(BaseModel):
+    """The token of every id."""
+
+    tokens: list[str]
+
+
+class ScoreQuestion(_Asked):
+    """Pairs of a query and a text to score."""
+
+    pairs: list[tuple[str, str]]
+    weights: Weights | None = Field(default=None, description="Equal by default.")
+
+
+class ScoreAnswer(BaseModel):
+    """One number a pair; modes that the model lacks are left out."""
+
+    combined: list[float]
+    dense: list[float] | None = None
+    lexical: list[float] | None = None
+    multi_vector: list[float] | None = None
+
+
+class SearchQuestion(_Asked):
+    """A query, and what `SearchOptions` knows."""
+
+    query: str
+    k: int | None = Field(default=None, ge=1, le=10_000)
+    mode: SearchMode | None = None
+    weights: Weights | None = None
+    filter: dict[str, Any] | None = Field(default=None, description='Such as {"year": {"$gte": 2024}}.')
+    score_threshold: float | None = None
+    pool_size: int | None = Field(default=None, ge=1, le=10_000)
+    fusion: Fusion | None = None
+    rrf_k: int | None = Field(default=None, ge=0)
+    bm25: Bm25 | None = None
+
+
+class FoundRecord(BaseModel):
+    """One result of a search."""
+
+    id: str
+    text: str
+    metadata: dict[str, Any] = Field(description="Dates are strings of ISO 8601.")
+    score: float
+    scores: dict[str, float] = Field(description="The raw score in every mode that ranked it.")
+
+
+class SearchAnswer(BaseModel):
+    """Results, best first."""
+
+    hits: list[FoundRecord]
+
+
+class ExplainQuestion(_Asked):
+    """A query, and the record to compare it with."""
+
+    query: str
+    id: str
+
+
+class SharedToken(BaseModel):
+    """A token that query and record share; the score is what it adds to the lexical score."""
+
+    token: str
+    query_weight: float
+    document_weight: float
+    score: float
+
+
+class FoundToken(BaseModel):
+    """The record's token that a token of the query found."""
+
+    query_token: str
+    document_token: str
+    similarity: float
+
+
+class ExplainAnswer(BaseModel):
+    """Why a record matches a query."""
+
+    scores: dict[str, float]
+    lexical: list[SharedToken]
+    multi_vector: list[FoundToken]
+
+
+class NewRecord(_Asked):
+    """A text to encode and store; one with the same id is replaced."""
+
+    text: str
+    id: str | None = Field(default=None, description="A random one by default.")
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class UpsertQuestion(_Asked):
+    """Texts to encode and store."""
+
+    records: list[NewRecord]
+
+
+class UpsertAnswer(BaseModel):
+    """The records' ids, in their order."""
+
+    ids: list[str]
+
+
+class GetQuestion(_Asked):
+    """Records to return."""
+
+    ids: list[str]
+
+
+class StoredRecord(BaseModel):
+    """A record without its vectors."""
+
+    id: str
+    text: str
+    metadata: dict[str, Any] = Field(description="Dates are strings of ISO 8601.")
+
+
+class GetAnswer(BaseModel):
+    """The records that there are, in the order of the ids."""
+
+    records: list[StoredRecord]
+
+
+class DeleteQuestion(_Asked):
+    """Records to delete: either ids, or a filter that says something."""
+
+    ids: list[str] | None = None
+    filter: dict[str, Any] | None = None
+
+
+class DeleteAnswer(BaseModel):
+    """How many records were deleted."""
+
+    deleted: int
+
+
+class StateAnswer(BaseModel):
+    """Whether the server is alive, or ready."""
+
+    status: str

@@ -1,0 +1,80 @@
+"""What every encoder does with the texts of a call: check them, cut a stream into windows, warn of cut texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from m3_integrations.vectors.warning import warn_caller
+
+
+def check_texts(texts: Iterable[str], position: int = 0) -> Sequence[str]:
+    """Return texts as a sequence, read once, after each was checked.
+
+    Args:
+        texts: Any iterable of strings.
+        position: What an error calls the first of them.
+
+    Raises:
+        TypeError: If texts is one string, no iterable, or holds anything but strings.
+        ValueError: If a text is not valid Unicode.
+    """
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+        what = "one string" if isinstance(texts, str) else repr(texts)
+        raise TypeError(f"texts must be strings, got {what}: pass [text]")
+    texts = texts if isinstance(texts, list | tuple) else list(texts)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"every text must be a string, got {type(text).__name__} at position {position + i}")
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"the text at position {position + i} is not valid Unicode: half of a surrogate pair (surrogates "
+                    f"not allowed) at character {error.start}, near {text[max(error.start - 20, 0) : error.end + 20]!a}"
+                ) from error
+    return texts
+
+
+def check_length(max_length: int) -> int:
+    """Return a length limit as it was passed.
+
+    Raises:
+        ValueError: If it leaves no room for a token beside [CLS] and [SEP].
+    """
+    if max_length < 3:
+        raise ValueError(f"max_length must be at least 3 ([CLS], one token, [SEP]), got {max_length}")
+    return max_length
+
+
+def windows(texts: Iterable[str], *, max_texts: int, max_tokens: int, max_length: int) -> Iterator[list[str]]:
+    """Cut a stream of texts into lists whose vectors fit in bounded memory.
+
+    A text counts as one token per character, which few texts exceed, and never as more than max_length.
+
+    Args:
+        texts: Any iterable; it is read only as far as the lists are taken.
+        max_texts: The most texts in a list.
+        max_tokens: The most tokens that a list may count; a text that counts more is a list of its own.
+        max_length: The length limit of one text, in tokens.
+    """
+    window: list[str] = []
+    tokens = 0
+    for text in texts:
+        cost = min(len(text), max_length) if isinstance(text, str) else 1  # a wrong type is the encoder's to refuse
+        if window and (len(window) == max_texts or tokens + cost > max_tokens):
+            yield window
+            window, tokens = [], 0
+        window.append(text)
+        tokens += cost
+    if window:
+        yield window
+
+
+def warn_of_cut(n_cut: int, n: int, *limits: int) -> None:
+    """Warn that n_cut of n texts were cut, because they were longer than one of the limits, in tokens."""
+    tokens = " or ".join(str(limit) for limit in dict.fromkeys(limits))
+    warn_caller(
+        f"{n_cut} of {n} texts were longer than {tokens} tokens and were cut: split them, or allow more by max_length "
+        "as far as the checkpoint has positions"
+    )

@@ -1,0 +1,139 @@
+"""`m3 serve` as a process: how it starts, and how it ends."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from m3_integrations import M3Encoder
+from m3_integrations.cli import app
+from m3_integrations.serve import Limits, create_app
+from m3_integrations.serve.running import make_server
+from tests.engine.gate import Gate as Passes
+from tests.langchain.test_imports import outcome
+from tests.serve.conftest import serving, wait_until
+from tests.serve.test_gate import encode, gauge, wait_for
+
+pytestmark = pytest.mark.enable_socket
+
+M3 = Path(sys.executable).parent / "m3"
+
+
+@contextmanager
+def command(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
+    """Run `m3 serve`, and yield the process, its URL and its log so far."""
+    environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "COLUMNS": "200", "NO_COLOR": "1"}
+    process = subprocess.Popen(
+        [str(M3), "serve", *arguments, "--port", "0", "--device", "cpu"],
+        stderr=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+    assert process.stderr is not None
+    log: list[str] = []
+    try:
+        for line in process.stderr:
+            log.append(line)
+            if found := re.search(r"running on (http://[\d.:]+)", line):
+                break
+        else:
+            raise AssertionError("".join(log))
+        reader = threading.Thread(target=log.extend, args=(process.stderr,), daemon=True)
+        reader.start()
+        yield process, found[1], log
+        process.wait(60)
+        reader.join(60)
+    finally:
+        process.kill()
+        process.wait(60)
+        process.stderr.close()
+
+
+def test_sigterm_lets_what_is_under_way_end_and_tells_what_waits(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    with (
+        command("tiny", "--store", str(store), "--max-running", "1") as (process, url, log),
+        ThreadPoolExecutor(2) as pool,
+    ):
+        records = {"records": [{"id": "a", "text": "water"}]}
+        assert httpx.post(f"{url}/v1/records", json=records, timeout=60).status_code == 200
+        long = [f"{'word ' * 400}{i}" for i in range(64)]
+        first = pool.submit(encode, url, *long)
+        wait_for(url, running=1, waiting=0)
+        second = pool.submit(encode, url, "key")
+        wait_for(url, running=1, waiting=1)
+        process.send_signal(signal.SIGTERM)
+        assert second.result().status_code == 503  # had the first one ended by then, it would have got its turn
+        assert second.result().headers["retry-after"] == "1"
+        assert "this server is ending" in second.result().text
+        assert first.result().status_code == 200
+    assert process.returncode == 0, "".join(log)
+    assert "Traceback" not in "".join(log)
+    assert "word" not in "".join(log)
+    lines = [line for line in log if "POST" in line or "GET" in line]
+    assert len([line for line in lines if " POST /v1/encode " in line]) == 2
+
+
+def test_an_app_that_ends_is_not_ready_and_takes_nothing(alone: M3Encoder) -> None:
+    passes = Passes(alone)
+    gate = create_app(alone, limits=Limits(max_running=1))
+    with serving(gate) as url, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(encode, url, "water")
+        wait_for(url, running=1, waiting=0)
+        gate._is_ending = True  # as `end` in the loop's own thread
+        assert httpx.get(f"{url}/ready").status_code == 503
+        assert httpx.get(f"{url}/health").status_code == 200
+        assert encode(url, "key").status_code == 503
+        assert gauge(url, 'm3_refusals_total{status="503"}') == 2
+        passes.open()
+        assert first.result().status_code == 200
+
+
+def test_what_does_not_end_in_time_is_given_up(alone: M3Encoder) -> None:
+    passes = Passes(alone)
+    server = make_server(create_app(alone), port=0, timeout_s=0.1)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    wait_until(lambda: server.started)
+    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(encode, url, "water")
+        wait_for(url, running=1, waiting=0)
+        server.should_exit = True
+        thread.join(60)
+        assert not thread.is_alive()
+        assert isinstance(first.exception(), httpx.HTTPError) or first.result().status_code >= 500
+    passes.open()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--host", "0.0.0.0"], "at 0.0.0.0 other machines could ask without a key"),
+        (["--api-key-file", "absent"], "No such file"),
+        (["--collection", "x"], "name it with --store URL"),
+        (["--timeout-s", "0"], "timeout_s must be above 0"),
+    ],
+)
+def test_the_command_refuses_what_is_wrong_before_it_loads_a_model(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("M3_API_KEYS", raising=False)
+    result = CliRunner().invoke(app, ["serve", "no-such-model", *arguments])
+    assert result.exit_code == 1
+    assert message in result.output.replace("\n", " ")
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it() -> None:
+    assert outcome("serve", "fastapi") == (
+        "ImportError m3_integrations.serve needs fastapi, uvicorn and prometheus-client: "
+        "pip install 'PATH_TO_THE_CLONE[serve]'"
+    )
