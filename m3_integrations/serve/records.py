@@ -103,15 +103,17 @@ async def _add(searcher: Searcher, encoder: M3Encoder, records: Sequence[NewReco
         [record.text for record in records], [record.id for record in records], [record.metadata for record in records]
     )
     modes = tuple(mode for mode in encoder.modes if mode in store.kept_modes)
-    start = 0
+    start, is_writing = 0, False
     try:
         for window in windows(texts, max_texts=256, max_tokens=_WINDOW_TOKENS, max_length=encoder.max_length):
             end = start + len(window)
             vectors, _ = await encoder.aencode_counted(window, modes=modes)
+            is_writing = True
             await asyncio.to_thread(store.upsert, ids[start:end], window, metadatas[start:end], vectors)
-            start = end
+            start, is_writing = end, False
     except Exception as error:
-        if start == 0:
+        # A store refuses what does not fit before it writes anything.
+        if start == 0 and (not is_writing or isinstance(error, TypeError | ValueError)):
             raise
-        raise IncompleteAddError(ids, start) from error
+        raise IncompleteAddError(ids, ids[:start]) from error
     return ids
