@@ -77,7 +77,7 @@ class Gate:
         metrics.watch(
             n_running=lambda: self._n_running,
             n_waiting=lambda: len(self._waiting),
-            oldest_s=lambda: time.monotonic() - next(iter(list(self._present.values())), time.monotonic()),
+            oldest_s=lambda: time.monotonic() - min(self._present.values()) if self._present else 0.0,
         )
 
     @property

@@ -12,7 +12,6 @@ import pytest
 from langchain_openai import OpenAIEmbeddings
 from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 from pydantic import SecretStr
-from safetensors import deserialize
 from safetensors.numpy import load
 
 from m3_integrations import M3Encoder
@@ -69,7 +68,7 @@ def test_all_three_views_travel_in_one_answer(client: httpx.Client, served: M3En
 
 def test_only_the_modes_that_were_asked_for_travel_and_cut_texts_are_counted(client: httpx.Client) -> None:
     answer = client.post("/v1/encode", json={"texts": [TEXTS[3], "water"], "modes": ["dense"], "max_length": 4})
-    assert [name for name, _ in deserialize(answer.content)] == ["dense"]
+    assert load(answer.content).keys() == {"dense"}
     header = json.loads(answer.content[8 : 8 + int.from_bytes(answer.content[:8], "little")])
     assert header["__metadata__"] == {"truncated": "1"}
     assert load(client.post("/v1/encode", json={"texts": []}).content)["dense"].shape == (0, 64)

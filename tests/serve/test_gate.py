@@ -143,15 +143,17 @@ def test_a_request_that_takes_too_long_leaves_the_queue(alone: M3Encoder) -> Non
     assert sum(map(len, passes.batches)) == 2, "the second text was never encoded"
 
 
-@pytest.mark.parametrize("path", ["/v1/encode", "/v1/score_pairs", "/v1/embeddings", "/rerank"])
-def test_a_client_that_goes_away_takes_its_work_along(path: str, alone: M3Encoder) -> None:
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/v1/encode", {"texts": ["key"]}),
+        ("/v1/score_pairs", {"pairs": [["key", "bridge"]]}),
+        ("/v1/embeddings", {"model": "small", "input": "key"}),
+        ("/rerank", {"query": "key", "documents": ["bridge"]}),
+    ],
+)
+def test_a_client_that_goes_away_takes_its_work_along(path: str, asked: dict[str, Any], alone: M3Encoder) -> None:
     passes = Passes(alone)
-    asked: dict[str, Any] = {
-        "/v1/encode": {"texts": ["key"]},
-        "/v1/score_pairs": {"pairs": [["key", "bridge"]]},
-        "/v1/embeddings": {"model": "small", "input": "key"},
-        "/rerank": {"query": "key", "documents": ["bridge"]},
-    }[path]
     with serving(create_app(alone)) as url, ThreadPoolExecutor(1) as pool:
         first = pool.submit(encode, url, "water")
         passes.wait_for(waiting=0)
