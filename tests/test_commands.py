@@ -1,7 +1,7 @@
 """Every `m3` command once as a process: that it starts, does its work, and what exit status a script sees.
 
-`m3 index` and `m3 search` run as processes in the README's block (test_readme.py), `m3 serve` in serve/test_ending.py. All
-else that commands do is tested in this process, next to what they call.
+`m3 index` and `m3 search` run as processes in the README's block (test_readme.py), `m3 serve` in serve/test_ending.py.
+All else that commands do is tested in this process, next to what they call.
 """
 
 import os
