@@ -206,7 +206,7 @@ def _check_status(url: str, path: str, status: int, headers: httpx.Headers, body
     if status in {401, 403}:
         raise PermissionError(f"{url} does not accept the API key ({status}): pass the server's own as api_key=")
     message = _message(body)
-    if status == 504:
+    if status in {408, 504}:
         raise TimeoutError(f"{url} ended the request at its own time limit: {message}")
     if status in {400, 413, 422}:
         raise ValueError(f"{url} refused the request ({status}): {message}")

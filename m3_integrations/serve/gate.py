@@ -31,10 +31,6 @@ _AT_ONCE: Final = _WITHOUT_KEY | {"/metrics", "/v1/models", "/v1/encoder"}
 _PIECE_BYTES: Final = 1 << 18
 """Bytes of a body that are handed on at a time, so that a slow reader's connection holds no whole body."""
 
-_LINGER_S: Final = 5.0
-"""How long the rest of a refused body is read and dropped: a client that is still sending would see a reset
-connection, not the refusal."""
-
 _SHOWN_FRAMES: Final = 8
 """Innermost calls that the log names where the server failed."""
 
@@ -120,18 +116,13 @@ class Gate:
 
     async def _answer(self, scope: MutableMapping[str, Any], receive: Receive) -> _Answer:
         headers = dict(reversed(scope["headers"]))  # of equal ones the first counts
-        try:
-            self._check(scope["path"], headers)
-            if scope["path"] in _AT_ONCE:
-                return await self._run(scope, b"")
-            with self._counted():
-                deadline = time.monotonic() + self._limits.timeout_s
-                body = await self._body(headers, receive)
-                return await self._before(deadline, scope, body, receive)
-        except Refusal as refusal:
-            if refusal.status in {401, 413, 429, 503}:
-                await self._drop_body(receive)
-            raise
+        self._check(scope["path"], headers)
+        if scope["path"] in _AT_ONCE:
+            return await self._run(scope, b"")
+        with self._counted():
+            deadline = time.monotonic() + self._limits.timeout_s
+            body = await self._body(headers, receive)
+            return await self._before(deadline, scope, body, receive)
 
     def _check(self, path: str, headers: dict[bytes, bytes]) -> None:
         if path in _WITHOUT_KEY:
@@ -262,19 +253,6 @@ class Gate:
                 piece = bytes(body[start : start + _PIECE_BYTES])
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _drop_body(self, receive: Receive) -> None:
-        """Read what is left of a body, for a while and not without end."""
-        left = 4 * self._limits.max_body_bytes
-        try:
-            async with asyncio.timeout(_LINGER_S):
-                while left > 0:
-                    message = await receive()
-                    left -= len(message.get("body", b""))
-                    if not message.get("more_body", False):
-                        return
-        except TimeoutError:
-            return
 
 
 async def _until_gone(receive: Receive) -> None:

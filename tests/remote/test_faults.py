@@ -233,6 +233,7 @@ def test_another_model_at_the_same_url_is_refused(scripted: Scripted) -> None:
         (413, ValueError, "it is wrong"),
         (500, RuntimeError, "failed.*: it is wrong"),
         (504, TimeoutError, "its own time limit: it is wrong"),
+        (408, TimeoutError, "its own time limit: it is wrong"),
         (403, PermissionError, "API key"),
         (404, ValueError, "no m3 serve: /v1/encode gives 404"),
     ],

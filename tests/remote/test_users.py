@@ -1,6 +1,8 @@
 """Whoever takes an encoder or a model takes an `m3 serve`: adapters of both frameworks, and the command line."""
 
+import copy
 import json
+import pickle
 from pathlib import Path
 from typing import Any, cast
 
@@ -54,8 +56,12 @@ def test_both_frameworks_open_a_url_as_a_model(url: str, local: M3Encoder) -> No
     scores = langchain.M3CrossEncoder(model=url).score([("keys", text) for text in TEXTS])
     assert scores == pytest.approx(local.score("keys", TEXTS).combined.tolist(), abs=1e-6)
     first = langchain.M3Embeddings(model=url)
-    again = langchain.M3Embeddings(**first.model_dump())
-    assert again.embed_query("keys") == first.embed_query("keys")
+    for again in (
+        langchain.M3Embeddings(**first.model_dump()),
+        copy.deepcopy(first),
+        pickle.loads(pickle.dumps(first)),
+    ):
+        assert again.embed_query("keys") == first.embed_query("keys")
 
     kept = llama_index.M3VectorStore(model=url)
     nodes: list[Any] = [TextNode(id_=str(i), text=text) for i, text in enumerate(TEXTS)]

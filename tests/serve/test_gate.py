@@ -82,15 +82,25 @@ def test_only_loopback_is_served_without_a_key() -> None:
 
 
 def test_too_large_a_body_is_refused_with_and_without_its_length(served: M3Encoder) -> None:
-    with serving(create_app(served, limits=Limits(max_body_bytes=100_000))) as url:
-        large = b'{"texts": ["' + b"a" * 150_000 + b'"]}'
+    with serving(create_app(served, limits=Limits(max_body_bytes=2_000_000))) as url:
+        large = b'{"texts": ["' + b"a" * 7_000_000 + b'"]}'
         headers = {"content-type": "application/json"}
-        for content in (large, iter([large[:60_000], large[60_000:]])):  # the second is sent in chunks
+        for content in (large, iter([large[:1_000_000], large[1_000_000:]])):  # the second is sent in chunks
             answer = httpx.post(f"{url}/v1/encode", content=content, headers=headers)
             assert answer.status_code == 413
-            assert "100000 bytes" in answer.json()["error"]["message"]
+            assert "2000000 bytes" in answer.json()["error"]["message"]
         assert encode(url, "a" * 90_000).status_code == 200
         assert encode(url, "a").status_code == 200
+
+
+def test_a_client_that_sends_all_before_it_reads_sees_its_refusal(served: M3Encoder) -> None:
+    with serving(create_app(served, api_keys=["a-key"])) as url:
+        address = httpx.URL(url)
+        with socket.create_connection((address.host, address.port or 0), timeout=30) as connection:
+            connection.sendall(b"POST /v1/encode HTTP/1.1\r\nHost: x\r\nContent-Length: 20000000\r\n\r\n")
+            for _ in range(20):
+                connection.sendall(b"a" * 1_000_000)
+            assert connection.recv(100).startswith(b"HTTP/1.1 401")
 
 
 def test_too_many_texts_or_tokens_are_refused(served: M3Encoder) -> None:
