@@ -275,7 +275,9 @@ class QdrantStore(Store):
         """Return a filter as the engine has it, and index the numbers and dates that it compares."""
         if filter_ is None:
             return None
-        self._index_all(range_paths(filter_))
+        compared = {path: has for path, has in range_paths(filter_).items() if path not in self._indexed_paths}
+        # A key that no record has, perhaps misspelt, gets no index, which every later change would have to pay for.
+        self._index_all({path for path, has in compared.items() if self._count(self._filter_type(translate(has)))})
         return self._filter_type(translate(filter_))
 
     def _index_all(self, paths: set[str]) -> None:

@@ -73,13 +73,13 @@ def integer_paths(payloads: Iterable[Mapping[str, Any]]) -> set[str]:
     return {f"{kind}.{name}" for payload in payloads for kind in ("numbers", "dates") for name in payload[kind]}
 
 
-def range_paths(filter: Filter) -> set[str]:  # noqa: A002
-    """Return the paths in payloads whose integers a filter compares, for an engine to index."""
+def range_paths(filter: Filter) -> dict[str, Filter]:  # noqa: A002
+    """Return the paths in payloads whose integers a filter compares, each with a filter for what has its key."""
     if isinstance(filter, AllOf | AnyOf):
-        return set().union(*map(range_paths, filter.filters))
+        return {path: exists for part in filter.filters for path, exists in range_paths(part).items()}
     if isinstance(filter, Not):
         return range_paths(filter.filter)
-    return {_path_of(filter)} if filter.operator in RANGES else set()
+    return {_path_of(filter): Condition(filter.key, "$exists", value=True)} if filter.operator in RANGES else {}
 
 
 def _paths(metadata: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Sequence[Any]]]:

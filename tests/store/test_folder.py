@@ -168,6 +168,8 @@ def test_of_a_wide_table_only_what_a_filter_compares_is_indexed(tmp_path: Path, 
             assert store.count({"year": {"$gte": 2024}, "$not": {"day": {"$gt": "2024-05-01"}}}) == 1
             schema = store._opened().info().payload_schema
             assert {path: schema[path].points for path in schema} == {"terms": 1, year: 1, day: 1}
+            assert store.count({"yaer": {"$gte": 2024}}) == 0
+            assert store.count({"$not": {"yaer": {"$gte": 2024}}}) == 1
     with EdgeStore(tmp_path / "s") as store:
         assert store._indexed_paths == {"terms", year, day}
 
