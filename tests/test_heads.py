@@ -114,3 +114,14 @@ def test_the_command_line_says_it_in_one_line(plain: M3Encoder, tmp_path: Path) 
     with pytest.warns(UserWarning, match="'all' modes are dense here"):
         assert CliRunner().invoke(app, arguments).exit_code == 0
     assert CliRunner().invoke(app, [*arguments, "--mode", "dense"]).exit_code == 0
+
+
+def test_an_index_without_heads_is_announced_before_it_is_made(plain: M3Encoder, small: Path, tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.txt").write_text("a text")
+    arguments = ["index", str(tmp_path / "docs"), "--device", "cpu", "--size", "64", "--store"]
+    result = CliRunner().invoke(app, [*arguments, str(tmp_path / "idx"), "--model", plain.model])
+    assert result.exit_code == 0
+    assert re.search("note: " + LACKS.format("lexical, multi_vector"), result.stderr)
+    whole = CliRunner().invoke(app, [*arguments, str(tmp_path / "whole"), "--model", str(small)])
+    assert (whole.exit_code, "note:" in whole.stderr) == (0, False)

@@ -21,6 +21,7 @@ from m3_integrations.cli.shared import (
     open_model,
     open_place,
 )
+from m3_integrations.vectors import MODES, absent_heads
 
 if TYPE_CHECKING:
     from m3_integrations.indexing import IndexReport
@@ -57,6 +58,9 @@ def index(
     if folder is not None and (within := [path for path in paths if _is_within(path, folder)]):
         raise ValueError(f"{within[0]} cannot be indexed into {store}, which is it or around it: name another --store")
     encoder = open_model(model, device=device)
+    if lacking := [mode for mode in MODES if mode not in encoder.modes]:  # before hours go into a store without them
+        note = absent_heads(encoder.model, encoder.modes, lacking)
+        Console(stderr=True).print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
     with open_place(store, collection=collection, multi_vector=multi_vector) as opened:
         exclude = [folder] if folder is not None else []
         report = index_files(paths, encoder, opened, splitting=splitting, exclude=exclude, show_progress=True)
