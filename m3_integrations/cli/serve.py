@@ -63,5 +63,7 @@ def serve(
         nullcontext() if store is None else open_place(store, collection=collection) as opened,
         M3Encoder(model, device=device, dtype=dtype, max_length=max_length) as encoder,
     ):
-        app = create_app(encoder, store=opened, api_keys=keys, limits=limits, name=name)
+        app = create_app(
+            encoder, store=opened, api_keys=keys, limits=limits, name=name, local_only=False if without_key else None
+        )
         run_server(app, host=host, port=port, timeout_s=timeout_s)

@@ -33,6 +33,7 @@ _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     for status, description in {
         400: "The body is no JSON",
         401: "No API key, or a wrong one",
+        403: "Asked under another name than this machine's own, without keys",
         404: "No such model or record",
         408: "The body did not arrive in time",
         413: "Too large",
@@ -52,6 +53,7 @@ def create_app(
     api_keys: Iterable[str] = (),
     limits: Limits | None = None,
     name: str | None = None,
+    local_only: bool | None = None,
 ) -> Gate:
     """Return an ASGI app with every door over one encoder, and over a store if one is given.
 
@@ -63,6 +65,8 @@ def create_app(
         api_keys: A request must name one of these; without any, everybody may ask. `read_keys` reads them.
         limits: How much may be asked; `Limits()` if None.
         name: What the model is called; by default what it was opened by, of a folder its last part.
+        local_only: Whether requests must be to an address or to localhost, not to another name; by default if there are
+            no keys. False behind a proxy that passes its own name on.
 
     Raises:
         TypeError: If api_keys is one string.
@@ -101,8 +105,9 @@ def create_app(
         """Return the server's figures in Prometheus' text format."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    is_local = keys.is_empty if local_only is None else local_only
     paths = frozenset(app.openapi()["paths"]) | {"/docs", "/openapi.json"}
-    gate = Gate(app, paths=paths, keys=keys, limits=limits, metrics=metrics)
+    gate = Gate(app, paths=paths, keys=keys, limits=limits, metrics=metrics, local_only=is_local)
     return gate
 
 

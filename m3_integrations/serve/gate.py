@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import time
 import traceback
@@ -62,10 +63,15 @@ class Gate:
         keys: Who may ask.
         limits: How much may be asked.
         metrics: Where requests are counted.
+        local_only: Whether only requests to an address or to localhost are answered. Without keys that keeps out pages
+            in a browser on this machine: a page can make its own name lead here, and then ask as itself.
     """
 
-    def __init__(self, app: App, *, paths: frozenset[str], keys: KeyRing, limits: Limits, metrics: Metrics) -> None:
+    def __init__(
+        self, app: App, *, paths: frozenset[str], keys: KeyRing, limits: Limits, metrics: Metrics, local_only: bool
+    ) -> None:
         self._app, self._paths, self._keys, self._limits, self._metrics = app, paths, keys, limits, metrics
+        self._local_only = local_only
         self._is_ending = False
         self._n_running = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -125,6 +131,10 @@ class Gate:
             return await self._before(deadline, scope, body, receive)
 
     def _check(self, path: str, headers: dict[bytes, bytes]) -> None:
+        if self._local_only and not _is_local(headers.get(b"host", b"localhost")):
+            raise Refusal(
+                403, "without API keys this server answers requests to an address or to localhost, not to other names"
+            )
         if path in _WITHOUT_KEY:
             return
         if not self._keys.accepts(headers.get(b"authorization", b"")):
@@ -272,3 +282,13 @@ def _too_large(most: int) -> Refusal:
 
 def _ending() -> Refusal:
     return Refusal(503, "this server is ending: ask again later, or another one", retry_after_s=1)
+
+
+def _is_local(host: bytes) -> bool:
+    """Return whether a header "Host" is an address or localhost; a port may follow."""
+    name = host.decode("latin-1").rpartition("]")[0].removeprefix("[") or host.decode("latin-1").partition(":")[0]
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return name.lower() == "localhost" or name.lower().endswith(".localhost")
+    return True

@@ -70,6 +70,11 @@ class KeyRing:
         check_keys(keys)
         self._digests = [_digest(key.encode("ascii")) for key in keys]
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether everybody is accepted."""
+        return not self._digests
+
     def accepts(self, authorization: bytes) -> bool:
         """Return whether a header "Authorization" names one of the keys; it is compared with all of them."""
         if not self._digests:

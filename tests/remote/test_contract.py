@@ -29,22 +29,22 @@ def each(request: pytest.FixtureRequest, small: Path, url: str) -> Iterator[AnyE
 @pytest.mark.filterwarnings("ignore:.*longer than")
 def test_vectors_are_those_of_the_network(each: AnyEncoder, local: M3Encoder) -> None:
     for kind in ("document", "query"):
-        assert_same(each.encode(TEXTS, kind=kind), local.encode(TEXTS, kind=kind), 1e-6)
+        assert_same(each.encode(TEXTS, kind=kind), local.encode(TEXTS, kind=kind), 1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:.*longer than")
 async def test_async_vectors_and_batches_are_those_of_the_network(each: AnyEncoder, local: M3Encoder) -> None:
-    assert_same(await each.aencode(TEXTS, kind="query"), local.encode(TEXTS, kind="query"), 1e-6)
+    assert_same(await each.aencode(TEXTS, kind="query"), local.encode(TEXTS, kind="query"), 1e-5)
     parts = await asyncio.gather(*(each.aencode([text], modes=("lexical",)) for text in TEXTS[:20]))
     for part, text in zip(parts, TEXTS, strict=False):
-        assert_same(part, local.encode([text], modes=("lexical",)), 1e-6)
+        assert_same(part, local.encode([text], modes=("lexical",)), 1e-5)
 
 
 def test_any_iterable_is_read_once(each: AnyEncoder, local: M3Encoder) -> None:
     texts = [f"text {i}" for i in range(40)]
-    assert_same(each.encode(text for text in texts), local.encode(texts), 1e-6)
+    assert_same(each.encode(text for text in texts), local.encode(texts), 1e-5)
     parts = list(each.encode_batches(iter(texts), modes=("dense",)))
-    np.testing.assert_allclose(np.concatenate([part.dense for part in parts]), local.encode(texts).dense, atol=1e-6)
+    np.testing.assert_allclose(np.concatenate([part.dense for part in parts]), local.encode(texts).dense, atol=1e-5)
 
 
 def test_encoding_nothing_gives_empty_results_of_the_right_shape(each: AnyEncoder) -> None:
@@ -118,7 +118,7 @@ def test_texts_are_cut_at_max_length_and_warned_of_once(each: AnyEncoder, local:
     assert [warning.filename for warning in caught] == [__file__]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert_same(whole, local.encode(texts), 1e-6)
+        assert_same(whole, local.encode(texts), 1e-5)
         assert [len(rows) for rows in each.encode(texts, max_length=9).multi_vector] == [8, 4, 8, 8]
         assert [len(tokens) for tokens in each.tokenize(texts, max_length=9)] == [8, 4, 8, 8]
     with pytest.warns(UserWarning, match="3 of 4 texts were longer than 9 tokens"):
@@ -148,10 +148,10 @@ def test_scores_are_those_of_the_network(each: AnyEncoder, local: M3Encoder) -> 
         found, wanted = (encoder.score("keys", texts, weights=weights) for encoder in (each, local))
         assert found.modes == wanted.modes
         for name in ("combined", *found.modes):
-            np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), atol=1e-6)
+            np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), atol=1e-5)
             assert getattr(found, name).dtype == np.float32
     pairs = [("a", "b"), ("keys", "rotate keys"), ("a", "b")]
-    np.testing.assert_allclose(each.score_pairs(pairs).combined, local.score_pairs(pairs).combined, atol=1e-6)
+    np.testing.assert_allclose(each.score_pairs(pairs).combined, local.score_pairs(pairs).combined, atol=1e-5)
     with pytest.raises(ValueError, match="unknown weights 'best'"):
         each.score("keys", texts, weights="best")
     with pytest.raises(TypeError, match="query must be a string"):

@@ -34,9 +34,9 @@ async def test_what_passes_is_tried_again(scripted: Scripted, local: M3Encoder, 
     with RemoteEncoder(scripted.url) as encoder:
         wanted = local.encode(["keys"])
         scripted.script = list(trouble)
-        assert_same(encoder.encode(["keys"]), wanted, 1e-6)
+        assert_same(encoder.encode(["keys"]), wanted, 1e-5)
         scripted.script = list(trouble)
-        assert_same(await encoder.aencode(["keys"]), wanted, 1e-6)
+        assert_same(await encoder.aencode(["keys"]), wanted, 1e-5)
         scripted.script = list(trouble)
         assert encoder.tokenize(["keys"]) == local.tokenize(["keys"])
         assert len(scripted.asked) == 1 + 3 * (len(trouble) + 1)
@@ -258,7 +258,7 @@ def test_a_call_is_cut_into_requests_that_the_server_accepts(scripted: Scripted,
             found = encoder.encode(texts, modes=("dense",))
         with pytest.warns(UserWarning, match="6 of 26"):
             wanted = local.encode(texts, modes=("dense",))
-        np.testing.assert_allclose(found.dense, wanted.dense, atol=1e-6)
+        np.testing.assert_allclose(found.dense, wanted.dense, atol=1e-5)
         sent = [asked[2]["texts"] for asked in scripted.asked[1:]]
         assert sorted(text for part in sent for text in part) == sorted(texts)
         assert max(map(len, sent)) == 8
@@ -365,7 +365,7 @@ def test_many_threads_and_event_loops_share_an_encoder(remote: RemoteEncoder, lo
         thread.start()
     for thread in threads:
         thread.join()
-    np.testing.assert_allclose(np.array(found), wanted, atol=1e-6)
+    np.testing.assert_allclose(np.array(found), wanted, atol=1e-5)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
@@ -398,7 +398,7 @@ def test_a_pickled_encoder_does_not_connect_before_it_is_used(local: M3Encoder) 
     with served(local) as url, RemoteEncoder(url, timeout_s=7) as encoder:
         pickled = pickle.dumps(encoder)
         found = pickle.loads(pickled).encode(["keys"])
-        np.testing.assert_allclose(found.dense, local.encode(["keys"]).dense, atol=1e-6)
+        np.testing.assert_allclose(found.dense, local.encode(["keys"]).dense, atol=1e-5)
     twin = pickle.loads(pickled)
     assert (twin.model, twin.fingerprint, twin.settings["timeout_s"]) == (url, local.fingerprint, 7)
     with pytest.raises(ConnectionError, match="nothing answers"):

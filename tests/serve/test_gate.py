@@ -51,6 +51,28 @@ def test_a_request_needs_one_of_the_keys(served: M3Encoder) -> None:
         assert httpx.get(f"{url}/ready").json() == {"status": "ready"}
 
 
+def test_without_keys_only_this_machines_own_names_are_answered(served: M3Encoder) -> None:
+    with serving(create_app(served)) as url, serving(create_app(served, local_only=False)) as open_url:
+        for host, status in (
+            ("localhost", 200),
+            ("LOCALHOST:8000", 200),
+            ("me.localhost", 200),
+            ("127.0.0.1:8000", 200),
+            ("[::1]:8000", 200),
+            ("10.0.0.7", 200),
+            ("evil.example", 403),
+            ("evil.example:8000", 403),
+            ("localhost.evil.example", 403),
+            ("127.0.0.1.evil.example", 403),
+        ):
+            for path in ("/v1/encoder", "/health", "/docs"):
+                assert httpx.get(url + path, headers={"Host": host}).status_code == status, (host, path)
+            assert httpx.get(f"{open_url}/v1/encoder", headers={"Host": host}).status_code == 200
+    with serving(create_app(served, api_keys=["key"])) as url:
+        headers = {"Host": "proxy.example", "Authorization": "Bearer key"}
+        assert httpx.get(f"{url}/v1/encoder", headers=headers).status_code == 200
+
+
 def test_keys_come_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("M3_API_KEYS", raising=False)
     assert read_keys() == ()
@@ -97,7 +119,7 @@ def test_a_client_that_sends_all_before_it_reads_sees_its_refusal(served: M3Enco
     with serving(create_app(served, api_keys=["a-key"])) as url:
         address = httpx.URL(url)
         with socket.create_connection((address.host, address.port or 0), timeout=30) as connection:
-            connection.sendall(b"POST /v1/encode HTTP/1.1\r\nHost: x\r\nContent-Length: 20000000\r\n\r\n")
+            connection.sendall(b"POST /v1/encode HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20000000\r\n\r\n")
             for _ in range(20):
                 connection.sendall(b"a" * 1_000_000)
             assert connection.recv(100).startswith(b"HTTP/1.1 401")
@@ -194,10 +216,10 @@ def test_a_body_that_never_ends_is_given_up(served: M3Encoder) -> None:
     with serving(create_app(served, limits=Limits(timeout_s=0.3))) as url:
         address = httpx.URL(url)
         with socket.create_connection((address.host, address.port or 0), timeout=30) as connection:
-            connection.sendall(b"POST /v1/encode HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
+            connection.sendall(b"POST /v1/encode HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{")
             assert connection.recv(100).startswith(b"HTTP/1.1 408")
         with socket.create_connection((address.host, address.port or 0), timeout=30) as connection:
-            connection.sendall(b"POST /v1/encode HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
+            connection.sendall(b"POST /v1/encode HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{")
         wait_until(lambda: gauge(url, 'm3_requests_total{path="/v1/encode",status="499"}') == 1)
 
 
