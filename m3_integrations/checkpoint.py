@@ -100,7 +100,7 @@ class Heads:
 
 
 def find_checkpoint(model: str | os.PathLike[str], *, revision: str | None = None) -> Path:
-    """Give the folder of a checkpoint, downloading from the Hugging Face hub what is needed and not yet cached.
+    """Return the folder of a checkpoint, downloading from the Hugging Face hub what is needed and not yet cached.
 
     Args:
         model: A folder, a repository of the hub such as "BAAI/bge-m3", or "tiny", the checkpoint in this package
@@ -274,7 +274,7 @@ def _check_pooling(folder: Path) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Give the files with the backbone's weights: safetensors where there are any, as transformers prefers them."""
+    """Return the files with the backbone's weights: safetensors where there are any, as transformers prefers them."""
     for names in _WEIGHTS:
         if files := sorted(path for name in names[:2] for path in folder.glob(name)):
             return files
@@ -282,7 +282,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_tensors(path: Path) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
-    """Give the tensors of a weight file: their names, and a call that reads one."""
+    """Return the tensors of a weight file: their names, and a call that reads one."""
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a dictionary
@@ -314,7 +314,7 @@ def load_heads(folder: Path, hidden_size: int, dtype: torch.dtype) -> Heads | No
 
 
 def head_files(folder: Path, name: str = "*_linear") -> list[Path]:
-    """Give the files of one head, or of both."""
+    """Return the files of one head, or of both."""
     return sorted([*folder.glob(f"{name}.safetensors"), *folder.glob(f"{name}.pt")])
 
 
@@ -410,7 +410,7 @@ def save_checkpoint(
 
 
 def _write_modules(folder: Path, dim: int) -> None:
-    """Say how a dense vector is made; without it sentence-transformers would take the mean over the tokens."""
+    """Write how a dense vector is made; without it sentence-transformers would take the mean over the tokens."""
     modules = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
     listed = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}

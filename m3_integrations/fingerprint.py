@@ -27,7 +27,7 @@ _CONFIG_KEYS: Final = (
 
 
 def checkpoint_fingerprint(folder: Path, vocabulary: Sequence[str]) -> str:
-    """Give 32 hexadecimal digits of a checkpoint's configuration, vocabulary, heads and weights.
+    """Return 32 hexadecimal digits of a checkpoint's configuration, vocabulary, heads and weights.
 
     The same whether the weights are in safetensors or in a `.bin`, in float32 or rounded to float16.
 

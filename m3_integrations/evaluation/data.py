@@ -127,7 +127,7 @@ def find_folders(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def _check_files(folder: Path, source: Path) -> None:
-    """Say what is missing before a large corpus is read."""
+    """Raise FileNotFoundError if a file of the layout is missing, before a large corpus is read."""
     if not source.exists():
         raise FileNotFoundError(
             f"{source} is not there: queries come from a folder in this layout, or a file of MKQA's"

@@ -68,7 +68,7 @@ def find_files(paths: Iterable[str | os.PathLike[str]], *, exclude: Iterable[Pat
 
 
 def kind_of(path: Path) -> str | None:
-    """Give the ending that says how a file is read; None for one that is not known."""
+    """Return the ending that says how a file is read; None for one that is not known."""
     suffix = path.suffix.lower()
     return suffix if suffix in KINDS else None
 

@@ -38,7 +38,7 @@ class Heading:
 
 
 def read_headings(text: str) -> list[Heading]:
-    """Give the headings of a CommonMark text in their order; those inside quotes and lists are none of its own.
+    """Return the headings of a CommonMark text in their order; those inside quotes and lists are none of its own.
 
     Args:
         text: Lines end with a line feed alone. A block of metadata between lines of "---" at its start is passed over.
@@ -69,7 +69,7 @@ _RST_SETTINGS: Final[dict[str, Any]] = {
 
 
 def read_rst_headings(text: str) -> list[Heading]:
-    """Give the headings of a reStructuredText in their order; those inside blocks are none of its own.
+    """Return the headings of a reStructuredText in their order; those inside blocks are none of its own.
 
     Args:
         text: Lines end with a line feed alone.

@@ -154,7 +154,7 @@ def _check_roots(roots: Iterable[Path], stored: Mapping[Path, StoredFile]) -> No
 
 
 def _changed_size(path: Path, stored: StoredFile | None, splitting: Splitting, report: IndexReport) -> int | None:
-    """Give a file's size in bytes if it must be read; None if it is as stored, or, which is noted, cannot be read."""
+    """Return a file's size in bytes if it must be read; None if it is as stored, or, which is noted, cannot be read."""
     try:
         os.fspath(path).encode()
         with path.open("rb") as file:
@@ -192,7 +192,7 @@ def _index_file(path: Path, size: int, stored: StoredFile | None, splitter: Spli
 
 
 def _gone(found: FoundFiles, stored: Mapping[Path, StoredFile]) -> list[Path]:
-    """Give the files of the store that are under the roots no more; what could not be looked at counts as there."""
+    """Return the files of the store that are under the roots no more; what could not be looked at counts as there."""
     present = set(found.files)
     return [
         path

@@ -62,12 +62,12 @@ class StoredFile:
 
 
 def content_digest(path: Path, sha256: str, splitting: Splitting) -> str:
-    """Give a digest of a file's content and of how it is cut."""
+    """Return a digest of a file's content and of how it is cut."""
     return _digest([_FORMAT, asdict(splitting), path.suffix.lower(), sha256])
 
 
 def make_parts(path: Path, content: bytes, digest: str, splitter: Splitter) -> list[FilePart]:
-    """Give the records of a file in their order; none for one without text.
+    """Return the records of a file in their order; none for one without text.
 
     Args:
         path: Absolute.
@@ -100,7 +100,7 @@ def make_parts(path: Path, content: bytes, digest: str, splitter: Splitter) -> l
 
 
 def read_stored(records: Iterable[Record]) -> dict[Path, StoredFile]:
-    """Give what a store has of every file; records that were not made here are passed over."""
+    """Return what a store has of every file; records that were not made here are passed over."""
     files: dict[Path, StoredFile] = {}
     for record in records:
         file, part = record.metadata.get("m3_file"), record.metadata.get("m3_part")

@@ -134,7 +134,7 @@ def _parsed(where: str, line: str, number: int) -> Entry:
 
 
 def _key(where: str, found: Mapping[str, Any], number: int) -> str:
-    """Give the record's own id, or its line."""
+    """Return the record's own id, or its line."""
     given = found.get("_id") if found.get("_id") is not None else found.get("id")
     if given is None:
         return f"line {number}"

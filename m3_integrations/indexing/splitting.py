@@ -86,7 +86,7 @@ class Splitter:
         return f"Splitter({self._encoder!r}, {self.splitting!r})"
 
     def split(self, text: str, *, markup: Markup = "plain") -> list[Part]:
-        """Give the parts of a text in their order; none for a blank one.
+        """Return the parts of a text in their order; none for a blank one.
 
         Markdown and reStructuredText are cut at every heading. What is too long after that is cut so that every part
         is as long as it can be without breaking a larger unit than it must. A heading that the rest of its section
@@ -130,7 +130,7 @@ class Splitter:
         return joined
 
     def _count(self, text: str) -> int:
-        """Give the tokens of a text, special ones left out; of a text that the encoder cuts, what it leaves."""
+        """Return the tokens of a text, special ones left out; of a text that the encoder cuts, what it leaves."""
         return len(self._encoder.tokenize([text])[0]) - 1  # [SEP]
 
     def _fits(self, text: str) -> bool:
@@ -138,7 +138,7 @@ class Splitter:
 
 
 def _blocks(text: str) -> Iterator[tuple[int, int]]:
-    """Give the whole text as one span, or several if lines are so long that they must be cut beforehand."""
+    """Return the whole text as one span, or several if lines are so long that they must be cut beforehand."""
     start = position = 0
     while position < len(text):
         end = text.find("\n", position) + 1 or len(text)

@@ -17,7 +17,7 @@ DTYPES: Final = {
 
 
 def find_device(name: str) -> torch.device:
-    """Give the device of this name, or with "auto" the best one here: CUDA, Apple's GPU, the CPU.
+    """Return the device of this name, or with "auto" the best one here: CUDA, Apple's GPU, the CPU.
 
     Raises:
         ValueError: If torch does not know the name or the device is not there.
@@ -35,7 +35,7 @@ def find_device(name: str) -> torch.device:
 
 
 def find_devices(names: str) -> tuple[torch.device, ...]:
-    """Give the devices of these names, which commas separate, for `find_device`; all of one kind.
+    """Return the devices of these names, which commas separate, for `find_device`; all of one kind.
 
     Raises:
         ValueError: If one cannot be used, or a GPU and a CPU are to share the work.
@@ -47,7 +47,7 @@ def find_devices(names: str) -> tuple[torch.device, ...]:
 
 
 def find_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Give the dtype of this name, or with "auto" float16 on CUDA and float32 elsewhere.
+    """Return the dtype of this name, or with "auto" float16 on CUDA and float32 elsewhere.
 
     Raises:
         ValueError: For a name other than those in `DTYPES`, or for "int8" anywhere but on a CPU made for it.

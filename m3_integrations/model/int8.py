@@ -33,7 +33,7 @@ class Int8Linear(nn.Module):
         self.register_buffer("bias", bias)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """Give (..., outputs) float32 for (..., inputs) float32."""
+        """Return (..., outputs) float32 for (..., inputs) float32."""
         rounded, scales = _rounded(states.flatten(0, -2))
         sums = torch._int_mm(rounded, self.weight).float().mul_(scales)  # (tokens, outputs)
         return torch.addcmul(self.bias, sums, self.scales).view(*states.shape[:-1], -1)
@@ -53,6 +53,6 @@ def has_int8_kernel() -> bool:
 
 
 def _rounded(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give rows as int8, and (rows, 1) float32 scales that give them back; a value that is not finite stays so."""
+    """Return rows as int8, and (rows, 1) float32 scales that give them back; a value that is not finite stays so."""
     scales = rows.abs().amax(dim=1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny).div_(_LARGEST)
     return (rows / scales).round_().to(torch.int8), scales

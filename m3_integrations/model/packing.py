@@ -116,7 +116,7 @@ def has_varlen_kernel(backbone: Any) -> bool:
 
 
 def packed_positions(ids: IntArray, lengths: IntArray, padding_index: int) -> IntArray:
-    """Give XLM-RoBERTa's position of every token: from padding_index + 1 in each text.
+    """Return XLM-RoBERTa's position of every token: from padding_index + 1 in each text.
 
     As in the reference, a token that is padding's own id (a text may spell "<pad>") has the position padding_index,
     and those after it count on as though it were not there.
