@@ -31,7 +31,6 @@ from m3_integrations.model import find_devices, find_dtype
 from m3_integrations.scoring import score_pairs
 from m3_integrations.tokenizer import Pooling
 from m3_integrations.vectors import (
-    IntArray,
     Kind,
     M3Scores,
     M3Vectors,
@@ -42,6 +41,7 @@ from m3_integrations.vectors import (
     check_length,
     check_modes,
     check_texts,
+    distinct_texts,
     resolve_weights,
     warn_of_cut,
     windows,
@@ -409,8 +409,8 @@ class M3Encoder:
 
     def _score_pairs(self, pairs: Sequence[tuple[str, str]], weights: ModeWeights) -> M3Scores:
         weights.normalized(self.modes)
-        queries, query_of = _distinct(query for query, _ in pairs)
-        documents, document_of = _distinct(text for _, text in pairs)
+        queries, query_of = distinct_texts(query for query, _ in pairs)
+        documents, document_of = distinct_texts(text for _, text in pairs)
         query_limit, limit = self._limit("query"), self._limit("document")
         of_query, n_cut = self._encoded(queries, "query", query_limit)
         columns = {mode: np.zeros(len(pairs), dtype=np.float32) for mode in (*self.modes, "combined")}
@@ -446,7 +446,7 @@ class M3Encoder:
 
 
 def _name(model: str | os.PathLike[str]) -> str:
-    """Give what a pickle calls the checkpoint: a folder's absolute path, otherwise its name."""
+    """Return what a pickle calls the checkpoint: a folder's absolute path, otherwise its name."""
     if not os.fspath(model):
         raise ValueError("model must be a folder or the name of a checkpoint, got an empty string")
     if os.fspath(model).startswith(("http://", "https://")):
@@ -467,10 +467,3 @@ def _progress(total: int | None) -> Iterator[Callable[[int], object]]:
         yield bar.update
         if total is not None:
             bar.update(total - bar.n)  # what the cache gave
-
-
-def _distinct(texts: Iterable[str]) -> tuple[list[str], IntArray]:
-    """Give the different texts in the order they first occur, and for every text which of them it is."""
-    rows: dict[str, int] = {}
-    where = [rows.setdefault(text, len(rows)) for text in texts]
-    return list(rows), np.array(where, dtype=np.int64)

@@ -6,30 +6,14 @@ from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SkipValidation
 
-from m3_integrations.search import changed_settings, check_store, open_encoder
+from m3_integrations.search import changed_settings, check_store, checked_weights, no_flag, open_encoder
 from m3_integrations.store import Store
-from m3_integrations.vectors import Encoder, WeightsLike, resolve_weights
+from m3_integrations.vectors import Encoder, WeightsLike
 
-
-def _checked(weights: WeightsLike | None) -> WeightsLike | None:
-    """Keep a name and None as they are; the rest becomes `ModeWeights`, which nobody can change later."""
-    try:
-        chosen = resolve_weights(weights)
-    except TypeError as error:  # pydantic makes a ValidationError of a ValueError alone
-        raise ValueError(str(error)) from error
-    return weights if weights is None or isinstance(weights, str) else chosen
-
-
-def _no_flag(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError(f"must be an integer, got {value!r}")  # noqa: TRY004 - likewise
-    return value
-
-
-Weights = Annotated[SkipValidation[WeightsLike | None], BeforeValidator(_checked)]
+Weights = Annotated[SkipValidation[WeightsLike | None], BeforeValidator(checked_weights)]
 """How much each mode counts: any `WeightsLike`, or None for equal weights."""
 
-Integer = Annotated[int, BeforeValidator(_no_flag)]
+Integer = Annotated[int, BeforeValidator(no_flag)]
 """A whole number, numpy's too; pydantic itself would take True for 1."""
 
 MaybeStore = Annotated[SkipValidation[Store | None], BeforeValidator(check_store)]

@@ -20,6 +20,8 @@ from m3_integrations.search.options import (
     as_integer,
     check_names,
     check_options,
+    checked_weights,
+    no_flag,
 )
 from m3_integrations.search.relevance import relevance
 from m3_integrations.search.replacing import add_unless_known, matching_records, records_of, replace_sources
@@ -49,9 +51,11 @@ __all__ = [
     "check_options",
     "check_ranking",
     "check_store",
+    "checked_weights",
     "diverse_hits",
     "holds_node",
     "matching_records",
+    "no_flag",
     "open_encoder",
     "records_of",
     "relevance",

@@ -64,8 +64,7 @@ def add_texts(
             store.upsert(chosen[start:end], listed[start:end], kept[start:end], vectors)
             start, is_writing = end, False
     except BaseException as error:
-        # A store refuses what does not fit before it writes anything.
-        if start == 0 and (not is_writing or isinstance(error, TypeError | ValueError)):
+        if is_nothing_in(error, start, is_writing=is_writing):
             raise
         incomplete = IncompleteAddError(chosen, chosen[:start])
         if isinstance(error, Exception):
@@ -73,6 +72,17 @@ def add_texts(
         error.__cause__ = incomplete
         raise
     return chosen
+
+
+def is_nothing_in(error: BaseException, n_added: int, *, is_writing: bool) -> bool:
+    """Return whether adding has ended before anything of it can be in a store.
+
+    Args:
+        error: What ended it.
+        n_added: How many texts were stored before.
+        is_writing: Whether the store was writing; it refuses what does not fit before it writes anything.
+    """
+    return n_added == 0 and (not is_writing or isinstance(error, TypeError | ValueError))
 
 
 def check_added(

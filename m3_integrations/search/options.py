@@ -7,7 +7,7 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from typing import Final, Literal, TypedDict, Unpack, get_args
+from typing import Any, Final, Literal, TypedDict, Unpack, get_args
 
 import numpy as np
 
@@ -123,6 +123,30 @@ class SearchOptions:
             return self
         kept = {name: value for name, value in vars(self).items() if keywords.get(name) is None}
         return SearchOptions(**{**keywords, **kept})
+
+
+def checked_weights(weights: WeightsLike | None) -> WeightsLike | None:
+    """Return a name and None as they are, and anything else as `ModeWeights`, which nobody can change later.
+
+    Raises:
+        ValueError: If they are no weights, also where `resolve_weights` raises TypeError: pydantic reports only this.
+    """
+    try:
+        chosen = resolve_weights(weights)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    return weights if weights is None or isinstance(weights, str) else chosen
+
+
+def no_flag(value: Any) -> Any:
+    """Return a value that is no boolean, which pydantic would take for an integer.
+
+    Raises:
+        ValueError: If it is one.
+    """
+    if isinstance(value, bool):
+        raise ValueError(f"must be an integer, got {value!r}")  # noqa: TRY004 - pydantic reports a ValueError alone
+    return value
 
 
 OPTION_NAMES: Final = tuple(field.name for field in fields(SearchOptions))

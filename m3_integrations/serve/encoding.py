@@ -8,7 +8,7 @@ one more dependency.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Final
 
@@ -29,7 +29,7 @@ from m3_integrations.serve.shapes import (
     TokenizeQuestion,
     VocabularyAnswer,
 )
-from m3_integrations.vectors import IntArray, M3Scores, M3Vectors, ModeWeights, resolve_weights, windows
+from m3_integrations.vectors import M3Scores, M3Vectors, ModeWeights, distinct_texts, resolve_weights, windows
 
 _API: Final = 1
 """Rises when a client of before would misread an answer."""
@@ -149,8 +149,8 @@ async def ascore_pairs(encoder: M3Encoder, pairs: Sequence[tuple[str, str]], wei
         ValueError: If the weights lie only on modes that the model lacks.
     """
     weights.normalized(encoder.modes)
-    queries, query_of = _distinct(query for query, _ in pairs)
-    documents, document_of = _distinct(text for _, text in pairs)
+    queries, query_of = distinct_texts(query for query, _ in pairs)
+    documents, document_of = distinct_texts(text for _, text in pairs)
     of_query, _ = await encoder.aencode_counted(queries, kind="query")
     columns = {name: np.zeros(len(pairs), dtype=np.float32) for name in (*encoder.modes, "combined")}
     start = 0
@@ -164,10 +164,3 @@ async def ascore_pairs(encoder: M3Encoder, pairs: Sequence[tuple[str, str]], wei
             column[here] = getattr(scores, name)
         start += len(window)
     return M3Scores(**columns)
-
-
-def _distinct(texts: Iterable[str]) -> tuple[list[str], IntArray]:
-    """Return the different texts in the order they first occur, and for every text which of them it is."""
-    rows: dict[str, int] = {}
-    where = [rows.setdefault(text, len(rows)) for text in texts]
-    return list(rows), np.array(where, dtype=np.int64)

@@ -11,7 +11,7 @@ from fastapi import APIRouter
 
 from m3_integrations.encoder import M3Encoder
 from m3_integrations.search import IncompleteAddError, Searcher
-from m3_integrations.search.adding import check_added
+from m3_integrations.search.adding import check_added, is_nothing_in
 from m3_integrations.serve.limits import Limits
 from m3_integrations.serve.refusal import Refusal
 from m3_integrations.serve.shapes import (
@@ -112,8 +112,7 @@ async def _add(searcher: Searcher, encoder: M3Encoder, records: Sequence[NewReco
             await asyncio.to_thread(store.upsert, ids[start:end], window, metadatas[start:end], vectors)
             start, is_writing = end, False
     except Exception as error:
-        # A store refuses what does not fit before it writes anything.
-        if start == 0 and (not is_writing or isinstance(error, TypeError | ValueError)):
+        if is_nothing_in(error, start, is_writing=is_writing):
             raise
         raise IncompleteAddError(ids, ids[:start]) from error
     return ids

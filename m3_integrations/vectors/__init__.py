@@ -23,7 +23,7 @@ from m3_integrations.vectors.modes import (
 )
 from m3_integrations.vectors.protocol import Encoder
 from m3_integrations.vectors.scores import M3Scores
-from m3_integrations.vectors.texts import check_length, check_texts, warn_of_cut, windows
+from m3_integrations.vectors.texts import check_length, check_texts, distinct_texts, warn_of_cut, windows
 from m3_integrations.vectors.warning import warn_caller
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "check_length",
     "check_modes",
     "check_texts",
+    "distinct_texts",
     "offsets_of",
     "resolve_weights",
     "warn_caller",

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
+
+from m3_integrations.vectors.arrays import IntArray
 from m3_integrations.vectors.warning import warn_caller
 
 
@@ -78,3 +81,10 @@ def warn_of_cut(n_cut: int, n: int, *limits: int) -> None:
         f"{n_cut} of {n} texts were longer than {tokens} tokens and were cut: split them, or allow more by max_length "
         "as far as the checkpoint has positions"
     )
+
+
+def distinct_texts(texts: Iterable[str]) -> tuple[list[str], IntArray]:
+    """Return the n different texts in the order they first occur, and for every text which of them it is, int64."""
+    rows: dict[str, int] = {}
+    where = [rows.setdefault(text, len(rows)) for text in texts]
+    return list(rows), np.array(where, dtype=np.int64)
