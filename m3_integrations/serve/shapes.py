@@ -29,6 +29,7 @@ class ErrorAnswer(BaseModel):
     """Every answer that is no success has this shape."""
 
     error: ErrorDetail
+    detail: str = Field(description="The message again, where Jina's clients look for it.")
 
 
 class EncoderLimits(BaseModel):

@@ -99,11 +99,11 @@ def test_openais_client_gets_the_same_vectors_in_both_formats(url: str, served: 
     with openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as client:
         assert [model.id for model in client.models.list()] == [NAME]
         answer = client.embeddings.create(model=NAME, input=TEXTS)  # asks for base64
-        np.testing.assert_allclose([each.embedding for each in answer.data], expected, atol=1e-5)
+        np.testing.assert_allclose([each.embedding for each in answer.data], expected, atol=1e-6, rtol=0)
         assert [each.index for each in answer.data] == [0, 1, 2, 3, 4]
         assert answer.usage.prompt_tokens == sum(len(tokens) + 1 for tokens in served.tokenize(TEXTS))
         plain = client.embeddings.create(model=NAME, input="water", encoding_format="float")
-        np.testing.assert_allclose(plain.data[0].embedding, expected[1], atol=1e-5)
+        np.testing.assert_allclose(plain.data[0].embedding, expected[1], atol=1e-6, rtol=0)
         with pytest.raises(openai.UnprocessableEntityError, match="cannot be shortened: leave dimensions out"):
             client.embeddings.create(model=NAME, input="water", dimensions=8)
         with pytest.raises(openai.UnprocessableEntityError, match="not token ids"):
@@ -127,10 +127,10 @@ def test_the_frameworks_clients_of_openai_get_the_same_vectors(url: str, served:
             check_embedding_ctx_length=False,
             http_client=first,
         )
-        np.testing.assert_allclose(chain.embed_documents(TEXTS), expected, atol=1e-5)
-        np.testing.assert_allclose(chain.embed_query("water"), expected[1], atol=1e-5)
+        np.testing.assert_allclose(chain.embed_documents(TEXTS), expected, atol=1e-6, rtol=0)
+        np.testing.assert_allclose(chain.embed_query("water"), expected[1], atol=1e-6, rtol=0)
         index = OpenAILikeEmbedding(model_name=NAME, api_base=f"{url}/v1", api_key=KEY, http_client=second)
-        np.testing.assert_allclose(index.get_text_embedding_batch(TEXTS[:2]), expected[:2], atol=1e-5)
+        np.testing.assert_allclose(index.get_text_embedding_batch(TEXTS[:2]), expected[:2], atol=1e-6, rtol=0)
 
 
 def test_base64_holds_little_endian_float32(client: httpx.Client, served: M3Encoder) -> None:
