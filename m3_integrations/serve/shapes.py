@@ -102,6 +102,8 @@ class ScoreAnswer(BaseModel):
     dense: list[float] | None = None
     lexical: list[float] | None = None
     multi_vector: list[float] | None = None
+    truncated_queries: list[int] = Field(description="Positions of the pairs whose query was longer than its limit.")
+    truncated_texts: list[int] = Field(description="Positions of the pairs whose text was longer than its limit.")
 
 
 class SearchQuestion(_Asked):

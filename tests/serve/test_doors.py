@@ -13,6 +13,7 @@ from langchain_openai import OpenAIEmbeddings
 from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 from pydantic import SecretStr
 from safetensors.numpy import load
+from tokenizers import Tokenizer
 
 from m3_integrations import M3Encoder
 from m3_integrations.serve import create_app
@@ -88,10 +89,25 @@ def test_scores_of_pairs_are_the_encoders(client: httpx.Client, served: M3Encode
     pairs = [("stone", text) for text in TEXTS] + [("key", TEXTS[3])]
     found = client.post("/v1/score_pairs", json={"pairs": pairs, "weights": [0.2, 0.5, 0.3]}).json()
     expected = served.score_pairs(pairs, weights=[0.2, 0.5, 0.3])
-    assert found.keys() == {"combined", "dense", "lexical", "multi_vector"}
-    for name, values in found.items():
+    modes = {"combined", "dense", "lexical", "multi_vector"}
+    assert found.keys() == modes | {"truncated_queries", "truncated_texts"}
+    assert found["truncated_queries"] == found["truncated_texts"] == []
+    for name, values in ((name, found[name]) for name in modes):
         np.testing.assert_allclose(values, getattr(expected, name), atol=1e-5)
     assert client.post("/v1/score_pairs", json={"pairs": []}).json()["combined"] == []
+
+
+def test_pairs_with_texts_that_were_cut_are_named(client: httpx.Client) -> None:
+    pairs = [("a", "b"), ("word " * 300, "b"), ("a", "word " * 300), ("word " * 300, "c")]
+    found = client.post("/v1/score_pairs", json={"pairs": pairs}).json()
+    assert (found["truncated_queries"], found["truncated_texts"]) == ([1, 3], [2])
+
+
+def test_the_tokenizer_that_is_handed_out_counts_as_the_encoder_does(client: httpx.Client, served: M3Encoder) -> None:
+    answer = client.get("/v1/tokenizer")
+    assert answer.headers["x-m3-fingerprint"] == served.fingerprint
+    tokenizer = Tokenizer.from_str(answer.text)
+    assert [tokenizer.encode(text).tokens[1:] for text in TEXTS] == served.tokenize(TEXTS)
 
 
 def test_openais_client_gets_the_same_vectors_in_both_formats(url: str, served: M3Encoder) -> None:
