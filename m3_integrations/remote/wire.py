@@ -1,6 +1,6 @@
 """HTTP/1.1 to one server over asyncio's streams, with h11 for the protocol.
 
-No httpx, which stands on h11 too: its layers took 0.7 ms more of each request, and of bulk three times the CPU time
+No httpx, which stands on h11 too: its layers took 0.7 ms more of each request, and of bulk twice the CPU time
 (tests/benchmarks/bench_serve.py).
 """
 
