@@ -41,9 +41,11 @@ def test_answers_are_those_of_the_openapi_page(described: Any, mode: schemathesi
         if mode is schemathesis.GenerationMode.NEGATIVE and operation.method == "get":
             continue  # takes nothing that could be wrong
 
-        @settings(max_examples=30, derandomize=True, deadline=None, database=None, suppress_health_check=HealthCheck)
+        @settings(
+            max_examples=30, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+        )
         @given(case=operation.as_strategy(generation_mode=mode))
-        def ask(case: schemathesis.Case) -> None:
+        def ask(case: schemathesis.Case[Any]) -> None:
             nonlocal n_asked
             case.call_and_validate(checks=CHECKS)
             n_asked += 1
