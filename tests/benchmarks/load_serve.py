@@ -8,8 +8,7 @@ added, read and deleted; between them slow readers, bodies and headers that stop
 that are too large, and malformed ones. Right answers are compared with those of an encoder in this process, or with
 what the idle server answered before. At the end SIGTERM comes while all connections ask. The exit status is 1 if an
 answer was wrong, if a request that had been sent whole got none, if a wrong one got a status of 500 or above, if the
-server did not end with 0, or if its memory grew by more than a fifth in the
-second half.
+server did not end with 0, or if its memory grew by more than a fifth in the second half.
 """
 
 from __future__ import annotations
@@ -24,10 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -37,107 +34,11 @@ from safetensors.numpy import load
 from m3_integrations import M3Encoder
 from m3_integrations.vectors import M3Vectors
 from tests.benchmarks.bench_serve import server, text
+from tests.benchmarks.load_client import Connection, Tally, head, watch
 
 N_RECORDS, TOLERANCE, TIMEOUT_S = 100, 1e-6, 10
 TEXTS = [text(i, 5 + 7 * i % 60) for i in range(60)]
 QUERIES = [text(1000 + i, 6) for i in range(10)]
-JSON = "application/json"
-
-
-@dataclass
-class Tally:
-    """What came of all requests."""
-
-    by_status: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    faults: list[str] = field(default_factory=list)
-    terminated_at: float = float("inf")
-    """When SIGTERM was sent: what was sent later may find no server."""
-
-    def right(self, kind: str, status: int, began: float) -> bool:
-        """Count an answer to a right request, and return whether it is one."""
-        self.by_status[kind][str(status)] += 1
-        if status == 200:
-            self.seconds[kind].append(time.monotonic() - began)
-            return True
-        if status not in {429, 503} or (status == 503 and self.terminated_at == float("inf")):
-            self.faults.append(f"{kind} got {status}")
-        return False
-
-    def expect(self, kind: str, status: int, allowed: set[int]) -> None:
-        """Count an answer to a wrong request."""
-        self.by_status[kind][str(status)] += 1
-        if status not in allowed | {429} and not (status == 503 and self.terminated_at < float("inf")):
-            self.faults.append(f"{kind} got {status}, not one of {sorted(allowed)}")
-
-    def check(self, kind: str, is_so: bool) -> None:
-        """Note a wrong answer."""
-        if not is_so:
-            self.faults.append(f"{kind} got a wrong answer")
-
-
-class Connection:
-    """One connection at a time, by hand: no client library would send what is wrong."""
-
-    def __init__(self, port: int, tally: Tally) -> None:
-        self.port, self.tally = port, tally
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-
-    async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Return the open connection, or a new one."""
-        if self._streams is None:
-            self._streams = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 16)
-        return self._streams
-
-    def close(self) -> None:
-        """Drop the connection."""
-        if self._streams is not None:
-            self._streams[1].close()
-            self._streams = None
-
-    async def ask(
-        self, kind: str, path: str, body: bytes, *, pause_s: float = 0.0, patience_s: float = float("inf")
-    ) -> tuple[int, bytes]:
-        """Send a whole request and return status and body, reading slowly if told to.
-
-        Status 0 is no answer: a fault, unless the request was sent after SIGTERM, or came to take too long.
-        """
-        sent_at = time.monotonic()
-        try:
-            reader, writer = await self.open()
-            writer.write(head(path, len(body)) + body)
-            await writer.drain()
-            sent_at = time.monotonic()
-            return await self.receive(reader, pause_s)
-        except (OSError, EOFError) as error:
-            self.close()
-            if sent_at < self.tally.terminated_at and time.monotonic() - sent_at < patience_s:
-                self.tally.faults.append(f"{kind} got no answer ({type(error).__name__})")
-            return 0, b""
-
-    async def receive(self, reader: asyncio.StreamReader, pause_s: float = 0.0) -> tuple[int, bytes]:
-        """Return status and body of the next answer."""
-        lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower().split("\r\n")
-        headers = dict(line.split(": ", 1) for line in lines[1:] if line)
-        left, parts = int(headers.get("content-length", 0)), []
-        while left:
-            part = await reader.read(min(left, 1 << 16))
-            if not part:
-                raise EOFError
-            parts.append(part)
-            left -= len(part)
-            if pause_s:
-                await asyncio.sleep(pause_s)
-        if headers.get("connection") == "close":
-            self.close()
-        return int(lines[0].split()[1]), b"".join(parts)
-
-
-def head(path: str, n_bytes: int, content_type: str = JSON) -> bytes:
-    """Return a request's headers."""
-    return (
-        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\nContent-Length: {n_bytes}\r\n\r\n"
-    ).encode()
 
 
 class Expected:
@@ -375,31 +276,16 @@ def is_same(tensors: dict[str, Any], rows: list[M3Vectors]) -> bool:
     )
 
 
-def own_memory_mb(process_id: int) -> float:
-    """Return the memory that a process has made itself, without files that it maps."""
-    lines = Path(f"/proc/{process_id}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1000
-
-
-async def watch(process_id: int, until: float) -> list[float]:
-    """Return the server's memory, each half second."""
-    seen = []
-    while time.monotonic() < until:
-        seen.append(own_memory_mb(process_id))
-        await asyncio.sleep(0.5)
-    return seen
-
-
 async def load_and_end(process: subprocess.Popen[bytes], port: int, expected: Expected, args: Any) -> Tally:
     """Ask for a time, then send SIGTERM in the middle, and print what came of it."""
     tally = Tally()
     callers = [Caller(i, port, tally, expected, args.seed) for i in range(args.connections)]
     until = time.monotonic() + args.seconds
-    memory, *_ = await asyncio.gather(
-        watch(process.pid, until), *(caller.run(until, RIGHT | WRONG) for caller in callers)
-    )
+    watching = asyncio.create_task(watch(process.pid, until))
+    await asyncio.gather(*(caller.run(until, RIGHT | WRONG) for caller in callers))
+    memory = await watching
     show(tally, args.seconds)
-    eighths = [np.median(part) for part in np.array_split(memory, 8)]
+    eighths = [float(np.median(part)) for part in np.array_split(np.array(memory), 8)]
     print("server's own memory, by eighths of the time: " + ", ".join(f"{mb:.0f}" for mb in eighths) + " MB")
     if eighths[-1] > 1.2 * eighths[3]:
         tally.faults.append("memory grew")
@@ -426,7 +312,9 @@ def show(tally: Tally, seconds: float) -> None:
         shown = " ".join(f"{each:7.0f}" for each in times) if kind in tally.seconds else " " * 23
         print(f"{kind:<13} {statuses.total():>6} {shown}  " + ", ".join(f"{k}: {n}" for k, n in statuses.most_common()))
     n = sum(statuses.total() for statuses in tally.by_status.values())
-    print(f"{n} requests, {n / seconds:.0f} a second; {len(tally.faults)} faults {Counter(tally.faults).most_common(5)}")
+    print(
+        f"{n} requests, {n / seconds:.0f} a second; {len(tally.faults)} faults {Counter(tally.faults).most_common(5)}"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
