@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Response
-from pydantic import AliasChoices, BaseModel, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from m3_integrations.encoder import M3Encoder
 from m3_integrations.scoring import top_rows
@@ -30,6 +30,8 @@ _NOT_IDS: Final = (
 
 class EmbeddingsQuestion(BaseModel):
     """OpenAI's request for embeddings."""
+
+    model_config = ConfigDict(strict=True)
 
     input: str | list[str] | list[int] | list[list[int]] = Field(description="A text, or texts. No token ids.")
     model: str
@@ -85,6 +87,8 @@ class DocumentText(BaseModel):
 
 class RerankQuestion(BaseModel):
     """A query, and documents to rank for it. TEI calls the documents `texts`, and is answered in its own shape."""
+
+    model_config = ConfigDict(strict=True)
 
     query: str
     documents: list[str | DocumentText] | None = None

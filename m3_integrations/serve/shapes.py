@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from m3_integrations.search import Bm25, Fusion, SearchMode
 from m3_integrations.vectors import Kind, Mode
@@ -14,7 +14,7 @@ Weights = list[float] | dict[str, float] | str
 
 
 class _Asked(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)  # strict: true is no number, "5" neither
 
 
 class ErrorDetail(BaseModel):
@@ -91,7 +91,7 @@ class VocabularyAnswer(BaseModel):
 class ScoreQuestion(_Asked):
     """Pairs of a query and a text to score."""
 
-    pairs: list[tuple[str, str]]
+    pairs: list[Annotated[tuple[str, str], Strict(False)]]
     weights: Weights | None = Field(default=None, description="Equal by default.")
 
 

@@ -47,14 +47,14 @@ def pss_mb(process_id: int | str) -> float:
 
 
 @contextmanager
-def server(model: str) -> Iterator[tuple[str, int]]:
-    """Yield the URL and the process of an `m3 serve`."""
+def server(model: str, *options: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Yield the URL and the process of an `m3 serve` with further options."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = "from m3_integrations.cli import app; app()"
     process = subprocess.Popen(
-        [sys.executable, "-c", command, "serve", model, "--port", str(port)], stderr=subprocess.DEVNULL
+        [sys.executable, "-c", command, "serve", model, "--port", str(port), *options], stderr=subprocess.DEVNULL
     )
     url = f"http://127.0.0.1:{port}"
     try:
@@ -64,7 +64,7 @@ def server(model: str) -> Iterator[tuple[str, int]]:
                 break
             except ConnectionError:
                 time.sleep(0.1)
-        yield url, process.pid
+        yield url, process
     finally:
         process.terminate()
         process.wait()
@@ -192,11 +192,11 @@ def measure(args: argparse.Namespace) -> None:
 
     print(f"machine: {describe_machine('cpu')}")
     print(f"versions: {describe_versions('torch', 'h11', 'fastapi', 'uvicorn')}; model {args.model}")
-    with server(args.model) as (url, server_id):
+    with server(args.model) as (url, process):
         with RemoteEncoder(url) as remote:
             compare(open_encoder(args.model, model_kwargs={"device": "cpu"}), remote, args.repeats, args.bulk)
         if args.processes:
-            many(url, args.processes, "one m3 serve", server_id)
+            many(url, args.processes, "one m3 serve", process.pid)
     if args.processes:
         many(args.model, args.processes, "a model each")
 
