@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -30,7 +30,8 @@ _RESETS: Final = 4
 
 _ERROR_BYTES: Final = 1 << 20
 
-CLOSED: Final = "this encoder was closed: open another with RemoteEncoder(...)"
+_JSON: Final = "application/json"
+_BINARY: Final = "application/octet-stream"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class _Request:
 
     path: str
     body: bytes | None
+    content_type: str
     max_bytes: int
 
 
@@ -95,11 +97,14 @@ class Connection:
         url: Of the server.
         api_key: Sent as a bearer token; nothing is sent if None.
         timeout_s: For one request, with all its repetitions.
+        closed: What an error says after `close`.
     """
 
-    def __init__(self, url: str, *, api_key: str | None, timeout_s: float) -> None:
-        self._url, self._timeout_s = check_url(url), timeout_s
-        self._headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
+    def __init__(self, url: str, *, api_key: str | None, timeout_s: float, closed: str) -> None:
+        if not timeout_s > 0:
+            raise ValueError(f"timeout_s must be greater than 0, got {timeout_s}")
+        self._url, self._timeout_s, self._closed = check_url(url), timeout_s, closed
+        self._headers = {"Accept-Encoding": "identity"}
         if api_key is not None:
             if not api_key or not api_key.isascii() or not api_key.isprintable():
                 raise ValueError("api_key must be printable ASCII characters and not empty")
@@ -112,21 +117,44 @@ class Connection:
         if line is not None:
             line.end()
 
-    def start(self, path: str, sent: dict[str, Any] | None, *, max_bytes: int) -> Future[Answer]:
+    def start(self, path: str, sent: dict[str, Any] | bytes | None, *, max_bytes: int) -> Future[Answer]:
         """Begin a request and return its future, which may be cancelled: the server then learns that nobody waits.
 
         Args:
             path: Below the URL.
-            sent: What is posted as JSON; None gets instead.
+            sent: What is posted, as JSON unless it is bytes; None gets instead.
             max_bytes: A longer answer is refused.
         """
         process_id = os.getpid()
         line = self._lines.get(process_id)
         if line is None:
             # By one step that no thread can interrupt: a lock could be held by another thread at the time of a fork.
-            line = self._lines.setdefault(process_id, _Line(self._headers))
-        body = None if sent is None else json.dumps(sent, ensure_ascii=False).encode()
-        return line.submit(partial(self._finished, _Request(path, body, max_bytes)))
+            line = self._lines.setdefault(process_id, _Line(self._headers, self._closed))
+        if sent is None or isinstance(sent, bytes):
+            request = _Request(path, sent, _BINARY, max_bytes)
+        else:
+            request = _Request(path, json.dumps(sent, ensure_ascii=False).encode(), _JSON, max_bytes)
+        return line.submit(partial(self._finished, request))
+
+    def result(self, future: Future[Answer]) -> Answer:
+        """Wait for an answer; a caller who is interrupted takes the request back."""
+        try:
+            return future.result()
+        except CancelledError as error:
+            raise RuntimeError(self._closed) from error
+        except BaseException:
+            future.cancel()
+            raise
+
+    async def aresult(self, future: Future[Answer]) -> Answer:
+        """Wait for an answer; a task that is cancelled takes the request back."""
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise RuntimeError(self._closed) from error
 
     async def _finished(self, request: _Request, client: _Client) -> Answer:
         url, troubles, began = self._url, list[str](), time.monotonic()
@@ -180,7 +208,7 @@ async def _exchange(client: _Client, url: str, request: _Request) -> tuple[int, 
         "GET" if request.body is None else "POST",
         url + request.path,
         content=request.body,
-        headers=client.headers,
+        headers=client.headers | {"Content-Type": request.content_type},
         extensions={"timeout": {"connect": _CONNECT_TIMEOUT_S}},
     )
     response = await client.transport.handle_async_request(sent)
@@ -203,9 +231,13 @@ def _check_status(url: str, path: str, status: int, headers: httpx.Headers, body
     """Raise the error that a status stands for."""
     if status == 200:
         return
-    if status in {401, 403}:
+    if status == 401:
         raise PermissionError(f"{url} does not accept the API key ({status}): pass the server's own as api_key=")
     message = _message(body)
+    if status == 403:
+        raise PermissionError(f"{url} does not allow this, whatever the API key ({status}): {message}")
+    if status == 507:
+        raise OSError(f"{url} could not read or write its store ({status}): {message}")
     if status in {408, 504}:
         raise TimeoutError(f"{url} ended the request at its own time limit: {message}")
     if status in {400, 413, 422}:
@@ -239,8 +271,8 @@ _Opened = tuple[asyncio.AbstractEventLoop, asyncio.Event, _Client]
 class _Line:
     """A client on a thread of this process."""
 
-    def __init__(self, headers: dict[str, str]) -> None:
-        self._headers = headers
+    def __init__(self, headers: dict[str, str], closed: str) -> None:
+        self._headers, self._closed = headers, closed
         self._lock = threading.Lock()
         self._opened: _Opened | None = None
         self._thread: threading.Thread | None = None
@@ -249,7 +281,7 @@ class _Line:
     def submit(self, request: Callable[[_Client], Coroutine[Any, Any, Answer]]) -> Future[Answer]:
         with self._lock:
             if self._is_ended:
-                raise RuntimeError(CLOSED)
+                raise RuntimeError(self._closed)
             if self._opened is None:
                 self._opened = self._open()
             loop, _, client = self._opened
