@@ -14,6 +14,7 @@ from typing import Any, Final, Self, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from m3_integrations.checkpoint import BUNDLED, find_checkpoint, save_checkpoint
@@ -267,8 +268,8 @@ class M3Encoder:
                 call.wait(advance)
         else:
             call.wait()
-        vectors, n_cut = call.finish()
-        if n_cut:
+        vectors, is_cut = call.finish()
+        if n_cut := int(is_cut.sum()):
             warn_of_cut(n_cut, len(prepared), options.max_length)
         return vectors
 
@@ -281,20 +282,20 @@ class M3Encoder:
         max_length: int | None = None,
     ) -> M3Vectors:
         """Do what `encode` does without blocking the event loop; a task that is cancelled leaves the queue."""
-        vectors, n_cut = await self.aencode_counted(texts, kind=kind, modes=modes, max_length=max_length)
-        if n_cut:
+        vectors, is_cut = await self.aencode_marked(texts, kind=kind, modes=modes, max_length=max_length)
+        if n_cut := int(is_cut.sum()):
             warn_of_cut(n_cut, len(vectors), self._limit(kind, max_length))
         return vectors
 
-    async def aencode_counted(
+    async def aencode_marked(
         self,
         texts: Iterable[str],
         *,
         kind: Kind = "document",
         modes: Sequence[Mode] | None = None,
         max_length: int | None = None,
-    ) -> tuple[M3Vectors, int]:
-        """Return what `aencode` does, and instead of a warning the number of texts that were cut."""
+    ) -> tuple[M3Vectors, NDArray[np.bool_]]:
+        """Return what `aencode` does, and instead of a warning (n,) bool, whether each text was cut."""
         prepared, options = self._prepared(texts, kind, modes, max_length)
         return await aencode(self._live_engine(), prepared, options)
 
@@ -306,10 +307,11 @@ class M3Encoder:
         Arguments and errors are those of `encode`. The last one is [SEP].
         """
         instructed, options = self._prepared(texts, kind, None, max_length)
-        tokenizer = self._live_engine().tokenizer
-        tokens = tokenizer(instructed, max_length=options.max_length, pooling=self.pooling)
-        vocabulary = tokenizer.vocabulary
-        return [[vocabulary[i] for i in np.delete(text.ids, text.cls_positions)] for text in tokens]
+        return self._live_engine().tokenizer.tokens(instructed, max_length=options.max_length, pooling=self.pooling)
+
+    def tokenizer_json(self) -> str:
+        """Return the tokenizer as a file tokenizer.json has it, with which another process can count tokens."""
+        return self._live_engine().tokenizer.to_json()
 
     def encode_batches(
         self,
@@ -334,7 +336,7 @@ class M3Encoder:
         self, texts: Iterable[str], kind: Kind, modes: Sequence[Mode] | None, max_length: int | None, *,
         show_progress: bool,
     ) -> Iterator[M3Vectors]:  # fmt: skip
-        n_texts, n_all_cut, limit = 0, 0, self._limit(kind, max_length)
+        n_texts, n_cut, limit = 0, 0, self._limit(kind, max_length)
 
         def calls() -> Iterator[Call]:
             position = 0
@@ -344,12 +346,12 @@ class M3Encoder:
 
         total = len(texts) if isinstance(texts, Sized) else None
         with _progress(total) if show_progress else nullcontext() as advance:
-            for vectors, n_cut in encode_ahead(calls(), advance):
-                n_texts, n_all_cut = n_texts + len(vectors), n_all_cut + n_cut
+            for vectors, is_cut in encode_ahead(calls(), advance):
+                n_texts, n_cut = n_texts + len(vectors), n_cut + int(is_cut.sum())
                 yield vectors
                 check_not_forked()  # what was begun is never finished there
-        if n_all_cut:
-            warn_of_cut(n_all_cut, n_texts, limit)
+        if n_cut:
+            warn_of_cut(n_cut, n_texts, limit)
 
     def _prepared(
         self,
@@ -431,7 +433,8 @@ class M3Encoder:
         call = Call(self._live_engine(), *self._prepared(texts, kind, None, limit))
         call.start()
         call.wait()
-        return call.finish()
+        vectors, is_cut = call.finish()
+        return vectors, int(is_cut.sum())
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the checkpoint in BGE-M3's format, which FlagEmbedding reads too.

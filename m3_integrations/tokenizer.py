@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer as Backend
 
 Pooling = Literal["cls", "mcls"]
 """How a dense vector is read off: from the one [CLS], or as the mean of a [CLS] every `MCLS_INTERVAL` tokens."""
@@ -59,7 +60,8 @@ class Tokenizer:
     texts. Here truncation is a slice of our own, and the tokenizer is only ever read.
 
     Args:
-        tokenizer: A fast (Rust) tokenizer of transformers.
+        tokenizer: A fast (Rust) tokenizer of transformers; or what is Rust in it, which knows neither `pad_id` nor
+            `ignored_ids`.
 
     Raises:
         TypeError: If the tokenizer is a slow one.
@@ -67,10 +69,10 @@ class Tokenizer:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        if not getattr(tokenizer, "is_fast", False):
+        if not isinstance(tokenizer, Backend) and not getattr(tokenizer, "is_fast", False):
             raise TypeError(f"a fast tokenizer is needed (tokenizer.json), got {type(tokenizer).__name__}")
         self.source = tokenizer
-        self._backend = tokenizer.backend_tokenizer
+        self._backend = tokenizer if isinstance(tokenizer, Backend) else tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
         with_special = self._backend.encode("a").ids
@@ -110,6 +112,18 @@ class Tokenizer:
                 all_ids = np.array(marked + self._suffix, dtype=np.int32)
                 tokens.append(Tokens(all_ids, len(starts), is_truncated=len(ids) > room))
         return tokens
+
+    def tokens(self, texts: Sequence[str], *, max_length: int, pooling: Pooling = "cls") -> list[list[str]]:
+        """Return the tokens of texts, each [CLS] that was put in left out; arguments and errors as `__call__`."""
+        vocabulary = self.vocabulary
+        return [
+            [vocabulary[i] for i in np.delete(text.ids, text.cls_positions)]
+            for text in self(texts, max_length=max_length, pooling=pooling)
+        ]
+
+    def to_json(self) -> str:
+        """Return what a file tokenizer.json holds, without truncation and padding."""
+        return cast("str", self._backend.to_str())
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

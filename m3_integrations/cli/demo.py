@@ -12,12 +12,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from m3_integrations.cli.collection import read_collection
-from m3_integrations.cli.shared import Device, Model, PipedConsole, errors_in_one_line, print_explanation
+from m3_integrations.cli.shared import Device, Model, PipedConsole, errors_in_one_line, open_model, print_explanation
 
 if TYPE_CHECKING:
     from m3_integrations.encoder import M3Encoder
     from m3_integrations.engine import EncoderStats
     from m3_integrations.langchain import M3Document, M3HybridRetriever
+    from m3_integrations.remote import RemoteEncoder
 
 QUESTIONS: Final = (
     "copy a whole directory tree recursively",
@@ -44,19 +45,23 @@ def demo(
 ) -> None:
     """Index docstrings of Python's library and answer questions through LangChain and through LlamaIndex."""
     from m3_integrations.cli.frameworks import answer_with_langchain, answer_with_llama_index, open_chat_model
-    from m3_integrations.encoder import M3Encoder
     from m3_integrations.langchain import M3HybridRetriever
+    from m3_integrations.remote import RemoteEncoder
     from m3_integrations.store import open_store
 
     console = PipedConsole()
     chat_model = open_chat_model(llm)
     start = time.perf_counter()
-    encoder = M3Encoder(model, device=device)
-    console.print(f"Loaded [bold]{escape(model)}[/bold] on {encoder.device} in {time.perf_counter() - start:.1f} s.")
+    encoder = open_model(model, device=device)
+    if isinstance(encoder, RemoteEncoder):
+        console.print(f"Asking m3 serve at [bold]{escape(model)}[/bold].")
+    else:
+        seconds = time.perf_counter() - start
+        console.print(f"Loaded [bold]{escape(model)}[/bold] on {encoder.device} in {seconds:.1f} s.")
     retriever = M3HybridRetriever(encoder=encoder, store=open_store(), k=k, show_progress=True)
     _index(retriever, encoder, console)
     for question in questions or QUESTIONS:
-        before = encoder.stats
+        before = _stats(encoder)
         console.rule(f"[bold]{escape(question)}")
         documents = retriever.invoke(question)
         console.print(_score_table(cast("Sequence[M3Document]", documents)))
@@ -65,11 +70,12 @@ def demo(
             print_explanation(retriever.explain(question, str(documents[0].id)), console)
         console.print("[bold]LangChain[/bold]  ", escape(answer_with_langchain(retriever, chat_model, question)))
         console.print("[bold]LlamaIndex[/bold] ", escape(answer_with_llama_index(retriever, chat_model, question)))
-        console.print(_cost(before, encoder.stats), style="dim")
-    console.print("\nOne network was loaded, and both frameworks used it.")
+        if before is not None and (after := _stats(encoder)) is not None:
+            console.print(_cost(before, after), style="dim")
+    console.print(f"\nOne network {'answered' if before is None else 'was loaded'}, and both frameworks used it.")
 
 
-def _index(retriever: M3HybridRetriever, encoder: M3Encoder, console: Console) -> None:
+def _index(retriever: M3HybridRetriever, encoder: M3Encoder | RemoteEncoder, console: Console) -> None:
     from langchain_core.documents import Document
 
     passages = read_collection()
@@ -77,11 +83,19 @@ def _index(retriever: M3HybridRetriever, encoder: M3Encoder, console: Console) -
     retriever.add_documents(
         [Document(id=p.id, page_content=p.text, metadata={"kind": p.kind, "module": p.module}) for p in passages]
     )
-    seconds, stats = time.perf_counter() - start, encoder.stats
+    seconds = time.perf_counter() - start
+    stats = _stats(encoder)
+    cost = "" if stats is None else f"{stats.encoded_tokens:,} tokens, {stats.forward_passes:,} forward passes, "
     console.print(
-        f"Indexed {len(passages):,} docstrings of Python's library ({stats.encoded_tokens:,} tokens, "
-        f"{stats.forward_passes:,} forward passes, three views each) in {seconds:.1f} s."
+        f"Indexed {len(passages):,} docstrings of Python's library ({cost}three views each) in {seconds:.1f} s."
     )
+
+
+def _stats(encoder: M3Encoder | RemoteEncoder) -> EncoderStats | None:
+    """Return what the network has done so far; None for a server, whose network works for others too."""
+    from m3_integrations.encoder import M3Encoder
+
+    return encoder.stats if isinstance(encoder, M3Encoder) else None
 
 
 def _score_table(documents: Sequence[M3Document]) -> Table:

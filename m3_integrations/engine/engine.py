@@ -16,6 +16,7 @@ from typing import Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from m3_integrations.checkpoint import load_tokenizer
 from m3_integrations.engine.cache import VectorCache, cache_key
@@ -190,30 +191,30 @@ class Call:
         if request is not None:
             request.future.cancel()
 
-    def finish(self) -> tuple[M3Vectors, int]:
-        """Return the vectors of the call's texts in their order, and how many of the texts were cut."""
+    def finish(self) -> tuple[M3Vectors, NDArray[np.bool_]]:
+        """Return the vectors of the call's texts in their order, and (n,) bool, whether each text was cut."""
         engine, options, known = self._engine, self._options, self._known
         fresh = self._request.vectors(engine.tokenizer.vocabulary)
         cut = {key for key, entry in known.items() if entry.is_truncated}
         cut.update(key for key, text in zip(self._missing, self._tokens, strict=True) if text.is_truncated)
         if options.is_cached:
             engine.cache.put(self._missing, fresh, cut)
-        truncated = sum(key in cut for key in self._keys)
+        is_cut = np.array([key in cut for key in self._keys], dtype=bool)
         hits = sum(key in known for key in self._keys)
-        if hits or truncated:
-            engine.counters.add(cache_hits=hits, truncated_texts=truncated)
+        if hits or cut:
+            engine.counters.add(cache_hits=hits, truncated_texts=int(is_cut.sum()))
         wanted = fresh.select(options.modes)
         if len(self._missing) == len(self._keys):
-            return wanted, truncated
+            return wanted, is_cut
         row = {key: i for i, key in enumerate((*known, *self._missing))}
         stored = [entry.vectors.select(options.modes) for entry in known.values()]
         together = M3Vectors.concatenate([*stored, wanted] if self._missing else stored)
-        return together.take(np.array([row[key] for key in self._keys], dtype=np.int64)), truncated
+        return together.take(np.array([row[key] for key in self._keys], dtype=np.int64)), is_cut
 
 
 def encode_ahead(
     calls: Iterable[Call], on_pass: Callable[[int], object] | None = None
-) -> Iterator[tuple[M3Vectors, int]]:
+) -> Iterator[tuple[M3Vectors, NDArray[np.bool_]]]:
     """Finish one call after another, each in the queue before the results of the one before it are taken.
 
     So the device works while the next texts are read and tokenized, and while the caller uses what it was given. An
@@ -244,7 +245,7 @@ def encode_ahead(
                 call.cancel()
 
 
-async def aencode(engine: Engine, texts: Sequence[str], options: EncodeOptions) -> tuple[M3Vectors, int]:
+async def aencode(engine: Engine, texts: Sequence[str], options: EncodeOptions) -> tuple[M3Vectors, NDArray[np.bool_]]:
     """Make, start and finish a call; no thread waits meanwhile. A task that is cancelled leaves the queue."""
     loop = asyncio.get_running_loop()
     call = await loop.run_in_executor(engine.executor, Call, engine, texts, options)

@@ -185,8 +185,8 @@ def _json(url: str, body: bytes, name: str) -> Any:
         _refuse(url, f"no {name}", error)
 
 
-def read_scores(url: str, body: bytes, n: int, modes: Sequence[Mode]) -> M3Scores:
-    """Return the scores of n pairs in these modes.
+def read_scores(url: str, body: bytes, n: int, modes: Sequence[Mode]) -> tuple[M3Scores, list[int], list[int]]:
+    """Return the scores of n pairs in these modes, and the pairs whose query, and whose text, was cut.
 
     Raises:
         ValueError: If the answer holds anything else.
@@ -199,7 +199,15 @@ def read_scores(url: str, body: bytes, n: int, modes: Sequence[Mode]) -> M3Score
             _refuse(url, f"no {name} scores", error)
         if columns[name].shape != (n,) or not np.isfinite(columns[name]).all():
             _refuse(url, f"no {name} scores of {n} pairs")
-    return M3Scores(**columns)
+    cut = [_rows(url, body, name, n) for name in ("truncated_queries", "truncated_texts")]
+    return M3Scores(**columns), cut[0], cut[1]
+
+
+def _rows(url: str, body: bytes, name: str, n: int) -> list[int]:
+    rows = _json(url, body, name)
+    if not isinstance(rows, list) or not all(isinstance(row, int) and 0 <= row < n for row in rows):
+        _refuse(url, f"no {name} of {n} pairs")
+    return rows
 
 
 def _refuse(url: str, what: str, error: Exception | None = None) -> NoReturn:

@@ -1,4 +1,4 @@
-"""HTTP to one `m3 serve`: one client for all threads and event loops of a process, and repetitions where they help."""
+"""Requests to one `m3 serve` from all threads and event loops of a process, and repetitions where they help."""
 
 from __future__ import annotations
 
@@ -18,31 +18,14 @@ from itertools import count
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import httpx
-
-_CONNECT_TIMEOUT_S: Final = 5.0
-_KEPT_ALIVE_S: Final = 20.0
-"""Shorter than the server's 30 s, so that a request seldom meets a connection that the server is just closing."""
+from m3_integrations.remote.wire import BrokenError, Reply, UnreachableError, Wire
 
 _LONGEST_BACKOFF_S: Final = 5.0
 _RESETS: Final = 4
 """How often a request is sent again after its connection broke."""
 
-_ERROR_BYTES: Final = 1 << 20
-
 _JSON: Final = "application/json"
 _BINARY: Final = "application/octet-stream"
-
-
-@dataclass(frozen=True, slots=True)
-class _Client:
-    """A pool of connections, and the headers of every request.
-
-    The transport and no httpx.AsyncClient: that takes 0.2 ms more of each request for redirects, cookies and the like.
-    """
-
-    transport: httpx.AsyncHTTPTransport
-    headers: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +73,8 @@ def check_url(url: str) -> str:
 class Connection:
     """Requests to one server from any thread, repeated where that can help, and their errors in words.
 
-    The client lives on a thread with an event loop of its own, so that synchronous and asynchronous callers share its
-    pool of connections whatever loops come and go. It is opened by the first request. A forked child opens another.
+    Its connections live on a thread with an event loop of their own, so that synchronous and asynchronous callers share
+    them whatever loops come and go. The first request starts it. A forked child starts another.
 
     Args:
         url: Of the server.
@@ -129,7 +112,7 @@ class Connection:
         line = self._lines.get(process_id)
         if line is None:
             # By one step that no thread can interrupt: a lock could be held by another thread at the time of a fork.
-            line = self._lines.setdefault(process_id, _Line(self._headers, self._closed))
+            line = self._lines.setdefault(process_id, _Line(self._url, self._headers, self._closed))
         if sent is None or isinstance(sent, bytes):
             request = _Request(path, sent, _BINARY, max_bytes)
         else:
@@ -156,44 +139,44 @@ class Connection:
                 raise
             raise RuntimeError(self._closed) from error
 
-    async def _finished(self, request: _Request, client: _Client) -> Answer:
+    async def _finished(self, request: _Request, wire: Wire) -> Answer:
         url, troubles, began = self._url, list[str](), time.monotonic()
         try:
             async with asyncio.timeout(self._timeout_s) as limit:
                 until = limit.when() or 0.0
-                status, headers, answer = await self._repeated(request, client, until, troubles)
+                reply = await self._repeated(request, wire, until, troubles)
         except TimeoutError as error:
             said = f"; it was {troubles[-1]}" if troubles else ""
             raise TimeoutError(
                 f"{url} did not finish within timeout_s={self._timeout_s:g} seconds{said}: allow it more time, or send "
                 "less at once"
             ) from error
-        _check_status(url, request.path, status, headers, answer)
-        return Answer(answer, headers.get("X-M3-Fingerprint"), time.monotonic() - began)
+        _check_status(url, request.path, reply)
+        return Answer(reply.body, reply.headers.get("x-m3-fingerprint"), time.monotonic() - began)
 
-    async def _repeated(
-        self, request: _Request, client: _Client, until: float, troubles: list[str]
-    ) -> tuple[int, httpx.Headers, bytes]:
+    async def _repeated(self, request: _Request, wire: Wire, until: float, troubles: list[str]) -> Reply:
         """Send a request until it has an answer that another try would not change."""
         url, resets = self._url, 0
         for attempt in count():
             wait_s = 0.0
             try:
-                status, headers, answer = await _exchange(client, url, request)
-            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                reply = await wire.exchange(
+                    request.path, request.body, max_bytes=request.max_bytes, content_type=request.content_type
+                )
+            except UnreachableError as error:
                 raise ConnectionError(
-                    f"nothing answers at {url} ({error or 'no answer'}): start the server with m3 serve MODEL"
+                    f"nothing answers at {url} ({error}): start the server with m3 serve MODEL"
                 ) from error
-            except httpx.TransportError as error:
-                troubles.append(f"a connection that broke ({error or type(error).__name__})")
+            except BrokenError as error:
+                troubles.append(f"a connection that broke ({error})")
                 resets += 1
                 if resets > _RESETS:
                     raise ConnectionError(f"{url} broke the connection {resets} times ({troubles[-1]})") from error
             else:
-                if status not in {429, 503}:
-                    return status, headers, answer
-                troubles.append(f"busy ({status}: {_message(answer)})")
-                wait_s = _seconds(headers.get("Retry-After"))
+                if reply.status not in {429, 503}:
+                    return reply
+                troubles.append(f"busy ({reply.status}: {_message(reply.body)})")
+                wait_s = _seconds(reply.headers.get("retry-after"))
             backoff_s = min(0.1 * 2 ** min(attempt, 10), _LONGEST_BACKOFF_S) * random.uniform(0.5, 1)  # noqa: S311
             pause_s = max(wait_s, backoff_s)
             if asyncio.get_running_loop().time() + pause_s > until:
@@ -202,38 +185,14 @@ class Connection:
         raise AssertionError("counting has no end")
 
 
-async def _exchange(client: _Client, url: str, request: _Request) -> tuple[int, httpx.Headers, bytes]:
-    """Send a request once and return status, headers and body."""
-    sent = httpx.Request(
-        "GET" if request.body is None else "POST",
-        url + request.path,
-        content=request.body,
-        headers=client.headers | {"Content-Type": request.content_type},
-        extensions={"timeout": {"connect": _CONNECT_TIMEOUT_S}},
-    )
-    response = await client.transport.handle_async_request(sent)
-    limit = request.max_bytes if response.status_code == 200 else _ERROR_BYTES
-    chunks, size = [], 0
-    try:
-        async for chunk in response.aiter_bytes():
-            size += len(chunk)
-            if size > limit:
-                raise ValueError(f"{url} answered with more than the {limit:,} bytes that its answer can have")
-            chunks.append(chunk)
-    except httpx.DecodingError as error:
-        raise ValueError(f"{url} answered with a body that cannot be decoded: {error}") from error
-    finally:
-        await response.aclose()
-    return response.status_code, response.headers, b"".join(chunks)
-
-
-def _check_status(url: str, path: str, status: int, headers: httpx.Headers, body: bytes) -> None:
+def _check_status(url: str, path: str, reply: Reply) -> None:
     """Raise the error that a status stands for."""
+    status = reply.status
     if status == 200:
         return
     if status == 401:
         raise PermissionError(f"{url} does not accept the API key ({status}): pass the server's own as api_key=")
-    message = _message(body)
+    message = _message(reply.body)
     if status == 403:
         raise PermissionError(f"{url} does not allow this, whatever the API key ({status}): {message}")
     if status == 507:
@@ -244,7 +203,7 @@ def _check_status(url: str, path: str, status: int, headers: httpx.Headers, body
         raise ValueError(f"{url} refused the request ({status}): {message}")
     if status >= 500:
         raise RuntimeError(f"{url} failed ({status}): {message}")
-    place = f", and sends on to {headers['Location']}" if "Location" in headers else ""
+    place = f", and sends on to {reply.headers['location']}" if "location" in reply.headers else ""
     raise ValueError(f"{url} answers, but it is no m3 serve: {path} gives {status}{place}")
 
 
@@ -265,31 +224,33 @@ def _seconds(retry_after: str | None) -> float:
     return seconds if 0 <= seconds < float("inf") else 0.0
 
 
-_Opened = tuple[asyncio.AbstractEventLoop, asyncio.Event, _Client]
+_Opened = tuple[asyncio.AbstractEventLoop, asyncio.Event, Wire]
 
 
 class _Line:
-    """A client on a thread of this process."""
+    """Connections on a thread of this process."""
 
-    def __init__(self, headers: dict[str, str], closed: str) -> None:
-        self._headers, self._closed = headers, closed
+    def __init__(self, url: str, headers: dict[str, str], closed: str) -> None:
+        self._url, self._headers, self._closed = url, headers, closed
         self._lock = threading.Lock()
         self._opened: _Opened | None = None
         self._thread: threading.Thread | None = None
         self._is_ended = False
 
-    def submit(self, request: Callable[[_Client], Coroutine[Any, Any, Answer]]) -> Future[Answer]:
+    def submit(self, request: Callable[[Wire], Coroutine[Any, Any, Answer]]) -> Future[Answer]:
         with self._lock:
             if self._is_ended:
                 raise RuntimeError(self._closed)
             if self._opened is None:
                 self._opened = self._open()
-            loop, _, client = self._opened
-            return asyncio.run_coroutine_threadsafe(request(client), loop)
+            loop, _, wire = self._opened
+            return asyncio.run_coroutine_threadsafe(request(wire), loop)
 
     def _open(self) -> _Opened:
         ready: Future[_Opened] = Future()
-        self._thread = threading.Thread(target=_run, args=(self._headers, ready), name="m3-remote", daemon=True)
+        self._thread = threading.Thread(
+            target=_run, args=(self._url, self._headers, ready), name="m3-remote", daemon=True
+        )
         self._thread.start()
         opened = ready.result()
         weakref.finalize(self, _stop, os.getpid(), *opened[:2])
@@ -309,28 +270,27 @@ def _stop(process_id: int, loop: asyncio.AbstractEventLoop, ended: asyncio.Event
             loop.call_soon_threadsafe(ended.set)
 
 
-def _run(headers: dict[str, str], ready: Future[_Opened]) -> None:
+def _run(url: str, headers: dict[str, str], ready: Future[_Opened]) -> None:
     try:
-        asyncio.run(_live(headers, ready))
+        asyncio.run(_live(url, headers, ready))
     except BaseException as error:
         if ready.done():
             raise
         ready.set_exception(error)
 
 
-async def _live(headers: dict[str, str], ready: Future[_Opened]) -> None:
-    """Keep a client open until the event. What is under way then is cancelled.
+async def _live(url: str, headers: dict[str, str], ready: Future[_Opened]) -> None:
+    """Keep connections open until the event. What is under way then is cancelled.
 
-    The client is no context: a forked child that drops this coroutine would close its connections, and so take them
-    out of the parent's epoll.
+    Nothing here closes them on GeneratorExit: a forked child that drops this coroutine would take them out of the
+    parent's epoll.
     """
     ended = asyncio.Event()
-    limits = httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=_KEPT_ALIVE_S)
-    client = _Client(httpx.AsyncHTTPTransport(limits=limits), headers)
-    ready.set_result((asyncio.get_running_loop(), ended, client))
+    wire = Wire(url, headers)
+    ready.set_result((asyncio.get_running_loop(), ended, wire))
     await ended.wait()
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
-    await client.transport.aclose()
+    wire.close()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from types import TracebackType
-from typing import Any, Final, Self, get_args, overload
+from typing import Any, Final, Self, cast, get_args, overload
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -29,6 +29,8 @@ from m3_integrations.remote.answers import (
 )
 from m3_integrations.remote.connection import Answer, Connection, check_url
 from m3_integrations.remote.requests import RequestsAhead, pair_requests, text_requests
+from m3_integrations.remote.tokens import FetchedTokenizer
+from m3_integrations.tokenizer import Pooling
 from m3_integrations.vectors import (
     Kind,
     M3Scores,
@@ -90,6 +92,9 @@ class RemoteEncoder:
     def _open(self) -> None:
         self._connection = Connection(self._url, closed=_CLOSED, **self.settings)
         self._vocabulary = _Vocabulary(self._fetch_vocabulary)
+        self._tokenizer = FetchedTokenizer(
+            self._url, lambda: self._ask("/v1/tokenizer", None, max_bytes=_VOCABULARY_BYTES)
+        )
 
     def close(self) -> None:
         """Close the connections. A closed encoder raises on use, and so do calls that are under way."""
@@ -106,7 +111,8 @@ class RemoteEncoder:
 
     def __getstate__(self) -> dict[str, Any]:
         self._check_open()
-        return {name: value for name, value in self.__dict__.items() if name not in {"_connection", "_vocabulary"}}
+        opened = {"_connection", "_vocabulary", "_tokenizer"}
+        return {name: value for name, value in self.__dict__.items() if name not in opened}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -249,10 +255,13 @@ class RemoteEncoder:
     ) -> list[list[str]]:
         """Return the tokens of texts as the network reads them, [CLS] left out: one for every row of a multi-vector.
 
-        Arguments and errors are those of `encode`. The last one is [SEP].
+        Arguments and errors are those of `encode`. The last one is [SEP]. After some hundred calls the server's
+        tokenizer is fetched, and this process splits documents itself.
         """
         texts = check_texts(texts)
         self._checked(kind, None, max_length)
+        if kind == "document" and max_length is None and (tokenizer := self._tokenizer.after_many_calls()) is not None:
+            return tokenizer.tokens(texts, max_length=self.max_length, pooling=cast("Pooling", self.pooling))
         tokens: list[list[str]] = []
         for window in text_requests(self._url, self._about, texts, max_length):
             sent = {"texts": window, "kind": kind} | ({} if max_length is None else {"max_length": max_length})
@@ -273,7 +282,7 @@ class RemoteEncoder:
     def score_pairs(self, pairs: Iterable[tuple[str, str]], *, weights: WeightsLike | None = None) -> M3Scores:
         """Score pairs of a query and a text, in their order; the vectors stay at the server.
 
-        Arguments and errors are those of `score`.
+        Arguments and errors are those of `score`; the warning of texts that were cut is that of `M3Encoder`.
         """
         self._check_open()
         pairs = list(pairs)
@@ -285,15 +294,22 @@ class RemoteEncoder:
         chosen.normalized(self.modes)
         sent_weights = [chosen.dense, chosen.lexical, chosen.multi_vector]
         parts: list[M3Scores] = []
+        cut_queries, cut_texts = set[str](), set[str]()
         for window in pair_requests(self._url, self._about, pairs):
             size = ENVELOPE_BYTES + _PAIR_SCORE_BYTES * len(window)
             sent = {"pairs": window, "weights": sent_weights}
             body = self._ask("/v1/score_pairs", sent, max_bytes=size)
-            parts.append(read_scores(self._url, body, len(window), self.modes))
+            scores, query_rows, text_rows = read_scores(self._url, body, len(window), self.modes)
+            parts.append(scores)
+            cut_queries.update(window[row][0] for row in query_rows)
+            cut_texts.update(window[row][1] for row in text_rows)
         columns = {
             name: np.concatenate([np.empty(0, np.float32), *(getattr(part, name) for part in parts)])
             for name in ("combined", *self.modes)
         }
+        if n_cut := len(cut_queries) + len(cut_texts):
+            n_distinct = len({query for query, _ in pairs}) + len({text for _, text in pairs})
+            warn_of_cut(n_cut, n_distinct, self._about.query_max_length, self.max_length)
         return M3Scores(**columns)
 
     def _checked(self, kind: Kind, modes: Sequence[Mode] | None, max_length: int | None) -> tuple[Mode, ...]:

@@ -38,7 +38,7 @@ def open_encoder(
         if not model:
             raise ValueError("give model= (a folder or a repository such as 'BAAI/bge-m3') or encoder=")
         if isinstance(model, str) and model.startswith(("http://", "https://")):
-            from m3_integrations.remote import RemoteEncoder  # noqa: PLC0415 - loads httpx, which few need
+            from m3_integrations.remote import RemoteEncoder  # noqa: PLC0415 - loads h11 and ssl, which few need
 
             return RemoteEncoder(model, **(model_kwargs or {}))
         from m3_integrations.encoder import M3Encoder  # noqa: PLC0415 - loads torch, which an encoder= may not need

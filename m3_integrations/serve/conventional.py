@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Response
-from pydantic import AliasChoices, BaseModel, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from m3_integrations.encoder import M3Encoder
 from m3_integrations.scoring import top_rows
@@ -30,6 +30,8 @@ _NOT_IDS: Final = (
 
 class EmbeddingsQuestion(BaseModel):
     """OpenAI's request for embeddings."""
+
+    model_config = ConfigDict(strict=True)
 
     input: str | list[str] | list[int] | list[list[int]] = Field(description="A text, or texts. No token ids.")
     model: str
@@ -85,6 +87,8 @@ class DocumentText(BaseModel):
 
 class RerankQuestion(BaseModel):
     """A query, and documents to rank for it. TEI calls the documents `texts`, and is answered in its own shape."""
+
+    model_config = ConfigDict(strict=True)
 
     query: str
     documents: list[str | DocumentText] | None = None
@@ -146,7 +150,7 @@ def conventional_routes(encoder: M3Encoder, limits: Limits, name: str) -> APIRou
             )
         limits.check_number(len(texts), "texts")
         (vectors, _), n_tokens = await asyncio.gather(
-            encoder.aencode_counted(texts, modes=("dense",)), asyncio.to_thread(_count_tokens, encoder, texts)
+            encoder.aencode_marked(texts, modes=("dense",)), asyncio.to_thread(_count_tokens, encoder, texts)
         )
         body = await asyncio.to_thread(_embeddings, vectors.dense, name, n_tokens, question.encoding_format)
         return Response(body, media_type="application/json")
@@ -164,7 +168,8 @@ def conventional_routes(encoder: M3Encoder, limits: Limits, name: str) -> APIRou
         texts = [each if isinstance(each, str) else each.text for each in given or []]
         limits.check_number(len(texts), "documents")
         weights = resolve_weights(question.weights)
-        scores = (await ascore_pairs(encoder, [(question.query, text) for text in texts], weights)).combined
+        pairs = [(question.query, text) for text in texts]
+        scores = (await ascore_pairs(encoder, pairs, weights))[0].combined
         best = [(row, float(scores[row])) for row in top_rows(scores, question.top_n or len(texts)).tolist()]
         shown = [texts[row] if question.return_documents else None for row, _ in best]
         if question.texts is not None:

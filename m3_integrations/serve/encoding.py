@@ -1,8 +1,7 @@
-"""The doors that give all three views: /v1/encoder, /v1/encode, /v1/tokenize, /v1/vocabulary, /v1/score_pairs.
+"""The doors to all three views: encoding, scoring, tokens, and what the model is.
 
-Vectors travel as safetensors: a checked header and raw little-endian arrays, which both sides read without copying,
-without pickle, and with a library that the package needs anyway. An npz is a zip archive, and slower; Arrow would be
-one more dependency.
+Vectors travel as safetensors: a checked header and raw little-endian arrays, without pickle, and with a library that
+the package needs anyway. An npz is a zip archive, and slower; Arrow would be one more dependency.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from typing import Final
 
 import numpy as np
 from fastapi import APIRouter, Response
+from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from m3_integrations.encoder import M3Encoder
@@ -78,9 +78,10 @@ def encoding_routes(encoder: M3Encoder, limits: Limits, name: str) -> APIRouter:
         """
         limits.check_number(len(question.texts), "texts")
         limits.check_tokens(question.texts, question.max_length or encoder.max_length)
-        vectors, n_cut = await encoder.aencode_counted(
+        vectors, is_cut = await encoder.aencode_marked(
             question.texts, kind=question.kind, modes=question.modes, max_length=question.max_length
         )
+        n_cut = int(is_cut.sum())
         if vectors.nbytes > _SMALL_BYTES:
             body = await asyncio.to_thread(to_safetensors, vectors, n_cut)
         else:
@@ -101,13 +102,26 @@ def encoding_routes(encoder: M3Encoder, limits: Limits, name: str) -> APIRouter:
         """Return the token of every id that lexical weights name."""
         return VocabularyAnswer(tokens=list(encoder.vocabulary))
 
+    @router.get("/v1/tokenizer", response_class=Response, responses={200: {"content": {"application/json": {}}}})
+    async def tokenizer() -> Response:
+        """Return the model's tokenizer.json, for a client that counts the tokens of many texts.
+
+        It is what the library `tokenizers` reads. The header `X-M3-Fingerprint` says which model it is of.
+        """
+        body = await asyncio.to_thread(encoder.tokenizer_json)
+        return Response(body, media_type="application/json", headers={"X-M3-Fingerprint": fingerprint})
+
     @router.post("/v1/score_pairs", response_model_exclude_none=True)
     async def score(question: ScoreQuestion) -> ScoreAnswer:
         """Return the scores of pairs of a query and a text in every mode, and their weighted mean."""
         limits.check_number(len(question.pairs), "pairs")
-        scores = await ascore_pairs(encoder, question.pairs, resolve_weights(question.weights))
+        scores, *cut = await ascore_pairs(encoder, question.pairs, resolve_weights(question.weights))
+        truncated_queries, truncated_texts = (np.flatnonzero(is_cut).tolist() for is_cut in cut)
         return ScoreAnswer(
-            combined=scores.combined.tolist(), **{mode: getattr(scores, mode).tolist() for mode in scores.modes}
+            combined=scores.combined.tolist(),
+            **{mode: getattr(scores, mode).tolist() for mode in scores.modes},
+            truncated_queries=truncated_queries,
+            truncated_texts=truncated_texts,
         )
 
     return router
@@ -136,8 +150,12 @@ def to_safetensors(vectors: M3Vectors, n_cut: int) -> bytes:
     return save(to_tensors(vectors), metadata={"truncated": str(n_cut)})
 
 
-async def ascore_pairs(encoder: M3Encoder, pairs: Sequence[tuple[str, str]], weights: ModeWeights) -> M3Scores:
-    """Return what `M3Encoder.score_pairs` does; a task that is cancelled leaves the queue.
+async def ascore_pairs(
+    encoder: M3Encoder, pairs: Sequence[tuple[str, str]], weights: ModeWeights
+) -> tuple[M3Scores, NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return what `M3Encoder.score_pairs` does, and whether each pair's query, and its text, was cut, (n,) bool each.
+
+    A task that is cancelled leaves the queue.
 
     Args:
         encoder: Encodes the different queries, and the different texts in bounded memory.
@@ -150,11 +168,13 @@ async def ascore_pairs(encoder: M3Encoder, pairs: Sequence[tuple[str, str]], wei
     weights.normalized(encoder.modes)
     queries, query_of = distinct_texts(query for query, _ in pairs)
     documents, document_of = distinct_texts(text for _, text in pairs)
-    of_query, _ = await encoder.aencode_counted(queries, kind="query")
+    of_query, is_query_cut = await encoder.aencode_marked(queries, kind="query")
     columns = {name: np.zeros(len(pairs), dtype=np.float32) for name in (*encoder.modes, "combined")}
+    is_document_cut = np.zeros(len(documents), dtype=bool)
     start = 0
     for window in windows(documents, max_texts=2048, max_tokens=65_536, max_length=encoder.max_length):
-        vectors, _ = await encoder.aencode_counted(window)
+        vectors, is_cut = await encoder.aencode_marked(window)
+        is_document_cut[start : start + len(window)] = is_cut
         here = np.flatnonzero((document_of >= start) & (document_of < start + len(window)))
         scores = await asyncio.to_thread(
             score_pairs, of_query, vectors, query_of[here], document_of[here] - start, weights
@@ -162,4 +182,4 @@ async def ascore_pairs(encoder: M3Encoder, pairs: Sequence[tuple[str, str]], wei
         for name, column in columns.items():
             column[here] = getattr(scores, name)
         start += len(window)
-    return M3Scores(**columns)
+    return M3Scores(**columns), is_query_cut[query_of], is_document_cut[document_of]

@@ -107,7 +107,7 @@ async def _add(searcher: Searcher, encoder: M3Encoder, records: Sequence[NewReco
     try:
         for window in windows(texts, max_texts=256, max_tokens=_WINDOW_TOKENS, max_length=encoder.max_length):
             end = start + len(window)
-            vectors, _ = await encoder.aencode_counted(window, modes=modes)
+            vectors, _ = await encoder.aencode_marked(window, modes=modes)
             is_writing = True
             await asyncio.to_thread(store.upsert, ids[start:end], window, metadatas[start:end], vectors)
             start, is_writing = end, False

@@ -1,4 +1,4 @@
-"""A request that ends with an error, in the shape that OpenAI's clients read."""
+"""A request that ends with an error, in the shape that OpenAI's clients read, with the `detail` that Jina's read."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Refusal(Exception):  # noqa: N818 - no fault of the server's
             "code": self.status,
         }
         # Escapes, as a message may quote half of a surrogate pair.
-        return json.dumps({"error": error}).encode("ascii")
+        return json.dumps({"error": error, "detail": self.message}).encode("ascii")
 
 
 def clipped(message: str) -> str:

@@ -2,17 +2,66 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import math
 import socket
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from m3_integrations.serve.gate import Gate
 
 _IDLE_S: Final = 30
 """Seconds for which a connection without a request stays open."""
+
+_MAX_CONNECTIONS: Final = 1000
+"""Connections open at a time, idle ones included; uvicorn answers requests on further ones with 503. Many systems allow
+a process 1,024 open files."""
+
+_SETTLE_S: Final = 0.1
+"""Seconds between the first 503 and the closing of connections: requests that the kernel holds already are answered."""
+
+
+class _Connection(H11Protocol):
+    """A connection that is closed if a request's headers do not arrive in time.
+
+    uvicorn limits only the time between requests: half a header would hold a connection without end.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._header_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn's own
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        """Run the timer while headers arrive, from their first byte on."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_timer()
+        elif self._header_timer is None:
+            self._header_timer = self.loop.call_later(self.timeout_keep_alive, self._end_if_idle)
+
+    def _end_if_idle(self) -> None:
+        self._header_timer = None
+        if (self.cycle is None or self.cycle.response_complete) and not self.transport.is_closing():
+            self.transport.close()
+
+    def _stop_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
 
 
 class _Server(uvicorn.Server):
@@ -25,6 +74,7 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End what waits, then wait for the rest."""
         self._gate.end()
+        await asyncio.sleep(_SETTLE_S)
         await super().shutdown(sockets)
 
 
@@ -67,8 +117,18 @@ def run_server(gate: Gate, *, host: str = "127.0.0.1", port: int = 8000, timeout
     make_server(gate, host=host, port=port, timeout_s=timeout_s).run()
 
 
-def make_server(gate: Gate, *, host: str = "127.0.0.1", port: int = 8000, timeout_s: float = 60.0) -> uvicorn.Server:
-    """Return the server that `run_server` runs; arguments as there."""
+def make_server(
+    gate: Gate, *, host: str = "127.0.0.1", port: int = 8000, timeout_s: float = 60.0, idle_s: int = _IDLE_S
+) -> uvicorn.Server:
+    """Return the server that `run_server` runs.
+
+    Args:
+        gate: As there.
+        host: As there.
+        port: As there.
+        timeout_s: As there.
+        idle_s: Seconds that a connection may stay open without a request, and that a request's headers may take.
+    """
     config = uvicorn.Config(
         gate,
         host=host,
@@ -78,7 +138,9 @@ def make_server(gate: Gate, *, host: str = "127.0.0.1", port: int = 8000, timeou
         ws="none",
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=_IDLE_S,
+        http=_Connection,
+        limit_concurrency=_MAX_CONNECTIONS,
+        timeout_keep_alive=idle_s,
         timeout_graceful_shutdown=math.ceil(timeout_s),
     )
     return _Server(config, gate)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from m3_integrations.search import Bm25, Fusion, SearchMode
 from m3_integrations.vectors import Kind, Mode
@@ -14,7 +14,7 @@ Weights = list[float] | dict[str, float] | str
 
 
 class _Asked(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)  # strict: true is no number, "5" neither
 
 
 class ErrorDetail(BaseModel):
@@ -29,6 +29,7 @@ class ErrorAnswer(BaseModel):
     """Every answer that is no success has this shape."""
 
     error: ErrorDetail
+    detail: str = Field(description="The message again, where Jina's clients look for it.")
 
 
 class EncoderLimits(BaseModel):
@@ -90,7 +91,7 @@ class VocabularyAnswer(BaseModel):
 class ScoreQuestion(_Asked):
     """Pairs of a query and a text to score."""
 
-    pairs: list[tuple[str, str]]
+    pairs: list[Annotated[tuple[str, str], Strict(False)]]
     weights: Weights | None = Field(default=None, description="Equal by default.")
 
 
@@ -101,6 +102,8 @@ class ScoreAnswer(BaseModel):
     dense: list[float] | None = None
     lexical: list[float] | None = None
     multi_vector: list[float] | None = None
+    truncated_queries: list[int] = Field(description="Positions of the pairs whose query was longer than its limit.")
+    truncated_texts: list[int] = Field(description="Positions of the pairs whose text was longer than its limit.")
 
 
 class SearchQuestion(_Asked):

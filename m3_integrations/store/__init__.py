@@ -102,7 +102,7 @@ def open_store(
 
 
 def _open_url(url: str, given: dict[str, Any]) -> Store:
-    from m3_integrations.store.served import ServedStore, is_m3_serve  # noqa: PLC0415 - only this kind needs httpx
+    from m3_integrations.store.served import ServedStore, is_m3_serve  # noqa: PLC0415 - only this kind
 
     of_qdrant = [name for name in given if name not in {"multi_vector", "token_pooling", *_OF_EVERY_SERVER}]
     if not of_qdrant and is_m3_serve(url):

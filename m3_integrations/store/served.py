@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any, Final
+from urllib.parse import urlsplit
 
-import httpx
 import numpy as np
 from numpy.typing import NDArray
 
@@ -53,6 +55,7 @@ _ANSWER_BYTES: Final = 1 << 30
 """Far more than the server puts into one answer with records."""
 
 _PROBE_S: Final = 5.0
+_PROBE_BYTES: Final = 1 << 20
 
 
 class ServedStore(Store):
@@ -334,11 +337,14 @@ def is_m3_serve(url: str) -> bool:
     False for other servers, and if nothing answers within 5 seconds.
     """
     try:
-        with httpx.Client(trust_env=False, timeout=_PROBE_S) as client:
-            answer = client.get(check_url(url) + _PATH)
-        said = answer.json()
-        if answer.status_code == 200:
+        parts = urlsplit(check_url(url))
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        with closing(kind(parts.hostname or "", parts.port, timeout=_PROBE_S)) as connection:
+            connection.request("GET", parts.path + _PATH)
+            answer = connection.getresponse()
+            status, said = answer.status, json.loads(answer.read(_PROBE_BYTES))
+        if status == 200:
             return isinstance(said, dict) and "api" in said and "store" in said
-        return bool(said["error"]["code"] == answer.status_code and isinstance(said["error"]["message"], str))
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
+        return bool(said["error"]["code"] == status and isinstance(said["error"]["message"], str))
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
         return False

@@ -1,6 +1,7 @@
 """What `m3 serve` costs and saves: one short query and bulk by HTTP, and many processes over one model.
 
     python -m tests.benchmarks.bench_serve --model tiny
+    python -m tests.benchmarks.bench_serve --wide --bulk 32 --processes 0  # two layers of BGE-M3's width
 
 The server is a process of its own on this machine. Queries are new each time, in all three modes, in turns with those
 of an encoder in this process; bulk is texts of 100 words by `encode_batches`, in turns too, nothing cached. Then four
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -45,14 +47,14 @@ def pss_mb(process_id: int | str) -> float:
 
 
 @contextmanager
-def server(model: str) -> Iterator[tuple[str, int]]:
-    """Yield the URL and the process of an `m3 serve`."""
+def server(model: str, *options: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Yield the URL and the process of an `m3 serve` with further options."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = "from m3_integrations.cli import app; app()"
     process = subprocess.Popen(
-        [sys.executable, "-c", command, "serve", model, "--port", str(port)], stderr=subprocess.DEVNULL
+        [sys.executable, "-c", command, "serve", model, "--port", str(port), *options], stderr=subprocess.DEVNULL
     )
     url = f"http://127.0.0.1:{port}"
     try:
@@ -62,7 +64,7 @@ def server(model: str) -> Iterator[tuple[str, int]]:
                 break
             except ConnectionError:
                 time.sleep(0.1)
-        yield url, process.pid
+        yield url, process
     finally:
         process.terminate()
         process.wait()
@@ -80,7 +82,7 @@ def in_turns(calls: dict[str, Callable[[int], object]], repeats: int) -> dict[st
     return seconds
 
 
-def compare(local: Encoder, remote: Encoder, repeats: int) -> None:
+def compare(local: Encoder, remote: Encoder, repeats: int, n_bulk: int) -> None:
     """Print one query's and bulk's table."""
     encoders = {"in the process": local, "by HTTP": remote}
     offset = {name: 10**6 * (i + 1) for i, name in enumerate(encoders)}
@@ -98,7 +100,7 @@ def compare(local: Encoder, remote: Encoder, repeats: int) -> None:
     print(f"HTTP adds {overhead * 1000:.2f} ms to p50")
 
     def bulk(encoder: Encoder, start: int) -> None:
-        for _ in encoder.encode_batches([text(start + i, 100) for i in range(512)]):
+        for _ in encoder.encode_batches([text(start + i, 100) for i in range(n_bulk)]):
             pass
 
     runs = in_turns(
@@ -109,8 +111,11 @@ def compare(local: Encoder, remote: Encoder, repeats: int) -> None:
         repeats,
     )
     for name, seconds in runs.items():
-        print(f"512 texts, {name:<15} {512 / np.median(seconds):7.0f} texts/s")
-    print(f"HTTP takes {np.median(runs['by HTTP']) / np.median(runs['in the process']):.2f} times the time")
+        print(f"{n_bulk} texts, {name:<15} {n_bulk / np.median(seconds):7.1f} texts/s")
+    ratios = np.divide(runs["by HTTP"], runs["in the process"])
+    print(
+        f"HTTP takes {np.median(ratios):.3f} times the time; {min(ratios):.3f} to {max(ratios):.3f} in {repeats} pairs"
+    )
 
 
 def work(model: str) -> None:
@@ -163,6 +168,8 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny")
+    parser.add_argument("--wide", action="store_true", help="make and use a checkpoint of BGE-M3's width")
+    parser.add_argument("--bulk", type=int, default=512)
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--work", metavar="MODEL", help=argparse.SUPPRESS)
@@ -170,15 +177,28 @@ def main() -> None:
     if args.work:
         work(args.work)
         return
+    with TemporaryDirectory() as folder:
+        if args.wide:
+            from tests.benchmarks.workload import CheckpointShape, ensure_checkpoint
+
+            args.model = f"{folder}/wide"
+            ensure_checkpoint(Path(args.model), CheckpointShape(layers=2))
+        measure(args)
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Print the tables of a model."""
     from tests.benchmarks.measure import describe_machine, describe_versions  # loads torch, which a worker must not
 
     print(f"machine: {describe_machine('cpu')}")
-    print(f"versions: {describe_versions('torch', 'httpx', 'fastapi', 'uvicorn')}; model {args.model}")
-    with server(args.model) as (url, server_id):
+    print(f"versions: {describe_versions('torch', 'h11', 'fastapi', 'uvicorn')}; model {args.model}")
+    with server(args.model) as (url, process):
         with RemoteEncoder(url) as remote:
-            compare(open_encoder(args.model, model_kwargs={"device": "cpu"}), remote, args.repeats)
-        many(url, args.processes, "one m3 serve", server_id)
-    many(args.model, args.processes, "a model each")
+            compare(open_encoder(args.model, model_kwargs={"device": "cpu"}), remote, args.repeats, args.bulk)
+        if args.processes:
+            many(url, args.processes, "one m3 serve", process.pid)
+    if args.processes:
+        many(args.model, args.processes, "a model each")
 
 
 if __name__ == "__main__":

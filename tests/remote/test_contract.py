@@ -142,6 +142,17 @@ def test_lexical_weights_name_their_tokens(each: AnyEncoder, local: M3Encoder) -
     assert len(repr(each.vocabulary)) < 60
 
 
+def test_texts_that_are_cut_for_scoring_are_counted_once_and_warned_of_once(each: AnyEncoder) -> None:
+    """Over the wire these are several requests, most of which have the long query."""
+    long = "word " * 300
+    texts = [long, *(f"keys {i}" for i in range(20)), long, "rain " * 200]
+    with pytest.warns(UserWarning, match="3 of 23 texts were longer than 128 tokens") as caught:
+        each.score("keys " * 200, texts)
+    assert [warning.filename for warning in caught] == [__file__]
+    with pytest.warns(UserWarning, match="1 of 4 texts were longer"):
+        each.score_pairs([("keys", long), ("rain", "short"), ("keys", long)])
+
+
 def test_scores_are_those_of_the_network(each: AnyEncoder, local: M3Encoder) -> None:
     texts = [f"keys and rain {i}" for i in range(30)]
     for weights in (None, "miracl", ModeWeights(1, 0, 0), (0.2, 0.3, 0.5)):

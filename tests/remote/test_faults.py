@@ -214,6 +214,15 @@ def test_other_scores_than_asked_for_are_refused(scripted: Scripted, combined: A
             encoder.score("keys", ["keys"])
 
 
+@pytest.mark.parametrize("rows", [None, 1, [1], [-1], ["a"], [0.5]])
+def test_other_rows_of_cut_texts_than_there_are_are_refused(scripted: Scripted, rows: Any) -> None:
+    scores = {name: [1.0] for name in ("combined", "dense", "lexical", "multi_vector")}
+    with RemoteEncoder(scripted.url) as encoder:
+        scripted.script = [(200, {}, json.dumps(scores | {"truncated_queries": [], "truncated_texts": rows}).encode())]
+        with pytest.raises(ValueError, match="no truncated_texts of 1 pairs"):
+            encoder.score("keys", ["keys"])
+
+
 def test_another_model_at_the_same_url_is_refused(scripted: Scripted) -> None:
     with RemoteEncoder(scripted.url) as encoder:
         status, headers, body = answer(encoder)

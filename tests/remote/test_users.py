@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from m3_integrations import M3Encoder, RemoteEncoder, langchain, llama_index
 from m3_integrations.cli import app
+from m3_integrations.cli.collection import read_collection
 from tests.remote.conftest import served
 
 pytestmark = pytest.mark.enable_socket
@@ -111,3 +112,16 @@ def test_the_command_line_indexes_searches_and_evaluates_over_a_server(local: M3
     gone = m3("search", store, "rotate the keys", "--model", url)
     assert gone.exit_code == 1
     assert "start the server with m3 serve MODEL" in gone.output
+
+
+def test_the_demo_asks_a_server(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    passages = [passage for passage in read_collection() if passage.id == "shutil.copyfile"]
+    monkeypatch.setattr("m3_integrations.cli.demo.read_collection", lambda: passages)
+    shown = m3("demo", "copy a file", "--model", url)
+    assert shown.exit_code == 0, shown.output
+    assert f"Asking m3 serve at {url}." in shown.output.replace("\n", " ")
+    assert "Why shutil.copyfile" in shown.output
+    assert "One network answered, and both frameworks used it." in shown.output
+    refused = m3("demo", "--model", url, "--device", "cuda")
+    assert refused.exit_code == 1
+    assert "settings of m3 serve" in refused.output

@@ -13,6 +13,7 @@ from langchain_openai import OpenAIEmbeddings
 from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 from pydantic import SecretStr
 from safetensors.numpy import load
+from tokenizers import Tokenizer
 
 from m3_integrations import M3Encoder
 from m3_integrations.serve import create_app
@@ -88,10 +89,25 @@ def test_scores_of_pairs_are_the_encoders(client: httpx.Client, served: M3Encode
     pairs = [("stone", text) for text in TEXTS] + [("key", TEXTS[3])]
     found = client.post("/v1/score_pairs", json={"pairs": pairs, "weights": [0.2, 0.5, 0.3]}).json()
     expected = served.score_pairs(pairs, weights=[0.2, 0.5, 0.3])
-    assert found.keys() == {"combined", "dense", "lexical", "multi_vector"}
-    for name, values in found.items():
+    modes = {"combined", "dense", "lexical", "multi_vector"}
+    assert found.keys() == modes | {"truncated_queries", "truncated_texts"}
+    assert found["truncated_queries"] == found["truncated_texts"] == []
+    for name, values in ((name, found[name]) for name in modes):
         np.testing.assert_allclose(values, getattr(expected, name), atol=1e-5)
     assert client.post("/v1/score_pairs", json={"pairs": []}).json()["combined"] == []
+
+
+def test_pairs_with_texts_that_were_cut_are_named(client: httpx.Client) -> None:
+    pairs = [("a", "b"), ("word " * 300, "b"), ("a", "word " * 300), ("word " * 300, "c")]
+    found = client.post("/v1/score_pairs", json={"pairs": pairs}).json()
+    assert (found["truncated_queries"], found["truncated_texts"]) == ([1, 3], [2])
+
+
+def test_the_tokenizer_that_is_handed_out_counts_as_the_encoder_does(client: httpx.Client, served: M3Encoder) -> None:
+    answer = client.get("/v1/tokenizer")
+    assert answer.headers["x-m3-fingerprint"] == served.fingerprint
+    tokenizer = Tokenizer.from_str(answer.text)
+    assert [tokenizer.encode(text).tokens[1:] for text in TEXTS] == served.tokenize(TEXTS)
 
 
 def test_openais_client_gets_the_same_vectors_in_both_formats(url: str, served: M3Encoder) -> None:
@@ -99,11 +115,11 @@ def test_openais_client_gets_the_same_vectors_in_both_formats(url: str, served: 
     with openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as client:
         assert [model.id for model in client.models.list()] == [NAME]
         answer = client.embeddings.create(model=NAME, input=TEXTS)  # asks for base64
-        np.testing.assert_allclose([each.embedding for each in answer.data], expected, atol=1e-5)
+        np.testing.assert_allclose([each.embedding for each in answer.data], expected, atol=1e-6, rtol=0)
         assert [each.index for each in answer.data] == [0, 1, 2, 3, 4]
         assert answer.usage.prompt_tokens == sum(len(tokens) + 1 for tokens in served.tokenize(TEXTS))
         plain = client.embeddings.create(model=NAME, input="water", encoding_format="float")
-        np.testing.assert_allclose(plain.data[0].embedding, expected[1], atol=1e-5)
+        np.testing.assert_allclose(plain.data[0].embedding, expected[1], atol=1e-6, rtol=0)
         with pytest.raises(openai.UnprocessableEntityError, match="cannot be shortened: leave dimensions out"):
             client.embeddings.create(model=NAME, input="water", dimensions=8)
         with pytest.raises(openai.UnprocessableEntityError, match="not token ids"):
@@ -127,10 +143,10 @@ def test_the_frameworks_clients_of_openai_get_the_same_vectors(url: str, served:
             check_embedding_ctx_length=False,
             http_client=first,
         )
-        np.testing.assert_allclose(chain.embed_documents(TEXTS), expected, atol=1e-5)
-        np.testing.assert_allclose(chain.embed_query("water"), expected[1], atol=1e-5)
+        np.testing.assert_allclose(chain.embed_documents(TEXTS), expected, atol=1e-6, rtol=0)
+        np.testing.assert_allclose(chain.embed_query("water"), expected[1], atol=1e-6, rtol=0)
         index = OpenAILikeEmbedding(model_name=NAME, api_base=f"{url}/v1", api_key=KEY, http_client=second)
-        np.testing.assert_allclose(index.get_text_embedding_batch(TEXTS[:2]), expected[:2], atol=1e-5)
+        np.testing.assert_allclose(index.get_text_embedding_batch(TEXTS[:2]), expected[:2], atol=1e-6, rtol=0)
 
 
 def test_base64_holds_little_endian_float32(client: httpx.Client, served: M3Encoder) -> None:

@@ -1,0 +1,49 @@
+"""The server's tokenizer in this process, once a caller has counted so many tokens that it pays."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from tokenizers import Tokenizer as Backend
+
+from m3_integrations.tokenizer import Tokenizer
+
+_CALLS_BEFORE: Final = 256
+"""Calls that the server answers itself: they take as long as fetching BGE-M3's tokenizer, which is 17 MB."""
+
+
+class FetchedTokenizer:
+    """A tokenizer that is fetched by a later call.
+
+    Args:
+        url: Of the server.
+        fetch: Returns the server's tokenizer.json.
+    """
+
+    def __init__(self, url: str, fetch: Callable[[], bytes]) -> None:
+        self._url, self._fetch = url, fetch
+        self._lock = threading.Lock()
+        self._n_calls = 0
+        self._tokenizer: Tokenizer | None = None
+
+    def after_many_calls(self) -> Tokenizer | None:
+        """Count a call, and return the tokenizer if there were many before.
+
+        Raises:
+            ValueError: If what was fetched is no tokenizer, and as fetching does.
+        """
+        with self._lock:
+            self._n_calls += 1
+            if self._tokenizer is None and self._n_calls > _CALLS_BEFORE:
+                self._tokenizer = self._read(self._fetch())
+            return self._tokenizer
+
+    def _read(self, body: bytes) -> Tokenizer:
+        try:
+            return Tokenizer(Backend.from_str(body.decode()))
+        except Exception as error:  # the Rust library raises nothing narrower
+            raise ValueError(
+                f"{self._url} answers with no tokenizer ({error}): is something between this process and m3 serve?"
+            ) from error

@@ -1,0 +1,43 @@
+"""A caller who counts the tokens of many texts gets the server's tokenizer, and then asks it no more."""
+
+import pickle
+
+import pytest
+
+from m3_integrations import M3Encoder, RemoteEncoder
+from m3_integrations.remote import tokens
+from tests.remote.conftest import Scripted
+
+pytestmark = pytest.mark.enable_socket
+
+TEXTS = ["rotate the keys", "", "Rain is expected in Vienna. " * 60]
+
+
+def paths(scripted: Scripted) -> list[str]:
+    return [path for _, path, *_ in scripted.asked]
+
+
+def test_many_calls_fetch_the_tokenizer_once_and_its_tokens_are_the_servers(
+    scripted: Scripted, local: M3Encoder
+) -> None:
+    wanted = local.tokenize(TEXTS)
+    with RemoteEncoder(scripted.url) as encoder:
+        for _ in range(tokens._CALLS_BEFORE + 50):
+            assert encoder.tokenize(TEXTS) == wanted
+        asked = paths(scripted)
+        assert (asked.count("/v1/tokenize"), asked.count("/v1/tokenizer")) == (tokens._CALLS_BEFORE, 1)
+        assert encoder.tokenize(["keys"], kind="query") == local.tokenize(["keys"], kind="query")
+        assert encoder.tokenize(TEXTS, max_length=9) == local.tokenize(TEXTS, max_length=9)
+        assert paths(scripted).count("/v1/tokenize") == tokens._CALLS_BEFORE + 2
+        with pickle.loads(pickle.dumps(encoder)) as twin:
+            assert twin.tokenize(TEXTS) == wanted
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"\xff", b'{"tokens": []}'])
+def test_what_is_no_tokenizer_is_refused(scripted: Scripted, monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
+    monkeypatch.setattr(tokens, "_CALLS_BEFORE", 0)
+    with RemoteEncoder(scripted.url) as encoder:
+        scripted.script = [(200, {}, body)]
+        with pytest.raises(ValueError, match=f"{scripted.url} answers with no tokenizer"):
+            encoder.tokenize(TEXTS)
+        assert encoder.tokenize(["keys"])[0][-1] == "</s>"
