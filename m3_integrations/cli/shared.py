@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, typer.Option(help="A checkpoint folder, a repository such as BAAI/bge-m3, or m3 serve's URL.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, ... or auto.")]
-Collection = Annotated[str | None, typer.Option(help="The collection, on a server; its key is in QDRANT_API_KEY.")]
+Collection = Annotated[
+    str | None, typer.Option(help="The collection, on a Qdrant server; its key is in QDRANT_API_KEY.")
+]
 
 
 @contextmanager
@@ -85,7 +87,9 @@ def is_new(where: str) -> bool:
 
 
 def open_place(where: str, *, collection: str | None, **settings: Any) -> Store:
-    """Open the store that a command names. The key of a server is in the environment, in QDRANT_API_KEY.
+    """Open the store that a command names.
+
+    The key of a server is in the environment: in M3_API_KEY for an `m3 serve`, in QDRANT_API_KEY for Qdrant.
 
     Raises:
         ValueError: If a collection is named for a folder. Further errors are those of `open_store`.
@@ -94,7 +98,10 @@ def open_place(where: str, *, collection: str | None, **settings: Any) -> Store:
 
     folder = folder_of(where)
     if folder is None:
-        return open_store(where, api_key=os.environ.get("QDRANT_API_KEY"), collection=collection, **settings)
+        from m3_integrations.store.served import is_m3_serve
+
+        name = "M3_API_KEY" if collection is None and is_m3_serve(where) else "QDRANT_API_KEY"
+        return open_store(where, api_key=os.environ.get(name), collection=collection, **settings)
     if collection is not None:
         raise ValueError(f"--collection is for a server, and {where} is a folder: leave it out")
     return open_store(folder, **settings)

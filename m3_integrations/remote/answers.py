@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, cast
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
@@ -21,6 +19,7 @@ from m3_integrations.vectors import (
     Mode,
     MultiVectorRows,
     check_modes,
+    take_vectors,
 )
 
 API: Final = 1
@@ -130,31 +129,13 @@ def read_vectors(
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         _refuse(url, f"no vectors ({error})", error)
 
-    def take(name: str, dtype: type[np.generic], *shape: int) -> NDArray[Any]:
-        array = arrays.pop(name, None)
-        if array is None:
-            _refuse(url, f"no {name}")
-        is_right = array.dtype == dtype and array.ndim == len(shape)
-        if not is_right or any(wanted not in {-1, there} for wanted, there in zip(shape, array.shape, strict=True)):
-            _refuse(url, f"{name} of shape {array.shape} and type {array.dtype}, not {shape} and {dtype.__name__}")
-        return array
-
-    columns: dict[str, Any] = {}
-    if "dense" in modes:
-        columns["dense"] = take("dense", np.float32, n, about.dim)
-    if "lexical" in modes:
-        offsets = take("lexical.offsets", np.int64, n + 1)
-        indices, values = take("lexical.indices", np.int32, -1), take("lexical.values", np.float32, -1)
-        with _refused(url, "lexical weights"):
-            columns["lexical"] = LexicalRows(offsets, indices, values, vocabulary)
-    if "multi_vector" in modes:
-        offsets = take("multi_vector.offsets", np.int64, n + 1)
-        flat = take("multi_vector.flat", np.float32, -1, about.token_dim)
-        with _refused(url, "multi-vectors"):
-            columns["multi_vector"] = MultiVectorRows(offsets, flat)
+    try:
+        vectors = take_vectors(arrays, n, modes, dim=about.dim, token_dim=about.token_dim, vocabulary=vocabulary)
+    except ValueError as error:
+        _refuse(url, str(error), error)
     if arrays:
         _refuse(url, f"{', '.join(sorted(arrays))}, which nobody asked for")
-    return M3Vectors(**columns), n_cut
+    return vectors, n_cut
 
 
 def empty_vectors(about: About, modes: Sequence[Mode]) -> M3Vectors:
@@ -227,14 +208,6 @@ def _rows(url: str, body: bytes, name: str, n: int) -> list[int]:
     if not isinstance(rows, list) or not all(isinstance(row, int) and 0 <= row < n for row in rows):
         _refuse(url, f"no {name} of {n} pairs")
     return rows
-
-
-@contextmanager
-def _refused(url: str, what: str) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        _refuse(url, f"{what} that do not fit together ({error})", error)
 
 
 def _refuse(url: str, what: str, error: Exception | None = None) -> NoReturn:

@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -24,7 +24,8 @@ _LONGEST_BACKOFF_S: Final = 5.0
 _RESETS: Final = 4
 """How often a request is sent again after its connection broke."""
 
-CLOSED: Final = "this encoder was closed: open another with RemoteEncoder(...)"
+_JSON: Final = "application/json"
+_BINARY: Final = "application/octet-stream"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class _Request:
 
     path: str
     body: bytes | None
+    content_type: str
     max_bytes: int
 
 
@@ -78,11 +80,14 @@ class Connection:
         url: Of the server.
         api_key: Sent as a bearer token; nothing is sent if None.
         timeout_s: For one request, with all its repetitions.
+        closed: What an error says after `close`.
     """
 
-    def __init__(self, url: str, *, api_key: str | None, timeout_s: float) -> None:
-        self._url, self._timeout_s = check_url(url), timeout_s
-        self._headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
+    def __init__(self, url: str, *, api_key: str | None, timeout_s: float, closed: str) -> None:
+        if not timeout_s > 0:
+            raise ValueError(f"timeout_s must be greater than 0, got {timeout_s}")
+        self._url, self._timeout_s, self._closed = check_url(url), timeout_s, closed
+        self._headers = {"Accept-Encoding": "identity"}
         if api_key is not None:
             if not api_key or not api_key.isascii() or not api_key.isprintable():
                 raise ValueError("api_key must be printable ASCII characters and not empty")
@@ -95,21 +100,44 @@ class Connection:
         if line is not None:
             line.end()
 
-    def start(self, path: str, sent: dict[str, Any] | None, *, max_bytes: int) -> Future[Answer]:
+    def start(self, path: str, sent: dict[str, Any] | bytes | None, *, max_bytes: int) -> Future[Answer]:
         """Begin a request and return its future, which may be cancelled: the server then learns that nobody waits.
 
         Args:
             path: Below the URL.
-            sent: What is posted as JSON; None gets instead.
+            sent: What is posted, as JSON unless it is bytes; None gets instead.
             max_bytes: A longer answer is refused.
         """
         process_id = os.getpid()
         line = self._lines.get(process_id)
         if line is None:
             # By one step that no thread can interrupt: a lock could be held by another thread at the time of a fork.
-            line = self._lines.setdefault(process_id, _Line(self._url, self._headers))
-        body = None if sent is None else json.dumps(sent, ensure_ascii=False).encode()
-        return line.submit(partial(self._finished, _Request(path, body, max_bytes)))
+            line = self._lines.setdefault(process_id, _Line(self._url, self._headers, self._closed))
+        if sent is None or isinstance(sent, bytes):
+            request = _Request(path, sent, _BINARY, max_bytes)
+        else:
+            request = _Request(path, json.dumps(sent, ensure_ascii=False).encode(), _JSON, max_bytes)
+        return line.submit(partial(self._finished, request))
+
+    def result(self, future: Future[Answer]) -> Answer:
+        """Wait for an answer; a caller who is interrupted takes the request back."""
+        try:
+            return future.result()
+        except CancelledError as error:
+            raise RuntimeError(self._closed) from error
+        except BaseException:
+            future.cancel()
+            raise
+
+    async def aresult(self, future: Future[Answer]) -> Answer:
+        """Wait for an answer; a task that is cancelled takes the request back."""
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise RuntimeError(self._closed) from error
 
     async def _finished(self, request: _Request, wire: Wire) -> Answer:
         url, troubles, began = self._url, list[str](), time.monotonic()
@@ -132,7 +160,9 @@ class Connection:
         for attempt in count():
             wait_s = 0.0
             try:
-                reply = await wire.exchange(request.path, request.body, max_bytes=request.max_bytes)
+                reply = await wire.exchange(
+                    request.path, request.body, max_bytes=request.max_bytes, content_type=request.content_type
+                )
             except UnreachableError as error:
                 raise ConnectionError(
                     f"nothing answers at {url} ({error}): start the server with m3 serve MODEL"
@@ -160,9 +190,13 @@ def _check_status(url: str, path: str, reply: Reply) -> None:
     status = reply.status
     if status == 200:
         return
-    if status in {401, 403}:
+    if status == 401:
         raise PermissionError(f"{url} does not accept the API key ({status}): pass the server's own as api_key=")
     message = _message(reply.body)
+    if status == 403:
+        raise PermissionError(f"{url} does not allow this, whatever the API key ({status}): {message}")
+    if status == 507:
+        raise OSError(f"{url} could not read or write its store ({status}): {message}")
     if status in {408, 504}:
         raise TimeoutError(f"{url} ended the request at its own time limit: {message}")
     if status in {400, 413, 422}:
@@ -196,8 +230,8 @@ _Opened = tuple[asyncio.AbstractEventLoop, asyncio.Event, Wire]
 class _Line:
     """Connections on a thread of this process."""
 
-    def __init__(self, url: str, headers: dict[str, str]) -> None:
-        self._url, self._headers = url, headers
+    def __init__(self, url: str, headers: dict[str, str], closed: str) -> None:
+        self._url, self._headers, self._closed = url, headers, closed
         self._lock = threading.Lock()
         self._opened: _Opened | None = None
         self._thread: threading.Thread | None = None
@@ -206,7 +240,7 @@ class _Line:
     def submit(self, request: Callable[[Wire], Coroutine[Any, Any, Answer]]) -> Future[Answer]:
         with self._lock:
             if self._is_ended:
-                raise RuntimeError(CLOSED)
+                raise RuntimeError(self._closed)
             if self._opened is None:
                 self._opened = self._open()
             loop, _, wire = self._opened

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import Any, Final, Self, cast, get_args, overload
@@ -27,7 +27,7 @@ from m3_integrations.remote.answers import (
     read_vectors,
     read_vocabulary,
 )
-from m3_integrations.remote.connection import CLOSED, Answer, Connection, check_url
+from m3_integrations.remote.connection import Answer, Connection, check_url
 from m3_integrations.remote.requests import RequestsAhead, pair_requests, text_requests
 from m3_integrations.remote.tokens import FetchedTokenizer
 from m3_integrations.tokenizer import Pooling
@@ -46,6 +46,7 @@ from m3_integrations.vectors import (
 )
 
 _PAIR_SCORE_BYTES: Final = 128
+_CLOSED: Final = "this encoder was closed: open another with RemoteEncoder(...)"
 _VOCABULARY_BYTES: Final = 256 << 20
 _TOKEN_BYTES_PER_CHARACTER: Final = 256
 
@@ -74,8 +75,6 @@ class RemoteEncoder:
     """
 
     def __init__(self, url: str, *, api_key: str | None = None, timeout_s: float = 300.0) -> None:
-        if not timeout_s > 0:
-            raise ValueError(f"timeout_s must be greater than 0, got {timeout_s}")
         self.model = url
         """The URL, as it was passed."""
         self.settings: Mapping[str, Any] = {"api_key": api_key, "timeout_s": timeout_s}
@@ -84,14 +83,14 @@ class RemoteEncoder:
         self._is_closed = False
         self._open()
         try:
-            found = _result(self._connection.start("/v1/encoder", None, max_bytes=ENVELOPE_BYTES))
+            found = self._connection.result(self._connection.start("/v1/encoder", None, max_bytes=ENVELOPE_BYTES))
             self._about: About = read_about(self._url, found.body)
         except BaseException:
             self.close()
             raise
 
     def _open(self) -> None:
-        self._connection = Connection(self._url, **self.settings)
+        self._connection = Connection(self._url, closed=_CLOSED, **self.settings)
         self._vocabulary = _Vocabulary(self._fetch_vocabulary)
         self._tokenizer = FetchedTokenizer(
             self._url, lambda: self._ask("/v1/tokenizer", None, max_bytes=_VOCABULARY_BYTES)
@@ -200,7 +199,7 @@ class RemoteEncoder:
         requests = self._encode_requests(texts, kind, wanted, max_length)
         try:
             while (request := requests.next()) is not None:
-                answer = await _aresult(request[1])
+                answer = await self._connection.aresult(request[1])
                 requests.done(answer)
                 vectors, n_cut_here = await asyncio.to_thread(self._read, answer, request[0], wanted)
                 parts.append(vectors)
@@ -240,7 +239,7 @@ class RemoteEncoder:
         try:
             with _progress(total) if show_progress else nullcontext() as advance:
                 while (request := requests.next()) is not None:
-                    answer = _result(request[1])
+                    answer = self._connection.result(request[1])
                     requests.done(answer)
                     vectors, n_cut_here = self._read(answer, request[0], modes)
                     n_texts, n_cut = n_texts + len(vectors), n_cut + n_cut_here
@@ -354,7 +353,7 @@ class RemoteEncoder:
             )
 
     def _ask(self, path: str, sent: dict[str, Any] | None, *, max_bytes: int) -> bytes:
-        answer = _result(self._connection.start(path, sent, max_bytes=max_bytes))
+        answer = self._connection.result(self._connection.start(path, sent, max_bytes=max_bytes))
         self._check_model(answer)
         return answer.body
 
@@ -393,28 +392,6 @@ class _Vocabulary(Sequence[str]):
 
     def __repr__(self) -> str:
         return "Vocabulary(not asked for yet)" if self._tokens is None else f"Vocabulary({len(self._tokens)} tokens)"
-
-
-def _result(future: Future[Answer]) -> Answer:
-    """Wait for an answer; a caller who is interrupted takes the request back."""
-    try:
-        return future.result()
-    except CancelledError as error:
-        raise RuntimeError(CLOSED) from error
-    except BaseException:
-        future.cancel()
-        raise
-
-
-async def _aresult(future: Future[Answer]) -> Answer:
-    """Wait for an answer; a task that is cancelled takes the request back."""
-    try:
-        return await asyncio.wrap_future(future)
-    except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        raise RuntimeError(CLOSED) from error
 
 
 @contextmanager

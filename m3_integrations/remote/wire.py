@@ -67,20 +67,25 @@ class Wire:
         self._idle: list[_Link] = []
         self._places = asyncio.Semaphore(_MOST_CONNECTIONS)
 
-    async def exchange(self, path: str, body: bytes | None, *, max_bytes: int) -> Reply:
+    async def exchange(
+        self, path: str, body: bytes | None, *, max_bytes: int, content_type: str = "application/json"
+    ) -> Reply:
         """Send a request once and return its answer.
 
         Args:
             path: Below the URL.
             body: What is posted; None gets instead.
             max_bytes: A longer answer of status 200 is refused.
+            content_type: Of the body.
 
         Raises:
             UnreachableError: If no connection can be opened.
             BrokenError: If the connection ends before the answer does.
             ValueError: If the answer is longer, or encoded although that was not asked for.
         """
-        headers = self._headers if body is None else [*self._headers, ("Content-Length", str(len(body)))]
+        headers = [*self._headers, ("Content-Type", content_type)]
+        if body is not None:
+            headers.append(("Content-Length", str(len(body))))
         request = h11.Request(method="GET" if body is None else "POST", target=self._below + path, headers=headers)
         async with self._places:
             link = self._kept() or await self._opened()

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from m3_integrations.encoder import M3Encoder
+from m3_integrations.engine import EncoderStats
 from m3_integrations.search import IncompleteAddError
 from m3_integrations.serve.conventional import conventional_routes
 from m3_integrations.serve.encoding import encoding_routes
@@ -23,6 +24,7 @@ from m3_integrations.serve.metrics import Metrics
 from m3_integrations.serve.records import record_routes
 from m3_integrations.serve.refusal import Refusal
 from m3_integrations.serve.shapes import ErrorAnswer, StateAnswer
+from m3_integrations.serve.store import store_routes
 from m3_integrations.store import Store
 
 _SHOWN_FAULTS: Final = 3
@@ -33,15 +35,17 @@ _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     for status, description in {
         400: "The body is no JSON",
         401: "No API key, or a wrong one",
-        403: "Asked under another name than this machine's own, without keys",
+        403: "Asked under another name than this machine's own, without keys; or the store may only be read",
         404: "No such model or record",
         408: "The body did not arrive in time",
         413: "Too large",
         422: "What was asked is wrong",
         429: "Too many requests wait",
         500: "The server failed",
+        502: "The store's server does not answer",
         503: "The server is ending",
         504: "The time limit has passed",
+        507: "The store cannot be read or written",
     }.items()
 }
 
@@ -72,8 +76,25 @@ def create_app(
         TypeError: If api_keys is one string.
         ValueError: If a key is not printable ASCII, or the store holds another model's vectors.
     """
-    limits, keys, metrics = limits or Limits(), KeyRing(api_keys), Metrics(lambda: encoder.stats)
+    limits, keys = limits or Limits(), KeyRing(api_keys)
     name = name or (Path(encoder.model).name if Path(encoder.model).is_absolute() else encoder.model)
+    routers = [encoding_routes(encoder, limits, name), conventional_routes(encoder, limits, name)]
+    if store is not None:
+        routers.append(record_routes(encoder, store, limits))
+    routers.append(store_routes(store, limits))
+    return gated(routers, lambda: encoder.stats, limits=limits, keys=keys, local_only=local_only)
+
+
+def gated(
+    routers: Iterable[APIRouter],
+    stats: Callable[[], EncoderStats],
+    *,
+    limits: Limits,
+    keys: KeyRing,
+    local_only: bool | None = None,
+) -> Gate:
+    """Return an app with these routes, and those of whoever runs it, behind a gate; arguments as `create_app`."""
+    metrics = Metrics(stats)
     app = FastAPI(
         title="m3 serve",
         version=version("m3-integrations"),
@@ -81,10 +102,8 @@ def create_app(
         redoc_url=None,
         responses=_ERRORS,
     )
-    app.include_router(encoding_routes(encoder, limits, name))
-    app.include_router(conventional_routes(encoder, limits, name))
-    if store is not None:
-        app.include_router(record_routes(encoder, store, limits))
+    for router in routers:
+        app.include_router(router)
     for kind in (Refusal, RequestValidationError, HTTPException, ValueError, TypeError, IncompleteAddError):
         app.add_exception_handler(kind, _answer_error)
 

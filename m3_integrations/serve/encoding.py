@@ -29,7 +29,15 @@ from m3_integrations.serve.shapes import (
     TokenizeQuestion,
     VocabularyAnswer,
 )
-from m3_integrations.vectors import M3Scores, M3Vectors, ModeWeights, distinct_texts, resolve_weights, windows
+from m3_integrations.vectors import (
+    M3Scores,
+    M3Vectors,
+    ModeWeights,
+    distinct_texts,
+    resolve_weights,
+    to_tensors,
+    windows,
+)
 
 _API: Final = 1
 """Rises when a client of before would misread an answer."""
@@ -139,16 +147,7 @@ def _about(encoder: M3Encoder, limits: Limits, name: str) -> EncoderAnswer:
 
 def to_safetensors(vectors: M3Vectors, n_cut: int) -> bytes:
     """Return vectors as the bytes that /v1/encode answers with."""
-    tensors = {}
-    for mode in vectors.modes:
-        if mode == "dense":
-            tensors["dense"] = np.ascontiguousarray(vectors.dense)
-        elif mode == "lexical":
-            rows = vectors.lexical
-            tensors |= {f"lexical.{name}": getattr(rows, name) for name in ("offsets", "indices", "values")}
-        else:
-            tensors |= {f"multi_vector.{name}": getattr(vectors.multi_vector, name) for name in ("offsets", "flat")}
-    return save(tensors, metadata={"truncated": str(n_cut)})
+    return save(to_tensors(vectors), metadata={"truncated": str(n_cut)})
 
 
 async def ascore_pairs(

@@ -8,12 +8,12 @@ import logging
 import time
 import traceback
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from m3_integrations.serve.keys import KeyRing
+from m3_integrations.serve.lanes import Lane, ending
 from m3_integrations.serve.limits import Limits
 from m3_integrations.serve.metrics import Metrics
 from m3_integrations.serve.refusal import Refusal
@@ -28,6 +28,9 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 _WITHOUT_KEY: Final = frozenset({"/health", "/ready", "/docs", "/openapi.json"})
 _AT_ONCE: Final = _WITHOUT_KEY | {"/metrics", "/v1/models", "/v1/encoder"}
 """Paths that are answered whatever waits: they ask nothing of the encoder."""
+
+STORE_THREADS: Final = 8
+"""Calls of a store under way at a time: most engines let in one, and a server more."""
 
 _PIECE_BYTES: Final = 1 << 18
 """Bytes of a body that are handed on at a time, so that a slow reader's connection holds no whole body."""
@@ -54,8 +57,9 @@ class Gate:
     """An ASGI app around the routes.
 
     A body is read whole, under the limits, before the routes see the request. At most `max_running` requests are
-    under way, the next ones wait in their order. A request ends early when its time is over or its client goes away:
-    its task is cancelled, which takes its texts out of the encoder's queue.
+    under way, the next ones wait in their order. Those to a store alone have places of their own, so that neither they
+    nor those that encode keep the others out. A request ends early when its time is over or its client goes away: its
+    task is cancelled, which takes its texts out of the encoder's queue.
 
     Args:
         app: The routes.
@@ -73,13 +77,13 @@ class Gate:
         self._app, self._paths, self._keys, self._limits, self._metrics = app, paths, keys, limits, metrics
         self._local_only = local_only
         self._is_ending = False
-        self._n_running = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._present: dict[object, float] = {}  # when each request came, in their order
+        self._encoding = Lane(limits.max_running, limits.max_waiting)
+        self._storing = Lane(min(limits.max_running, STORE_THREADS), limits.max_waiting)
+        lanes = (self._encoding, self._storing)
         metrics.watch(
-            n_running=lambda: self._n_running,
-            n_waiting=lambda: len(self._waiting),
-            oldest_s=lambda: time.monotonic() - min(self._present.values()) if self._present else 0.0,
+            n_running=lambda: sum(lane.n_running for lane in lanes),
+            n_waiting=lambda: sum(lane.n_waiting for lane in lanes),
+            oldest_s=lambda: max(lane.oldest_s for lane in lanes),
         )
 
     @property
@@ -90,10 +94,11 @@ class Gate:
     def end(self) -> None:
         """Refuse with 503 what waits and what comes from now on; what is under way goes on."""
         self._is_ending = True
-        for place in self._waiting:
-            if not place.done():
-                place.set_exception(_ending())
-        self._waiting.clear()
+        self._encoding.end()
+        self._storing.end()
+
+    def _lane(self, path: str) -> Lane:
+        return self._storing if path.startswith("/v1/store") else self._encoding
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -125,7 +130,7 @@ class Gate:
         self._check(scope["path"], headers)
         if scope["path"] in _AT_ONCE:
             return await self._run(scope, b"")
-        with self._counted():
+        with self._lane(scope["path"]).counted():
             deadline = time.monotonic() + self._limits.timeout_s
             body = await self._body(headers, receive)
             return await self._before(deadline, scope, body, receive)
@@ -142,18 +147,8 @@ class Gate:
         if path in _AT_ONCE:
             return
         if self._is_ending:
-            raise _ending()
-        if len(self._present) >= self._limits.max_running + self._limits.max_waiting:
-            raise Refusal(429, f"{len(self._present)} requests are here already: ask again later", retry_after_s=1)
-
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        request = object()
-        self._present[request] = time.monotonic()
-        try:
-            yield
-        finally:
-            del self._present[request]
+            raise ending()
+        self._lane(path).check()
 
     async def _body(self, headers: MutableMapping[bytes, bytes], receive: Receive) -> bytes:
         """Return the whole body; one that says it is too large is refused unread."""
@@ -200,38 +195,8 @@ class Gate:
             await asyncio.gather(work, gone, return_exceptions=True)
 
     async def _in_turn(self, scope: MutableMapping[str, Any], body: bytes) -> _Answer:
-        if self._is_ending:  # it was reading its body meanwhile
-            raise _ending()
-        if self._n_running >= self._limits.max_running:
-            await self._wait()
-        else:
-            self._n_running += 1
-        try:
+        async with self._lane(scope["path"]).place():
             return await self._run(scope, body)
-        finally:
-            self._n_running -= 1
-            self._call_next()
-
-    async def _wait(self) -> None:
-        """Return when this request has a place, which is counted already."""
-        place = asyncio.get_running_loop().create_future()
-        self._waiting.append(place)
-        try:
-            await place
-        except asyncio.CancelledError:
-            if place in self._waiting:
-                self._waiting.remove(place)
-            elif not place.cancelled() and place.exception() is None:  # called and cancelled in one moment
-                self._n_running -= 1
-                self._call_next()
-            raise
-
-    def _call_next(self) -> None:
-        while self._waiting and self._n_running < self._limits.max_running:
-            place = self._waiting.popleft()
-            if not place.done():
-                self._n_running += 1
-                place.set_result(None)
 
     async def _run(self, scope: MutableMapping[str, Any], body: bytes) -> _Answer:
         messages: list[Message] = []
@@ -278,10 +243,6 @@ def _refused(refusal: Refusal) -> _Answer:
 
 def _too_large(most: int) -> Refusal:
     return Refusal(413, f"a request's body may have {most} bytes: send several requests")
-
-
-def _ending() -> Refusal:
-    return Refusal(503, "this server is ending: ask again later, or another one", retry_after_s=1)
 
 
 def _is_local(host: bytes) -> bool:

@@ -8,12 +8,15 @@ from typing import Final
 
 _TYPES: Final[Mapping[int, str]] = {
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     408: "timeout_error",
     429: "rate_limit_error",
     500: "server_error",
+    502: "server_error",
     503: "service_unavailable_error",
     504: "timeout_error",
+    507: "server_error",
 }
 """What an error of a status is called; the others are "invalid_request_error"."""
 

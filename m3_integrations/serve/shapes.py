@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
@@ -220,6 +220,101 @@ class DeleteAnswer(BaseModel):
     """How many records were deleted."""
 
     deleted: int
+
+
+class StoreDetail(BaseModel):
+    """What a store keeps."""
+
+    modes: list[Mode] = Field(description="Those that its records have vectors of; empty before the first.")
+    kept_modes: list[Mode] = Field(description="Those that it keeps of what is added.")
+    fingerprint: str | None = Field(description="The model that it is bound to.")
+    format: dict[str, Any] | None = Field(description="How it keeps records; null in memory.")
+
+
+class StoreLimits(BaseModel):
+    """How much one request may ask."""
+
+    records: int = Field(description="The most records, or ids, of a request.")
+    body_bytes: int = Field(description="The most bytes of a request's body.")
+
+
+class StoreAnswer(BaseModel):
+    """The server's store, if it has one."""
+
+    api: int = Field(description="The version of these doors.")
+    version: str = Field(description="The package's version.")
+    store: StoreDetail | None
+    limits: StoreLimits
+
+
+ParsedFilter = dict[str, Any] | None
+"""A filter as `store.wire` has it: {"all": [...]}, {"any": [...]}, {"not": ...} or {"key", "operator", "value"}."""
+
+_PARSED: Final = (
+    'A parsed filter: {"all": [filters]}, {"any": [filters]}, {"not": filter}, or {"key": "year", "operator": "$gte", '
+    '"value": 2024}; a date is {"instant": microseconds from 1970 in UTC}.'
+)
+
+
+class FetchQuestion(_Asked):
+    """Records to return."""
+
+    ids: list[str]
+    with_vectors: bool = False
+
+
+class PageQuestion(_Asked):
+    """Where to go on in all records."""
+
+    after: str | None = Field(default=None, description="What the page before had; null for the first.")
+
+
+class CountQuestion(_Asked):
+    """What to count."""
+
+    filter: ParsedFilter = Field(default=None, description=_PARSED)
+
+
+class CountAnswer(BaseModel):
+    """How many records there are."""
+
+    count: int
+
+
+class RemoveQuestion(_Asked):
+    """Records to delete: either ids, or a filter."""
+
+    ids: list[str] | None = None
+    filter: ParsedFilter = Field(default=None, description=_PARSED)
+
+
+class StoredAnswer(BaseModel):
+    """How many records were stored."""
+
+    upserted: int
+
+
+class BindQuestion(_Asked):
+    """A model to bind the store to."""
+
+    fingerprint: str
+
+
+class OptimizeQuestion(_Asked):
+    """Which run to wait for."""
+
+    run: int | None = Field(default=None, description="What the answer before had; null to begin.")
+
+
+class OptimizeAnswer(BaseModel):
+    """How far it is."""
+
+    run: int
+    is_done: bool
+
+
+class DoneAnswer(BaseModel):
+    """It is done."""
 
 
 class StateAnswer(BaseModel):

@@ -1,11 +1,14 @@
-"""Where records live: one protocol, three engines, `open_store` that opens each, `copy_store` from one into another."""
+"""Where records live: one protocol, three engines, `open_store` that opens each, `copy_store` from one into another.
+
+A store of any of them may stand behind an `m3 serve`, for many processes.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -31,6 +34,9 @@ __all__ = [
 
 _HOST_AND_PORT: Final = re.compile(r"([\w.-]+:[0-9]+|\[[0-9a-fA-F:]+\](:[0-9]+)?)(/.*)?")
 
+_OF_EVERY_SERVER: Final = ("api_key", "timeout_s")
+"""Settings that every store on a server has."""
+
 _COPIED_AT_ONCE: Final = 50
 """Records read with their vectors at a time: bounds the memory."""
 
@@ -54,14 +60,17 @@ def open_store(
     Args:
         where: None or ":memory:" for a new store in memory: exact, gone with the process. A folder, `~` being the
             user's home: embedded and durable, for one process at a time; one in which nothing may be written is opened
-            for reading. A URL: a Qdrant server or cluster, `https://` with TLS.
+            for reading. A URL, `https://` with TLS: the store of an `m3 serve`, or a Qdrant server or cluster. It is
+            asked which it is, without the key, unless a setting is given that only Qdrant has.
         multi_vector: How token vectors are kept, decided when a store is made: "float16" (the default, 2 bytes a
-            number), "turbo8" (1), "turbo4" (a half), or "none", where "all" modes are dense and lexical.
+            number), "turbo8" (1), "turbo4" (a half), or "none", where "all" modes are dense and lexical. Behind an
+            `m3 serve` the store is made there.
         token_pooling: How many neighbouring tokens share a token vector, decided when a store is made; 1 by default.
+            Behind an `m3 serve` the store is made there.
         api_key: Of the server.
-        collection: The collection on the server; "m3" by default.
-        prefer_grpc: Whether to talk to the server by gRPC; True by default.
-        grpc_port: The server's port for gRPC; 6334 by default.
+        collection: The collection on a Qdrant server; "m3" by default.
+        prefer_grpc: Whether to talk to a Qdrant server by gRPC; True by default.
+        grpc_port: A Qdrant server's port for gRPC; 6334 by default.
         timeout_s: How long to wait for the server's answer; 60 by default.
         shard_number: Into how many shards a collection is cut; decided when it is made, by default by the server.
         replication_factor: How many nodes hold each shard; decided when it is made, by default by the server.
@@ -71,7 +80,7 @@ def open_store(
     Raises:
         TypeError: If where is neither, or a setting is given that this kind of store does not have.
         ValueError: If where is empty, or a host and a port without `http://`; if the place holds something else, was
-            made by a later version or with other settings, or a setting is out of range.
+            made by a later version or with other settings, or a setting is out of range; if an `m3 serve` has no store.
         BlockingIOError: If a folder is open already, in this process or another.
         NotADirectoryError: If a folder is a file.
         ConnectionError: If the server cannot be reached.
@@ -85,13 +94,28 @@ def open_store(
     if not isinstance(where, str | os.PathLike):
         raise TypeError(f"a store is opened at None, a folder or a URL, got {where!r}")
     if isinstance(where, str) and is_url(where):
-        from m3_integrations.store.server import ServerStore  # noqa: PLC0415 - needs qdrant-client
-
-        return ServerStore(where, **given)
+        return _open_url(where, given)
     _refuse("in a folder", [name for name in given if name not in {"multi_vector", "token_pooling"}])
     from m3_integrations.store.edge import EdgeStore  # noqa: PLC0415 - only this kind needs the engine
 
     return EdgeStore(where, **given)
+
+
+def _open_url(url: str, given: dict[str, Any]) -> Store:
+    from m3_integrations.store.served import ServedStore, is_m3_serve  # noqa: PLC0415 - only this kind
+
+    of_qdrant = [name for name in given if name not in {"multi_vector", "token_pooling", *_OF_EVERY_SERVER}]
+    if not of_qdrant and is_m3_serve(url):
+        _refuse("behind m3 serve", [name for name in given if name not in _OF_EVERY_SERVER])
+        return ServedStore(url, **given)
+    from m3_integrations.store.server import ServerStore  # noqa: PLC0415 - needs qdrant-client
+
+    try:
+        return ServerStore(url, **given)
+    except OSError:
+        if of_qdrant and is_m3_serve(url):
+            _refuse("behind m3 serve", of_qdrant)
+        raise
 
 
 def is_url(where: str) -> bool:

@@ -28,8 +28,7 @@ _DUE_AT: Final = 20_000
 _RESERVE_BYTES: Final = 128 << 20
 """Disk space that is left alone: the engine maps its files, and a page that finds no room kills the process."""
 
-_PAGE: Final = 256
-"""Records read at a time when all are."""
+_PAGE: Final = 256  # records read at a time when all are
 
 _IS_LOG_ENOUGH: Final = sys.platform == "linux"
 """Where a file's sync is known to cover what was written through a memory map, as the engine writes its log."""
@@ -198,7 +197,8 @@ class EdgeStore(QdrantStore):
         return self._opened().retrieve(points, with_payload, with_vectors)
 
     def _scroll(self, after: Any) -> tuple[list[edge.Record], Any]:
-        return self._opened().scroll(edge.ScrollRequest(offset=after, limit=_PAGE, with_payload=True))
+        place = after and uuid.UUID(str(after))
+        return self._opened().scroll(edge.ScrollRequest(offset=place, limit=_PAGE, with_payload=True))
 
     def _count(self, where: Any) -> int:
         return self._opened().count(edge.CountRequest(exact=True, filter=where))

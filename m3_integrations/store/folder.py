@@ -117,7 +117,7 @@ class StoreFolder:
             )
         return BlockingIOError(
             f"{self.path} is open already in another process, and only one can have it: close it there, or let both "
-            "use a Qdrant server, open_store('http://...')"
+            "use it through m3 serve MODEL --store FOLDER, or use a Qdrant server: open_store('http://...')"
         )
 
     def read(self) -> StoreFormat | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import heapq
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -31,6 +32,10 @@ _Mask = NDArray[np.bool_]
 
 _MERGED_BYTES: Final = 64 << 20
 """Blocks are merged up to this size, or a quarter of all that is held, so that a merge never doubles the memory."""
+
+
+_PAGE: Final = 256
+"""Records of a page."""
 
 
 class MemoryStore(Store):
@@ -150,6 +155,13 @@ class MemoryStore(Store):
         """Return copies of all records, without vectors, in the order they were added."""
         with self._usable():
             return iter([self._copy(row, with_vectors=False) for row in self._records])
+
+    def page(self, after: str | None = None) -> tuple[list[Record], str | None]:
+        """Return the next records, as `Store.page`, in the order of their ids."""
+        with self._usable():
+            left = self._row_of if after is None else (id_ for id_ in self._row_of if id_ > after)
+            ids = heapq.nsmallest(_PAGE, left)  # their order stays, whatever is added, replaced or deleted
+            return self.get(ids), ids[-1] if len(ids) == _PAGE else None
 
     def rows(self, filter: FilterLike = None) -> dict[int, Record]:  # noqa: A002
         """Return the records that match, or all, by their rows: the store's own objects, not copies, so only to read.

@@ -132,12 +132,29 @@ class Store(Protocol):
         """
         ...
 
+    def page(self, after: str | None = None) -> tuple[list[Record], str | None]:
+        """Return the next records without vectors, and the place after them; None in its stead at the end.
+
+        From page to page every record comes once. One that is added or deleted meanwhile may be among them or not.
+
+        Args:
+            after: The place that the page before had; None for the first page.
+
+        Raises:
+            ValueError: If no page had this place.
+        """
+        ...
+
     def records(self) -> Iterator[Record]:
         """Yield every record once, without vectors, in the store's own order.
 
         A record that is added or deleted meanwhile may be among them or not.
         """
-        ...
+        after, is_more = None, True
+        while is_more:
+            records, after = self.page(after)
+            yield from records
+            is_more = after is not None
 
     def count(self, filter: FilterLike = None) -> int:  # noqa: A002
         """Return the number of records, or of those that match.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+import uuid
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -85,6 +86,11 @@ class QdrantStore(Store):
     def kept_modes(self) -> tuple[Mode, ...]:
         """The modes that the store keeps."""
         return self._format.kept_modes
+
+    @property
+    def format(self) -> StoreFormat:
+        """What the store says of itself."""
+        return self._current_format()
 
     @property
     def fingerprint(self) -> str | None:
@@ -179,18 +185,14 @@ class QdrantStore(Store):
         format_ = self._format if with_vectors else None
         return [as_record(found[id_], format_) for id_ in ids if id_ in found]
 
-    def records(self) -> Iterator[Record]:
-        """Yield every record once, without vectors, in the order of the engine."""
-        after = None
+    def page(self, after: str | None = None) -> tuple[list[Record], str | None]:
+        """Return the next records, as `Store.page`, in the order of the engine."""
+        place = None if after is None else str(uuid.UUID(after))
         with self._usable():
             if not self._current_format().modes:
-                return
-        while True:
-            with self._usable():
-                points, after = self._scroll(after)
-            yield from map(as_record, points)
-            if after is None:
-                return
+                return [], None
+            points, place = self._scroll(place)
+        return list(map(as_record, points)), None if place is None else str(place)
 
     def count(self, filter: FilterLike = None) -> int:  # noqa: A002
         """Return the number of records, or of those that match."""

@@ -234,13 +234,30 @@ def read_exact(text: str) -> dict[str, Any]:
     """Return the metadata that `as_json_values` made this text of."""
     found = json.loads(text)
     metadata: dict[str, Any] = found["metadata"]
-    for trail in found["dates"]:
+    put_dates(metadata, found["dates"])
+    return metadata
+
+
+def put_dates(metadata: dict[str, Any], dates: Sequence[_Trail]) -> None:
+    """Put dates in the place of their strings.
+
+    Args:
+        metadata: With strings of ISO 8601 for dates; it is changed.
+        dates: The keys and positions that lead to each, as `split_dates` returns them.
+    """
+    for trail in dates:
         place: Any = metadata
         for step in trail[:-1]:
             place = place[step]
         written = place[trail[-1]]
         place[trail[-1]] = datetime.fromisoformat(written) if "T" in written else date.fromisoformat(written)
-    return metadata
+
+
+def split_dates(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], list[_Trail]]:
+    """Return checked metadata with strings of ISO 8601 for the dates, and what leads to each of these."""
+    dates: list[_Trail] = []
+    written: dict[str, Any] = _written(metadata, (), dates)
+    return written, dates
 
 
 def _native(value: Any, trail: _Trail, dates: list[_Trail], inexact: list[_Trail]) -> Any:
@@ -261,11 +278,18 @@ def _native(value: Any, trail: _Trail, dates: list[_Trail], inexact: list[_Trail
 
 def with_iso_dates(value: Any) -> Any:
     """Return a value with strings of ISO 8601 for the dates in it, as JSON needs them."""
+    return _written(value, (), [])
+
+
+def _written(value: Any, trail: _Trail, dates: list[_Trail]) -> Any:
     if isinstance(value, dict):
-        return {key: with_iso_dates(each) for key, each in value.items()}
+        return {key: _written(each, (*trail, key), dates) for key, each in value.items()}
     if isinstance(value, list):
-        return [with_iso_dates(each) for each in value]
-    return value.isoformat() if isinstance(value, date) else value
+        return [_written(each, (*trail, i), dates) for i, each in enumerate(value)]
+    if isinstance(value, date):
+        dates.append(trail)
+        return value.isoformat()
+    return value
 
 
 def is_same(one: Any, other: Any) -> bool:

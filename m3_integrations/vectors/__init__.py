@@ -23,6 +23,7 @@ from m3_integrations.vectors.modes import (
 )
 from m3_integrations.vectors.protocol import Encoder
 from m3_integrations.vectors.scores import M3Scores
+from m3_integrations.vectors.tensors import Tensors, modes_of, take_array, take_vectors, to_tensors
 from m3_integrations.vectors.texts import check_length, check_texts, distinct_texts, warn_of_cut, windows
 from m3_integrations.vectors.warning import warn_caller
 
@@ -40,6 +41,7 @@ __all__ = [
     "Mode",
     "ModeWeights",
     "MultiVectorRows",
+    "Tensors",
     "WeightsLike",
     "absent_heads",
     "check_heads",
@@ -47,8 +49,12 @@ __all__ = [
     "check_modes",
     "check_texts",
     "distinct_texts",
+    "modes_of",
     "offsets_of",
     "resolve_weights",
+    "take_array",
+    "take_vectors",
+    "to_tensors",
     "warn_caller",
     "warn_of_cut",
     "windows",

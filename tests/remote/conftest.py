@@ -26,6 +26,7 @@ def served(encoder: M3Encoder, **settings: Any) -> Iterator[str]:
     # Told to be TCP: of other sockets asyncio does not turn Nagle's algorithm off, which costs 40 ms a request.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
+    listener.listen()
     server = make_server(create_app(encoder, **settings))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -5,13 +5,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
-from m3_integrations import M3Encoder
+from m3_integrations import M3Encoder, Store
+from m3_integrations.engine import EncoderStats
+from m3_integrations.serve import Limits
+from m3_integrations.serve.app import gated
 from m3_integrations.serve.gate import Gate
+from m3_integrations.serve.keys import KeyRing
 from m3_integrations.serve.running import make_server
+from m3_integrations.serve.store import store_routes
 
 Asked = httpx.Client
 
@@ -29,6 +35,15 @@ def serving(app: Gate, *, timeout_s: float = 30) -> Iterator[str]:
         server.should_exit = True
         thread.join(60)
         assert not thread.is_alive(), "the server did not end"
+
+
+@contextmanager
+def serving_store(store: Store, *, limits: Limits | None = None, **settings: Any) -> Iterator[str]:
+    """Serve a store alone, which is bound to no model yet, and yield its URL."""
+    limits = limits or Limits()
+    keys = KeyRing(settings.pop("api_keys", ()))
+    with serving(gated([store_routes(store, limits)], EncoderStats, limits=limits, keys=keys, **settings)) as url:
+        yield url
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:

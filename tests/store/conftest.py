@@ -14,12 +14,20 @@ from m3_integrations import Store
 from m3_integrations.store.edge import EdgeStore
 from m3_integrations.store.memory import MemoryStore
 from m3_integrations.store.points import MultiVectorStorage
+from m3_integrations.store.served import ServedStore
 from m3_integrations.store.server import ServerStore
+from tests.serve.conftest import serving_store
 
-STORES = ["memory", "folder", "local", pytest.param("server", marks=[pytest.mark.server, pytest.mark.enable_socket])]
-"""In memory, in a folder, over qdrant-client's local mode, and on a real server."""
+DURABLE = [
+    "folder",
+    "local",
+    pytest.param("served folder", marks=pytest.mark.enable_socket),
+    pytest.param("server", marks=[pytest.mark.server, pytest.mark.enable_socket]),
+]
+"""In a folder, over qdrant-client's local mode, in a folder behind `m3 serve`, and on a real server."""
 
-DURABLE = STORES[1:]
+STORES = ["memory", pytest.param("served memory", marks=pytest.mark.enable_socket), *DURABLE]
+"""Those, and in memory, in this process or behind `m3 serve`."""
 
 OpenStore = Callable[..., Store]
 
@@ -49,6 +57,9 @@ def open_kind(tmp_path: Path) -> Iterator[OpenStore]:
                 return stack.enter_context(MemoryStore())
             if kind == "folder":
                 return stack.enter_context(EdgeStore(tmp_path / uuid.uuid4().hex, **settings))  # type: ignore[arg-type]
+            if kind.startswith("served"):
+                behind = open_one(kind.removeprefix("served "), **settings)  # type: ignore[arg-type]
+                return stack.enter_context(ServedStore(stack.enter_context(serving_store(behind))))
             if kind == "local":
                 return stack.enter_context(ServerStore("local", client=QdrantClient(":memory:"), **settings))  # type: ignore[arg-type]
             url, name = os.environ["QDRANT_URL"], f"test-{uuid.uuid4()}"

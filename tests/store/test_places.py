@@ -74,6 +74,7 @@ def test_home_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_scheme_of_a_url_may_be_in_capitals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("m3_integrations.store.server.QdrantClient", lambda **_: QdrantClient(":memory:"))
+    monkeypatch.setattr("m3_integrations.store.served.is_m3_serve", lambda _: False)
     with open_store("HTTP://host:6333") as store:
         assert isinstance(store, ServerStore)
 

@@ -23,7 +23,7 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 from m3_integrations import M3Encoder, open_store
 from m3_integrations.langchain import M3HybridRetriever
 from m3_integrations.llama_index import M3HybridRetriever as NodeRetriever
-from m3_integrations.store import matches, server
+from m3_integrations.store import matches, served, server
 from m3_integrations.store.server import ServerStore
 from tests.store.oracle import add, records, vectors
 
@@ -33,6 +33,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What clients were opened with; all of them see the one collection of a local mode."""
     local, settings = QdrantClient(":memory:"), list[dict[str, Any]]()
     monkeypatch.setattr(server, "QdrantClient", lambda **given: (settings.append(given), local)[1])  # type: ignore[func-returns-value]
+    monkeypatch.setattr(served, "is_m3_serve", lambda _: False)
     return settings
 
 

@@ -1,0 +1,114 @@
+"""Places for requests: so many are under way, the next ones wait in their order, and the rest is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+from m3_integrations.serve.refusal import Refusal
+
+
+class Lane:
+    """The places of one kind of requests.
+
+    Args:
+        max_running: Requests under way at a time.
+        max_waiting: Further requests that are here: they wait, or their bodies arrive.
+    """
+
+    def __init__(self, max_running: int, max_waiting: int) -> None:
+        self._max_running, self._max_here = max_running, max_running + max_waiting
+        self._is_ending = False
+        self._n_running = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._here: dict[object, float] = {}  # when each request came, in their order
+
+    @property
+    def n_running(self) -> int:
+        """How many are under way."""
+        return self._n_running
+
+    @property
+    def n_waiting(self) -> int:
+        """How many wait until they may begin."""
+        return len(self._waiting)
+
+    @property
+    def oldest_s(self) -> float:
+        """Seconds since the oldest that is here came; 0 without one."""
+        return time.monotonic() - min(self._here.values()) if self._here else 0.0
+
+    def end(self) -> None:
+        """Refuse with 503 what waits and what asks for a place from now on; what is under way goes on."""
+        self._is_ending = True
+        for place in self._waiting:
+            if not place.done():
+                place.set_exception(ending())
+        self._waiting.clear()
+
+    def check(self) -> None:
+        """Refuse a request that comes when there is no room for it.
+
+        Raises:
+            Refusal: With status 429.
+        """
+        if len(self._here) >= self._max_here:
+            raise Refusal(429, f"{len(self._here)} requests are here already: ask again later", retry_after_s=1)
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count a request as here."""
+        request = object()
+        self._here[request] = time.monotonic()
+        try:
+            yield
+        finally:
+            del self._here[request]
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """Wait for a place, and hold it.
+
+        Raises:
+            Refusal: With status 503 at the end.
+        """
+        if self._is_ending:  # the request was reading its body meanwhile
+            raise ending()
+        if self._n_running >= self._max_running:
+            await self._wait()
+        else:
+            self._n_running += 1
+        try:
+            yield
+        finally:
+            self._n_running -= 1
+            self._call_next()
+
+    async def _wait(self) -> None:
+        """Return when this request has a place, which is counted already."""
+        place = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place in self._waiting:
+                self._waiting.remove(place)
+            elif not place.cancelled() and place.exception() is None:  # called and cancelled in one moment
+                self._n_running -= 1
+                self._call_next()
+            raise
+
+    def _call_next(self) -> None:
+        while self._waiting and self._n_running < self._max_running:
+            place = self._waiting.popleft()
+            if not place.done():
+                self._n_running += 1
+                place.set_result(None)
+
+
+def ending() -> Refusal:
+    """Return what a request is told at the end."""
+    return Refusal(503, "this server is ending: ask again later, or another one", retry_after_s=1)

@@ -1,0 +1,336 @@
+"""The doors of a store alone, which `open_store("http://…")` asks: all that a `Store` does, with vectors, exactly.
+
+Other programs find /v1/search and /v1/records handier. Here vectors come and go, so bodies are safetensors with JSON in
+them, as `m3_integrations.store.wire` says. The calls run in threads of their own: one that takes long, or waits for the
+engine, leaves those of the encoder free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib.metadata import version
+from itertools import count
+from typing import Any, Final, TypeVar
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+from numpy.typing import NDArray
+
+from m3_integrations.serve.gate import STORE_THREADS
+from m3_integrations.serve.limits import Limits
+from m3_integrations.serve.refusal import Refusal
+from m3_integrations.serve.shapes import (
+    BindQuestion,
+    CountAnswer,
+    CountQuestion,
+    DeleteAnswer,
+    DoneAnswer,
+    FetchQuestion,
+    OptimizeAnswer,
+    OptimizeQuestion,
+    PageQuestion,
+    RemoveQuestion,
+    StoreAnswer,
+    StoredAnswer,
+    StoreDetail,
+    StoreLimits,
+)
+from m3_integrations.store import Record, Store
+from m3_integrations.store.answers import expected_of
+from m3_integrations.store.points import StoreFormat
+from m3_integrations.store.qdrant import QdrantStore
+from m3_integrations.store.served import ServedStore
+from m3_integrations.store.wire import (
+    API,
+    check_empty,
+    filter_from_json,
+    pack,
+    pack_records,
+    unpack,
+    unpack_records,
+)
+from m3_integrations.vectors import M3Vectors, Mode, check_modes, modes_of, take_vectors
+
+_T = TypeVar("_T")
+
+_READ_AT_ONCE: Final = 8
+"""Records with vectors that are read before their size is looked at: some MB each."""
+
+_ANSWER_BYTES: Final = 32 << 20
+"""An answer with records ends when it has so much; the client asks for the rest."""
+
+_OPTIMIZE_S: Final = 1.0
+"""How long one question waits for `optimize`, which may take longer than any request."""
+
+_BINARY: Final = "application/octet-stream"
+_FILE: Final[dict[str, Any]] = {"content": {_BINARY: {"schema": {"type": "string", "format": "binary"}}}}
+_ANSWERS_FILE: Final[dict[str, Any]] = {"response_class": Response, "responses": {200: _FILE}}
+_TAKES_FILE: Final[dict[str, Any]] = {"openapi_extra": {"requestBody": _FILE | {"required": True}}}
+
+
+def store_routes(store: Store | None, limits: Limits) -> APIRouter:
+    """Return the routes; without a store the one that says so alone.
+
+    Args:
+        store: Holds the records.
+        limits: How much may be asked.
+    """
+    router = APIRouter(tags=["store"])
+    calls = None if store is None else _Calls(store, limits)
+
+    @router.get("/v1/store")
+    async def describe(response: Response) -> StoreAnswer:
+        """Return what the server's store keeps, or null if there is none, and how much a request may ask."""
+        detail = None if calls is None else await calls.run(response, calls.describe)
+        return StoreAnswer(
+            api=API,
+            version=version("m3-integrations"),
+            store=detail,
+            limits=StoreLimits(records=limits.max_texts, body_bytes=limits.max_body_bytes),
+        )
+
+    if calls is not None:
+        _add_reading(router, calls)
+        _add_changing(router, calls)
+    return router
+
+
+def _add_reading(router: APIRouter, calls: _Calls) -> None:
+    @router.post("/v1/store/get", **_ANSWERS_FILE)
+    async def get(question: FetchQuestion) -> Response:
+        """Return records by their ids as safetensors, with their vectors if asked.
+
+        The JSON in it has `records`, and `n_read`: how many of the ids were looked at before the answer was full.
+        """
+        return await calls.answer(calls.get, question.ids, question.with_vectors)
+
+    @router.post("/v1/store/records", **_ANSWERS_FILE)
+    async def page(question: PageQuestion) -> Response:
+        """Return the next records without vectors as safetensors; its JSON has `records`, and `after` to go on from."""
+        return await calls.answer(calls.page, question.after)
+
+    @router.post("/v1/store/count")
+    async def count_records(question: CountQuestion, response: Response) -> CountAnswer:
+        """Return how many records there are, or match a parsed filter."""
+        filter_ = filter_from_json(question.filter)
+        return CountAnswer(count=await calls.run(response, calls.store.count, filter_))
+
+    @router.post("/v1/store/candidates", **_TAKES_FILE, **_ANSWERS_FILE)
+    async def candidates(request: Request) -> Response:
+        """Return the best records by dense and by lexical scores alone, and the scores of all in every mode.
+
+        The body is safetensors: one text's vectors as /v1/encode has them, and JSON with `limits`, such as {"dense":
+        100}, and a parsed `filter` or null. The answer's JSON has `found`, ids by mode, and `ids`, those of all that
+        are there; its arrays are `found.MODE` and `scores.MODE`.
+        """
+        return await calls.answer(calls.candidates, await request.body())
+
+    @router.post("/v1/store/scores", **_TAKES_FILE, **_ANSWERS_FILE)
+    async def scores(request: Request) -> Response:
+        """Return the exact scores of chosen records.
+
+        The body is safetensors: one text's vectors, and JSON with `ids` and `modes`. The answer's JSON has `ids`, those
+        that are there; its arrays are `scores.MODE`.
+        """
+        return await calls.answer(calls.scores, await request.body())
+
+
+def _add_changing(router: APIRouter, calls: _Calls) -> None:
+    @router.post("/v1/store/upsert", **_TAKES_FILE)
+    async def upsert(request: Request, response: Response) -> StoredAnswer:
+        """Store records with their vectors; those with the same ids are replaced.
+
+        The body is safetensors: vectors as /v1/encode has them, and JSON with `records`, which have `id`, `text`,
+        `metadata`, `dates` (the keys and positions that lead to the dates among the metadata) and `is_pooled`; and with
+        the `fingerprint`, `kept_modes` and `token_pooling` of the store that they were made for. Once begun it is
+        finished, even if the client goes away.
+        """
+        return StoredAnswer(upserted=await calls.run(response, calls.upsert, await request.body()))
+
+    @router.post("/v1/store/delete")
+    async def delete(question: RemoveQuestion, response: Response) -> DeleteAnswer:
+        """Delete records by ids or by a parsed filter."""
+        return DeleteAnswer(deleted=await calls.run(response, calls.delete, question.ids, question.filter))
+
+    @router.post("/v1/store/bind")
+    async def bind(question: BindQuestion, response: Response) -> DoneAnswer:
+        """Bind a store that is bound to no model."""
+        await calls.run(response, calls.store.bind, question.fingerprint)
+        return DoneAnswer()
+
+    @router.post("/v1/store/optimize")
+    async def optimize(question: OptimizeQuestion, response: Response) -> OptimizeAnswer:
+        """Begin to do what makes searching faster, and return within a second whether it is done; ask again with `run`.
+
+        Who asks while it is done for somebody else waits for that.
+        """
+        run, is_done = await calls.optimize(response, question.run)
+        return OptimizeAnswer(run=run, is_done=is_done)
+
+    @router.post("/v1/store/flush")
+    async def flush(response: Response) -> DoneAnswer:
+        """Return when everything is durable."""
+        await calls.run(response, calls.store.flush)
+        return DoneAnswer()
+
+
+class _Calls:
+    """A store's calls, with bodies for arguments and results."""
+
+    def __init__(self, store: Store, limits: Limits) -> None:
+        self.store = store
+        self._limits = limits
+        self._threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="m3-store")
+        self._runs = count(1)
+        self._optimizing: tuple[int, asyncio.Future[None]] | None = None
+
+    async def run(self, response: Response, call: Callable[..., _T], *args: Any) -> _T:
+        """Return what a call returns, after it ran in a thread; the response says which model the store is of.
+
+        Raises:
+            Refusal: If the store could not be read or written.
+        """
+        try:
+            result = await self._in_thread(call, *args)
+            fingerprint = self.store.fingerprint
+        except PermissionError as error:
+            raise Refusal(403, str(error)) from error
+        except ConnectionError as error:
+            raise Refusal(502, str(error)) from error
+        except TimeoutError as error:
+            raise Refusal(504, str(error)) from error
+        except OSError as error:
+            raise Refusal(507, str(error)) from error
+        if fingerprint is not None:
+            response.headers["X-M3-Fingerprint"] = fingerprint
+        return result
+
+    def _in_thread(self, call: Callable[..., _T], *args: Any) -> asyncio.Future[_T]:
+        return asyncio.get_running_loop().run_in_executor(self._threads, partial(call, *args))
+
+    async def answer(self, call: Callable[..., bytes], *args: Any) -> Response:
+        """Return a response with the bytes that a call returns."""
+        response = Response(media_type=_BINARY)
+        response.body = await self.run(response, call, *args)
+        response.headers["content-length"] = str(len(response.body))
+        return response
+
+    def describe(self) -> StoreDetail:
+        store, format_ = self.store, self._format()
+        return StoreDetail(
+            modes=list(store.modes),
+            kept_modes=list(store.kept_modes),
+            fingerprint=store.fingerprint,
+            format=None if format_ is None else format_.to_dict(),
+        )
+
+    def _format(self) -> StoreFormat | None:
+        return self.store.format if isinstance(self.store, QdrantStore | ServedStore) else None
+
+    def get(self, ids: Sequence[str], with_vectors: bool) -> bytes:
+        self._limits.check_number(len(ids), "ids")
+        found: list[Record] = []
+        step = _READ_AT_ONCE if with_vectors else len(ids)
+        n_read = size_bytes = 0
+        while n_read < len(ids) and size_bytes < _ANSWER_BYTES:
+            part = self.store.get(ids[n_read : n_read + step], with_vectors=with_vectors)
+            n_read = min(n_read + step, len(ids))
+            size_bytes += sum(len(r.text) + (0 if r.vectors is None else r.vectors.nbytes) for r in part)
+            found += part
+        vectors = [record.vectors for record in found if record.vectors is not None]
+        return pack_records(found, M3Vectors.concatenate(vectors) if vectors else None, n_read=n_read)
+
+    def page(self, after: str | None) -> bytes:
+        records, place = self.store.page(after)
+        return pack_records(records, after=place)
+
+    def candidates(self, body: bytes) -> bytes:
+        said, query = _question(body)
+        limits, filter_ = said.get("limits"), filter_from_json(said.get("filter"))
+        if not isinstance(limits, dict) or not all(type(n) is int and n >= 0 for n in limits.values()):
+            raise ValueError("limits must be numbers of records by mode")
+        found = self.store.candidates(query, limits, filter_)
+        ids = sorted({id_ for hits in found.values() for id_ in hits.ids})
+        try:
+            modes = [mode for mode in query.modes if mode in self.store.modes]
+            there, columns = self.store.scores(query, ids, modes, found) if ids else ([], {})
+        except ValueError:  # the query fits the records in the modes that find alone: who asks for more is told
+            there, columns = ids, {}
+        arrays: dict[str, NDArray[Any]] = {f"found.{mode}": hits.scores for mode, hits in found.items()}
+        arrays |= {f"scores.{mode}": values for mode, values in columns.items()}
+        return pack({"found": {mode: hits.ids for mode, hits in found.items()}, "ids": there}, arrays)
+
+    def scores(self, body: bytes) -> bytes:
+        said, query = _question(body)
+        ids, modes = said.get("ids"), said.get("modes")
+        if not isinstance(ids, list) or not isinstance(modes, list):
+            raise ValueError("ids and modes must be lists of strings")  # noqa: TRY004 - what was sent
+        self._limits.check_number(len(ids), "ids")
+        wanted: Sequence[Mode] = check_modes(modes) if modes else ()
+        _check_strings(ids)
+        there, columns = self.store.scores(query, ids, wanted)
+        return pack({"ids": there}, {f"scores.{mode}": values for mode, values in columns.items()})
+
+    def upsert(self, body: bytes) -> int:
+        records, vectors, said = _read(unpack_records, body)
+        self._limits.check_number(len(records), "records")
+        expected = expected_of(self.store.fingerprint, self.store.kept_modes, self._format())
+        if said != expected:
+            raise ValueError(
+                f"these records were made for a store of {said}, and this one has {expected}: open the store again"
+            )
+        if vectors is None:
+            raise ValueError("there are no vectors")
+        self.store.upsert(
+            [record.id for record in records],
+            [record.text for record in records],
+            [record.metadata for record in records],
+            vectors,
+            is_pooled=np.array([record.is_pooled for record in records], bool),
+        )
+        return len(records)
+
+    def delete(self, ids: Sequence[str] | None, filter_: Mapping[str, Any] | None) -> int:
+        if (ids is None) == (filter_ is None):
+            raise ValueError("a deletion needs either ids or a filter")
+        if ids is None:
+            return self.store.delete_where(filter_from_json(filter_))
+        self._limits.check_number(len(ids), "ids")
+        return self.store.delete(ids)
+
+    async def optimize(self, response: Response, run: int | None) -> tuple[int, bool]:
+        """Begin or go on to wait for a run of `Store.optimize`; return its number, and whether it has ended."""
+        if self._optimizing is None or (run != self._optimizing[0] and self._optimizing[1].done()):
+            if run is not None and self._optimizing is not None and run < self._optimizing[0]:
+                return run, True  # somebody has begun another since
+            self._optimizing = next(self._runs), asyncio.ensure_future(self._in_thread(self.store.optimize))
+        number, ended = self._optimizing
+        await asyncio.wait({ended}, timeout=_OPTIMIZE_S)
+        if ended.done():
+            await self.run(response, ended.result)
+        return number, ended.done()
+
+
+def _question(body: bytes) -> tuple[dict[str, Any], M3Vectors]:
+    """Return the JSON object and the one text's vectors of a body."""
+    said, arrays = _read(unpack, body)
+    if not isinstance(said, dict) or not (modes := modes_of(arrays)):
+        raise ValueError("the body must have a JSON object, and the vectors of one text")
+    query = _read(lambda tensors: take_vectors(tensors, 1, modes), arrays)
+    _read(check_empty, arrays)
+    return said, query
+
+
+def _read(read: Callable[[Any], _T], sent: Any) -> _T:
+    try:
+        return read(sent)
+    except ValueError as error:
+        raise ValueError(f"the body has {error}") from error
+
+
+def _check_strings(values: Sequence[Any]) -> None:
+    if not all(isinstance(value, str) for value in values):
+        raise ValueError("ids must be strings")

@@ -1,0 +1,183 @@
+"""What an `m3 serve` says of its store and what it finds there, checked before it is used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+import numpy as np
+
+from m3_integrations.store.points import StoreFormat
+from m3_integrations.store.protocol import Hits, Record
+from m3_integrations.store.wire import API, check_empty, unpack, unpack_records
+from m3_integrations.vectors import MODES, FloatArray, M3Vectors, Mode, Tensors, check_modes, take_array
+
+
+@dataclass(frozen=True, slots=True)
+class AboutStore:
+    """What a server says of its store.
+
+    Attributes:
+        modes: Those of its records; empty before the first.
+        kept_modes: Those that it keeps.
+        fingerprint: Of the model that it is bound to.
+        format: How it keeps records; None in memory.
+        most_records: The most records, or ids, of a request.
+        most_bytes: The most bytes of a request's body.
+    """
+
+    modes: tuple[Mode, ...]
+    kept_modes: tuple[Mode, ...]
+    fingerprint: str | None
+    format: StoreFormat | None
+    most_records: int
+    most_bytes: int
+
+    def expected(self) -> dict[str, Any]:
+        """Return what the server compares with its store before it writes: it may have another one by now."""
+        return expected_of(self.fingerprint, self.kept_modes, self.format)
+
+
+def expected_of(fingerprint: str | None, kept_modes: Sequence[Mode], format_: StoreFormat | None) -> dict[str, Any]:
+    """Return what decides how the records that a client sends are made."""
+    pooling = 1 if format_ is None else format_.token_pooling
+    return {"fingerprint": fingerprint, "kept_modes": list(kept_modes), "token_pooling": pooling}
+
+
+class Candidates(dict[Mode, Hits]):
+    """The candidates of a query, with what the server sent along: their scores in the modes of query and records."""
+
+    def __init__(
+        self, hits: Mapping[Mode, Hits], query: M3Vectors, ids: Sequence[str], columns: Mapping[Mode, FloatArray]
+    ) -> None:
+        super().__init__(hits)
+        self._query, self._columns = query, columns
+        self._row_of = {id_: row for row, id_ in enumerate(ids)}
+        self._found = {id_ for each in hits.values() for id_ in each.ids}
+
+    def scores(
+        self, query: M3Vectors, ids: Sequence[str], modes: Sequence[Mode]
+    ) -> tuple[list[str], dict[Mode, FloatArray]] | None:
+        """Return what `Store.scores` does; None if the server has to be asked."""
+        if query is not self._query or not self._found.issuperset(ids) or not self._columns.keys() >= set(modes):
+            return None
+        there = [id_ for id_ in ids if id_ in self._row_of]  # the others were deleted meanwhile
+        rows = np.array([self._row_of[id_] for id_ in there], np.int64)
+        return there, {mode: self._columns[mode][rows] for mode in modes}
+
+
+def read_about(url: str, body: bytes) -> AboutStore:
+    """Read what a server says of its store.
+
+    Raises:
+        ValueError: If it is no m3 serve, or one without a store, or of another version of the calls.
+    """
+    try:
+        said = json.loads(body)
+        api, store = said["api"], said["store"]
+    except (ValueError, KeyError, TypeError) as error:
+        refuse(url, f"what is no description of a store ({body[:60].decode(errors='replace')!r})", error)
+    if api != API:
+        raise ValueError(
+            f"{url} speaks version {api!r} of a store's calls (its package is {said.get('version')}), and this package "
+            f"({version('m3-integrations')}) version {API}: upgrade the older of the two"
+        )
+    if store is None:
+        raise ValueError(f"{url} is an m3 serve without a store: start it with m3 serve MODEL --store FOLDER")
+    try:
+        return AboutStore(
+            modes=check_modes(store["modes"]) if store["modes"] else (),
+            kept_modes=check_modes(store["kept_modes"]),
+            fingerprint=None if store["fingerprint"] is None else str(store["fingerprint"]),
+            format=None if store["format"] is None else StoreFormat.from_dict(url, store["format"]),
+            most_records=max(int(said["limits"]["records"]), 1),
+            most_bytes=int(said["limits"]["body_bytes"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        refuse(url, f"a description of a store that cannot be read ({error!r})", error)
+
+
+def read_records(url: str, body: bytes, *, with_vectors: bool) -> tuple[list[Record], dict[str, Any]]:
+    """Return records, and what else is said.
+
+    Raises:
+        ValueError: If the answer holds anything else, or vectors where none were asked for.
+    """
+    try:
+        records, vectors, said = unpack_records(body)
+    except ValueError as error:
+        refuse(url, f"no records ({error})", error)
+    if records and (vectors is None) == with_vectors:
+        refuse(url, "no vectors" if with_vectors else "vectors, which nobody asked for")
+    if vectors is not None:
+        records = [replace(record, vectors=vectors[i]) for i, record in enumerate(records)]
+    return records, said
+
+
+def read_candidates(url: str, body: bytes, query: M3Vectors, legs: Sequence[Mode]) -> Candidates:
+    """Return the candidates of these legs for a query.
+
+    Raises:
+        ValueError: If the answer holds anything else.
+    """
+    try:
+        said, arrays = unpack(body)
+        ids = {mode: _strings(said["found"][mode]) for mode in legs}
+        hits = {
+            mode: Hits(each, take_array(arrays, f"found.{mode}", np.float32, len(each))) for mode, each in ids.items()
+        }
+        there = _strings(said["ids"])
+        carried = [mode for mode in MODES if f"scores.{mode}" in arrays]
+        return Candidates(hits, query, there, _take_scores(arrays, carried, len(there)))
+    except (ValueError, KeyError, TypeError) as error:
+        refuse(url, f"no candidates ({error})", error)
+
+
+def read_scores(url: str, body: bytes, modes: Sequence[Mode]) -> tuple[list[str], dict[Mode, FloatArray]]:
+    """Return the ids that there are, and their scores in these modes.
+
+    Raises:
+        ValueError: If the answer holds anything else.
+    """
+    try:
+        said, arrays = unpack(body)
+        ids = _strings(said["ids"])
+        return ids, _take_scores(arrays, modes, len(ids))
+    except (ValueError, KeyError, TypeError) as error:
+        refuse(url, f"no scores ({error})", error)
+
+
+def read_member(url: str, body: bytes, name: str, kind: type) -> Any:
+    """Return a value of a JSON object.
+
+    Raises:
+        ValueError: If it is not there, or of another type.
+    """
+    try:
+        value = json.loads(body)[name]
+    except (ValueError, KeyError, TypeError) as error:
+        refuse(url, f"no {name}", error)
+    if type(value) is not kind:
+        refuse(url, f"no {name} but {value!r:.40}")
+    return value
+
+
+def refuse(url: str, what: str, error: Exception | None = None) -> NoReturn:
+    """Raise ValueError for an answer that is none of ours."""
+    raise ValueError(f"{url} answers with {what}: is something between this process and m3 serve?") from error
+
+
+def _take_scores(arrays: Tensors, modes: Sequence[Mode], n: int) -> dict[Mode, FloatArray]:
+    """Take the last arrays of an answer."""
+    columns = {mode: take_array(arrays, f"scores.{mode}", np.float32, n) for mode in modes}
+    check_empty(arrays)
+    return columns
+
+
+def _strings(value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise ValueError("no list of strings")
+    return value

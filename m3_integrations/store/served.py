@@ -1,0 +1,350 @@
+"""`ServedStore`: the store of an `m3 serve`, for every process that can reach it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m3_integrations.remote.connection import Answer, Connection, check_url
+from m3_integrations.store.answers import (
+    AboutStore,
+    Candidates,
+    read_about,
+    read_candidates,
+    read_member,
+    read_records,
+    read_scores,
+    refuse,
+)
+from m3_integrations.store.filters import FilterLike, parse_filter
+from m3_integrations.store.points import StoreFormat, pool_vectors
+from m3_integrations.store.protocol import (
+    Hits,
+    Record,
+    Store,
+    check_ids,
+    check_model,
+    check_query,
+    check_vectors,
+    deletion_filter,
+    latest_rows,
+)
+from m3_integrations.store.values import check_metadata
+from m3_integrations.store.wire import filter_to_json, pack, pack_records, parts_of, record_to_json
+from m3_integrations.vectors import FloatArray, M3Vectors, Mode, to_tensors
+
+_PATH: Final = "/v1/store"
+
+_CLOSED: Final = "this store was closed: open another with open_store(...)"
+
+_REQUEST_BYTES: Final = 8 << 20
+"""The size of a request with records, where the server would take larger ones: both sides hold it in memory."""
+
+_FRAME_BYTES: Final = 4096
+"""Room for what a body has beside its records, or ids."""
+
+_ANSWER_BYTES: Final = 1 << 30
+"""Far more than the server puts into one answer with records."""
+
+_PROBE_S: Final = 5.0
+_PROBE_BYTES: Final = 1 << 20
+
+
+class ServedStore(Store):
+    """The store behind an `m3 serve`; many processes may have it open, and share one embedded folder through it.
+
+    Records, filters and scores are those of the store itself, to the bit. A search takes two requests: the candidates
+    come with all their scores, then the best come with their texts. All methods may be called from any number of
+    threads. A request that meets a busy server (429, 503) or a broken connection is sent again within `timeout_s`: a
+    write with the same ids changes nothing more, except that a count of deleted records leaves out what the first try
+    deleted, and that what another process wrote in between is written over. It works after a fork. A pickle has the
+    URL, the settings and what the server said of its store: the API key is in it.
+
+    Args:
+        url: Of the server, such as "http://127.0.0.1:8000".
+        api_key: One of the server's keys, if it has any.
+        timeout_s: How long one request may take, its repetitions included. Many records are many requests.
+
+    Raises:
+        ConnectionError: If nothing answers; later calls too.
+        PermissionError: If the server does not accept the key; later calls too, also if its folder may only be read.
+        TimeoutError: If an answer takes longer than `timeout_s`; later calls too. A write may be in then.
+        OSError: If the server cannot write; later calls too.
+        ValueError: If the URL is none, or what answers is no m3 serve with a store, or speaks another version of these
+            calls; later calls too, if the server has another model by then.
+        RuntimeError: If the server fails; later calls too.
+    """
+
+    def __init__(self, url: str, *, api_key: str | None = None, timeout_s: float = 60.0) -> None:
+        self.url = check_url(url)
+        self._settings: Mapping[str, Any] = {"api_key": api_key, "timeout_s": timeout_s}
+        self._is_closed = False
+        self._open()
+        try:
+            self._about = self._describe()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        self._connection = Connection(self.url, closed=_CLOSED, **self._settings)
+
+    def close(self) -> None:
+        """Close the connections; the server keeps its store open. Using this store then raises RuntimeError."""
+        self._is_closed = True
+        self._connection.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._check_open()
+        return {name: value for name, value in self.__dict__.items() if name != "_connection"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """The modes that the records have vectors of; empty before the first record."""
+        if not self._about.modes:  # another process may have added some
+            self._about = self._describe()
+        return self._about.modes
+
+    @property
+    def kept_modes(self) -> tuple[Mode, ...]:
+        """The modes that the store keeps."""
+        return self._about.kept_modes
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The model that the store is bound to; None before `bind`."""
+        if self._about.fingerprint is None:
+            self._about = self._describe()
+        return self._about.fingerprint
+
+    @property
+    def format(self) -> StoreFormat | None:
+        """How the store keeps records; None in memory."""
+        return self._about.format
+
+    def bind(self, fingerprint: str) -> None:
+        """Record which model the vectors are from, as `Store.bind`; the server has bound it to its own."""
+        self._check_open()
+        check_model(self._about.fingerprint, fingerprint)
+        if self._about.fingerprint is None:
+            self._ask("/bind", {"fingerprint": fingerprint})
+            self._about = replace(self._about, fingerprint=fingerprint)
+
+    def upsert(
+        self,
+        ids: Sequence[str],
+        texts: Sequence[str],
+        metadatas: Sequence[Mapping[str, Any]],
+        vectors: M3Vectors,
+        *,
+        is_pooled: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Add records, or replace those with the same ids, as `Store.upsert`.
+
+        All are checked before the first is sent. They are sent in their order, in requests of bounded size; what a
+        request brought is in when it was answered. If one fails, what the requests before it brought is in, and what it
+        brought itself may be; the same call again makes no duplicates.
+
+        Raises:
+            ValueError: Also if a record is larger than a request may be. Nothing is in then.
+            RuntimeError: If the server fails, or refuses a request after others were stored.
+        """
+        rows = latest_rows(ids, texts, metadatas, vectors, is_pooled)
+        self._check_open()
+        if not rows:
+            return
+        about = self._about
+        kept = [mode for mode in about.kept_modes if mode in vectors.modes]
+        if not kept:
+            raise ValueError(f"what is added has {', '.join(vectors.modes)} vectors only: none is kept")
+        vectors = vectors.select(kept)
+        sizes = check_vectors("what is added", vectors, {})  # the server knows what it has
+        flags = np.zeros(len(ids), bool) if is_pooled is None else np.array(is_pooled, bool)
+        if about.format is not None:  # here, by the store's own function, so that less is sent
+            vectors, flags = pool_vectors(vectors, flags, about.format.of_sizes(sizes))
+        records = [
+            Record(ids[i], texts[i], check_metadata(metadatas[i], f"record {ids[i]!r}"), None, bool(flags[i]))
+            for i in rows
+        ]
+        for n_before, part in enumerate(self._parts(records, np.array(rows), vectors)):
+            where = np.array(rows)[part]
+            body = pack_records(records[part], vectors.take(where), **about.expected())
+            try:
+                answer = self._ask("/upsert", body)
+            except (TypeError, ValueError) as error:
+                if n_before == 0:
+                    raise
+                raise RuntimeError(f"{self.url} refused records after others of the call were stored") from error
+            try:
+                read_member(self.url, answer.body, "upserted", int)
+            except ValueError as error:  # they may be in
+                raise RuntimeError(str(error)) from error
+        self._about = replace(about, modes=vectors.modes)
+
+    def _parts(self, records: Sequence[Record], rows: NDArray[np.int64], vectors: M3Vectors) -> list[slice]:
+        """Cut records into what one request takes."""
+        sizes = np.array([len(json.dumps(record_to_json(each), ensure_ascii=False).encode()) + 2 for each in records])
+        sizes += 16  # offsets
+        if "dense" in vectors.modes:
+            sizes += 4 * vectors.dense.shape[1]
+        if "lexical" in vectors.modes:
+            sizes += 8 * vectors.lexical.lengths[rows]
+        if "multi_vector" in vectors.modes:
+            sizes += 4 * vectors.multi_vector.flat.shape[1] * vectors.multi_vector.lengths[rows]
+        room = self._about.most_bytes - _FRAME_BYTES
+        largest = int(sizes.argmax())
+        if sizes[largest] > room:
+            raise ValueError(
+                f"record {records[largest].id!r} has {sizes[largest]:,} bytes with its vectors, and {self.url} accepts "
+                f"requests of {self._about.most_bytes:,}: split its text, or start m3 serve with a higher "
+                "--max-body-bytes"
+            )
+        most_bytes = min(room, _REQUEST_BYTES)
+        return list(parts_of(sizes.tolist(), self._about.most_records, most_bytes))
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """Delete the records with these ids, and return how many there were; unknown ids are skipped."""
+        check_ids(ids)
+        self._check_open()
+        parts = self._id_parts(list(dict.fromkeys(ids)))
+        return sum(read_member(self.url, self._ask("/delete", {"ids": part}).body, "deleted", int) for part in parts)
+
+    def delete_where(self, filter: FilterLike) -> int:  # noqa: A002
+        """Delete the records that match, and return how many there were, as `Store.delete_where`."""
+        said = filter_to_json(deletion_filter(filter))
+        return int(read_member(self.url, self._ask("/delete", {"filter": said}).body, "deleted", int))
+
+    def get(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[Record]:
+        """Return copies of the records with these ids, in the given order; unknown ids are skipped."""
+        check_ids(ids)
+        self._check_open()
+        found: list[Record] = []
+        for part in self._id_parts(list(ids)):
+            start = 0
+            while start < len(part):  # a long answer ends before the last id
+                answer = self._ask("/get", {"ids": part[start:], "with_vectors": with_vectors})
+                records, said = read_records(self.url, answer.body, with_vectors=with_vectors)
+                n_read = said.get("n_read")
+                if not isinstance(n_read, int) or not 0 < n_read <= len(part) - start:
+                    refuse(self.url, "no number of the ids it has read")
+                found += records
+                start += n_read
+        return found
+
+    def page(self, after: str | None = None) -> tuple[list[Record], str | None]:
+        """Return the next records, as `Store.page`."""
+        answer = self._ask("/records", {"after": after})
+        records, said = read_records(self.url, answer.body, with_vectors=False)
+        place = said.get("after")
+        if place is not None and not isinstance(place, str):
+            refuse(self.url, "no place to go on from")
+        return records, place
+
+    def count(self, filter: FilterLike = None) -> int:  # noqa: A002
+        """Return the number of records, or of those that match."""
+        said = filter_to_json(parse_filter(filter))
+        return int(read_member(self.url, self._ask("/count", {"filter": said}).body, "count", int))
+
+    def candidates(
+        self, query: M3Vectors, limits: Mapping[Mode, int], filter: FilterLike = None  # noqa: A002
+    ) -> dict[Mode, Hits]:  # fmt: skip
+        """Return the best records by each mode, as `Store.candidates`, in the order of the store behind.
+
+        They come with their scores in every mode of the query: `scores`, if it is told what is known, asks nothing.
+        """
+        check_query(query, {}, ())  # one text; the server knows what fits its records
+        said = {"limits": dict(limits), "filter": filter_to_json(parse_filter(filter))}
+        answer = self._ask("/candidates", pack(said, to_tensors(query)))
+        return read_candidates(self.url, answer.body, query, list(limits))
+
+    def scores(
+        self, query: M3Vectors, ids: Sequence[str], modes: Sequence[Mode], known: Mapping[Mode, Hits] | None = None
+    ) -> tuple[list[str], dict[Mode, FloatArray]]:
+        """Return the exact raw scores of chosen records, as `Store.scores`."""
+        self._check_open()
+        check_query(query, {}, ())
+        if isinstance(known, Candidates) and (carried := known.scores(query, ids, modes)) is not None:
+            return carried
+        there: list[str] = []
+        columns: dict[Mode, list[FloatArray]] = {mode: [np.empty(0, np.float32)] for mode in modes}
+        sent = to_tensors(query)
+        room = sum(array.nbytes for array in sent.values())
+        for part in self._id_parts(list(ids), room) or [[]]:  # without ids too: it checks the query
+            answer = self._ask("/scores", pack({"ids": part, "modes": list(modes)}, sent))
+            found, values = read_scores(self.url, answer.body, modes)
+            there += found
+            for mode in modes:
+                columns[mode].append(values[mode])
+        return there, {mode: np.concatenate(each) for mode, each in columns.items()}
+
+    def optimize(self) -> None:
+        """Do now what makes searching faster, at the server; blocks until it is done, longer than `timeout_s` too."""
+        run: int | None = None
+        is_done = False
+        while not is_done:
+            body = self._ask("/optimize", {"run": run}).body
+            run, is_done = read_member(self.url, body, "run", int), read_member(self.url, body, "is_done", bool)
+
+    def flush(self) -> None:
+        """Return when everything is durable, where the engine behind is."""
+        self._ask("/flush", {})
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise RuntimeError(_CLOSED)
+
+    def _ask(self, path: str, sent: dict[str, Any] | bytes | None) -> Answer:
+        """Return the answer of one of the server's doors; it has the store's model still."""
+        self._check_open()
+        future = self._connection.start(_PATH + path, sent, max_bytes=_ANSWER_BYTES)
+        answer = self._connection.result(future)
+        known = None if path == "" else self._about.fingerprint
+        if known is not None and answer.fingerprint not in {None, known}:
+            raise ValueError(
+                f"{self.url} has a store of the model {answer.fingerprint} now, and had one of {known} when this store "
+                "was opened: vectors of two models cannot be compared, so open the store again"
+            )
+        return answer
+
+    def _describe(self) -> AboutStore:
+        return read_about(self.url, self._ask("", None).body)
+
+    def _id_parts(self, ids: list[str], used_bytes: int = 0) -> list[list[str]]:
+        """Cut ids into what one request takes."""
+        sizes = [len(json.dumps(id_, ensure_ascii=False).encode()) + 2 for id_ in ids]
+        room = self._about.most_bytes - _FRAME_BYTES - used_bytes
+        return [ids[part] for part in parts_of(sizes, self._about.most_records, room)]
+
+
+def is_m3_serve(url: str) -> bool:
+    """Return whether an `m3 serve` answers at a URL, with a store or without; no key is sent.
+
+    False for other servers, and if nothing answers within 5 seconds.
+    """
+    try:
+        parts = urlsplit(check_url(url))
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        with closing(kind(parts.hostname or "", parts.port, timeout=_PROBE_S)) as connection:
+            connection.request("GET", parts.path + _PATH)
+            answer = connection.getresponse()
+            status, said = answer.status, json.loads(answer.read(_PROBE_BYTES))
+        if status == 200:
+            return isinstance(said, dict) and "api" in said and "store" in said
+        return bool(said["error"]["code"] == status and isinstance(said["error"]["message"], str))
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        return False
