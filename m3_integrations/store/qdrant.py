@@ -41,7 +41,7 @@ from m3_integrations.vectors import FloatArray, M3Vectors, Mode
 
 _BATCH_BYTES: Final = 8 << 20
 _SMALL_BATCH_BYTES: Final = 1 << 20
-"""Outside the main thread, where an event loop may be waiting: engines hold the interpreter while they write."""
+"""Outside the main thread, where an event loop may be waiting: most engines hold the interpreter while they write."""
 
 _MAX_INDEXED: Final = 17
 """Up to 16 paths of numbers and dates, and the terms, are indexed as records come; with more paths only those that a
@@ -68,6 +68,7 @@ class QdrantStore(Store):
     _filter_type: ClassVar[Any]  # its filter of what `translate` returns
     _lock: AbstractContextManager[object]  # keeps other threads out of the engine, where it needs that
     _indexed_paths: set[str]  # of the payloads
+    _holds_interpreter = True  # for as long as a batch is written
 
     def __init__(self, format_: StoreFormat) -> None:
         self._format = format_
@@ -136,11 +137,10 @@ class QdrantStore(Store):
             self._create(sizes)
             # Another thread or process may have been first, with other sizes.
             check_vectors("what is added", vectors, self._format.sizes)
-        is_main = threading.current_thread() is threading.main_thread()
-        max_bytes = _BATCH_BYTES if is_main else _SMALL_BATCH_BYTES
-        named = name_vectors(vectors, kept, rows, self._sparse_type)
+        is_alone = threading.current_thread() is threading.main_thread() or not self._holds_interpreter
+        max_bytes = _BATCH_BYTES if is_alone else _SMALL_BATCH_BYTES
         for batch, size_bytes in batches(payloads, np.array(rows), vectors, max_bytes):
-            points = [self._point_type(id=point_id(p["id"]), vector=next(named), payload=p) for p in payloads[batch]]
+            points = self._pack(payloads[batch], vectors, rows[batch])
             with self._usable():
                 if len(self._indexed_paths | (paths := integer_paths(payloads[batch]))) <= _MAX_INDEXED:
                     self._index_all(paths)
@@ -271,6 +271,14 @@ class QdrantStore(Store):
                 self._is_closed = True
                 self._close()
 
+    def _pack(self, payloads: Sequence[dict[str, Any]], vectors: M3Vectors, rows: Sequence[int]) -> Any:
+        """Return records as points for `_write`; `rows` are where the vectors of each are."""
+        named = name_vectors(vectors, vectors.modes, rows, self._sparse_type)
+        return [
+            self._point_type(id=point_id(payload["id"]), vector=each, payload=payload)
+            for payload, each in zip(payloads, named, strict=True)
+        ]
+
     def _condition(self, filter_: Filter | None) -> Any:
         """Return a filter as the engine has it, and index the numbers and dates that it compares."""
         if filter_ is None:
@@ -357,8 +365,8 @@ class QdrantStore(Store):
         """Drop an index."""
 
     @abstractmethod
-    def _write(self, points: list[Any], size_bytes: int) -> None:
-        """Add points, replacing those with the same ids."""
+    def _write(self, points: Any, size_bytes: int) -> None:
+        """Add the points that `_pack` has made, replacing those with the same ids."""
 
     @abstractmethod
     def _overwrite(self, payloads: Mapping[Any, dict[str, Any]]) -> None:
