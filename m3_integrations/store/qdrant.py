@@ -220,7 +220,19 @@ class QdrantStore(Store):
     def scores(
         self, query: M3Vectors, ids: Sequence[str], modes: Sequence[Mode], known: Mapping[Mode, Hits] | None = None
     ) -> tuple[list[str], dict[Mode, FloatArray]]:
-        """Return the exact raw scores of chosen records, as `Store.scores`.
+        """Return the exact raw scores of chosen records, as `Store.scores`."""
+        present, columns, _ = self.scores_and_records(query, ids, modes, known)
+        return present, columns
+
+    def scores_and_records(
+        self,
+        query: M3Vectors,
+        ids: Sequence[str],
+        modes: Sequence[Mode],
+        known: Mapping[Mode, Hits] | None = None,
+        likely: Sequence[str] = (),
+    ) -> tuple[list[str], dict[Mode, FloatArray], list[Record]]:
+        """Return exact raw scores, and records that came along, as `Store.scores_and_records`.
 
         They are exact for the vectors as they are stored: see the storage of token vectors. What is known is not asked
         of the engine again, not even where a record was deleted since.
@@ -230,12 +242,13 @@ class QdrantStore(Store):
         missing = {mode: [id_ for id_ in dict.fromkeys(ids) if id_ not in by_id[mode]] for mode in modes}
         with self._usable():
             if not (stored := self._current_format().sizes):
-                return [], {mode: np.empty(0, np.float32) for mode in modes}
+                return [], {mode: np.empty(0, np.float32) for mode in modes}, []
             check_query(query, stored, modes)
             (named,) = name_vectors(query, [mode for mode in modes if missing[mode]], [0], self._sparse_type)
             limits = {mode: len(others) for mode, others in missing.items()}
-            for mode, found in self._search(named, limits, among=missing).items():
-                by_id[mode] |= found
+            found, points = self._search_among(named, limits, missing, likely)
+            for mode, hits in found.items():
+                by_id[mode] |= hits
             if "dense" in by_id:  # every record has a dense vector, so the search has met all that are there
                 there = set(by_id["dense"])
             else:
@@ -248,7 +261,7 @@ class QdrantStore(Store):
         columns = {m: np.array([by_id[m].get(id_, 0.0) for id_ in present], np.float32) for m in modes}
         if "multi_vector" in columns:
             columns["multi_vector"] /= max(len(query.multi_vector[0]), 1)  # the engine's sum becomes BGE-M3's mean
-        return present, columns
+        return present, columns, [as_record(point) for point in points]
 
     def optimize(self) -> None:
         """Build the indexes now. Blocks, for minutes where there is much; call it after a large import."""
@@ -278,6 +291,12 @@ class QdrantStore(Store):
             self._point_type(id=point_id(payload["id"]), vector=each, payload=payload)
             for payload, each in zip(payloads, named, strict=True)
         ]
+
+    def _search_among(
+        self, named: Mapping[Mode, Any], limits: Mapping[Mode, int], among: Among, likely: Sequence[str]  # noqa: ARG002
+    ) -> tuple[Found, Sequence[Any]]:  # fmt: skip
+        """Search among records, and return the points of the likely ones too where that takes no further call."""
+        return self._search(named, limits, among=among), []
 
     def _condition(self, filter_: Filter | None) -> Any:
         """Return a filter as the engine has it, and index the numbers and dates that it compares."""

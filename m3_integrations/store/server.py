@@ -218,25 +218,41 @@ class ServerStore(QdrantStore):
     def _search(
         self, named: Mapping[Mode, Any], limits: Mapping[Mode, int], *, where: Any = None, among: Among | None = None
     ) -> Found:
+        return self._query(named, limits, where, among or {}, ())[0]
+
+    def _search_among(
+        self, named: Mapping[Mode, Any], limits: Mapping[Mode, int], among: Among, likely: Sequence[str]
+    ) -> tuple[Found, Sequence[Any]]:
+        return self._query(named, limits, None, among, likely)
+
+    def _query(
+        self, named: Mapping[Mode, Any], limits: Mapping[Mode, int], where: Any, among: Among, likely: Sequence[str]
+    ) -> tuple[Found, Sequence[Any]]:
+        """Search in every mode, and read likely records, in one call."""
         if not named:
-            return {}
-        asked = {mode: {point_id(id_): id_ for id_ in ids} for mode, ids in (among or {}).items()}
+            return {}, []
+        asked = {mode: {point_id(id_): id_ for id_ in ids} for mode, ids in among.items()}
         requests = [
             models.QueryRequest(
                 query=vector,
                 using=mode,
-                filter=models.Filter(must=[models.HasIdCondition(has_id=list(asked[mode]))]) if asked else where,
+                filter=_one_of(list(asked[mode])) if asked else where,
                 limit=limits[mode],
                 with_payload=False if asked else models.PayloadSelectorInclude(include=["id"]),
                 params=models.SearchParams(hnsw_ef=max(128, limits[mode]), exact=bool(asked)),
             )
             for mode, vector in named.items()
         ]
+        if likely:
+            points = [point_id(id_) for id_ in likely]
+            requests.append(models.QueryRequest(filter=_one_of(points), limit=len(points), with_payload=True))
+        answers = self._ask(self._points.query_batch_points, requests)
+        records = answers.pop().points if likely else []
         found: Found = {}
-        for mode, answer in zip(named, self._ask(self._points.query_batch_points, requests), strict=True):
+        for mode, answer in zip(named, answers, strict=True):
             ids = [asked[mode][str(hit.id)] if asked else (hit.payload or {})["id"] for hit in answer.points]
             found[mode] = [(id_, hit.score) for id_, hit in zip(ids, answer.points, strict=True)]
-        return found
+        return found, records
 
     def _optimize(self) -> None:
         """Wait until the server, which indexes by itself, has nothing left to do."""
@@ -251,6 +267,10 @@ class ServerStore(QdrantStore):
     def _close(self) -> None:
         if self._is_ours:
             self._client.close()
+
+
+def _one_of(points: list[str]) -> models.Filter:
+    return models.Filter(must=[models.HasIdCondition(has_id=points)])
 
 
 def _as_os_error(error: Any, url: str, grpc_port: int | None) -> OSError:
