@@ -113,7 +113,7 @@ class ServerStore(QdrantStore):
             timeout=timeout_s,
             check_compatibility=False,  # it would ask the server, and warn, before anything was asked of it
         )
-        self._points = PackedPoints.of(self._client) or self._client  # the calls with many numbers
+        self._points: Any = PackedPoints.of(self._client) or self._client  # the calls with many numbers
         self._holds_interpreter = self._points is self._client
         try:
             found = self._read_format()
@@ -269,7 +269,7 @@ class ServerStore(QdrantStore):
             self._client.close()
 
 
-def _one_of(points: list[str]) -> models.Filter:
+def _one_of(points: list[Any]) -> models.Filter:
     return models.Filter(must=[models.HasIdCondition(has_id=points)])
 
 

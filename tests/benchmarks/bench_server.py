@@ -4,8 +4,9 @@
 
 Two contenders in one run: qdrant-client's own calls, which make a Python number of every float, and ours, which do not.
 Without a URL a process on this machine takes what is sent and answers at once (see server_sink.py), so that the clock
-is our side's and the transport's; with one it is a server's too. CPU is this process's alone. Vectors are random; the
-folder that is copied holds the same records. The collection is a new one and is deleted.
+is our side's and the transport's; with --delay-ms it lets that long pass for each batch, as a server would. With a URL
+the clock is a server's too. CPU is this process's alone. Vectors are random; the folder that is copied holds the same
+records. The collection is a new one and is deleted.
 """
 
 from __future__ import annotations
@@ -85,7 +86,14 @@ def measure(url: str, grpc_port: int, api_key: str | None, folder: Store, vector
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, size in (("records", 1000), ("tokens", 150), ("dim", 256), ("grpc-port", 6334), ("repeats", 3)):
+    for name, size in (
+        ("records", 1000),
+        ("tokens", 150),
+        ("dim", 256),
+        ("grpc-port", 6334),
+        ("repeats", 3),
+        ("delay-ms", 0),
+    ):
         parser.add_argument(f"--{name}", type=int, default=size)
     parser.add_argument("--url")
     parser.add_argument("--api-key")
@@ -101,7 +109,7 @@ def main() -> None:
         folder.bind(KnownQueries.fingerprint)
         fill(folder, vectors)
         url = asked.url or "http://127.0.0.1:1"
-        port = asked.grpc_port if asked.url else stack.enter_context(sink())
+        port = asked.grpc_port if asked.url else stack.enter_context(sink(asked.delay_ms / 1000))
         for _ in range(asked.repeats):
             with patch.object(PackedPoints, "of", return_value=None):
                 runs["client's own"].append(measure(url, port, asked.api_key, folder, vectors))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,9 +25,10 @@ _DONE = messages.PointsOperationResponse(
 
 
 class Sink(PointsServicer, CollectionsServicer):
-    """One collection, in memory."""
+    """One collection, in memory; an upsert takes it so many seconds, in which it does nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, delay_s: float) -> None:
+        self._delay_s = delay_s
         self._points: dict[str, Any] = {}
         self._exists = False
 
@@ -35,6 +37,7 @@ class Sink(PointsServicer, CollectionsServicer):
             kept = messages.RetrievedPoint(id=point.id, payload=point.payload)
             kept.vectors.MergeFromString(point.vectors.SerializeToString())
             self._points[point.id.uuid] = kept
+        time.sleep(self._delay_s)
         return _DONE
 
     def Get(self, request: Any, context: Any) -> Any:
@@ -83,10 +86,10 @@ def _chosen(point: Any, *, with_vectors: bool) -> Any:
     return point if with_vectors else messages.RetrievedPoint(id=point.id, payload=point.payload)
 
 
-def _serve(port_to: Connection) -> None:
+def _serve(port_to: Connection, delay_s: float) -> None:
     unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
     server = grpc.server(ThreadPoolExecutor(2), options=unlimited)
-    sink = Sink()
+    sink = Sink(delay_s)
     add_PointsServicer_to_server(sink, server)  # type: ignore[no-untyped-call]
     add_CollectionsServicer_to_server(sink, server)  # type: ignore[no-untyped-call]
     port_to.send(server.add_insecure_port("127.0.0.1:0"))
@@ -95,11 +98,11 @@ def _serve(port_to: Connection) -> None:
 
 
 @contextmanager
-def sink() -> Iterator[int]:
+def sink(delay_s: float = 0.0) -> Iterator[int]:
     """Run the process, and yield its port for gRPC."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there,), daemon=True)
+    process = context.Process(target=_serve, args=(there, delay_s), daemon=True)
     process.start()
     try:
         yield here.recv()
