@@ -1,14 +1,18 @@
 """How often a search asks a server, and that it answers as every other store."""
 
+import os
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from qdrant_client import QdrantClient
 
 from m3_integrations import Searcher, Store, open_store
 from m3_integrations.search import SearchMode
 from m3_integrations.store.points import point_id
+from m3_integrations.store.server import ServerStore
 from tests.fakes import FakeEncoder
 from tests.store.grpc_server import GrpcServer, grpc_server
 from tests.test_search import make_texts
@@ -94,3 +98,38 @@ def test_a_record_deleted_after_it_was_scored_is_passed_over(
 
     monkeypatch.setattr(server, "QueryBatch", without_the_best)
     assert searcher.search("keys vault museum", k=4) == others
+
+
+def check_same(one: Store, other: Store) -> None:
+    """Compare what two stores over one collection return."""
+    ids = [f"r{i}" for i in range(0, 200, 3)]
+    for found, wanted in zip(one.get(ids, with_vectors=True), other.get(ids, with_vectors=True), strict=True):
+        assert (found.id, found.text, found.metadata) == (wanted.id, wanted.text, wanted.metadata)
+        assert found.vectors is not None
+        assert wanted.vectors is not None
+        np.testing.assert_array_equal(found.vectors.dense, wanted.vectors.dense)
+        np.testing.assert_array_equal(found.vectors.lexical.values, wanted.vectors.lexical.values)
+        np.testing.assert_array_equal(found.vectors.multi_vector.flat, wanted.vectors.multi_vector.flat)
+    for mode in MODES:
+        searchers = (Searcher(FakeEncoder(), each) for each in (one, other))
+        hits = (each.search("keys vault", mode=mode, filter={"size": 2}) for each in searchers)
+        for hit, wanted_hit in zip(*hits, strict=True):
+            assert (hit.id, hit.text, hit.metadata) == (wanted_hit.id, wanted_hit.text, wanted_hit.metadata)
+
+
+def test_packed_calls_and_the_clients_own_return_the_same(served: tuple[GrpcServer, Store]) -> None:
+    server, store = served
+    fill(store)
+    check_same(store, ServerStore("local", client=server.local))
+
+
+@pytest.mark.server
+def test_a_real_server_returns_the_same_by_grpc_and_by_rest() -> None:
+    url, key, name = os.environ["QDRANT_URL"], os.environ.get("QDRANT_API_KEY"), f"test-{uuid.uuid4()}"
+    with open_store(url, api_key=key, collection=name) as packed:
+        fill(packed)
+        with open_store(url, api_key=key, collection=name, prefer_grpc=False) as plain:
+            check_same(packed, plain)
+    client = QdrantClient(url=url, api_key=key, check_compatibility=False)
+    client.delete_collection(name)
+    client.close()
