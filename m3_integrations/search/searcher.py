@@ -14,7 +14,7 @@ from m3_integrations.scoring import combine, top_rows
 from m3_integrations.search.adding import add_texts
 from m3_integrations.search.explanation import Explanation, explain_record
 from m3_integrations.search.given import with_dense
-from m3_integrations.search.legs import Bm25Leg, fuse_rankings
+from m3_integrations.search.legs import Bm25Leg, fuse_rankings, likely_best
 from m3_integrations.search.opening import warn_of_absent_heads
 from m3_integrations.search.options import MODES_OF, SearchKeywords, SearchOptions, check_options
 from m3_integrations.store import FilterLike, Store, matches
@@ -262,7 +262,8 @@ class Searcher:
             candidates = {record.id for record in given if matches(options.filter, record.metadata)}
         # In the order of the ids, so that equal scores rank the same whatever the store.
         ids = sorted(candidates)
-        ids, scores = self.store.scores(vectors, ids, ranking, found)
+        likely = likely_best(found, options)
+        ids, scores, along = self.store.scores_and_records(vectors, ids, ranking, found, likely)
         final = (
             combine(scores, options.weights)
             if options.fusion == "weighted"
@@ -273,10 +274,11 @@ class Searcher:
             ranked = ranked[final[ranked] > 0]  # a text without a shared token is no lexical hit
         if options.score_threshold is not None:
             ranked = ranked[final[ranked] >= options.score_threshold]
-        hits: list[Hit] = []
+        records, hits = {record.id: record for record in along}, list[Hit]()
         while len(ranked) and len(hits) < options.k:  # again where some were deleted meanwhile by somebody else
             best, ranked = np.split(ranked, [options.k - len(hits)])
-            records = {record.id: record for record in self.store.get([ids[i] for i in best])}
+            if others := [ids[i] for i in best if ids[i] not in records]:
+                records |= {record.id: record for record in self.store.get(others)}
             for i in best.tolist():
                 if (record := records.get(ids[i])) is not None:
                     each: dict[str, float] = {mode: float(values[i]) for mode, values in scores.items()}

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any, Final
 
@@ -38,7 +40,7 @@ _OF_EVERY_SERVER: Final = ("api_key", "timeout_s")
 """Settings that every store on a server has."""
 
 _COPIED_AT_ONCE: Final = 50
-"""Records read with their vectors at a time: bounds the memory."""
+"""Records read with their vectors at a time, while as many are written: bounds the memory."""
 
 
 def open_store(
@@ -146,7 +148,8 @@ def copy_store(source: Store, target: Store) -> int:
     """Copy all records with their vectors into another store; what only the target holds stays there.
 
     Run again after an interruption it goes on: a record that the target has already, with the same text and metadata,
-    is skipped. Both stores are of one model, so its vectors are the same too.
+    is skipped. Both stores are of one model, so its vectors are the same too. A thread reads the next records while
+    the last ones are written.
 
     Args:
         source: Where the records are. It must not change meanwhile.
@@ -167,14 +170,24 @@ def copy_store(source: Store, target: Store) -> int:
     _check_models(source, target)
     if source.fingerprint is not None:
         target.bind(source.fingerprint)
-    copied, records = 0, source.records()
+    copied, batches = 0, _missing(source, target)
+    with ThreadPoolExecutor(1, thread_name_prefix="copy_store") as reader:
+        coming = reader.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = reader.submit(next, batches, None)
+            _add(batch, target)
+            copied += len(batch)
+    target.flush()
+    return copied
+
+
+def _missing(source: Store, target: Store) -> Iterator[list[Record]]:
+    """Yield the source's records with their vectors, some at a time, without those that the target has already."""
+    records = source.records()
     while batch := list(islice(records, _COPIED_AT_ONCE)):
         there = {record.id: record for record in target.get([record.id for record in batch])}
         missing = [record.id for record in batch if not _is_same(record, there.get(record.id))]
-        _add(source.get(missing, with_vectors=True), target)
-        copied += len(missing)
-    target.flush()
-    return copied
+        yield source.get(missing, with_vectors=True)
 
 
 def _add(records: list[Record], target: Store) -> None:

