@@ -36,7 +36,9 @@ def serve(
     max_length: Annotated[int, typer.Option(min=3, help="The most tokens of a text.")] = 8192,
     max_texts: Annotated[int, typer.Option(min=1, help="The most texts of a request.")] = 2048,
     max_body_bytes: Annotated[int, typer.Option(min=1, help="The most bytes of a request.")] = 8 << 20,
-    max_running: Annotated[int, typer.Option(min=1, help="Requests under way at a time.")] = 64,
+    max_running: Annotated[
+        int, typer.Option(min=1, help="Requests of up to 4 KB under way at a time; longer: 1/8.")
+    ] = 64,
     max_waiting: Annotated[int, typer.Option(min=0, help="Further requests that wait; others get 429.")] = 256,
     timeout_s: Annotated[float, typer.Option(help="Seconds that a request may take; then it gets 504.")] = 60.0,
 ) -> None:

@@ -32,6 +32,12 @@ _AT_ONCE: Final = _WITHOUT_KEY | {"/metrics", "/v1/models", "/v1/encoder"}
 STORE_THREADS: Final = 8
 """Calls of a store under way at a time: most engines let in one, and a server more."""
 
+_SHORT_BYTES: Final = 4096
+"""A request with so large a body, such as a search, is short: it does not wait for places that bulk has taken."""
+
+_LONG_SHARE: Final = 8
+"""One place in so many is for longer requests: 8 fill the passes, and 64 answers could be 16 GB of token vectors."""
+
 _PIECE_BYTES: Final = 1 << 18
 """Bytes of a body that are handed on at a time, so that a slow reader's connection holds no whole body."""
 
@@ -56,10 +62,11 @@ class _Answer:
 class Gate:
     """An ASGI app around the routes.
 
-    A body is read whole, under the limits, before the routes see the request. At most `max_running` requests are
-    under way, the next ones wait in their order. Those to a store alone have places of their own, so that neither they
-    nor those that encode keep the others out. A request ends early when its time is over or its client goes away: its
-    task is cancelled, which takes its texts out of the encoder's queue.
+    A body is read whole, under the limits, before the routes see the request. At most `max_running` short requests are
+    under way, and an eighth as many longer ones; the next ones wait in their order. Those to a store alone have places
+    of their own too, so that no kind keeps another out. Within the encoder short texts go first. A request ends early
+    when its time is over or its client goes away: its task is cancelled, which takes its texts out of the encoder's
+    queue.
 
     Args:
         app: The routes.
@@ -77,9 +84,10 @@ class Gate:
         self._app, self._paths, self._keys, self._limits, self._metrics = app, paths, keys, limits, metrics
         self._local_only = local_only
         self._is_ending = False
-        self._encoding = Lane(limits.max_running, limits.max_waiting)
+        self._short = Lane(limits.max_running, limits.max_waiting)
+        self._long = Lane(max(1, limits.max_running // _LONG_SHARE), limits.max_waiting)
         self._storing = Lane(min(limits.max_running, STORE_THREADS), limits.max_waiting)
-        lanes = (self._encoding, self._storing)
+        self._lanes = lanes = (self._short, self._long, self._storing)
         metrics.watch(
             n_running=lambda: sum(lane.n_running for lane in lanes),
             n_waiting=lambda: sum(lane.n_waiting for lane in lanes),
@@ -94,11 +102,15 @@ class Gate:
     def end(self) -> None:
         """Refuse with 503 what waits and what comes from now on; what is under way goes on."""
         self._is_ending = True
-        self._encoding.end()
-        self._storing.end()
+        for lane in self._lanes:
+            lane.end()
 
-    def _lane(self, path: str) -> Lane:
-        return self._storing if path.startswith("/v1/store") else self._encoding
+    def _lane(self, path: str, headers: dict[bytes, bytes]) -> Lane:
+        if path.startswith("/v1/store"):
+            return self._storing
+        declared = headers.get(b"content-length", b"0")
+        is_short = b"transfer-encoding" not in headers and declared.isdigit() and int(declared) <= _SHORT_BYTES
+        return self._short if is_short else self._long
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -130,10 +142,12 @@ class Gate:
         self._check(scope["path"], headers)
         if scope["path"] in _AT_ONCE:
             return await self._run(scope, b"")
-        with self._lane(scope["path"]).counted():
+        lane = self._lane(scope["path"], headers)
+        lane.check()
+        with lane.counted():
             deadline = time.monotonic() + self._limits.timeout_s
             body = await self._body(headers, receive)
-            return await self._before(deadline, scope, body, receive)
+            return await self._before(deadline, lane, scope, body, receive)
 
     def _check(self, path: str, headers: dict[bytes, bytes]) -> None:
         if self._local_only and not _is_local(headers.get(b"host", b"localhost")):
@@ -148,7 +162,6 @@ class Gate:
             return
         if self._is_ending:
             raise ending()
-        self._lane(path).check()
 
     async def _body(self, headers: MutableMapping[bytes, bytes], receive: Receive) -> bytes:
         """Return the whole body; one that says it is too large is refused unread."""
@@ -173,9 +186,11 @@ class Gate:
             raise Refusal(408, f"the body did not arrive within {self._limits.timeout_s:g} s") from error
         return b"".join(parts)
 
-    async def _before(self, deadline: float, scope: MutableMapping[str, Any], body: bytes, receive: Receive) -> _Answer:
+    async def _before(
+        self, deadline: float, lane: Lane, scope: MutableMapping[str, Any], body: bytes, receive: Receive
+    ) -> _Answer:
         """Return the routes' answer, unless the time is over before, or the client goes away."""
-        work = asyncio.create_task(self._in_turn(scope, body))
+        work = asyncio.create_task(self._in_turn(lane, scope, body))
         gone = asyncio.create_task(_until_gone(receive))
         try:
             left_s = max(deadline - time.monotonic(), 0)
@@ -194,8 +209,8 @@ class Gate:
                 task.cancel()
             await asyncio.gather(work, gone, return_exceptions=True)
 
-    async def _in_turn(self, scope: MutableMapping[str, Any], body: bytes) -> _Answer:
-        async with self._lane(scope["path"]).place():
+    async def _in_turn(self, lane: Lane, scope: MutableMapping[str, Any], body: bytes) -> _Answer:
+        async with lane.place():
             return await self._run(scope, body)
 
     async def _run(self, scope: MutableMapping[str, Any], body: bytes) -> _Answer:

@@ -18,8 +18,9 @@ class Limits:
         max_texts: The most texts, pairs, documents or records of a request.
         max_tokens: The most tokens of a request for all three views. A text counts its characters, at most its length
             limit in tokens. 65,536 are at most 256 MB of token vectors for BGE-M3.
-        max_running: Requests whose texts are in the encoder's queue, or are scored or searched, at a time.
-        max_waiting: Further requests that wait; what comes then is refused with 429.
+        max_running: Requests whose texts are in the encoder's queue, or are scored or searched, at a time: so many with
+            a body of up to 4 KB, and an eighth as many longer ones. Of requests to a store alone at most 8.
+        max_waiting: Further requests of each kind that wait; what comes then is refused with 429.
         timeout_s: Seconds from a request's first byte to its answer. Then it ends with 504, and leaves the queue.
 
     Raises:

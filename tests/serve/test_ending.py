@@ -68,7 +68,7 @@ def test_sigterm_lets_what_is_under_way_end_and_tells_what_waits(tmp_path: Path)
         long = [f"{'word ' * 400}{i}" for i in range(64)]
         first = pool.submit(encode, url, *long)
         wait_for(url, running=1, waiting=0)
-        second = pool.submit(encode, url, "key")
+        second = pool.submit(encode, url, "key " * 2000)
         wait_for(url, running=1, waiting=1)
         process.send_signal(signal.SIGTERM)
         assert second.result().status_code == 503  # had the first one ended by then, it would have got its turn

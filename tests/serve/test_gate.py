@@ -159,6 +159,21 @@ def test_what_comes_when_too_much_waits_is_told_when_to_ask_again(alone: M3Encod
         wait_for(url, running=0, waiting=0)
 
 
+def test_a_short_request_does_not_wait_behind_long_ones(alone: M3Encoder) -> None:
+    passes = Passes(alone)
+    limits, long = Limits(max_running=1, max_waiting=1), "water " * 1000
+    with serving(create_app(alone, limits=limits)) as url, ThreadPoolExecutor(3) as pool:
+        answers = [pool.submit(encode, url, long)]
+        wait_for(url, running=1, waiting=0)
+        answers.append(pool.submit(encode, url, long + "key"))
+        wait_for(url, running=1, waiting=1)
+        assert encode(url, long + "bridge").status_code == 429
+        answers.append(pool.submit(encode, url, "key"))
+        wait_for(url, running=2, waiting=1)
+        passes.open()
+        assert [answer.result().status_code for answer in answers] == [200, 200, 200]
+
+
 def test_a_request_that_takes_too_long_leaves_the_queue(alone: M3Encoder) -> None:
     passes = Passes(alone)
     with serving(create_app(alone, limits=Limits(timeout_s=0.3))) as url, ThreadPoolExecutor(2) as pool:
