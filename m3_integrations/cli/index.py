@@ -36,7 +36,9 @@ def index(
         ),
     ],
     *,
-    store: Annotated[str, typer.Option(help="A folder, made if it is not there, or the URL of a Qdrant server.")],
+    store: Annotated[
+        str, typer.Option(help="A folder, made if it is not there, or the URL of a Qdrant server; a,b for nodes.")
+    ],
     model: Model = "tiny",
     size: Annotated[int, typer.Option(help="The most tokens of a part.")] = 256,
     overlap: Annotated[int, typer.Option(help="The most tokens that a part repeats of the one before it.")] = 32,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from itertools import islice
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 
@@ -36,17 +37,19 @@ _COPIED_AT_ONCE: Final = 50
 
 
 def open_store(
-    where: str | os.PathLike[str] | None = None,
+    where: str | os.PathLike[str] | Sequence[str] | None = None,
     *,
     multi_vector: MultiVectorStorage | None = None,
     token_pooling: int | None = None,
     api_key: str | None = None,
     collection: str | None = None,
     prefer_grpc: bool | None = None,
-    grpc_port: int | None = None,
+    grpc_port: int | Sequence[int] | None = None,
     timeout_s: int | None = None,
     shard_number: int | None = None,
     replication_factor: int | None = None,
+    write_consistency_factor: int | None = None,
+    read_consistency: int | Literal["majority", "quorum", "all"] | None = None,
     on_disk: bool | None = None,
 ) -> Store:
     """Open the store at a place, or make it there.
@@ -54,37 +57,46 @@ def open_store(
     Args:
         where: None or ":memory:" for a new store in memory: exact, gone with the process. A folder, `~` being the
             user's home: embedded and durable, for one process at a time; one in which nothing may be written is opened
-            for reading. A URL: a Qdrant server or cluster, `https://` with TLS.
+            for reading. A URL: a Qdrant server or cluster, `https://` with TLS. A list of URLs: nodes of one cluster,
+            of which another is asked when one does not answer.
         multi_vector: How token vectors are kept, decided when a store is made: "float16" (the default, 2 bytes a
             number), "turbo8" (1), "turbo4" (a half), or "none", where "all" modes are dense and lexical.
         token_pooling: How many neighbouring tokens share a token vector, decided when a store is made; 1 by default.
         api_key: Of the server.
         collection: The collection on the server; "m3" by default.
         prefer_grpc: Whether to talk to the server by gRPC; True by default.
-        grpc_port: The server's port for gRPC; 6334 by default.
-        timeout_s: How long to wait for the server's answer; 60 by default.
+        grpc_port: The server's port for gRPC, or a list with one for each URL; 6334 by default.
+        timeout_s: How long to wait for the server's answer; 60 by default. Where a node goes or comes back, a call is
+            tried again for some 8 s, and no more after this time.
         shard_number: Into how many shards a collection is cut; decided when it is made, by default by the server.
         replication_factor: How many nodes hold each shard; decided when it is made, by default by the server.
+        write_consistency_factor: How many replicas must have an update before it returns; decided when a collection is
+            made, by default by the server, which takes 1.
+        read_consistency: How many replicas of each shard must agree on an answer, or "majority", "quorum" or "all" of
+            them; one by default.
         on_disk: Whether dense vectors and the lexical index are read from disk, not held in memory; decided when the
             collection is made, False by default.
 
     Raises:
         TypeError: If where is neither, or a setting is given that this kind of store does not have.
-        ValueError: If where is empty, or a host and a port without `http://`; if the place holds something else, was
-            made by a later version or with other settings, or a setting is out of range.
+        ValueError: If where is empty, a host and a port without `http://`, or a list of anything but URLs; if the
+            place holds something else, was made by a later version or with other settings, or a setting is out of
+            range.
         BlockingIOError: If a folder is open already, in this process or another.
         NotADirectoryError: If a folder is a file.
         ConnectionError: If the server cannot be reached.
-        PermissionError: If it does not accept the key.
+        PermissionError: If it does not accept the key, or the key may not write what has to be written.
         OSError: If it answers with another error.
     """
     given = {name: value for name, value in locals().items() if name != "where" and value is not None}
     if where is None or (isinstance(where, str) and where.lower() == ":memory:"):
         _refuse("in memory", list(given))
         return MemoryStore()
-    if not isinstance(where, str | os.PathLike):
-        raise TypeError(f"a store is opened at None, a folder or a URL, got {where!r}")
-    if isinstance(where, str) and is_url(where):
+    if not isinstance(where, str | os.PathLike | list | tuple):
+        raise TypeError(f"a store is opened at None, a folder, a URL or a list of URLs, got {where!r}")
+    if isinstance(where, list | tuple) and not (where and all(isinstance(url, str) and is_url(url) for url in where)):
+        raise ValueError(f"a list is of the URLs of one cluster, got {where!r}")
+    if not isinstance(where, os.PathLike) and (not isinstance(where, str) or is_url(where)):
         from m3_integrations.store.server import ServerStore  # noqa: PLC0415 - needs qdrant-client
 
         return ServerStore(where, **given)
@@ -110,6 +122,8 @@ def is_url(where: str) -> bool:
         return False
     if not where.lower().startswith(("http://", "https://")):
         raise ValueError(f"a server's URL begins with http:// or https://, got {where!r}")
+    if "," in where:
+        raise ValueError(f"several URLs are a list, {where.split(',')}, got {where!r}")
     return True
 
 
