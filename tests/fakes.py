@@ -18,7 +18,7 @@ from m3_integrations.vectors import (
     offsets_of,
 )
 
-DIM, TOKEN_DIM, VOCABULARY = 8, 6, 40
+DIM, TOKEN_DIM, VOCABULARY = 8, 32, 40  # Qdrant 1.18 multiplies fewer than 32 numbers of a token in half precision
 
 
 def random_vectors(random: np.random.Generator, n: int, tokens: int | None = None) -> M3Vectors:

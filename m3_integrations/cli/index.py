@@ -37,7 +37,10 @@ def index(
     ],
     *,
     store: Annotated[
-        str, typer.Option(help="A folder, made if it is not there, or the URL of an m3 serve or a Qdrant server.")
+        str,
+        typer.Option(
+            help="A folder, made if it is not there, or the URL of an m3 serve or a Qdrant server; a,b for nodes."
+        ),
     ],
     model: Model = "tiny",
     size: Annotated[int, typer.Option(help="The most tokens of a part.")] = 256,

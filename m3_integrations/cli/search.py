@@ -41,7 +41,9 @@ _FILTER_EXAMPLE: Final = """{"year": {"$gte": 2024}}"""
 
 @errors_in_one_line(stderr=True)
 def search(
-    store: Annotated[str, typer.Argument(help="A folder, or the URL of an m3 serve or a Qdrant server.")],
+    store: Annotated[
+        str, typer.Argument(help="A folder, or the URL of an m3 serve or a Qdrant server; a,b for nodes of a cluster.")
+    ],
     words: Annotated[list[str], typer.Argument(metavar="QUESTION...", help="What to look for, quoted or not.")],
     *,
     model: Model = "tiny",

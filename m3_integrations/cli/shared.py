@@ -67,6 +67,11 @@ def counted(n: int, things: str) -> str:
     return f"{n:,} {one if n == 1 else things}"
 
 
+def urls_of(where: str) -> list[str]:
+    """Return the URLs that a command names with commas between them; one place otherwise, commas and all."""
+    return [url.strip() for url in where.split(",")] if where.lower().startswith(("http://", "https://")) else [where]
+
+
 def folder_of(where: str) -> Path | None:
     """Return the folder of a store, or None if it is on a server.
 
@@ -77,7 +82,10 @@ def folder_of(where: str) -> Path | None:
 
     if where.lower() == ":memory:":
         raise ValueError("a store in memory is gone when the command ends: name a folder")
-    return None if is_url(where) else Path(os.path.expanduser(where))  # noqa: PTH111 - leaves unknown users to the store
+    places = urls_of(where)
+    if len(places) > 1 and not all(is_url(place) for place in places):
+        raise ValueError(f"several places are the URLs of one cluster, got {where!r}")
+    return None if is_url(places[0]) else Path(os.path.expanduser(where))  # noqa: PTH111 - leaves unknown users to the store
 
 
 def is_new(where: str) -> bool:
@@ -100,8 +108,10 @@ def open_place(where: str, *, collection: str | None, **settings: Any) -> Store:
     if folder is None:
         from m3_integrations.store.served import is_m3_serve
 
-        name = "M3_API_KEY" if collection is None and is_m3_serve(where) else "QDRANT_API_KEY"
-        return open_store(where, api_key=os.environ.get(name), collection=collection, **settings)
+        urls = urls_of(where)
+        is_ours = collection is None and len(urls) == 1 and is_m3_serve(urls[0])
+        key = os.environ.get("M3_API_KEY" if is_ours else "QDRANT_API_KEY")
+        return open_store(urls, api_key=key, collection=collection, **settings)
     if collection is not None:
         raise ValueError(f"--collection is for a server, and {where} is a folder: leave it out")
     return open_store(folder, **settings)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -44,17 +44,19 @@ _COPIED_AT_ONCE: Final = 50
 
 
 def open_store(
-    where: str | os.PathLike[str] | None = None,
+    where: str | os.PathLike[str] | Sequence[str] | None = None,
     *,
     multi_vector: MultiVectorStorage | None = None,
     token_pooling: int | None = None,
     api_key: str | None = None,
     collection: str | None = None,
     prefer_grpc: bool | None = None,
-    grpc_port: int | None = None,
+    grpc_port: int | Sequence[int] | None = None,
     timeout_s: int | None = None,
     shard_number: int | None = None,
     replication_factor: int | None = None,
+    write_consistency_factor: int | None = None,
+    read_consistency: int | Literal["majority", "quorum", "all"] | None = None,
     on_disk: bool | None = None,
 ) -> Store:
     """Open the store at a place, or make it there.
@@ -63,7 +65,8 @@ def open_store(
         where: None or ":memory:" for a new store in memory: exact, gone with the process. A folder, `~` being the
             user's home: embedded and durable, for one process at a time; one in which nothing may be written is opened
             for reading. A URL, `https://` with TLS: the store of an `m3 serve`, or a Qdrant server or cluster. It is
-            asked which it is, without the key, unless a setting is given that only Qdrant has.
+            asked which it is, without the key, unless a setting is given that only Qdrant has. A list of URLs: nodes
+            of one Qdrant cluster, of which another is asked when one does not answer.
         multi_vector: How token vectors are kept, decided when a store is made: "float16" (the default, 2 bytes a
             number), "turbo8" (1), "turbo4" (a half), or "none", where "all" modes are dense and lexical. Behind an
             `m3 serve` the store is made there.
@@ -72,50 +75,58 @@ def open_store(
         api_key: Of the server.
         collection: The collection on a Qdrant server; "m3" by default.
         prefer_grpc: Whether to talk to a Qdrant server by gRPC; True by default.
-        grpc_port: A Qdrant server's port for gRPC; 6334 by default.
-        timeout_s: How long to wait for the server's answer; 60 by default.
+        grpc_port: A Qdrant server's port for gRPC, or a list with one for each URL; 6334 by default.
+        timeout_s: How long to wait for the server's answer; 60 by default. Where a node of a cluster goes or comes
+            back, a call is tried again for some 8 s, and no more after this time.
         shard_number: Into how many shards a collection is cut; decided when it is made, by default by the server.
         replication_factor: How many nodes hold each shard; decided when it is made, by default by the server.
+        write_consistency_factor: How many replicas must have an update before it returns; decided when a collection is
+            made, by default by the server, which takes 1.
+        read_consistency: How many replicas of each shard must agree on an answer, or "majority", "quorum" or "all" of
+            them; one by default.
         on_disk: Whether dense vectors and the lexical index are read from disk, not held in memory; decided when the
             collection is made, False by default.
 
     Raises:
         TypeError: If where is neither, or a setting is given that this kind of store does not have.
-        ValueError: If where is empty, or a host and a port without `http://`; if the place holds something else, was
-            made by a later version or with other settings, or a setting is out of range; if an `m3 serve` has no store.
+        ValueError: If where is empty, a host and a port without `http://`, or a list of anything but URLs; if the
+            place holds something else, was made by a later version or with other settings, or a setting is out of
+            range; if an `m3 serve` has no store.
         BlockingIOError: If a folder is open already, in this process or another.
         NotADirectoryError: If a folder is a file.
         ConnectionError: If the server cannot be reached.
-        PermissionError: If it does not accept the key.
+        PermissionError: If it does not accept the key, or the key may not write what has to be written.
         OSError: If it answers with another error.
     """
     given = {name: value for name, value in locals().items() if name != "where" and value is not None}
     if where is None or (isinstance(where, str) and where.lower() == ":memory:"):
         _refuse("in memory", list(given))
         return MemoryStore()
-    if not isinstance(where, str | os.PathLike):
-        raise TypeError(f"a store is opened at None, a folder or a URL, got {where!r}")
-    if isinstance(where, str) and is_url(where):
-        return _open_url(where, given)
+    if not isinstance(where, str | os.PathLike | list | tuple):
+        raise TypeError(f"a store is opened at None, a folder, a URL or a list of URLs, got {where!r}")
+    if isinstance(where, list | tuple) and not (where and all(isinstance(url, str) and is_url(url) for url in where)):
+        raise ValueError(f"a list is of the URLs of one cluster, got {where!r}")
+    if not isinstance(where, os.PathLike) and (not isinstance(where, str) or is_url(where)):
+        return _open_url([where] if isinstance(where, str) else list(where), given)
     _refuse("in a folder", [name for name in given if name not in {"multi_vector", "token_pooling"}])
     from m3_integrations.store.edge import EdgeStore  # noqa: PLC0415 - only this kind needs the engine
 
     return EdgeStore(where, **given)
 
 
-def _open_url(url: str, given: dict[str, Any]) -> Store:
+def _open_url(urls: list[str], given: dict[str, Any]) -> Store:
     from m3_integrations.store.served import ServedStore, is_m3_serve  # noqa: PLC0415 - only this kind
 
     of_qdrant = [name for name in given if name not in {"multi_vector", "token_pooling", *_OF_EVERY_SERVER}]
-    if not of_qdrant and is_m3_serve(url):
+    if len(urls) == 1 and not of_qdrant and is_m3_serve(urls[0]):
         _refuse("behind m3 serve", [name for name in given if name not in _OF_EVERY_SERVER])
-        return ServedStore(url, **given)
+        return ServedStore(urls[0], **given)
     from m3_integrations.store.server import ServerStore  # noqa: PLC0415 - needs qdrant-client
 
     try:
-        return ServerStore(url, **given)
+        return ServerStore(urls[0] if len(urls) == 1 else urls, **given)
     except OSError:
-        if of_qdrant and is_m3_serve(url):
+        if len(urls) == 1 and of_qdrant and is_m3_serve(urls[0]):
             _refuse("behind m3 serve", of_qdrant)
         raise
 
@@ -136,6 +147,8 @@ def is_url(where: str) -> bool:
         return False
     if not where.lower().startswith(("http://", "https://")):
         raise ValueError(f"a server's URL begins with http:// or https://, got {where!r}")
+    if "," in where:
+        raise ValueError(f"several URLs are a list, {where.split(',')}, got {where!r}")
     return True
 
 

@@ -6,20 +6,18 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, Final, Literal, TypeVar, get_args
 
 try:
-    from grpc import RpcError, StatusCode
     from qdrant_client import QdrantClient, models
-    from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 except ModuleNotFoundError as error:
-    if error.name not in {"qdrant_client", "grpc"}:
+    if error.name != "qdrant_client":
         raise
     raise ModuleNotFoundError(
         "a store on a Qdrant server needs qdrant-client: pip install 'PATH_TO_THE_CLONE[qdrant]'", name=error.name
     ) from error
 
+from m3_integrations.store.cluster import Cluster
 from m3_integrations.store.packed import PackedPoints, pack_points
 from m3_integrations.store.points import MultiVectorStorage, StoreFormat, choose_format, point_id
 from m3_integrations.store.qdrant import Among, Found, QdrantStore
@@ -36,42 +34,59 @@ _TERMS: Final = "terms"
 _POLL_S: Final = 0.5
 """How long to wait before asking again whether the server has built its indexes."""
 
+_INDEXED: Final = models.CollectionStatus.GREEN
+
 _DATATYPES: Final = {
     "float16": models.Datatype.FLOAT16,
     "turbo8": models.Datatype.TURBO8,
     "turbo4": models.Datatype.TURBO4,
 }
 
-_FORBIDDEN: Final = {401, 403, StatusCode.UNAUTHENTICATED, StatusCode.PERMISSION_DENIED}
-_SILENT: Final = {StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED}
+ReadConsistency = int | Literal["majority", "quorum", "all"]
+"""How many replicas of a shard answer a read: that many, or a share of them."""
 
 
 class ServerStore(QdrantStore):
     """A store in a collection of a Qdrant server or cluster; many processes may have it open.
 
-    What an `upsert` or a delete returned from is durable and seen by every reader. The server builds its indexes by
-    itself. A pickled store opens the collection again, with its settings: the API key is in the pickle.
+    What an `upsert` or a delete returned from is seen by every reader, and survives the end of the server's processes:
+    it is in the write-ahead log of as many replicas as `write_consistency_factor` says. The server flushes that log to
+    the disk by itself, every 5 s unless `flush_interval_sec` is set there, so a power cut of all nodes that have the
+    record may lose what is younger. Records of one batch that lie in several shards may be seen a moment apart.
+
+    Reads, upserts, and deletes by id are tried again, for some 8 s and at most `timeout_s`, where a node goes, comes
+    back or has not got its shards yet, also at another node of `url`. A repeated upsert or delete counts as done at
+    its last try: of two processes that write one record at the same moment the later try stays. A delete by filter is
+    not repeated once it was sent, as it could delete what another process added since; nor is binding to a model.
+
+    The server builds its indexes by itself. A pickled store opens the collection again, with its settings: the API key
+    is in the pickle.
 
     Args:
-        url: Of the server; `https://` with TLS. Its port is the one for REST, 6333 unless it says another.
+        url: Of the server; `https://` with TLS. Its port is the one for REST, 6333 unless it says another. For a
+            cluster the URLs of several nodes: another is asked when one does not answer.
         api_key: Of the server.
         collection: Its name. Made with the first record if it is not there.
         prefer_grpc: Whether to talk by gRPC, which takes larger batches.
-        grpc_port: Of gRPC.
-        timeout_s: How long to wait for an answer.
+        grpc_port: Of gRPC; a list has one for each URL.
+        timeout_s: How long to wait for an answer; after it a call is not tried again.
         shard_number: Into how many shards a new collection is cut; the server decides if None.
         replication_factor: How many nodes hold each shard of a new collection; the server decides if None.
+        write_consistency_factor: How many replicas must have an update of a new collection before it returns, at
+            least 1; the server decides if None, which is 1.
+        read_consistency: How many replicas of each shard must agree on what a search or a look-up returns, or
+            "majority", "quorum" or "all" of them; one if None. A count asks one replica always.
         on_disk: Whether dense vectors and the lexical index of a new collection are read from disk.
         multi_vector: How token vectors of a new collection are kept; "float16" by default. They are on disk always.
         token_pooling: How many neighbouring tokens share a token vector of a new collection; 1 by default.
         client: An open client, used instead of what the URL says and left open; such a store cannot be pickled.
 
     Raises:
-        ConnectionError: If the server cannot be reached; later calls too.
-        PermissionError: If it does not accept the key; later calls too.
+        ConnectionError: If no node can be reached; later calls too.
+        PermissionError: If the key is not accepted, or may not write; later calls too.
         OSError: If it answers with another error; later calls too. Also if `optimize` cannot end.
         ValueError: If the collection is none of this package's, or was made by a later version or with other
-            settings.
+            settings; if there are not as many ports as URLs, or a setting is out of range.
     """
 
     _point_type = models.PointStruct
@@ -80,15 +95,17 @@ class ServerStore(QdrantStore):
 
     def __init__(
         self,
-        url: str,
+        url: str | Sequence[str],
         *,
         api_key: str | None = None,
         collection: str = "m3",
         prefer_grpc: bool = True,
-        grpc_port: int = 6334,
+        grpc_port: int | Sequence[int] = 6334,
         timeout_s: int = 60,
         shard_number: int | None = None,
         replication_factor: int | None = None,
+        write_consistency_factor: int | None = None,
+        read_consistency: ReadConsistency | None = None,
         on_disk: bool = False,
         multi_vector: MultiVectorStorage | None = None,
         token_pooling: int | None = None,
@@ -99,22 +116,29 @@ class ServerStore(QdrantStore):
         self.url, self.collection = url, collection
         self._where = f"collection {collection!r}"
         self._lock = contextlib.nullcontext()  # the client is safe to use from many threads
-        self._placement = {"shard_number": shard_number, "replication_factor": replication_factor}
+        self._placement: dict[str, Any] = {
+            "shard_number": shard_number,
+            "replication_factor": replication_factor,
+            "write_consistency_factor": write_consistency_factor,
+        }
+        for name, value in self._placement.items():
+            if value is not None and (type(value) is not int or value < 1):
+                raise ValueError(f"{name} must be at least 1, got {value!r}")
+        self._reads: dict[str, Any] = {"consistency": _consistency(read_consistency)}
         self._on_disk = on_disk
-        self._grpc_port = grpc_port if prefer_grpc else None
         self._indexed_paths: set[str] = set()
         self._is_ours = client is None
-        self._client = client or QdrantClient(
-            url=url,
-            port=urlsplit(url).port or 6333,
-            api_key=api_key,
-            prefer_grpc=prefer_grpc,
-            grpc_port=grpc_port,
-            timeout=timeout_s,
-            check_compatibility=False,  # it would ask the server, and warn, before anything was asked of it
-        )
-        self._points: Any = PackedPoints.of(self._client) or self._client  # the calls with many numbers
-        self._holds_interpreter = self._points is self._client
+        urls = [url] if isinstance(url, str) else list(url)
+        ports = [grpc_port] * len(urls) if isinstance(grpc_port, int) else list(grpc_port)
+        if not urls or len(ports) != len(urls):
+            raise ValueError(f"one grpc_port for each URL, or one for all: got {len(ports)} for {len(urls)} URLs")
+        grpc_ports = ports if prefer_grpc else None
+        if client is None:
+            self._cluster = Cluster.connect(urls, api_key=api_key, grpc_ports=grpc_ports, timeout_s=timeout_s)
+        else:
+            self._cluster = Cluster(urls, [client], timeout_s, grpc_ports)
+        self._is_packed = PackedPoints.of(self._cluster.clients[0]) is not None
+        self._holds_interpreter = not self._is_packed
         try:
             found = self._read_format()
             super().__init__(choose_format(self._where, found, multi_vector, token_pooling))
@@ -130,42 +154,38 @@ class ServerStore(QdrantStore):
             raise TypeError("a store over a client= cannot be pickled: open it by URL")
         return partial(ServerStore, **self._given), ()
 
-    def _ask(self, call: Callable[..., _Answer], *args: Any, **kwargs: Any) -> _Answer:
-        """Return what a call of the client returns, and raise built-in errors, whatever the transport.
-
-        Raises:
-            ConnectionError: If no server answers.
-            PermissionError: If it does not accept the key.
-            OSError: If it answers with another error.
-        """
-        try:
-            return call(self.collection, *args, **kwargs)
-        except (ResponseHandlingException, UnexpectedResponse, RpcError) as error:
-            raise _as_os_error(error, self.url, self._grpc_port) from error
+    def _ask(self, call: Callable[[QdrantClient, str], _Answer], *, is_repeatable: bool = True) -> _Answer:
+        """Return what a call of a client with the collection's name returns; errors are those of `Cluster.ask`."""
+        return self._cluster.ask(lambda client: call(client, self.collection), is_repeatable=is_repeatable)
 
     def _read_format(self) -> StoreFormat | None:
-        if not self._ask(self._client.collection_exists):
+        if not self._ask(lambda client, name: client.collection_exists(name)):
             return None
-        info = self._ask(self._client.get_collection)
+        info = self._ask(lambda client, name: client.get_collection(name))
         self._indexed_paths = set(info.payload_schema)
         return StoreFormat.from_dict(self._where, info.config.metadata)
 
     def _write_format(self, format_: StoreFormat) -> None:
         if format_.modes:  # without, the collection is not there yet
-            self._ask(self._client.update_collection, metadata=format_.to_dict())
+            # Not repeated: another process may have bound the collection to its model meanwhile.
+            self._ask(
+                lambda client, name: client.update_collection(name, metadata=format_.to_dict()), is_repeatable=False
+            )
 
     def _create_engine(self, format_: StoreFormat) -> StoreFormat:
         try:
             self._ask(
-                self._client.create_collection,
-                vectors_config=_dense_config(format_, self._on_disk),
-                sparse_vectors_config=_sparse_config(format_, self._on_disk),
-                metadata=format_.to_dict(),
-                on_disk_payload=True,
-                **self._placement,
+                lambda client, name: client.create_collection(
+                    name,
+                    vectors_config=_dense_config(format_, self._on_disk),
+                    sparse_vectors_config=_sparse_config(format_, self._on_disk),
+                    metadata=format_.to_dict(),
+                    on_disk_payload=True,
+                    **self._placement,
+                )
             )
         except (OSError, ValueError) as error:
-            there = self._read_format()  # by another process, a moment ago
+            there = self._read_format()  # by another process, or by a try whose answer was lost
             if there is None:
                 raise
             if not there.modes:
@@ -177,22 +197,22 @@ class ServerStore(QdrantStore):
         index = models.IntegerIndexParams(type=models.IntegerIndexType.INTEGER, lookup=False, range=True)
         # Whoever may only read searches without the index, more slowly.
         with contextlib.suppress(PermissionError):
-            self._ask(self._client.create_payload_index, path, field_schema=index, wait=True)
+            self._ask(lambda client, name: client.create_payload_index(name, path, field_schema=index, wait=True))
 
     def _unindex(self, path: str) -> None:
-        self._ask(self._client.delete_payload_index, path, wait=True)
+        self._ask(lambda client, name: client.delete_payload_index(name, path, wait=True))
 
     def _pack(self, payloads: Sequence[dict[str, Any]], vectors: M3Vectors, rows: Sequence[int]) -> Any:
-        if isinstance(self._points, PackedPoints):
+        if self._is_packed:
             return pack_points(payloads, vectors, rows)
         return super()._pack(payloads, vectors, rows)
 
     def _write(self, points: Any, size_bytes: int) -> None:  # noqa: ARG002
         if _TERMS not in self._indexed_paths:  # also where whoever made the collection did not get as far
             index = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD)
-            self._ask(self._client.create_payload_index, _TERMS, field_schema=index, wait=True)
+            self._ask(lambda client, name: client.create_payload_index(name, _TERMS, field_schema=index, wait=True))
             self._indexed_paths.add(_TERMS)
-        self._ask(self._points.upsert, points, wait=True)
+        self._ask(lambda client, name: _with_numbers(client).upsert(name, points, wait=True))
 
     def _overwrite(self, payloads: Mapping[Any, dict[str, Any]]) -> None:
         operations = [
@@ -200,20 +220,24 @@ class ServerStore(QdrantStore):
             for id_, payload in payloads.items()
         ]
         if operations:
-            self._ask(self._client.batch_update_points, operations, wait=True)
+            # Not repeated: another process may have written these records anew meanwhile.
+            self._ask(lambda client, name: client.batch_update_points(name, operations, wait=True), is_repeatable=False)
 
     def _delete(self, *, points: list[Any] | None = None, where: Any = None) -> None:
         chosen = models.FilterSelector(filter=where) if points is None else models.PointIdsList(points=points)
-        self._ask(self._client.delete, chosen, wait=True)
+        # A filter may match what another process has added since the first try.
+        self._ask(lambda client, name: client.delete(name, chosen, wait=True), is_repeatable=points is not None)
 
     def _retrieve(self, points: list[Any], *, with_payload: bool = False, with_vectors: bool = False) -> Sequence[Any]:
-        return self._ask(self._points.retrieve, points, with_payload=with_payload, with_vectors=with_vectors)
+        wanted = {"with_payload": with_payload, "with_vectors": with_vectors, **self._reads}
+        return self._ask(lambda client, name: _with_numbers(client).retrieve(name, points, **wanted))
 
     def _scroll(self, after: Any) -> tuple[list[models.Record], Any]:
-        return self._ask(self._client.scroll, limit=_PAGE, offset=after, with_payload=True)
+        page = {"limit": _PAGE, "offset": after, "with_payload": True, **self._reads}
+        return self._ask(lambda client, name: client.scroll(name, **page))
 
     def _count(self, where: Any) -> int:
-        return self._ask(self._client.count, count_filter=where, exact=True).count
+        return self._ask(lambda client, name: client.count(name, count_filter=where, exact=True)).count
 
     def _search(
         self, named: Mapping[Mode, Any], limits: Mapping[Mode, int], *, where: Any = None, among: Among | None = None
@@ -246,7 +270,9 @@ class ServerStore(QdrantStore):
         if likely:
             points = [point_id(id_) for id_ in likely]
             requests.append(models.QueryRequest(filter=_one_of(points), limit=len(points), with_payload=True))
-        answers = self._ask(self._points.query_batch_points, requests)
+        answers = self._ask(
+            lambda client, name: _with_numbers(client).query_batch_points(name, requests, **self._reads)
+        )
         records = answers.pop().points if likely else []
         found: Found = {}
         for mode, answer in zip(named, answers, strict=True):
@@ -256,37 +282,34 @@ class ServerStore(QdrantStore):
 
     def _optimize(self) -> None:
         """Wait until the server, which indexes by itself, has nothing left to do."""
-        while (info := self._ask(self._client.get_collection)).status != models.CollectionStatus.GREEN:
+        while (info := self._ask(lambda client, name: client.get_collection(name))).status != _INDEXED:
             if info.status == models.CollectionStatus.RED:
                 raise OSError(f"the Qdrant server at {self.url} cannot index {self._where}: {info.optimizer_status}")
             time.sleep(_POLL_S)
 
     def _flush(self) -> None:
-        """Do nothing: the server answers an update when it is durable."""
+        """Do nothing: the server answers an update when it is in its write-ahead log, which it flushes by itself."""
 
     def _close(self) -> None:
         if self._is_ours:
-            self._client.close()
+            self._cluster.close()
+
+
+def _with_numbers(client: QdrantClient) -> Any:
+    """Return what has a client's calls with many numbers: packed by gRPC, else the client itself."""
+    return PackedPoints.of(client) or client
 
 
 def _one_of(points: list[Any]) -> models.Filter:
     return models.Filter(must=[models.HasIdCondition(has_id=points)])
 
 
-def _as_os_error(error: Any, url: str, grpc_port: int | None) -> OSError:
-    """Return the built-in error for one of qdrant-client's or grpc's."""
-    if isinstance(error, UnexpectedResponse):
-        status, said = error.status_code, error.content.decode(errors="replace")[:300]
-    elif isinstance(error, RpcError):
-        status, said = error.code(), error.details() or ""
-    else:
-        return ConnectionError(f"no Qdrant server answers at {url}: {error}")
-    if status in _SILENT:
-        hint = "" if grpc_port is None else f" (gRPC has port {grpc_port} here: see grpc_port= and prefer_grpc=False)"
-        return ConnectionError(f"no Qdrant server answers at {url}: {said}{hint}")
-    if status in _FORBIDDEN:
-        return PermissionError(f"the Qdrant server at {url} does not accept the API key: {said}")
-    return OSError(f"the Qdrant server at {url} answered {status}: {said}")
+def _consistency(asked: ReadConsistency | None) -> int | models.ReadConsistencyType | None:
+    if isinstance(asked, str) and asked in get_args(get_args(ReadConsistency)[1]):
+        return models.ReadConsistencyType(asked)
+    if asked is None or (type(asked) is int and asked >= 1):
+        return asked
+    raise ValueError(f"read_consistency must be at least 1, 'majority', 'quorum' or 'all', got {asked!r}")
 
 
 def _dense_config(format_: StoreFormat, on_disk: bool) -> dict[str, models.VectorParams]:

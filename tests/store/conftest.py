@@ -1,6 +1,5 @@
 """The stores that are held to one behaviour."""
 
-import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from m3_integrations.store.points import MultiVectorStorage
 from m3_integrations.store.served import ServedStore
 from m3_integrations.store.server import ServerStore
 from tests.serve.conftest import serving_store
+from tests.store.real import open_real, real_client
 
 DURABLE = [
     "folder",
@@ -62,12 +62,11 @@ def open_kind(tmp_path: Path) -> Iterator[OpenStore]:
                 return stack.enter_context(ServedStore(stack.enter_context(serving_store(behind))))
             if kind == "local":
                 return stack.enter_context(ServerStore("local", client=QdrantClient(":memory:"), **settings))  # type: ignore[arg-type]
-            url, name = os.environ["QDRANT_URL"], f"test-{uuid.uuid4()}"
-            client = QdrantClient(url=url, api_key=os.environ.get("QDRANT_API_KEY"))
+            name = f"test-{uuid.uuid4()}"
+            client = real_client()
             stack.callback(client.close)
             stack.callback(client.delete_collection, name)
-            key = os.environ.get("QDRANT_API_KEY")
-            return stack.enter_context(ServerStore(url, api_key=key, collection=name, **settings))  # type: ignore[arg-type]
+            return stack.enter_context(open_real(collection=name, **settings))
 
         yield open_one
 

@@ -134,7 +134,7 @@ def test_settings_are_decided_when_a_store_is_made(tmp_path: Path) -> None:
         (None, {"api_key": "k"}, TypeError, "in memory has no api_key"),
         ("./folder", {"api_key": "k", "on_disk": True}, TypeError, "in a folder has no api_key, on_disk"),
         ("ftp://host", {}, ValueError, "begins with http"),
-        (7, {}, TypeError, "None, a folder or a URL, got 7"),
+        (7, {}, TypeError, "None, a folder, a URL or a list of URLs, got 7"),
     ],
 )
 def test_settings_of_another_kind_of_store_are_refused(

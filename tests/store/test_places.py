@@ -42,8 +42,8 @@ def test_memory_has_two_names() -> None:
         ("HTTPS:localhost:6333", ValueError, "begins with http"),
         ("ftp://host", ValueError, "begins with http"),
         ("~nobody-of-this-name/x", ValueError, "no home folder"),
-        (b"x", TypeError, "a folder or a URL"),
-        (5, TypeError, "a folder or a URL"),
+        (b"x", TypeError, "a folder, a URL or a list of URLs"),
+        (5, TypeError, "a folder, a URL or a list of URLs"),
     ],
 )
 def test_a_slip_makes_no_store(
@@ -73,7 +73,7 @@ def test_home_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_scheme_of_a_url_may_be_in_capitals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("m3_integrations.store.server.QdrantClient", lambda **_: QdrantClient(":memory:"))
+    monkeypatch.setattr("m3_integrations.store.cluster.QdrantClient", lambda **_: QdrantClient(":memory:"))
     monkeypatch.setattr("m3_integrations.store.served.is_m3_serve", lambda _: False)
     with open_store("HTTP://host:6333") as store:
         assert isinstance(store, ServerStore)

@@ -4,9 +4,10 @@ The conformance suite runs over qdrant-client's local mode, and over a real serv
 
     docker run --rm -p 6333:6333 -p 6334:6334 qdrant/qdrant:v1.19.0
     QDRANT_URL=http://localhost:6333 pytest tests/store -m server
+
+`tests/store/real.py` names the variables for a cluster. Servers from 1.18 on are meant.
 """
 
-import os
 import pickle
 import re
 import uuid
@@ -23,16 +24,17 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 from m3_integrations import M3Encoder, open_store
 from m3_integrations.langchain import M3HybridRetriever
 from m3_integrations.llama_index import M3HybridRetriever as NodeRetriever
-from m3_integrations.store import matches, served, server
+from m3_integrations.store import cluster, matches, served, server
 from m3_integrations.store.server import ServerStore
 from tests.store.oracle import add, records, vectors
+from tests.store.real import open_real, real_client
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What clients were opened with; all of them see the one collection of a local mode."""
     local, settings = QdrantClient(":memory:"), list[dict[str, Any]]()
-    monkeypatch.setattr(server, "QdrantClient", lambda **given: (settings.append(given), local)[1])  # type: ignore[func-returns-value]
+    monkeypatch.setattr(cluster, "QdrantClient", lambda **given: (settings.append(given), local)[1])  # type: ignore[func-returns-value]
     monkeypatch.setattr(served, "is_m3_serve", lambda _: False)
     return settings
 
@@ -126,7 +128,7 @@ def test_a_client_is_closed_by_whoever_opened_it(monkeypatch: pytest.MonkeyPatch
     assert given.count("m3").count == 1
 
     made = list[Watched]()
-    monkeypatch.setattr(server, "QdrantClient", lambda **_: (made.append(Watched(":memory:")), made[-1])[1])  # type: ignore[func-returns-value]
+    monkeypatch.setattr(cluster, "QdrantClient", lambda **_: (made.append(Watched(":memory:")), made[-1])[1])  # type: ignore[func-returns-value]
     ServerStore("http://x").close()
     for settings in ({"multi_vector": "turbo9"}, {"token_pooling": 0}):
         with pytest.raises(ValueError, match="must be"):
@@ -189,24 +191,45 @@ def test_a_server_that_does_not_answer_is_an_error() -> None:
 
 
 class GrpcError(RpcError):  # type: ignore[misc]
-    def __init__(self, code: StatusCode) -> None:
-        self._code = code
+    def __init__(self, code: StatusCode, words: str = "said over grpc") -> None:
+        self._code, self._words = code, words
 
     def code(self) -> StatusCode:
         return self._code
 
     def details(self) -> str:
-        return "said over grpc"
+        return self._words
 
 
-def answered(status: int) -> UnexpectedResponse:
-    return UnexpectedResponse(status, "reason", b"said over http", httpx.Headers())
+READ_ONLY = "Forbidden: Global manage access is required"
+"""What servers answer to a change with a read-only key."""
+WRITE = "Forbidden: Write access to collection m3 is required"
+"""And with a token for reading one collection."""
+
+
+def answered(status: int, words: str = "said over http") -> UnexpectedResponse:
+    return UnexpectedResponse(status, "reason", words.encode(), httpx.Headers())
 
 
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
     [
         (answered(401), PermissionError, "at x does not accept the API key: said over http"),
+        (
+            answered(403, READ_ONLY),
+            PermissionError,
+            f"may not write to the Qdrant server at x, it may read: {READ_ONLY}",
+        ),
+        (
+            GrpcError(StatusCode.PERMISSION_DENIED, WRITE),
+            PermissionError,
+            f"may not write to the Qdrant server at x, it may read: {WRITE}",
+        ),
+        (
+            GrpcError(StatusCode.PERMISSION_DENIED, "Invalid API key"),
+            PermissionError,
+            "does not accept the API key: Inv",
+        ),
         (GrpcError(StatusCode.UNAUTHENTICATED), PermissionError, "at x does not accept the API key: said over grpc"),
         (GrpcError(StatusCode.UNAVAILABLE), ConnectionError, "no Qdrant server answers at x: said over grpc"),
         (ResponseHandlingException(OSError("refused")), ConnectionError, "no Qdrant server answers at x: refused"),
@@ -217,6 +240,7 @@ def answered(status: int) -> UnexpectedResponse:
 def test_a_servers_errors_are_built_in_ones_whenever_they_come(
     error: Exception, kind: type[OSError], message: str, monkeypatch: pytest.MonkeyPatch, random: np.random.Generator
 ) -> None:
+    monkeypatch.setattr(cluster, "_FIRST_WAIT_S", 0.0)
     client = QdrantClient(":memory:")
     store = ServerStore("x", client=client)
     add(store, records(random, ["a"]))
@@ -283,13 +307,12 @@ def test_retrievers_over_a_folder_refuse_to_pickle(tmp_path: Any) -> None:
 @pytest.mark.parametrize("prefer_grpc", [True, False])
 def test_a_real_server_answers_by_grpc_and_by_rest(prefer_grpc: bool, random: np.random.Generator) -> None:
     name = f"test-{uuid.uuid4()}"
-    key = os.environ.get("QDRANT_API_KEY")
-    with open_store(os.environ["QDRANT_URL"], api_key=key, collection=name, prefer_grpc=prefer_grpc) as store:
+    with open_real(collection=name, prefer_grpc=prefer_grpc) as store:
         store.bind("one")
         add(store, records(random, [f"r{i}" for i in range(120)]))
         store.optimize()
         with pickle.loads(pickle.dumps(store)) as other:
             assert (other.count(), other.fingerprint) == (120, "one")
-    client = QdrantClient(url=os.environ["QDRANT_URL"], api_key=key)
+    client = real_client()
     client.delete_collection(name)
     client.close()
