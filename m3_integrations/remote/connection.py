@@ -26,7 +26,7 @@ _KEPT_ALIVE_S: Final = 20.0
 
 _LONGEST_BACKOFF_S: Final = 5.0
 _RESETS: Final = 4
-"""How often a request is sent again after its connection broke."""
+"""How often a request is sent again after its connection broke, or a proxy lost the server."""
 
 _ERROR_BYTES: Final = 1 << 20
 
@@ -162,9 +162,11 @@ class Connection:
                 if resets > _RESETS:
                     raise ConnectionError(f"{url} broke the connection {resets} times ({troubles[-1]})") from error
             else:
-                if status not in {429, 503}:
+                is_lost = resets < _RESETS and _is_of_a_proxy(status, answer)
+                if status not in {429, 503} and not is_lost:
                     return status, headers, answer
-                troubles.append(f"busy ({status}: {_message(answer)})")
+                resets += is_lost
+                troubles.append(f"{'failing' if is_lost else 'busy'} ({status}: {_message(answer)})")
                 wait_s = _seconds(headers.get("Retry-After"))
             backoff_s = min(0.1 * 2 ** min(attempt, 10), _LONGEST_BACKOFF_S) * random.uniform(0.5, 1)  # noqa: S311
             pause_s = max(wait_s, backoff_s)
@@ -216,12 +218,22 @@ def _check_status(url: str, path: str, status: int, headers: httpx.Headers, body
     raise ValueError(f"{url} answers, but it is no m3 serve: {path} gives {status}{place}")
 
 
+def _is_of_a_proxy(status: int, body: bytes) -> bool:
+    """Return whether a proxy before the server answers that it lost it midway: the server's own errors are JSON."""
+    return status in {500, 502} and _error_of(body) is None
+
+
 def _message(body: bytes) -> str:
     """Return what an error's body says, or its beginning."""
+    said = _error_of(body)
+    return repr(body[:200].decode(errors="replace")) if said is None else said
+
+
+def _error_of(body: bytes) -> str | None:
     try:
         return str(json.loads(body)["error"]["message"])
     except (ValueError, KeyError, TypeError):
-        return repr(body[:200].decode(errors="replace"))
+        return None
 
 
 def _seconds(retry_after: str | None) -> float:
