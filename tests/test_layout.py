@@ -27,6 +27,7 @@ ROOMS = (
     "remote",
     "bm25",
     "store",
+    "parquet",
     "search",
     "indexing",
     "langchain",
