@@ -37,6 +37,7 @@ ROOMS = (
     "evaluation",
     "training",
     "serve",
+    "ray",
     "cli",
 )
 ADAPTERS = {"langchain", "langchain_qdrant", "langchain_milvus", "llama_index"}
