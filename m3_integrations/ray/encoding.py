@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -86,7 +87,6 @@ def encode_corpus(
             raise ValueError(f"{name} must be at least 1, got {number}")
     workers = plan_workers(n_workers, cpus_per_worker)
     open_place = _place(target, store_settings)
-    corpus.context.raise_original_map_exception = True
     # A block is a batch: one block of a small corpus would keep one worker busy, and a worker's death costs a block.
     counted = corpus.repartition(target_num_rows_per_block=batch_size).map_batches(
         _Worker,
@@ -100,9 +100,21 @@ def encode_corpus(
         ),
     )
     n_encoded = n_there = 0
-    for row in counted.iter_rows():
-        n_encoded, n_there = n_encoded + row["n_encoded"], n_there + row["n_there"]
+    with _own_errors(corpus):
+        for row in counted.iter_rows():
+            n_encoded, n_there = n_encoded + row["n_encoded"], n_there + row["n_there"]
     return EncodeReport(n_encoded, n_there)
+
+
+@contextmanager
+def _own_errors(corpus: Dataset) -> Iterator[None]:
+    """Have Ray raise a worker's error as what it is, a ValueError as one, while this lasts."""
+    before = corpus.context.raise_original_map_exception
+    corpus.context.raise_original_map_exception = True
+    try:
+        yield
+    finally:
+        corpus.context.raise_original_map_exception = before
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,14 @@ from m3_integrations.ray import encode_corpus, read_jsonl, serve_encoder
 
 def encode(args: argparse.Namespace) -> None:
     settings = {"prefer_grpc": False} if args.target.startswith("http") else None
-    report = encode_corpus(
-        read_jsonl([args.corpus]), args.target, model="tiny", n_workers=2, cpus_per_worker=1,
-        batch_size=args.batch_size, encoder_settings={"max_length": args.max_length}, store_settings=settings,
-    )  # fmt: skip
+    try:
+        report = encode_corpus(
+            read_jsonl([args.corpus]), args.target, model="tiny", n_workers=2, cpus_per_worker=1,
+            batch_size=args.batch_size, encoder_settings={"max_length": args.max_length}, store_settings=settings,
+        )  # fmt: skip
+    except ValueError as error:
+        print(json.dumps({"refused": str(error)}), flush=True)
+        return
     print(json.dumps({"n_encoded": report.n_encoded, "n_there": report.n_there}), flush=True)
 
 
