@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         "gpu": None if torch.cuda.is_available() else "no CUDA device",
         "slow": None if os.environ.get("M3_SLOW") else "set M3_SLOW=1 to run what takes minutes",
         "server": None if os.environ.get("QDRANT_URL") else "set QDRANT_URL to a Qdrant server",
+        "ray": None if find_spec("ray") else "install the extra ray",
         "hub": None if os.environ.get("M3_HUB") else "set M3_HUB=1 to let tests download BAAI/bge-m3",
     }
     for mark, reason in absent.items():

@@ -27,6 +27,7 @@ ROOMS = (
     "remote",
     "bm25",
     "store",
+    "parquet",
     "search",
     "indexing",
     "langchain",
@@ -36,6 +37,7 @@ ROOMS = (
     "evaluation",
     "training",
     "serve",
+    "ray",
     "cli",
 )
 ADAPTERS = {"langchain", "langchain_qdrant", "langchain_milvus", "llama_index"}

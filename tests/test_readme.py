@@ -1,5 +1,7 @@
 """What the README shows works as it stands."""
 
+import ast
+import inspect
 import os
 import re
 import subprocess
@@ -15,7 +17,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
 def test_there_are_blocks_to_run() -> None:
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
 
 
 def test_the_promise_runs_and_finds_the_right_document() -> None:
@@ -39,6 +41,19 @@ def test_the_stores_block_makes_a_folder(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     exec(BLOCKS[2], {})
     assert (tmp_path / "my-index" / "m3-store.json").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore:Using extra keyword arguments")  # Ray's own
+def test_the_block_of_many_machines_passes_arguments_that_there_are() -> None:
+    import m3_integrations.ray
+
+    calls = [node for node in ast.walk(ast.parse(BLOCKS[3])) if isinstance(node, ast.Call)]
+    named = [(node.func.id, node) for node in calls if isinstance(node.func, ast.Name)]
+    assert sorted(name for name, _ in named) == ["encode_corpus", "encode_corpus", "read_jsonl", "serve_encoder"]
+    for name, node in named:
+        keywords = {keyword.arg or "": None for keyword in node.keywords}
+        inspect.signature(getattr(m3_integrations.ray, name)).bind(*node.args, **keywords)
 
 
 @pytest.mark.parametrize("line", ["m3 demo", "pytest"])

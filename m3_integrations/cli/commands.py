@@ -12,6 +12,7 @@ import typer
 from m3_integrations.cli.demo import demo
 from m3_integrations.cli.evaluation import evaluate
 from m3_integrations.cli.index import index
+from m3_integrations.cli.load import load
 from m3_integrations.cli.search import search
 from m3_integrations.cli.serve import serve
 from m3_integrations.cli.train import train
@@ -51,5 +52,6 @@ app.command()(demo)
 app.command()(train)
 app.command(name="eval")(evaluate)
 app.command()(index)
+app.command()(load)
 app.command()(search)
 app.command()(serve)

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from m3_integrations.evaluation.corpus import Corpus
+from m3_integrations.store.folder import sync
 from m3_integrations.vectors import Encoder, IntArray, LexicalRows, M3Vectors, Mode, MultiVectorRows, offsets_of
 
 _UNFINISHED: Final = "unfinished"
@@ -145,19 +146,9 @@ def _save(folder: Path, start: int, vectors: M3Vectors) -> None:
             np.save(file, array, allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
-    _sync_folder(unfinished)
+    sync(unfinished)
     unfinished.rename(folder / _span_name(start, start + len(vectors)))
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    if not hasattr(os, "O_DIRECTORY"):  # Windows has no such call
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(folder)
 
 
 def _arrays(vectors: M3Vectors) -> dict[str, NDArray[Any]]:

@@ -77,7 +77,7 @@ def read_entries(path: Path, content: bytes) -> list[Entry]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
-        entry = _parsed(f"{path}:{number}", line, number)
+        entry = read_line(f"{path}:{number}", line, number)
         if entry.key in line_of:
             _refuse(f"{path}:{number}", f"has the _id {entry.key!r}, as line {line_of[entry.key]} has")
         line_of[entry.key] = number
@@ -112,7 +112,17 @@ def _decoded(path: Path, content: bytes) -> str:
     return _unix_lines(text)
 
 
-def _parsed(where: str, line: str, number: int) -> Entry:
+def read_line(where: str, line: str, number: int) -> Entry:
+    """Return the record of a line of JSONL, as `read_entries` says; without an id its key is the line's number.
+
+    Args:
+        where: The file and the line, for error messages.
+        line: One object.
+        number: Of the line, from 1.
+
+    Raises:
+        ValueError: If the line is not as it must be.
+    """
     try:
         found = json.loads(line, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:

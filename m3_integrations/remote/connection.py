@@ -22,7 +22,7 @@ from m3_integrations.remote.wire import BrokenError, Reply, UnreachableError, Wi
 
 _LONGEST_BACKOFF_S: Final = 5.0
 _RESETS: Final = 4
-"""How often a request is sent again after its connection broke."""
+"""How often a request is sent again after its connection broke, or a proxy lost the server."""
 
 _JSON: Final = "application/json"
 _BINARY: Final = "application/octet-stream"
@@ -173,9 +173,11 @@ class Connection:
                 if resets > _RESETS:
                     raise ConnectionError(f"{url} broke the connection {resets} times ({troubles[-1]})") from error
             else:
-                if reply.status not in {429, 503}:
+                is_lost = resets < _RESETS and _is_of_a_proxy(reply.status, reply.body)
+                if reply.status not in {429, 503} and not is_lost:
                     return reply
-                troubles.append(f"busy ({reply.status}: {_message(reply.body)})")
+                resets += is_lost
+                troubles.append(f"{'failing' if is_lost else 'busy'} ({reply.status}: {_message(reply.body)})")
                 wait_s = _seconds(reply.headers.get("retry-after"))
             backoff_s = min(0.1 * 2 ** min(attempt, 10), _LONGEST_BACKOFF_S) * random.uniform(0.5, 1)  # noqa: S311
             pause_s = max(wait_s, backoff_s)
@@ -207,12 +209,22 @@ def _check_status(url: str, path: str, reply: Reply) -> None:
     raise ValueError(f"{url} answers, but it is no m3 serve: {path} gives {status}{place}")
 
 
+def _is_of_a_proxy(status: int, body: bytes) -> bool:
+    """Return whether a proxy before the server answers that it lost it midway: the server's own errors are JSON."""
+    return status in {500, 502} and _error_of(body) is None
+
+
 def _message(body: bytes) -> str:
     """Return what an error's body says, or its beginning."""
+    said = _error_of(body)
+    return repr(body[:200].decode(errors="replace")) if said is None else said
+
+
+def _error_of(body: bytes) -> str | None:
     try:
         return str(json.loads(body)["error"]["message"])
     except (ValueError, KeyError, TypeError):
-        return repr(body[:200].decode(errors="replace"))
+        return None
 
 
 def _seconds(retry_after: str | None) -> float:

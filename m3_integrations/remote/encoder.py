@@ -56,9 +56,10 @@ class RemoteEncoder:
 
     Settings such as the device, the query instruction and the length limits are the server's. All methods may be called
     from any number of threads, tasks and event loops at once, which share connections. A request that meets a busy
-    server (429, 503) or a broken connection is sent again within `timeout_s`, as encoding changes nothing. It works
-    after a fork. A pickle has the URL, the settings and what the server said of its model: the API key is in it.
-    Neither torch nor transformers is loaded. Proxies that the environment names are not used.
+    server (429, 503), a broken connection or a proxy that lost the server (500, 502 that are not the server's own) is
+    sent again within `timeout_s`, as encoding changes nothing. It works after a fork. A pickle has the URL, the
+    settings and what the server said of its model: the API key is in it. Neither torch nor transformers is loaded.
+    Proxies that the environment names are not used.
 
     Args:
         url: Of the server, such as "http://127.0.0.1:8000".

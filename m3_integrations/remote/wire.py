@@ -83,9 +83,9 @@ class Wire:
             BrokenError: If the connection ends before the answer does.
             ValueError: If the answer is longer, or encoded although that was not asked for.
         """
-        headers = [*self._headers, ("Content-Type", content_type)]
+        headers = list(self._headers)
         if body is not None:
-            headers.append(("Content-Length", str(len(body))))
+            headers += [("Content-Type", content_type), ("Content-Length", str(len(body)))]
         request = h11.Request(method="GET" if body is None else "POST", target=self._below + path, headers=headers)
         async with self._places:
             link = self._kept() or await self._opened()

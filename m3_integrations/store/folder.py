@@ -143,12 +143,12 @@ class StoreFolder:
             file.flush()
             os.fsync(file.fileno())
         new.replace(self.path / _FORMAT_FILE)
-        _sync(self.path)
+        sync(self.path)
 
     def finish(self) -> None:
         """Move the engine's files to their place, at once or not at all."""
         self.unfinished.rename(self.engine)
-        _sync(self.path)
+        sync(self.path)
 
     def discard_unfinished(self) -> None:
         """Delete what a creation that failed has left: it never held a record."""
@@ -173,7 +173,7 @@ class StoreFolder:
                     file.flush()
                     os.fsync(file.fileno())
                 new.replace(log)
-            _sync(self.log)
+            sync(self.log)
         except OSError:
             new.unlink(missing_ok=True)
             return False
@@ -220,11 +220,11 @@ def sync_log(folder: Path) -> None:
         raise FileNotFoundError(errno.ENOENT, "the engine's log is not where it should be", str(folder))
     for name in names:
         try:
-            _sync(folder / name)
+            sync(folder / name)
         except FileNotFoundError:
             if name.startswith(_WRITTEN_LOG):
                 raise
-    _sync(folder)
+    sync(folder)
 
 
 def sync_tree(folder: Path) -> None:
@@ -237,10 +237,10 @@ def sync_tree(folder: Path) -> None:
     for parent, _, names in os.walk(folder, onerror=fail):
         for path in (*names, ""):
             with suppress(FileNotFoundError):
-                _sync(Path(parent, path))
+                sync(Path(parent, path))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Make a file, or the names in a folder, durable where folders can be opened (not on Windows)."""
     if os.name == "nt":
         return

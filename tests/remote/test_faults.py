@@ -27,9 +27,11 @@ pytestmark = pytest.mark.enable_socket
 
 BUSY: Reply = (429, {"Content-Type": "application/json"}, b'{"error": {"message": "too much waits"}}')
 ENDING: Reply = (503, {"Retry-After": "0.3"}, b'{"error": {"message": "this server is ending"}}')
+LOST: Reply = (500, {"Content-Type": "text/plain"}, b"Internal Server Error")
+"""What a proxy says of a server that died while it worked."""
 
 
-@pytest.mark.parametrize("trouble", [[BUSY], [ENDING], ["reset"], [BUSY, "reset", ENDING, BUSY]])
+@pytest.mark.parametrize("trouble", [[BUSY], [ENDING], ["reset"], [LOST], [BUSY, "reset", LOST, ENDING, BUSY]])
 async def test_what_passes_is_tried_again(scripted: Scripted, local: M3Encoder, trouble: list[Any]) -> None:
     with RemoteEncoder(scripted.url) as encoder:
         wanted = local.encode(["keys"])
@@ -65,6 +67,18 @@ def test_a_connection_that_breaks_each_time_is_an_error(scripted: Scripted) -> N
         scripted.script = ["reset"] * 20
         with pytest.raises(ConnectionError, match="broke the connection 5 times"):
             encoder.encode(["keys"])
+
+
+@pytest.mark.parametrize(
+    ("reply", "tries"), [(LOST, 5), ((500, {}, b'{"error": {"message": "the server failed"}}'), 1)]
+)
+def test_only_a_proxys_failure_is_tried_again_and_not_for_ever(scripted: Scripted, reply: Reply, tries: int) -> None:
+    with RemoteEncoder(scripted.url) as encoder:
+        before = len(scripted.asked)
+        scripted.script = [reply] * 20
+        with pytest.raises(RuntimeError, match=r"failed \(500\): .*erver"):
+            encoder.encode(["keys"])
+        assert len(scripted.asked) - before == tries
 
 
 async def test_a_slow_server_times_out(scripted: Scripted) -> None:

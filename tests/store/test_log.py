@@ -32,13 +32,13 @@ def store(tmp_path: Path, random: np.random.Generator) -> Iterator[EdgeStore]:
 def synced(store: EdgeStore, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """What is synced from now on."""
     seen: list[Path] = []
-    real = folder._sync
+    real = folder.sync
 
     def recorded(path: Path) -> None:
         seen.append(path.relative_to(store.folder / "engine"))
         real(path)
 
-    monkeypatch.setattr(folder, "_sync", recorded)
+    monkeypatch.setattr(folder, "sync", recorded)
     return seen
 
 
@@ -210,7 +210,7 @@ def test_what_the_engine_deletes_meanwhile_is_passed_over_and_what_cannot_be_lis
         if path.parent == tmp_path / "a":
             raise FileNotFoundError(path)
 
-    monkeypatch.setattr(folder, "_sync", vanishing)
+    monkeypatch.setattr(folder, "sync", vanishing)
     folder.sync_tree(tmp_path)
     assert {path.name for path in seen} == {tmp_path.name, "a", "b", "c", "file"}
     assert len(seen) == 7

@@ -1,0 +1,43 @@
+"""`m3 load`: the records of Parquet files that an encoding on many machines has written, into a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from m3_integrations.cli.shared import Collection, PipedConsole, counted, errors_in_one_line, is_new, open_place
+
+
+@errors_in_one_line(stderr=True, after_interrupt="What was done is kept: the same line goes on from there.")
+def load(
+    paths: Annotated[
+        list[str],
+        typer.Argument(help="Parquet files of an encoding, and folders of them, or their URIs.", show_default=False),
+    ],
+    *,
+    store: Annotated[str, typer.Option(help="A folder, made if it is not there, or the URL of a Qdrant server.")],
+    multi_vector: Annotated[
+        str | None, typer.Option(help="How a new store keeps token vectors: float16, turbo8, turbo4 or none.")
+    ] = None,
+    collection: Collection = None,
+    optimize: Annotated[bool, typer.Option("--optimize", help="At the end do what makes searching fast.")] = False,
+) -> None:
+    """Put encoded records into a store, vectors and all: nothing is encoded, and what is there already is skipped."""
+    from m3_integrations.parquet import load_parquet
+
+    absent = [path for path in paths if "://" not in path and not Path(path).expanduser().exists()]
+    if is_new(store) and absent:  # before a mistyped path has made a store
+        raise FileNotFoundError(f"no file or folder {absent[0]}")
+    with open_place(store, collection=collection, multi_vector=multi_vector) as opened:
+        report = load_parquet(paths, opened, show_progress=True)
+        if optimize:
+            opened.optimize()
+        n_records = opened.count()
+    for line in (
+        f"{counted(report.n_loaded, 'records')} loaded, {report.n_there:,} there already",
+        f"{store} holds {counted(n_records, 'records')}",
+    ):
+        PipedConsole().print(escape(line), highlight=False, soft_wrap=True)

@@ -1,0 +1,24 @@
+"""Encoded records in Parquet files: what a job on many machines writes, and `load_parquet` puts into a store."""
+
+try:
+    from m3_integrations.parquet.folder import Done, ParquetFolder, find_files
+    from m3_integrations.parquet.loading import LoadReport, load_parquet, missing_rows
+    from m3_integrations.parquet.tables import EncodedBy, Rows, as_table, check_same, record_key
+except ModuleNotFoundError as error:
+    if error.name != "pyarrow":
+        raise
+    raise ImportError("m3_integrations.parquet needs pyarrow: pip install 'PATH_TO_THE_CLONE[parquet]'") from error
+
+__all__ = [
+    "Done",
+    "EncodedBy",
+    "LoadReport",
+    "ParquetFolder",
+    "Rows",
+    "as_table",
+    "check_same",
+    "find_files",
+    "load_parquet",
+    "missing_rows",
+    "record_key",
+]

@@ -1,0 +1,100 @@
+"""Parquet files of encoded records into a store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import pyarrow as pa
+from tqdm.auto import tqdm
+
+from m3_integrations.parquet.folder import ParquetFile, find_files
+from m3_integrations.parquet.tables import EncodedBy, Rows, check_same, read_rows, read_vectors
+from m3_integrations.store import Store
+from m3_integrations.store.values import is_same
+
+_READ_AT_ONCE: Final = 50
+"""Records read with their vectors at a time: bounds the memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What a load did.
+
+    Attributes:
+        n_loaded: Records that were written into the store.
+        n_there: Records that the store had already, with the same text and metadata.
+    """
+
+    n_loaded: int
+    n_there: int
+
+
+def load_parquet(paths: Iterable[str | os.PathLike[str]], store: Store, *, show_progress: bool = False) -> LoadReport:
+    """Put the records of Parquet files into a store, with their vectors: nothing is encoded.
+
+    Run again after an interruption it goes on: a record that the store has already, with the same text and metadata, is
+    skipped. Of two records with the same id the later file's counts.
+
+    Args:
+        paths: Files that an encoding has written, and folders of them; paths, or URIs such as `s3://bucket/folder`.
+        store: Bound to the model of the files. It keeps the modes that it keeps, so token vectors are left out where it
+            was opened with `multi_vector="none"`.
+        show_progress: Whether to draw a progress bar, over records.
+
+    Raises:
+        TypeError: If paths is one string.
+        FileNotFoundError: If a path is not there.
+        ValueError: If there is no file, a file is damaged, was not written by this package, or is of another model or
+            other settings than the first or the store. All files are opened before anything is written; what is damaged
+            within one is noticed when it is read, and what was loaded before stays.
+    """
+    if isinstance(paths, str | os.PathLike):
+        raise TypeError(f"paths must be several, got {paths!r}: pass [{paths!r}]")
+    files = [ParquetFile(*found) for path in paths for found in find_files(path, ".parquet")]
+    if not files:
+        raise ValueError("there is no Parquet file to load: name files that an encoding has written, or their folder")
+    encoded_by, total = files[0].said()[0], 0
+    for file in files:
+        said, n_records = file.said()
+        check_same(file.path, said, encoded_by)
+        total += n_records
+    if store.modes and store.fingerprint is None:
+        raise ValueError(
+            f"the store holds vectors and does not say of which model, the files are of {encoded_by.fingerprint}: if "
+            "they are of that model, bind the store to it first"
+        )
+    store.bind(encoded_by.fingerprint)
+    n_loaded = 0
+    with tqdm(total=total, unit="record", desc="loading", disable=not show_progress) as bar:
+        for file in files:
+            for batch in file.batches(_READ_AT_ONCE):
+                n_loaded += _load(batch, file.path, encoded_by, store)
+                bar.update(batch.num_rows)
+    store.flush()
+    return LoadReport(n_loaded, total - n_loaded)
+
+
+def _load(batch: pa.RecordBatch, where: str, encoded_by: EncodedBy, store: Store) -> int:
+    """Write what the store has not, or has otherwise, and return how many records that were."""
+    rows = read_rows(batch, where)
+    if missing := missing_rows(rows, store):
+        kept = [mode for mode in encoded_by.modes if mode in store.kept_modes]
+        vectors = read_vectors(batch.take(pa.array(missing)), where, kept)
+        chosen = rows.take(missing)
+        store.upsert(chosen.ids, chosen.texts, chosen.metadatas, vectors)
+    return len(missing)
+
+
+def missing_rows(rows: Rows, store: Store) -> list[int]:
+    """Return which records a store has not, or has with another text or other metadata."""
+    there = {record.id: record for record in store.get(rows.ids)}
+    return [
+        row
+        for row, id_ in enumerate(rows.ids)
+        if (known := there.get(id_)) is None
+        or known.text != rows.texts[row]
+        or not is_same(known.metadata, rows.metadatas[row])
+    ]
