@@ -198,10 +198,11 @@ def test_query_instruction_and_length_apply_to_queries_alone(small: Path, encode
 
 
 def test_mcls_averages_the_cls_states_of_a_long_text(small: Path, wide: Path) -> None:
-    """Against the same backbone driven by hand, with a short interval so that 64 positions hold several."""
+    """Against transformers' backbone driven by hand, with a short interval so that 64 positions hold several."""
     import torch
 
     from m3_integrations import tokenizer
+    from m3_integrations.checkpoint.architectures import load_backbone
 
     handle = M3Encoder(wide, shared=False, device="cpu", pooling="mcls")
     engine = handle._live_engine()
@@ -214,7 +215,7 @@ def test_mcls_averages_the_cls_states_of_a_long_text(small: Path, wide: Path) ->
         tokenizer.MCLS_INTERVAL = before  # type: ignore[misc]
     ids = [token for i in range(0, len(plain), 10) for token in (0, *plain[i : i + 10])] + [2]
     with torch.no_grad():
-        hidden = engine.network.backbone(input_ids=torch.tensor([ids])).last_hidden_state[0]
+        hidden = load_backbone(wide, torch.float32)(input_ids=torch.tensor([ids])).last_hidden_state[0]
     cls = [i for i in range(len(ids) - 1) if i % 11 == 0]
     assert len(cls) > 2
     mean = hidden[cls].mean(dim=0)

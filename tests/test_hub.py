@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from m3_integrations import M3Encoder, checkpoint
+from m3_integrations import M3Encoder
 from m3_integrations.checkpoint import find_checkpoint
+from m3_integrations.checkpoint import hub as hub_module
 
 UNNEEDED = ("onnx/model.onnx", "onnx/model.onnx_data", "imgs/bm25.jpg", "flax_model.msgpack", "README.md")
 SHA = "c0ffee" + "0" * 34
@@ -162,7 +163,7 @@ def silent(socket_enabled: None) -> Iterator[str]:
 def test_a_hub_that_does_not_answer_is_given_up_and_the_ways_out_are_named(
     hub: FakeHub, silent: str, tmp_path: Path
 ) -> None:
-    limit = "from m3_integrations import checkpoint; checkpoint._HUB_TIMEOUT_S = 1.0\n"
+    limit = "from m3_integrations.checkpoint import hub; hub._HUB_TIMEOUT_S = 1.0\n"
     result = run(f"{limit}M3Encoder('lab/m3')", tmp_path / "home", silent)
     assert "FileNotFoundError" in result.stderr.splitlines()[-1], result.stderr
     assert "'tiny' is in this package; a folder works that has config.json" in result.stderr
@@ -179,7 +180,7 @@ def test_a_name_that_is_nearly_right_is_answered_with_the_right_one(
     def refuse(*_: object) -> None:
         raise OfflineModeIsEnabled("offline")
 
-    monkeypatch.setattr(checkpoint, "_download", refuse)
+    monkeypatch.setattr(hub_module, "download", refuse)
     with pytest.raises(FileNotFoundError, match=f"Did you mean '{meant}'"):
         find_checkpoint(typed)
 

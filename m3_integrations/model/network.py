@@ -12,27 +12,22 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from numpy.typing import NDArray
 from torch import nn
 
-from m3_integrations.checkpoint import Heads, load_backbone, load_heads
+from m3_integrations.checkpoint import Heads, load_heads
 from m3_integrations.model.forward_pass import ForwardPass, largest_weights, to_device
 from m3_integrations.model.int8 import use_int8
-from m3_integrations.model.packing import (
-    Packing,
-    has_known_positions,
-    has_varlen_kernel,
-    packed_attention,
-    packed_positions,
-)
+from m3_integrations.model.packing import has_varlen_kernel, packed_attention, packed_positions, padded_attention
+from m3_integrations.model.xlm_roberta import XlmRoberta, load_encoder
 from m3_integrations.tokenizer import Tokens
 from m3_integrations.vectors import MODES, IntArray, Mode, offsets_of
 
-_MASKLESS: Final = {"xlm-roberta", "roberta", "bert"}
+_MASKLESS: Final = {"roberta", "bert"}
 
 
 class M3Network(nn.Module):
     """XLM-RoBERTa, or another encoder that transformers knows, with BGE-M3's heads.
 
     Args:
-        backbone: A model of transformers that gives `last_hidden_state`.
+        backbone: An `XlmRoberta`, or a model of transformers that gives `last_hidden_state`.
         heads: None for a checkpoint that gives dense vectors only.
         pad_id: The token id that fills a padded batch.
         ignored_ids: (ids,) token ids that never carry a lexical weight.
@@ -54,7 +49,7 @@ class M3Network(nn.Module):
         self, backbone: nn.Module, heads: Heads | None, *, pad_id: int, ignored_ids: IntArray, is_packed: bool = False
     ) -> None:
         super().__init__()
-        if is_packed and not has_known_positions(backbone):
+        if is_packed and not isinstance(backbone, XlmRoberta):
             raise ValueError(f"batches of {type(backbone).__name__} cannot be packed: its positions are not known")
         config: Any = backbone.config
         self.is_packed = is_packed
@@ -97,12 +92,12 @@ class M3Network(nn.Module):
             ValueError: If anything is missing, damaged or mis-shaped, or batches cannot be packed and shall be.
         """
         stored = torch.float32 if dtype == torch.int8 else dtype
-        backbone: Any = load_backbone(folder, stored).to(device)
+        backbone: Any = load_encoder(folder, stored).to(device)
         if dtype == torch.int8:
             use_int8(backbone)
         heads = load_heads(folder, backbone.config.hidden_size, stored)
         if is_packed is None:
-            is_packed = has_known_positions(backbone) and has_varlen_kernel(backbone)
+            is_packed = isinstance(backbone, XlmRoberta) and has_varlen_kernel(backbone)
         network = cls(backbone, heads, pad_id=pad_id, ignored_ids=ignored_ids, is_packed=is_packed).to(device).eval()
         if device.type == "cuda":
             network._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -139,8 +134,9 @@ class M3Network(nn.Module):
             cls_positions, cls_rows: (cls,) the [CLS] tokens that the tokenizer put in, and their texts.
             cls_counts: (n,) how many a text has.
             text_positions: The other tokens of the texts that asked for token vectors.
-            positions, boundaries: Of a packed batch, see `packed_positions` and `Packing`.
+            positions, boundaries: Of a packed batch, see `packed_positions` and `packed_attention`.
             padded_ids, real, lengths: Of a padded batch: all ids row by row, and which of them are tokens.
+            padded_positions: The positions row by row, where transformers does not count them itself.
         """
         starts = np.cumsum(lengths) - lengths
         counts = np.array([tokens.n_cls for tokens in batch], dtype=np.int64)
@@ -159,28 +155,30 @@ class M3Network(nn.Module):
         if self.is_packed:
             arrays["positions"] = packed_positions(ids, lengths, self._config.pad_token_id)
             arrays["boundaries"] = offsets_of(lengths)
-        else:
-            mask = np.arange(lengths.max()) < lengths[:, None]
-            padded = np.full(mask.shape, self.pad_id, dtype=np.int64)
-            padded[mask] = ids
-            arrays |= {"padded_ids": padded.ravel(), "real": np.flatnonzero(mask), "lengths": lengths}
+            return arrays
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        arrays |= {"padded_ids": _padded(ids, mask, self.pad_id), "real": np.flatnonzero(mask), "lengths": lengths}
+        if isinstance(self.backbone, XlmRoberta):
+            padding = self._config.pad_token_id
+            arrays["padded_positions"] = _padded(packed_positions(ids, lengths, padding), mask, padding)
         return arrays
 
     def _packed(self, here: Mapping[str, torch.Tensor], lengths: IntArray) -> torch.Tensor:
         """Return the last hidden states of all texts in one row without padding."""
-        with packed_attention(self.backbone):
-            output = self.backbone(
-                input_ids=here["ids"][None],  # (1, tokens)
-                position_ids=here["positions"][None],
-                packing=Packing(here["boundaries"].int(), lengths.tolist(), int(lengths.max())),
-            )
-        hidden: torch.Tensor = output.last_hidden_state[0]
-        return hidden
+        attend = packed_attention(self.backbone, here["boundaries"], lengths.tolist())
+        hidden: torch.Tensor = self.backbone(here["ids"][None], here["positions"][None], attend)  # (1, tokens, hidden)
+        return hidden[0]
 
     def _padded(self, here: Mapping[str, torch.Tensor], lengths: IntArray) -> torch.Tensor:
         """Return the last hidden states of the real tokens of a padded batch, one text after another."""
         shape = len(lengths), int(lengths.max())
         is_real = torch.arange(shape[1], device=here["real"].device) < here["lengths"][:, None]
+        if isinstance(self.backbone, XlmRoberta):
+            attend = padded_attention(None if (lengths == shape[1]).all() else is_real)
+            states: torch.Tensor = self.backbone(
+                here["padded_ids"].view(shape), here["padded_positions"].view(shape), attend
+            )
+            return states.flatten(0, 1)[here["real"]]
         mask: torch.Tensor | None = is_real.long()
         if self._config.model_type in _MASKLESS:  # others may make a mask of their own
             if (lengths == shape[1]).all():
@@ -214,6 +212,13 @@ class M3Network(nn.Module):
             results["token_vectors"] = F.normalize(vectors.float(), dim=-1)  # (tokens, d)
         bad_tokens = torch.zeros(n, dtype=torch.int32, device=hidden.device).index_add_(0, rows, is_bad.int())
         return results | {"is_finite": bad_tokens == 0}
+
+
+def _padded(values: IntArray, mask: NDArray[np.bool_], filling: int) -> IntArray:
+    """Return a row for each text, one after another: values where the (n, tokens) mask is True, filling elsewhere."""
+    rows = np.full(mask.shape, filling, dtype=np.int64)
+    rows[mask] = values
+    return rows.ravel()
 
 
 def _count_positions(backbone: Any) -> int:

@@ -2,103 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
-from torch import nn
-from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface
 
+from m3_integrations.model.xlm_roberta import Attention
 from m3_integrations.vectors import IntArray
 
-_VARLEN: Final = "m3_packed_varlen"
-_PER_TEXT: Final = "m3_packed_per_text"
 _MOST_HEAD_WIDTH: Final = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Packing:
-    """Where the texts of a packed batch begin and end.
-
-    Attributes:
-        boundaries: (n + 1,) int32 on the device, the first token of every text and the end of the last.
-        lengths: The tokens of every text, known to the host: a layer that had to ask the device would wait for it.
-        longest: Tokens of the longest text.
-    """
-
-    boundaries: torch.Tensor
-    lengths: Sequence[int]
-    longest: int
-
-
-def _varlen_attention(
-    _module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    _mask: None,
-    *,
-    packing: Packing,
-    **_: object,
-) -> tuple[torch.Tensor, None]:
-    """Attend with torch's kernel for texts of different lengths; in and out as transformers wants them.
-
-    `packing` has no default, so that a padded batch that comes here by mistake raises and is not attended as one text.
-    """
-    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))  # (tokens, heads, width)
-    ends, longest = packing.boundaries, packing.longest
-    # The arguments after these seven changed with every release from 2.10 to 2.13. Their defaults are what we want: all
-    # tokens see all others, scaled by 1/sqrt(width).
-    mixed: Any = varlen_attn(q, k, v, ends, ends, longest, longest)
-    return mixed[None], None
-
-
-def _per_text_attention(
-    _module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    _mask: None,
-    *,
-    packing: Packing,
-    **_: object,
-) -> tuple[torch.Tensor, None]:
-    """Attend with one call for each text, on devices and in dtypes that the kernel does not know."""
-    texts = zip(*(torch.split(states, list(packing.lengths), dim=2) for states in (query, key, value)), strict=True)
-    mixed = torch.cat([F.scaled_dot_product_attention(*text) for text in texts], dim=2)  # (1, heads, tokens, width)
-    return mixed.transpose(1, 2), None
-
-
-# Transformers makes no mask for a name that it has no mask function for: right for a packed batch, wrong for a padded
-# one. So a network carries such a name only inside `packed_attention`.
-AttentionInterface.register(_VARLEN, _varlen_attention)
-AttentionInterface.register(_PER_TEXT, _per_text_attention)
-
-
-@contextmanager
-def packed_attention(backbone: Any) -> Iterator[None]:
-    """Let a backbone attend within texts and not across them, for one forward pass with a `packing`.
+def packed_attention(backbone: Any, boundaries: torch.Tensor, lengths: Sequence[int]) -> Attention:
+    """Return what attends within the texts of a packed batch, and not across them.
 
     Args:
-        backbone: A model of transformers; afterwards its configuration is as before.
+        backbone: Whose device and numbers decide how.
+        boundaries: (n + 1,) on the device, the first token of every text and the end of the last.
+        lengths: The tokens of every text, known to the host: a layer that had to ask the device would wait for it.
     """
-    config = backbone.config
-    before = config._attn_implementation
-    config._attn_implementation = _VARLEN if has_varlen_kernel(backbone) else _PER_TEXT
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
+    if not has_varlen_kernel(backbone):
+        return partial(_attend_per_text, lengths=list(lengths))
+    from m3_integrations.model import varlen  # noqa: PLC0415 - see there
+
+    return partial(varlen.attend_with_kernel, ends=boundaries.int(), longest=max(lengths))
 
 
-def has_known_positions(backbone: Any) -> bool:
-    """Whether we know how the architecture counts positions, which a packed batch must be told."""
-    return backbone.config.model_type == "xlm-roberta" and not backbone.config.is_decoder
+def _attend_per_text(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, lengths: list[int]
+) -> torch.Tensor:
+    """Attend with one call for each text, on devices and in dtypes that the kernel does not know."""
+    texts = zip(*(torch.split(states, lengths, dim=2) for states in (query, key, value)), strict=True)
+    mixed = torch.cat([F.scaled_dot_product_attention(*text) for text in texts], dim=2)  # (1, heads, tokens, width)
+    return mixed.transpose(1, 2)
+
+
+def padded_attention(is_real: torch.Tensor | None) -> Attention:
+    """Return what attends within the texts of a padded batch.
+
+    Args:
+        is_real: (n, tokens) bool on the device, False at padding; None without any: no mask is faster than one.
+    """
+    if is_real is None:
+        return partial(_attend_by_row, mask=None)
+    return partial(_attend_by_row, mask=is_real[:, None, None, :].expand(-1, 1, is_real.shape[1], -1))
+
+
+def _attend_by_row(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, mask: torch.Tensor | None
+) -> torch.Tensor:
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
 
 
 def has_varlen_kernel(backbone: Any) -> bool:

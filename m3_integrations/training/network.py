@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import nn
 
-from m3_integrations.checkpoint import Heads, load_backbone, load_heads, load_tokenizer, save_checkpoint
+from m3_integrations.checkpoint import Heads, load_heads, load_tokenizer, save_checkpoint
+from m3_integrations.checkpoint.architectures import load_backbone
 from m3_integrations.tokenizer import Tokenizer
 from m3_integrations.training.scores import TextViews
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
-from transformers import AttentionInterface
+from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaEmbeddings
 
 from m3_integrations import tokenizer as tokenizer_module
-from m3_integrations.checkpoint import save_checkpoint
-from m3_integrations.model import M3Network, packing
+from m3_integrations.checkpoint.architectures import load_backbone
+from m3_integrations.model import M3Network, packing, varlen
 from m3_integrations.tokenizer import Pooling, Tokenizer, Tokens
 from tests.golden.texts import TEXTS
 from tests.model.conftest import Load, assert_same, encode
@@ -70,8 +70,8 @@ def test_a_text_does_not_see_its_neighbours(load: Load, tokenizer: Tokenizer) ->
     assert np.abs(first.dense[0] - second.dense[0]).max() > 0.05
 
 
-def attend_to_all(_module: Any, query: Any, key: Any, value: Any, _mask: None, **_: object) -> tuple[Any, None]:
-    return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2), None
+def attend_to_all(query: Any, key: Any, value: Any, **_: object) -> Any:
+    return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2)
 
 
 @pytest.mark.parametrize("mistake", ["attention across texts", "positions from 0", "positions through the pack"])
@@ -83,7 +83,7 @@ def test_a_mistake_in_packing_would_show(
     texts = tokenizer(["rotate the keys", "why do bridges have joints", "how long should tea steep"], max_length=60)
     right = encode(network, texts).dense
     if mistake == "attention across texts":
-        monkeypatch.setitem(AttentionInterface._global_mapping, packing._PER_TEXT, attend_to_all)
+        monkeypatch.setattr(packing, "_attend_per_text", attend_to_all)
     elif mistake == "positions from 0":
         correct = packing.packed_positions
         monkeypatch.setattr("m3_integrations.model.network.packed_positions", lambda *args: correct(*args) - 2)
@@ -109,32 +109,9 @@ def test_positions_are_those_of_transformers(load: Load, tokenizer: Tokenizer) -
     texts = tokens_of(tokenizer, network)
     lengths = np.array([len(text) for text in texts])
     positions = packing.packed_positions(np.concatenate([text.ids for text in texts]), lengths, 1)
-    make = network.backbone.embeddings.create_position_ids_from_input_ids
+    make = XLMRobertaEmbeddings.create_position_ids_from_input_ids
     expected = [make(torch.from_numpy(text.ids)[None].long(), 1)[0].numpy() for text in texts]
     np.testing.assert_array_equal(positions, np.concatenate(expected))
-
-
-def test_a_padded_batch_in_the_packed_attention_raises(load: Load) -> None:
-    """Transformers gives such a batch no mask, so it would attend to the padding."""
-    network: Any = load(is_packed=True)
-    ids = torch.tensor([[0, 5, 2, 1, 1], [0, 5, 6, 7, 2]])
-    with packing.packed_attention(network.backbone), pytest.raises(TypeError, match="packing"):
-        network.backbone(input_ids=ids, attention_mask=(ids != 1).long())
-
-
-def test_the_packed_attention_is_gone_after_a_pass_also_after_a_failed_one(
-    load: Load, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    network: Any = load(is_packed=True)
-    (text,) = tokenizer(["a text"], max_length=60)
-    encode(network, [text])
-    assert network.backbone.config._attn_implementation == "sdpa"
-    monkeypatch.setattr(network.backbone, "forward", lambda **_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        encode(network, [text])
-    assert network.backbone.config._attn_implementation == "sdpa"
-    save_checkpoint(tmp_path / "saved", backbone=network.backbone, heads=network.heads, tokenizer=tokenizer)
-    assert "m3_packed" not in (tmp_path / "saved" / "config.json").read_text()
 
 
 def test_the_kernel_is_called_with_what_every_release_of_torch_takes(
@@ -164,7 +141,7 @@ def test_the_kernel_is_called_with_what_every_release_of_torch_takes(
     expected = encode(network, texts)
     calls: list[int] = []
     monkeypatch.setattr(packing, "has_varlen_kernel", lambda _: True)
-    monkeypatch.setattr(packing, "varlen_attn", varlen_attn)
+    monkeypatch.setattr(varlen, "varlen_attn", varlen_attn)
     assert_same(encode(network, texts), expected)
     assert calls == [9] * config.num_hidden_layers
 
@@ -176,6 +153,6 @@ def test_batches_are_padded_where_torch_has_no_kernel(load: Load) -> None:
 
 def test_packing_an_architecture_of_unknown_positions_is_refused(small: Path, load: Load) -> None:
     network: Any = load()
-    network.backbone.config.model_type = "bert"
+    theirs = load_backbone(small, torch.float32)
     with pytest.raises(ValueError, match="XLMRobertaModel cannot be packed"):
-        M3Network(network.backbone, network.heads, pad_id=1, ignored_ids=network.ignored_ids, is_packed=True)
+        M3Network(theirs, network.heads, pad_id=1, ignored_ids=network.ignored_ids, is_packed=True)

@@ -1,0 +1,92 @@
+"""Checkpoints that need transformers' own code to be read: other architectures, other kinds of tokenizer.
+
+Its models bring torch._dynamo, torch.distributed and more, 2 to 3 s of CPU that BGE-M3 itself never needs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, MODEL_MAPPING, AutoConfig, AutoModel
+from transformers.utils import logging as transformers_logging
+
+from m3_integrations.checkpoint.files import DAMAGE, check_pooling, read_tensors, weight_files
+
+_DAMAGE: Final = (*DAMAGE, StrictDataclassError)
+
+
+def load_backbone(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """Load a checkpoint's encoder with every weight from the files, in evaluation mode, on the CPU.
+
+    Raises:
+        ValueError: If the folder has no readable configuration or weights, if weights are missing or have another
+            shape, or if the checkpoint was trained with another pooling than [CLS].
+    """
+    check_pooling(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        _check_architecture(folder, config)
+        arguments = {"add_pooling_layer": _has_pooler_weights(folder)} if _takes_pooler(config) else {}
+        with _bars_on_terminals_only():
+            model, report = AutoModel.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                output_loading_info=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                **arguments,
+            )
+    except _DAMAGE as error:
+        raise ValueError(f"{folder} holds no encoder that can be loaded: {error}") from error
+    if deeper := sorted(key for key in report["unexpected_keys"] if re.search(r"\blayers?\.\d+\.", key)):
+        raise ValueError(f"{folder} has weights that its config.json has no layer for: {deeper[0]} ({len(deeper)})")
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise ValueError(f"{folder} lacks weights, which would be random: {', '.join(missing[:5])} ({len(missing)})")
+    if _takes_pooler(config):
+        model.pooler = None  # never used: ours reads the hidden states
+    backbone: nn.Module = model.eval()
+    return backbone.requires_grad_(False)
+
+
+@contextmanager
+def _bars_on_terminals_only() -> Iterator[None]:
+    """Keep transformers' bar "Loading weights" out of logs: a line for every step, in a file."""
+    if (sys.stderr is not None and sys.stderr.isatty()) or not transformers_logging.is_progress_bar_enabled():
+        yield
+        return
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
+
+
+def _check_architecture(folder: Path, config: Any) -> None:
+    """Refuse what is no bidirectional encoder with a known number of positions: its vectors would mean nothing."""
+    positions = getattr(config, "max_position_embeddings", None)
+    is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_encoder_decoder", False)
+    if not is_encoder or not isinstance(positions, int) or positions < 1:
+        raise ValueError(
+            f"{config.model_type} in {folder} is not an encoder with positions, such as xlm-roberta or bert"
+        )
+
+
+def _takes_pooler(config: Any) -> bool:
+    """Whether the architecture can be loaded with and without a pooling layer."""
+    return "add_pooling_layer" in inspect.signature(MODEL_MAPPING[type(config)].__init__).parameters
+
+
+def _has_pooler_weights(folder: Path) -> bool:
+    """Whether the files hold a pooling layer: then it is loaded and dropped, so that transformers reports nothing."""
+    return any(name.rpartition("pooler.")[1] for path in weight_files(folder) for name, _ in read_tensors(path))

@@ -1,0 +1,78 @@
+"""The files of a checkpoint: which there are, and the tensors in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Final
+from zipfile import is_zipfile
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+CONFIG: Final = "config.json"
+XLM_ROBERTA: Final = "xlm-roberta"
+"""What the configuration of BGE-M3, and of all that was trained from it, has as `model_type`."""
+
+VOCABULARIES: Final = ("tokenizer.json", "*.model", "vocab.*")
+WEIGHTS: Final = (
+    ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json"),
+)
+HEADS: Final = ("colbert_linear", "sparse_linear")
+
+# What torch.load and safetensors raise for a file that is cut short, damaged or more than weights.
+DAMAGE: Final = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    AssertionError,
+    UnpicklingError,
+    SafetensorError,
+)
+
+
+def check_pooling(folder: Path) -> None:
+    """Raise ValueError for a checkpoint that was trained with another pooling than [CLS]."""
+    path = folder / "1_Pooling" / "config.json"
+    if not path.is_file():
+        return
+    try:
+        pooling = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not pooling.get("pooling_mode_cls_token", pooling.get("pooling_mode", "cls") == "cls"):
+        raise ValueError(f"{folder} was trained with a pooling other than [CLS] ({path.name}), which is not supported")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files with the backbone's weights: safetensors where there are any, as transformers prefers them."""
+    for names in WEIGHTS:
+        if files := sorted(path for name in names[:2] for path in folder.glob(name)):
+            return files
+    return []
+
+
+def read_tensors(path: Path) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
+    """Return the tensors of a weight file: their names, and a call that reads one."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a dictionary
+                yield name, partial(file.get_tensor, name)
+    else:
+        # Files from before torch 1.6 are no zip archives and cannot be mapped.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+        for name, tensor in state.items():
+            yield name, partial(torch.Tensor.detach, tensor)
+
+
+def head_files(folder: Path, name: str = "*_linear") -> list[Path]:
+    """Return the files of one head, or of both."""
+    return sorted([*folder.glob(f"{name}.safetensors"), *folder.glob(f"{name}.pt")])

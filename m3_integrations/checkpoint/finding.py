@@ -1,0 +1,62 @@
+"""Where a checkpoint is: in this package, in a folder, or on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import os
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Final
+
+_KNOWN_REPOSITORIES: Final = ("BAAI/bge-m3",)
+
+BUNDLED: Final = "tiny"
+"""The name of the checkpoint in this package."""
+
+
+def find_checkpoint(model: str | os.PathLike[str], *, revision: str | None = None) -> Path:
+    """Return the folder of a checkpoint, downloading from the Hugging Face hub what is needed and not yet cached.
+
+    Args:
+        model: A folder, a repository of the hub such as "BAAI/bge-m3", or "tiny", the checkpoint in this package
+            (a folder of your own with that name is "./tiny").
+        revision: Branch, tag or commit on the hub.
+
+    Returns:
+        The folder, symbolic links resolved. On the hub's cache it names the commit.
+
+    Raises:
+        FileNotFoundError: If there is no such folder or repository, or if the hub cannot be reached, or does not answer
+            within 20 seconds, and the repository is not cached.
+        ValueError: If a revision is asked of a folder.
+    """
+    folder = Path(__file__).parent.parent / BUNDLED if model == BUNDLED else Path(model).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise ValueError(f"revision={revision!r} belongs to a repository of the hub, but {folder} is a folder")
+        return folder.resolve()
+    if isinstance(model, os.PathLike) or str(model).startswith((".", "~", "/")):
+        raise FileNotFoundError(f"no checkpoint folder {folder}")
+    from m3_integrations.checkpoint import hub  # noqa: PLC0415 - its client takes as long to import as numpy twice
+
+    try:
+        return hub.download(str(model), revision)
+    except hub.NOT_FOUND as error:
+        at = f" at revision {revision!r}" if revision else ""
+        raise FileNotFoundError(
+            f"{str(model)!r}{at} is not a folder here, and the Hugging Face hub did not give it: "
+            f"{error or type(error).__name__}. {_ways_out(str(model))}"
+        ) from error
+
+
+def _ways_out(model: str) -> str:
+    """Return what else somebody can do whose checkpoint is not to be had."""
+    names = {name.casefold(): name for name in (BUNDLED, *_KNOWN_REPOSITORIES)} | {
+        name.partition("/")[2].casefold(): name for name in _KNOWN_REPOSITORIES
+    }
+    close = get_close_matches(model.casefold(), names, n=1, cutoff=0.8)
+    meant = f"Did you mean {names[close[0]]!r}? " if close and names[close[0]] != model else ""
+    return (
+        f"{meant}Without the hub: {BUNDLED!r} is in this package; a folder works that has config.json, the tokenizer, "
+        "model.safetensors or pytorch_model.bin, colbert_linear.pt and sparse_linear.pt; what was downloaded once is "
+        "read from the cache (HF_HOME); HF_ENDPOINT names a mirror"
+    )

@@ -1,0 +1,109 @@
+"""The tokenizer of a checkpoint: as its tokenizer.json has it, or as transformers makes one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import tokenizers
+
+from m3_integrations.checkpoint.files import CONFIG, VOCABULARIES, XLM_ROBERTA
+from m3_integrations.tokenizer import Tokenizer
+
+_FILE: Final = "tokenizer.json"
+_SETTINGS: Final = ("tokenizer_config.json", "special_tokens_map.json")
+_SPECIAL: Final = {"cls_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+"""XLM-RoBERTa's special tokens where the settings name no others."""
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Load a checkpoint's tokenizer.
+
+    Raises:
+        TypeError: If it is a slow one.
+        ValueError: If the folder has none that can be read, or it puts no [CLS] before a text.
+    """
+    if not any(file for pattern in VOCABULARIES for file in folder.glob(pattern)):
+        # Without this check transformers makes a tokenizer with an empty vocabulary and says nothing.
+        raise ValueError(f"{folder} has no tokenizer: none of {', '.join(VOCABULARIES)}")
+    if (tokenizer := _read(folder)) is not None:
+        return Tokenizer(tokenizer)
+    from transformers import AutoTokenizer  # noqa: PLC0415 - takes longer to import than the bundled checkpoint to load
+
+    try:
+        return Tokenizer(AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+    except TypeError:
+        raise
+    except Exception as error:  # the Rust library raises nothing narrower
+        raise ValueError(f"{folder} has no readable tokenizer: {error}") from error
+
+
+class _FileTokenizer:
+    """What `Tokenizer` needs of a tokenizer of transformers, from the files alone.
+
+    Args:
+        tokenizer: As tokenizer.json has it.
+        special: The special tokens, by the names that transformers has for them.
+        settings: The contents of the other files, by their names.
+    """
+
+    is_fast = True
+
+    def __init__(
+        self, tokenizer: tokenizers.Tokenizer, special: Mapping[str, str], settings: Mapping[str, bytes]
+    ) -> None:
+        self.backend_tokenizer = tokenizer
+        ids = {name: tokenizer.token_to_id(token) for name, token in special.items()}
+        self.cls_token_id, self.eos_token_id = ids["cls_token"], ids["eos_token"]
+        self.pad_token_id, self.unk_token_id = ids["pad_token"], ids["unk_token"]
+        self._settings = settings
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the files that this was read from."""
+        self.backend_tokenizer.save(str(folder / _FILE))
+        for name, content in self._settings.items():
+            (folder / name).write_bytes(content)
+
+
+def _read(folder: Path) -> _FileTokenizer | None:
+    """Read tokenizer.json; None where transformers would add to it, or this is no XLM-RoBERTa, or no such file.
+
+    Transformers takes what the file says for such a checkpoint, but for tokens that only the settings name.
+    """
+    try:
+        if json.loads((folder / CONFIG).read_bytes())["model_type"] != XLM_ROBERTA:
+            return None
+        tokenizer = tokenizers.Tokenizer.from_file(str(folder / _FILE))
+        settings = {name: (folder / name).read_bytes() for name in _SETTINGS if (folder / name).is_file()}
+        given: dict[str, Any] = {}
+        for content in reversed(settings.values()):  # the first file has the last word
+            given |= json.loads(content)
+        special = {name: _text(given.get(name, token)) for name, token in _SPECIAL.items()}
+        added = {int(i): _text(token) for i, token in given.get("added_tokens_decoder", {}).items()}
+    except Exception:
+        return None
+    is_complete = (
+        tokenizer.post_processor is not None
+        and not (folder / "added_tokens.json").exists()
+        and "auto_map" not in given
+        and given.get("tokenizer_class", "XLMRobertaTokenizer").removesuffix("Fast") == "XLMRobertaTokenizer"
+        and all(tokenizer.token_to_id(token) is not None for token in {*special.values(), *_named(given)})
+        and all(tokenizer.token_to_id(token) == i for i, token in added.items())
+    )
+    return _FileTokenizer(tokenizer, special, settings) if is_complete else None
+
+
+def _named(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Return the tokens that the settings name, whatever for."""
+    for name, value in settings.items():
+        if name.endswith("_token") and value is not None:
+            yield _text(value)
+        elif name.endswith("special_tokens"):
+            yield from (_text(token) for token in (value.values() if isinstance(value, Mapping) else value or ()))
+
+
+def _text(token: Any) -> str:
+    """Return a token that stands in the settings as itself, or with how it is to be found."""
+    return str(token["content"] if isinstance(token, Mapping) else token)
