@@ -54,12 +54,14 @@ def save_checkpoint(
         shutil.rmtree(aside)  # what a killed process left
     aside.mkdir(parents=True)
     try:
-        backbone.save_pretrained(aside)  # type: ignore[operator]
+        # On a CPU weights may lie in oneDNN's own order, which no file format knows.
+        state = {name: value.to_dense() if value.is_mkldnn else value for name, value in backbone.state_dict().items()}
+        backbone.save_pretrained(aside, state_dict=state)  # type: ignore[operator]
         tokenizer.source.save_pretrained(aside)
         if heads is not None:
             for name, head in zip(HEADS, (heads.multi_vector, heads.lexical), strict=True):
-                state = {key: value.detach().cpu() for key, value in head.state_dict().items()}
-                torch.save(state, aside / f"{name}.pt")
+                values = {key: value.detach().cpu() for key, value in head.state_dict().items()}
+                torch.save(values, aside / f"{name}.pt")
         _write_modules(aside, backbone.config.hidden_size)  # type: ignore[union-attr, arg-type]
         (target / CONFIG).unlink(missing_ok=True)
         written = [path for path in aside.rglob("*") if path.is_file()]

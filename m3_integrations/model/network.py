@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from m3_integrations.checkpoint import Heads, load_heads
+from m3_integrations.model.cpu_layers import CpuLayers, prepare_for_cpu
 from m3_integrations.model.forward_pass import ForwardPass, largest_weights, to_device
-from m3_integrations.model.int8 import use_int8
 from m3_integrations.model.packing import has_varlen_kernel, packed_attention, packed_positions, padded_attention
 from m3_integrations.model.xlm_roberta import XlmRoberta, load_encoder
 from m3_integrations.tokenizer import Tokens
@@ -66,6 +66,7 @@ class M3Network(nn.Module):
         self.max_positions = _count_positions(backbone)
         self._config = config
         self._stream: torch.cuda.Stream | None = None
+        self._cpu_layers: CpuLayers | None = None
 
     @classmethod
     def load(
@@ -93,12 +94,12 @@ class M3Network(nn.Module):
         """
         stored = torch.float32 if dtype == torch.int8 else dtype
         backbone: Any = load_encoder(folder, stored).to(device)
-        if dtype == torch.int8:
-            use_int8(backbone)
+        cpu_layers = prepare_for_cpu(backbone, dtype) if device.type == "cpu" else None
         heads = load_heads(folder, backbone.config.hidden_size, stored)
         if is_packed is None:
-            is_packed = isinstance(backbone, XlmRoberta) and has_varlen_kernel(backbone)
+            is_packed = cpu_layers is not None or (isinstance(backbone, XlmRoberta) and has_varlen_kernel(backbone))
         network = cls(backbone, heads, pad_id=pad_id, ignored_ids=ignored_ids, is_packed=is_packed).to(device).eval()
+        network._cpu_layers = cpu_layers
         if device.type == "cuda":
             network._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         return network
@@ -165,6 +166,8 @@ class M3Network(nn.Module):
 
     def _packed(self, here: Mapping[str, torch.Tensor], lengths: IntArray) -> torch.Tensor:
         """Return the last hidden states of all texts in one row without padding."""
+        if self._cpu_layers is not None:
+            return self._cpu_layers(here["ids"], here["positions"], lengths.tolist())
         attend = packed_attention(self.backbone, here["boundaries"], lengths.tolist())
         hidden: torch.Tensor = self.backbone(here["ids"][None], here["positions"][None], attend)  # (1, tokens, hidden)
         return hidden[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import groupby
 from typing import Any, Final
 
 import numpy as np
@@ -35,9 +36,34 @@ def _attend_per_text(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, lengths: list[int]
 ) -> torch.Tensor:
     """Attend with one call for each text, on devices and in dtypes that the kernel does not know."""
-    texts = zip(*(torch.split(states, lengths, dim=2) for states in (query, key, value)), strict=True)
-    mixed = torch.cat([F.scaled_dot_product_attention(*text) for text in texts], dim=2)  # (1, heads, tokens, width)
-    return mixed.transpose(1, 2)
+    q, k, v = (states[0].transpose(0, 1).flatten(1) for states in (query, key, value))  # (tokens, heads * width)
+    mixed = attend_per_text(q, k, v, runs_of(lengths), query.shape[1])
+    return mixed.view(1, len(mixed), query.shape[1], -1)
+
+
+def runs_of(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Return how many texts of the same length follow each other, and that length, for all texts in their order."""
+    return [(len(list(run)), length) for length, run in groupby(lengths)]
+
+
+def attend_per_text(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, runs: Sequence[tuple[int, int]], n_heads: int
+) -> torch.Tensor:
+    """Return (tokens, heads * width): every text's tokens attend to each other, and to no other text's.
+
+    Args:
+        query: (tokens, heads * width), the texts one after another.
+        key: Likewise.
+        value: Likewise.
+        runs: What `runs_of` returns: texts of equal length that follow each other take one call.
+        n_heads: The attention heads.
+    """
+    parts, sizes = [], [n * length for n, length in runs]
+    for (n, length), *rows in zip(runs, *(torch.split(states, sizes) for states in (query, key, value)), strict=True):
+        heads = (states.view(n, length, n_heads, -1).transpose(1, 2) for states in rows)  # (n, heads, length, width)
+        mixed = F.scaled_dot_product_attention(*heads)
+        parts.append(mixed.transpose(1, 2).reshape(n * length, -1))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def padded_attention(is_real: torch.Tensor | None) -> Attention:

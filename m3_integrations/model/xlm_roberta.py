@@ -114,12 +114,12 @@ class XlmRoberta(nn.Module):
         """The type of the embeddings."""
         return self.embeddings.position_embeddings.weight.dtype
 
-    def save_pretrained(self, folder: Path) -> None:
-        """Write config.json and model.safetensors, as transformers has them."""
+    def save_pretrained(self, folder: Path, *, state_dict: Mapping[str, torch.Tensor]) -> None:
+        """Write config.json and, with these weights, model.safetensors, as transformers has them."""
         source = {name: value for name, value in self.config.source.items() if name != "torch_dtype"}
         changed = {"architectures": ["XLMRobertaModel"], "dtype": str(self.dtype).removeprefix("torch.")}
         (folder / CONFIG).write_text(json.dumps(source | changed, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from m3_integrations.checkpoint import load_tokenizer
-from m3_integrations.model import ForwardPass, M3Network
+from m3_integrations.model import ForwardPass, M3Network, cpu_layers
+from m3_integrations.model.prepacked import can_prepack
 from m3_integrations.tokenizer import Tokenizer, Tokens
 
 Load = Callable[..., M3Network]
@@ -26,8 +27,17 @@ def tokenizer(checkpoint: Path) -> Tokenizer:
 
 
 @pytest.fixture
-def load(checkpoint: Path, tokenizer: Tokenizer) -> Load:
-    def load(*, is_packed: bool | None = None, dtype: torch.dtype = torch.float32, device: str = "cpu") -> M3Network:
+def load(checkpoint: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> Load:
+    """Load a network; with `is_plain` without the CPU's own layers, so as it is on other devices."""
+
+    def load(
+        *,
+        is_packed: bool | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        is_plain: bool = False,
+    ) -> M3Network:
+        monkeypatch.setattr(cpu_layers, "can_prepack", lambda dtype: can_prepack(dtype) and not is_plain)
         return M3Network.load(
             checkpoint,
             device=torch.device(device),

@@ -19,7 +19,7 @@ def test_a_launch_asks_nothing_of_the_device(
     load: Load, tokenizer: Tokenizer, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fake tensors have no values, so that every step whose result depends on them raises; on CUDA it would wait."""
-    network = load(is_packed=layout.startswith("packed"))
+    network = load(is_packed=layout.startswith("packed"), is_plain=True)
     if layout == "packed for the kernel":
         monkeypatch.setattr(packing, "has_varlen_kernel", lambda _: True)
     texts = tokenizer(TEXTS[:1] * 3 if layout == "one length" else TEXTS, max_length=60)
@@ -52,7 +52,7 @@ def test_no_mask_is_asked_whether_it_masks_anything(
 def test_fake_tensors_notice_a_step_that_waits(
     load: Load, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network = load(is_packed=False)
+    network = load(is_packed=False, is_plain=True)
     results = network._results
 
     def waiting(hidden: torch.Tensor, here: Any, n: int) -> Any:

@@ -13,6 +13,7 @@ from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaEmbed
 from m3_integrations import tokenizer as tokenizer_module
 from m3_integrations.checkpoint.architectures import load_backbone
 from m3_integrations.model import M3Network, packing, varlen
+from m3_integrations.model.prepacked import can_prepack
 from m3_integrations.tokenizer import Pooling, Tokenizer, Tokens
 from tests.golden.texts import TEXTS
 from tests.model.conftest import Load, assert_same, encode
@@ -37,6 +38,7 @@ def test_packed_equals_padded_equals_alone(
     assert (max(text.n_cls for text in texts) > 1) == (pooling == "mcls")
     together = encode(packed, texts)
     assert_same(together, encode(padded, texts))
+    assert_same(together, encode(load(is_packed=True, is_plain=True), texts))
     for i, text in enumerate(texts):
         alone = encode(padded, [text])
         assert together.multi_vector is not None
@@ -79,7 +81,7 @@ def test_a_mistake_in_packing_would_show(
     load: Load, tokenizer: Tokenizer, mistake: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """None of the three raises; so the checkpoints must be such that `test_packed_equals_padded` cannot miss one."""
-    network = load(is_packed=True)
+    network = load(is_packed=True, is_plain=True)
     texts = tokenizer(["rotate the keys", "why do bridges have joints", "how long should tea steep"], max_length=60)
     right = encode(network, texts).dense
     if mistake == "attention across texts":
@@ -133,7 +135,7 @@ def test_the_kernel_is_called_with_what_every_release_of_torch_takes(
         calls.append(len(parts))
         return torch.cat(parts)
 
-    network: Any = load(is_packed=True)
+    network: Any = load(is_packed=True, is_plain=True)
     config = network.backbone.config
     heads, width = config.num_attention_heads, config.hidden_size // config.num_attention_heads
     texts = tokens_of(tokenizer, network)[:9]
@@ -147,7 +149,8 @@ def test_the_kernel_is_called_with_what_every_release_of_torch_takes(
 
 
 def test_batches_are_padded_where_torch_has_no_kernel(load: Load) -> None:
-    assert not load().is_packed
+    assert load().is_packed == can_prepack(torch.float32)
+    assert not load(is_plain=True).is_packed
     assert not load(dtype=torch.float16).is_packed
 
 
