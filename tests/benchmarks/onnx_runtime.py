@@ -10,7 +10,8 @@ import onnxruntime
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from m3_integrations.checkpoint.architectures import load_backbone, load_heads, load_tokenizer
+from m3_integrations.checkpoint import load_heads, load_tokenizer
+from m3_integrations.checkpoint.architectures import load_backbone
 
 if TYPE_CHECKING:
     from m3_integrations.vectors import FloatArray
