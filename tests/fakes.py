@@ -18,14 +18,17 @@ from m3_integrations.vectors import (
     offsets_of,
 )
 
-DIM, TOKEN_DIM, VOCABULARY = 8, 32, 40  # Qdrant 1.18 multiplies fewer than 32 numbers of a token in half precision
+DIM, TOKEN_DIM, VOCABULARY = 8, 32, 40
+
+WIDER = np.linalg.qr(np.random.default_rng(0).normal(size=(TOKEN_DIM, 6)))[0].T
+"""(6, 32): turns six numbers into 32 with the same inner products. Qdrant 1.18 multiplies fewer in half precision."""
 
 
 def random_vectors(random: np.random.Generator, n: int, tokens: int | None = None) -> M3Vectors:
     """Texts of 1 to 9 tokens, or of that many, over 40 token ids."""
     lengths = random.integers(1, 10, n) if tokens is None else np.full(n, tokens)
     rows = np.repeat(np.arange(n), lengths)
-    dense, flat = random.normal(size=(n, DIM)), random.normal(size=(len(rows), TOKEN_DIM))
+    dense, flat = random.normal(size=(n, DIM)), random.normal(size=(len(rows), 6)) @ WIDER
     return M3Vectors(
         dense=(dense / np.linalg.norm(dense, axis=1, keepdims=True)).astype(np.float32),
         lexical=lexical_of_tokens(
