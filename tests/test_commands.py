@@ -1,6 +1,7 @@
 """Every `m3` command once as a process: that it starts, does its work, and what exit status a script sees.
 
 `m3 index` and `m3 search` run as processes in the README's block (test_readme.py), `m3 serve` in serve/test_ending.py.
+`m3 load` is tried in parquet/test_parquet.py.
 All else that commands do is tested in this process, next to what they call.
 """
 
@@ -80,7 +81,7 @@ def test_a_command_does_its_work_and_exits_with_its_status(check: Callable[[Path
 
 def test_every_command_is_tried_and_named_in_the_help(tmp_path: Path) -> None:
     known = {each.name or each.callback.__name__ for each in app.registered_commands if each.callback}
-    assert known == {*COMMANDS, "index", "search", "serve", "help"}
+    assert known == {*COMMANDS, "index", "load", "search", "serve", "help"}
     assert run("help", cwd=tmp_path).stdout.split() == run("--help", cwd=tmp_path).stdout.split()
     shown = run("--help", cwd=tmp_path)
     assert shown.returncode == 0
