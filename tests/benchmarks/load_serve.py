@@ -8,7 +8,8 @@ added, read and deleted; between them slow readers, bodies and headers that stop
 that are too large, and malformed ones. Right answers are compared with those of an encoder in this process, or with
 what the idle server answered before. At the end SIGTERM comes while all connections ask. The exit status is 1 if an
 answer was wrong, if a request that had been sent whole got none, if a wrong one got a status of 500 or above, if the
-server did not end with 0, or if its memory grew by more than a fifth in the second half.
+server did not end with 0, or if its memory grew by more than a fifth in the second half. Memory is not judged in runs of
+less than a minute: caches fill and every thread still gets its pools.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from m3_integrations.vectors import M3Vectors
 from tests.benchmarks.bench_serve import server, text
 from tests.benchmarks.load_client import Connection, Tally, head, watch
 
-N_RECORDS, TOLERANCE, TIMEOUT_S = 100, 1e-6, 10
+N_RECORDS, TOLERANCE, TIMEOUT_S, WARM_S = 100, 1e-6, 10, 60
 TEXTS = [text(i, 5 + 7 * i % 60) for i in range(60)]
 QUERIES = [text(1000 + i, 6) for i in range(10)]
 
@@ -287,7 +288,7 @@ async def load_and_end(process: subprocess.Popen[bytes], port: int, expected: Ex
     show(tally, args.seconds)
     eighths = [float(np.median(part)) for part in np.array_split(np.array(memory), 8)]
     print("server's own memory, by eighths of the time: " + ", ".join(f"{mb:.0f}" for mb in eighths) + " MB")
-    if eighths[-1] > 1.2 * eighths[3]:
+    if args.seconds >= WARM_S and eighths[-1] > 1.2 * eighths[3]:
         tally.faults.append("memory grew")
     ending = Tally(faults=tally.faults)
     callers = [Caller(i, port, ending, expected, args.seed + 1) for i in range(args.connections)]
