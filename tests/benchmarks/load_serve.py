@@ -8,8 +8,8 @@ added, read and deleted; between them slow readers, bodies and headers that stop
 that are too large, and malformed ones. Right answers are compared with those of an encoder in this process, or with
 what the idle server answered before. At the end SIGTERM comes while all connections ask. The exit status is 1 if an
 answer was wrong, if a request that had been sent whole got none, if a wrong one got a status of 500 or above, if the
-server did not end with 0, or if its memory grew by more than a fifth in the second half. Memory is not judged in runs of
-less than a minute: caches fill and every thread still gets its pools.
+server did not end with 0, or if its memory grew by more than a fifth in the second half. Memory is not judged in runs
+of less than a minute: caches fill and every thread still gets its pools.
 """
 
 from __future__ import annotations
