@@ -242,6 +242,23 @@ def pool_vectors(
     return M3Vectors(dense=dense, lexical=lexical, multi_vector=pool_tokens(tokens, lengths)), is_pooled | is_shorter
 
 
+def vector_bytes(vectors: M3Vectors, rows: IntArray) -> IntArray:
+    """Return (n,) int64, the bytes of the numbers in each of these rows: 4 of a float32, 8 of a lexical weight.
+
+    Args:
+        vectors: Of any number of texts.
+        rows: (n,) where the vectors of each record are.
+    """
+    sizes = np.zeros(len(rows), dtype=np.int64)
+    if "dense" in vectors.modes:
+        sizes += 4 * vectors.dense.shape[1]
+    if "lexical" in vectors.modes:
+        sizes += 8 * vectors.lexical.lengths[rows]
+    if "multi_vector" in vectors.modes:
+        sizes += 4 * vectors.multi_vector.flat.shape[1] * vectors.multi_vector.lengths[rows]
+    return sizes
+
+
 def batches(
     payloads: Sequence[Mapping[str, Any]], rows: IntArray, vectors: M3Vectors, max_bytes: int
 ) -> Iterator[tuple[slice, int]]:
@@ -256,12 +273,7 @@ def batches(
         max_bytes: The size of a batch at most.
     """
     sizes = np.array([len(payload["text"]) + 4 * len(json.dumps(payload["metadata"])) for payload in payloads])
-    if "dense" in vectors.modes:
-        sizes += 4 * vectors.dense.shape[1]
-    if "lexical" in vectors.modes:
-        sizes += 8 * vectors.lexical.lengths[rows]
-    if "multi_vector" in vectors.modes:
-        sizes += 4 * vectors.multi_vector.flat.shape[1] * vectors.multi_vector.lengths[rows]
+    sizes += vector_bytes(vectors, rows)
     start = total = 0
     for i, size_bytes in enumerate(sizes.tolist()):
         if i > start and (i - start == _MAX_RECORDS_PER_BATCH or total + size_bytes > max_bytes):

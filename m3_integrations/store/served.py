@@ -25,7 +25,7 @@ from m3_integrations.store.answers import (
     refuse,
 )
 from m3_integrations.store.filters import FilterLike, parse_filter
-from m3_integrations.store.points import StoreFormat, pool_vectors
+from m3_integrations.store.points import StoreFormat, pool_vectors, vector_bytes
 from m3_integrations.store.protocol import (
     Hits,
     Record,
@@ -199,13 +199,7 @@ class ServedStore(Store):
     def _parts(self, records: Sequence[Record], rows: NDArray[np.int64], vectors: M3Vectors) -> list[slice]:
         """Cut records into what one request takes."""
         sizes = np.array([len(json.dumps(record_to_json(each), ensure_ascii=False).encode()) + 2 for each in records])
-        sizes += 16  # offsets
-        if "dense" in vectors.modes:
-            sizes += 4 * vectors.dense.shape[1]
-        if "lexical" in vectors.modes:
-            sizes += 8 * vectors.lexical.lengths[rows]
-        if "multi_vector" in vectors.modes:
-            sizes += 4 * vectors.multi_vector.flat.shape[1] * vectors.multi_vector.lengths[rows]
+        sizes += 16 + vector_bytes(vectors, rows)  # 16 for the offsets
         room = self._about.most_bytes - _FRAME_BYTES
         largest = int(sizes.argmax())
         if sizes[largest] > room:
