@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 CONFIG: Final = "config.json"
 XLM_ROBERTA: Final = "xlm-roberta"
-"""What the configuration of BGE-M3, and of all that was trained from it, has as `model_type`."""
+"""`model_type` in the configuration of BGE-M3 and of every checkpoint that was trained from it."""
 
 VOCABULARIES: Final = ("tokenizer.json", "*.model", "vocab.*")
 WEIGHTS: Final = (

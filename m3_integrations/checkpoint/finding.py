@@ -1,4 +1,4 @@
-"""Where a checkpoint is: in this package, in a folder, or on the Hugging Face hub."""
+"""Find a checkpoint: in this package, in a folder, or on the Hugging Face hub."""
 
 from __future__ import annotations
 

@@ -25,13 +25,13 @@ _SMALL_FILES: Final = (
 )
 
 _HubError: Final[type[Exception]] = next(b for b in HfHubHTTPError.__mro__ if b.__name__ == "HTTPError")
-"""What the hub's transport raises, timeouts too: of httpx or of httpx2, as the hub's version has it."""
+"""Base class of what the hub's HTTP client raises, timeouts included. The client is httpx or httpx2, by its version."""
 
 _HUB_TIMEOUT_S: Final = 20.0
 """How long the hub may take to answer whether it has a repository."""
 
 NOT_FOUND: Final = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, _HubError)
-"""What `download` raises."""
+"""Errors that `download` raises."""
 
 
 @cache

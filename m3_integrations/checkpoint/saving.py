@@ -16,7 +16,7 @@ from m3_integrations.checkpoint.heads import Heads
 from m3_integrations.tokenizer import Tokenizer
 
 _UNFINISHED: Final = ".unfinished"
-"""Where a checkpoint is written before its files are moved to their places."""
+"""Name of the folder that a checkpoint is written to before its files are moved to their places."""
 
 
 def save_checkpoint(

@@ -41,7 +41,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 class _FileTokenizer:
-    """What `Tokenizer` needs of a tokenizer of transformers, from the files alone.
+    """Serve `Tokenizer` as a tokenizer of transformers would, from the files alone.
 
     Args:
         tokenizer: As tokenizer.json has it.
@@ -82,7 +82,7 @@ def _read(folder: Path) -> _FileTokenizer | None:
             given |= json.loads(content)
         special = {name: _text(given.get(name, token)) for name, token in _SPECIAL.items()}
         added = {int(i): _text(token) for i, token in given.get("added_tokens_decoder", {}).items()}
-    except Exception:
+    except Exception:  # the Rust library raises nothing narrower; transformers then says what is wrong with the file
         return None
     is_complete = (
         tokenizer.post_processor is not None
