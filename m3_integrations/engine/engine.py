@@ -31,6 +31,12 @@ from m3_integrations.vectors import M3Vectors, Mode
 _TOKENS_PER_PASS_ON_CPU: Final = 1024
 _TOKENS_PER_PASS: Final = 16_384
 
+_SHORT_CHARACTERS: Final = 640
+"""Calls up to this size are tokenized and finished within the event loop, which takes 0.2 to 0.5 ms."""
+
+_CHARACTERS_PER_TEXT: Final = 64
+"""What a text costs beside its characters, counted in characters."""
+
 
 @dataclass(frozen=True, slots=True)
 class EncoderStats:
@@ -246,13 +252,22 @@ def encode_ahead(
 
 
 async def aencode(engine: Engine, texts: Sequence[str], options: EncodeOptions) -> tuple[M3Vectors, NDArray[np.bool_]]:
-    """Make, start and finish a call; no thread waits meanwhile. A task that is cancelled leaves the queue."""
+    """Make, start and finish a call; no thread waits meanwhile. A task that is cancelled leaves the queue.
+
+    A short call is tokenized and finished within the event loop. That takes less time than the way to a thread and
+    back, and it does not wait there behind other callers' long texts.
+    """
     loop = asyncio.get_running_loop()
-    call = await loop.run_in_executor(engine.executor, Call, engine, texts, options)
+    is_short = sum(len(text) + _CHARACTERS_PER_TEXT for text in texts) <= _SHORT_CHARACTERS
+    call = (
+        Call(engine, texts, options)
+        if is_short
+        else await loop.run_in_executor(engine.executor, Call, engine, texts, options)
+    )
     try:
         await asyncio.wrap_future(call.start())
     except BaseException:
         call.cancel()
         del call, engine  # the error's traceback holds this frame, and a task that failed holds the error
         raise
-    return await loop.run_in_executor(engine.executor, call.finish)
+    return call.finish() if is_short else await loop.run_in_executor(engine.executor, call.finish)

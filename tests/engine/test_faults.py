@@ -188,6 +188,19 @@ async def test_many_tasks_share_passes_and_hold_no_threads(alone: M3Encoder) -> 
     assert len(gate.batches) <= 4
 
 
+async def test_a_short_call_does_not_wait_for_a_thread_behind_long_ones(alone: M3Encoder) -> None:
+    executor = alone._live_engine().executor
+    may_end = threading.Event()
+    occupied = [executor.submit(may_end.wait, 60) for _ in range(executor._max_workers)]
+    many = [f"bread {i}" for i in range(30)]
+    long = asyncio.create_task(alone.aencode(many))
+    assert_same(await asyncio.wait_for(alone.aencode(["water"]), 60), alone.encode(["water"]))
+    assert not long.done()
+    may_end.set()
+    assert_same(await long, alone.encode(many))
+    assert all(job.result() for job in occupied)
+
+
 async def test_a_cancelled_task_costs_nobody_else(alone: M3Encoder) -> None:
     expected = alone.encode(["water"])
     gate = Gate(alone)
