@@ -1,7 +1,9 @@
-"""What the README shows works as it stands."""
+"""What the README, and the pages beside the code, show works as it stands."""
 
 import ast
+import base64
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -12,26 +14,37 @@ from typing import Any
 import numpy as np
 import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = sorted(path for folder in ("m3_integrations", "tests") for path in (ROOT / folder).rglob("*.md"))
 
 
-def test_there_are_blocks_to_run() -> None:
-    assert len(BLOCKS) == 4
+def blocks(page: str) -> list[str]:
+    """Return the blocks of Python of a page below the project's folder."""
+    return re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
 
 
-def test_the_promise_runs_and_finds_the_right_document() -> None:
+def test_every_block_of_python_is_run_below_or_in_the_tests_of_evaluation() -> None:
+    with_blocks = {str(path.relative_to(ROOT)): n for path in PAGES if (n := len(blocks(str(path.relative_to(ROOT)))))}
+    assert len(blocks("README.md")) == 2
+    assert with_blocks == {f"m3_integrations/{room}/README.md": 1 for room in ("evaluation", "ray", "store")}
+
+
+def test_the_first_block_finds_the_right_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    exec(BLOCKS[0], names)
+    exec(blocks("README.md")[0], names)
     (found,) = names["found"]
+    names["retriever"].store.close()
     assert found.id == "1"
     assert found.score > 0
     assert found.m3_scores.keys() == {"dense", "lexical", "multi_vector"}
+    assert (tmp_path / "my-index" / "m3-store.json").exists()
 
 
 def test_the_encoders_block_runs() -> None:
     names: dict[str, object] = {}
-    exec(BLOCKS[1], names)
+    exec(blocks("README.md")[1], names)
     scores = names["scores"]
     assert isinstance(combined := getattr(scores, "combined", None), np.ndarray)
     assert combined[0] > combined[1]
@@ -39,7 +52,7 @@ def test_the_encoders_block_runs() -> None:
 
 def test_the_stores_block_makes_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(BLOCKS[2], {})
+    exec(blocks("m3_integrations/store/README.md")[0], {})
     assert (tmp_path / "my-index" / "m3-store.json").exists()
 
 
@@ -48,7 +61,8 @@ def test_the_stores_block_makes_a_folder(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_block_of_many_machines_passes_arguments_that_there_are() -> None:
     import m3_integrations.ray
 
-    calls = [node for node in ast.walk(ast.parse(BLOCKS[3])) if isinstance(node, ast.Call)]
+    (block,) = blocks("m3_integrations/ray/README.md")
+    calls = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call)]
     named = [(node.func.id, node) for node in calls if isinstance(node.func, ast.Name)]
     assert sorted(name for name, _ in named) == ["encode_corpus", "encode_corpus", "read_jsonl", "serve_encoder"]
     for name, node in named:
@@ -61,11 +75,29 @@ def test_one_line_each_sets_up_and_runs(line: str) -> None:
     assert len(re.findall(rf"^python3 -m venv \.venv && .* && {line}$", README, re.MULTILINE)) == 1
 
 
-def test_every_cookbook_is_listed_and_every_link_leads_somewhere() -> None:
-    folder = Path(__file__).parent.parent
-    links = re.findall(r"\]\((?!https?://|#)([^)]+)\)", README)
-    assert [link for link in links if not (folder / link).exists()] == []
-    assert {f"cookbooks/{path.name}" for path in folder.glob("cookbooks/*.ipynb")} <= set(links)
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_every_cookbook_and_every_page_is_linked() -> None:
+    linked: set[Path] = set()
+    unread = [ROOT / "README.md"]
+    while unread:
+        page = unread.pop()
+        links = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text())
+        new = {(page.parent / link).resolve() for link in links} - linked
+        linked |= new
+        unread += [link for link in new if link.suffix == ".md"]
+    assert {*ROOT.glob("cookbooks/*.ipynb"), *PAGES} <= linked
+
+
+def test_the_picture_is_the_cookbooks() -> None:
+    cells = json.loads((ROOT / "cookbooks" / "4_why_did_this_match.ipynb").read_text())["cells"]
+    outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+    pictures = [base64.b64decode("".join(data["image/png"])) for data in outputs if "image/png" in data]
+    assert (ROOT / "cookbooks" / "pictures" / "scores.png").read_bytes() == pictures[0]
 
 
 def test_the_command_lines_index_and_search(tmp_path: Path) -> None:
