@@ -137,7 +137,7 @@ REFUSED: list[tuple[Any, str]] = [
     (time(12), "seconds"),
     (timedelta(1), "seconds"),
     (np.timedelta64(1, "s"), "seconds"),
-    (np.datetime64("NaT"), "round it, or use None"),
+    (np.datetime64("NaT", "s"), "round it, or use None"),
     (np.datetime64("2024-05-01T00:00:00.000000001"), "round it"),
     (np.datetime64("20240-05-01"), "round it"),
     (Late(2024, 1, 1), "round it"),
