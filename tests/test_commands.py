@@ -26,9 +26,10 @@ from tests.langchain.test_imports import WITHOUT
 M3 = Path(sys.executable).parent / "m3"
 
 
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     # Wide, so that no line is broken; without colours and without transformers' bar.
-    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    plain = {"COLUMNS": "200", "NO_COLOR": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    environment = {**os.environ, **plain, **variables}
     return subprocess.run(
         [str(M3), *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
@@ -71,7 +72,51 @@ def train(folder: Path) -> None:
     assert "choose another output_dir" in again.stdout
 
 
-COMMANDS: dict[str, Callable[[Path], None]] = {"demo": demo, "eval": evaluation, "train": train}
+def mine(folder: Path) -> None:
+    write_jsonl(folder / "pairs.jsonl", [{"query": f"what are keys {i}?", "pos": [f"keys of {i}"]} for i in range(5)])
+    write_jsonl(folder / "corpus.jsonl", [{"_id": str(i), "text": f"keys of {i} and {2**i}"} for i in range(20)])
+    line = ["mine", "pairs.jsonl", "--corpus", "corpus.jsonl", "--out", "mined.jsonl", "--ranks", "1-9", "-n", "4"]
+    result = run(*line, "--duplicates", "1", "--device", "cpu", cwd=folder)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout == "20 negatives for 5 queries are in mined.jsonl\n"
+    examples = read_examples([folder / "mined.jsonl"])
+    assert all(len(set(example.negatives)) == 4 for example in examples)
+    again = run(*line, "--device", "cpu", cwd=folder)
+    assert (again.returncode, again.stderr) == (1, "error: mined.jsonl is there already: choose another file\n")
+
+
+LANGCHAIN = """
+from langchain_core.language_models import FakeListChatModel
+
+def init_chat_model(name):
+    assert name == "fake:model"
+    return FakeListChatModel(responses=["What are keys?", "What is a vault?"])
+"""
+
+
+def questions(folder: Path) -> None:
+    write_jsonl(folder / "corpus.jsonl", [{"text": "Keys."}, {"text": "A vault."}])
+    (folder / "path" / "langchain").mkdir(parents=True)
+    (folder / "path" / "langchain" / "__init__.py").touch()
+    (folder / "path" / "langchain" / "chat_models.py").write_text(LANGCHAIN)
+    line = ["questions", "corpus.jsonl", "--out", "pairs.jsonl", "--llm", "fake:model", "--concurrency", "1"]
+    places = os.pathsep.join(filter(None, [str(folder / "path"), os.environ.get("PYTHONPATH")]))
+    result = run(*line, cwd=folder, PYTHONPATH=places)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout == "2 pairs of 2 passages are in pairs.jsonl (2 asked now)\n"
+    assert [(example.query, example.positives) for example in read_examples([folder / "pairs.jsonl"])] == [
+        ("What are keys?", ("Keys.",)),
+        ("What is a vault?", ("A vault.",)),
+    ]
+
+
+COMMANDS: dict[str, Callable[[Path], None]] = {
+    "demo": demo,
+    "eval": evaluation,
+    "mine": mine,
+    "questions": questions,
+    "train": train,
+}
 
 
 @pytest.mark.parametrize("check", COMMANDS.values(), ids=COMMANDS)

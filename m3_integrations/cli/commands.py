@@ -13,6 +13,8 @@ from m3_integrations.cli.demo import demo
 from m3_integrations.cli.evaluation import evaluate
 from m3_integrations.cli.index import index
 from m3_integrations.cli.load import load
+from m3_integrations.cli.mine import mine
+from m3_integrations.cli.questions import questions
 from m3_integrations.cli.search import search
 from m3_integrations.cli.serve import serve
 from m3_integrations.cli.train import train
@@ -50,6 +52,8 @@ def show_help(context: typer.Context) -> None:
 
 app.command()(demo)
 app.command()(train)
+app.command()(mine)
+app.command()(questions)
 app.command(name="eval")(evaluate)
 app.command()(index)
 app.command()(load)

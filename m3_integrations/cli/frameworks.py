@@ -23,6 +23,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from m3_integrations import llama_index as for_llama_index
+from m3_integrations.cli.shared import open_llm
 from m3_integrations.langchain import M3HybridRetriever
 
 _PROMPT: Final = "Answer from these passages alone.\n\nPassages:\n{context}\n\nQuestion: {question}"
@@ -74,16 +75,7 @@ def open_chat_model(llm: str | None) -> BaseChatModel:
     Raises:
         ImportError: If a model is named and langchain is not installed.
     """
-    if llm is None:
-        return QuotingChatModel()
-    try:
-        from langchain.chat_models import init_chat_model
-    except ModuleNotFoundError as error:
-        if error.name != "langchain":
-            raise
-        raise ImportError("--llm needs langchain and the provider's package: pip install langchain") from error
-    chat_model: BaseChatModel = init_chat_model(llm)
-    return chat_model
+    return QuotingChatModel() if llm is None else open_llm(llm)
 
 
 def answer_with_langchain(retriever: M3HybridRetriever, chat_model: BaseChatModel, question: str) -> str:

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 
 if TYPE_CHECKING:
+    from langchain_core.language_models import BaseChatModel
+
     from m3_integrations.encoder import M3Encoder
     from m3_integrations.remote import RemoteEncoder
     from m3_integrations.search import Explanation
@@ -141,6 +143,23 @@ def open_model(
     if device != "auto" or max_length is not None:
         raise ValueError(f"--device and --max-length are settings of m3 serve, which runs at {model}: leave them out")
     return RemoteEncoder(model, api_key=os.environ.get("M3_API_KEY"))
+
+
+def open_llm(llm: str) -> BaseChatModel:
+    """Open a chat model as LangChain's `init_chat_model` takes it.
+
+    Raises:
+        ImportError: If langchain is not installed, or the package of the model's provider.
+        ValueError: If LangChain knows no such provider.
+    """
+    try:
+        from langchain.chat_models import init_chat_model
+    except ModuleNotFoundError as error:
+        if error.name != "langchain":
+            raise
+        raise ImportError("--llm needs langchain and the provider's package: pip install langchain") from error
+    chat_model: BaseChatModel = init_chat_model(llm)
+    return chat_model
 
 
 def print_explanation(explanation: Explanation, console: Console) -> None:

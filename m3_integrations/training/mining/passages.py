@@ -1,0 +1,80 @@
+"""Passages: the texts of a file, and a store that holds each of them once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+from m3_integrations.search import Searcher, SearchOptions
+from m3_integrations.store import Store
+from m3_integrations.vectors import Encoder
+
+_CHUNK: Final = 1000
+"""Passages that are looked up and added at a time."""
+
+
+def read_passages(path: Path, *, titles: bool = True) -> Iterator[str]:
+    """Yield the texts of a file with a JSON object a line, such as corpus.jsonl in BEIR's layout.
+
+    Args:
+        path: The file. Every object has "text", and maybe "title".
+        titles: Whether a title and a space are put before the text, as BEIR joins them.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a line is no such object.
+    """
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    yield _parse(json.loads(line.decode("utf-8-sig")), titles=titles)
+                except ValueError as error:
+                    raise ValueError(f"{path}, line {number}: {error}") from error
+
+
+def _parse(row: Any, *, titles: bool) -> str:
+    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+        raise ValueError('needs an object with "text", a string')  # noqa: TRY004 - the file's content is wrong
+    text = f"{(titles and row.get('title')) or ''} {row['text']}".strip()
+    text.encode()  # half a surrogate pair is a ValueError here, and would be one of the tokenizer's later
+    return text
+
+
+def passage_id(text: str) -> str:
+    """Return an id that a text always gets: 32 hexadecimal digits of it."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def index_passages(encoder: Encoder, store: Store, texts: Iterable[str], *, show_progress: bool = False) -> int:
+    """Put every text into a store once, under `passage_id`; what is there already is not encoded again.
+
+    So a call that was killed goes on when it is made again.
+
+    Args:
+        encoder: Encodes them, in every mode that it has a head for and the store keeps.
+        store: Where they go.
+        texts: Read once, some at a time. Blank ones are left out.
+        show_progress: Whether to draw a bar for every thousand.
+
+    Returns:
+        How many were added.
+
+    Raises:
+        ValueError: If the store holds another model's vectors.
+    """
+    store.bind(encoder.fingerprint)
+    searcher = Searcher(encoder, store, SearchOptions(mode="dense"))  # asks for no head that may be absent
+    added, unread = 0, iter(texts)
+    while chunk := list(islice(unread, _CHUNK)):
+        found = {passage_id(text): text for text in chunk if text.strip()}
+        there = {record.id for record in store.get(list(found))}
+        new = {id_: text for id_, text in found.items() if id_ not in there}
+        if new:
+            searcher.add(new.values(), ids=new, show_progress=show_progress)
+        added += len(new)
+    return added

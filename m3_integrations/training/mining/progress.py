@@ -1,0 +1,104 @@
+"""A file of lines that a killed run leaves behind, and that the same run goes on from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Self
+
+from filelock import FileLock, Timeout
+
+_HEAD: Final = "begun_with"
+
+
+class ProgressFile:
+    """JSON objects, a line each, behind a first line that says what the run was begun with.
+
+    Every call of `append` is durable when it returns. A last line that a kill or a full disk cut short is dropped.
+
+    Attributes:
+        path: Where the lines are.
+        rows: The objects that are in the file, in their order.
+    """
+
+    def __init__(self, path: Path, rows: list[dict[str, Any]]) -> None:
+        self.path, self.rows = path, rows
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path, begun_with: Mapping[str, Any], *, block: int = 1) -> Iterator[Self]:
+        """Open a file that is there, or begin one; only one process at a time has it open.
+
+        Args:
+            path: The file. A lock lies beside it while it is open.
+            begun_with: What its lines depend on, as JSON holds it.
+            block: How many lines are written together: those of a block that was cut short are dropped.
+
+        Raises:
+            BlockingIOError: If another process has it open.
+            ValueError: If it was begun with something else, or is no such file.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(f"{path.name}.lock")
+        try:
+            with FileLock(lock, timeout=0):
+                head, rows = _read(path)
+                if head is not None:
+                    _hold_to(path, head, dict(begun_with))
+                kept = rows[: len(rows) // block * block]
+                replace_lines(path, [{_HEAD: dict(begun_with)}, *kept])
+                yield cls(path, kept)
+                lock.unlink()
+        except Timeout as error:
+            raise BlockingIOError(f"another process writes {path}: wait for its end") from error
+
+    def append(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Add objects to the end of the file."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(_line(row) for row in rows))
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows.extend(rows)
+
+
+def replace_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a file of JSON objects, a line each: beside, synced, then renamed, so that it is whole or not there."""
+    aside = path.with_name(f"{path.name}.unfinished")
+    with aside.open("w", encoding="utf-8") as file:
+        file.writelines(_line(row) for row in rows)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _read(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    """Return what a file was begun with, None for no file, and its whole lines."""
+    if not path.exists():
+        return None, []
+    rows: list[dict[str, Any]] = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            if not line.endswith(b"\n"):
+                break
+            raise ValueError(f"{path}, line {len(rows) + 1} is not JSON: {error}") from error
+    if not rows or _HEAD not in rows[0]:
+        raise ValueError(f"{path} is not what an earlier run left: move it away, or choose another place")
+    return rows[0][_HEAD], rows[1:]
+
+
+def _hold_to(path: Path, head: dict[str, Any], begun_with: dict[str, Any]) -> None:
+    now = json.loads(json.dumps(begun_with))
+    if other := sorted(name for name in {*head, *now} if head.get(name) != now.get(name)):
+        raise ValueError(
+            f"{path} was begun with another {', '.join(other)}: give the run what it had, or delete the file to begin "
+            "anew"
+        )
