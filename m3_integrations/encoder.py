@@ -81,12 +81,15 @@ class M3Encoder:
         max_length: The most tokens of a text, special tokens included; never more than the checkpoint's positions.
         query_instruction: Put before every query. BGE-M3 needs none, BGE v1.5 does.
         query_max_length: The same limit for queries; `max_length` if None.
-        pooling: "cls", or "mcls" for long documents: the mean of a [CLS] every 256 tokens (paper, appendix B.2).
+        pooling: How a dense vector is made. None: as the checkpoint's files say, "cls" for BGE-M3, "mean" for many
+            dense-only checkpoints. "mcls" is for long documents, where the files say "cls": the mean of a [CLS] every
+            256 tokens (paper, appendix B.2).
         cache_size_bytes: Memory for vectors of recent texts, shared by the network's handles; 0 for none.
 
     Raises:
         FileNotFoundError: If there is no such folder or repository.
-        ValueError: If a setting is out of range, the device is not there, or the checkpoint is incomplete or damaged.
+        ValueError: If a setting is out of range, the device is not there, or the checkpoint is incomplete, damaged or
+            trained with another pooling.
         TypeError: If the checkpoint's tokenizer is a slow one.
         RuntimeError: In a process forked off one that has loaded a network.
     """
@@ -102,10 +105,10 @@ class M3Encoder:
         max_length: int = 8192,
         query_instruction: str = "",
         query_max_length: int | None = None,
-        pooling: Pooling = "cls",
+        pooling: Pooling | None = None,
         cache_size_bytes: int = 64 << 20,
     ) -> None:
-        if pooling not in get_args(Pooling):
+        if pooling is not None and pooling not in get_args(Pooling):
             raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {pooling!r}")
         if cache_size_bytes < 0:
             raise ValueError(f"cache_size_bytes must be 0 or more, got {cache_size_bytes}")
@@ -117,8 +120,7 @@ class M3Encoder:
             "cache_size_bytes": cache_size_bytes,
         }  # fmt: skip
         """The further arguments that it was opened with."""
-        self.pooling: Pooling = pooling
-        """How a text's tokens become its dense vector: "cls" or "mcls"."""
+        self._pooling = pooling
         self._is_shared, self._revision = shared, revision
         self._device = "auto" if device is None else str(device)
         self._dtype = "auto" if dtype is None else str(dtype).removeprefix("torch.")
@@ -165,6 +167,12 @@ class M3Encoder:
         dtype = find_dtype(self._dtype, devices[0])
         folder = find_checkpoint(self.model, revision=self._revision)
         engine = open_engine(folder, devices, dtype, shared=self._is_shared)
+        own = engine.network.pooling
+        if self._pooling not in {None, own, "mcls"} or (self._pooling == "mcls" and own != "cls"):
+            raise ValueError(
+                f"{self.model} was trained with pooling={own!r}, and pooling={self._pooling!r} would give vectors that "
+                "mean nothing: leave it out"
+            )
         engine.cache.allow(self._cache_size_bytes)
         return engine
 
@@ -190,6 +198,11 @@ class M3Encoder:
     def modes(self) -> tuple[Mode, ...]:
         """The modes that the checkpoint has heads for."""
         return self._live_engine().network.modes
+
+    @property
+    def pooling(self) -> Pooling:
+        """How a text's tokens become its dense vector: "cls", "mcls" or "mean"."""
+        return self._pooling or self._live_engine().network.pooling
 
     @property
     def dim(self) -> int:
@@ -439,14 +452,19 @@ class M3Encoder:
         return vectors, int(is_cut.sum())
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the checkpoint in BGE-M3's format, which FlagEmbedding reads too.
+        """Write the checkpoint in BGE-M3's format, which FlagEmbedding and sentence-transformers read too.
 
         Raises:
             FileExistsError: If the folder holds a checkpoint already.
         """
         engine = self._live_engine()
         save_checkpoint(
-            folder, backbone=engine.network.backbone, heads=engine.network.heads, tokenizer=engine.tokenizer
+            folder,
+            backbone=engine.network.backbone,
+            heads=engine.network.heads,
+            tokenizer=engine.tokenizer,
+            pooling=engine.network.pooling,
+            max_length=engine.network.max_positions,
         )
 
 

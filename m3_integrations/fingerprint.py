@@ -10,7 +10,7 @@ from typing import Final
 
 import torch
 
-from m3_integrations.checkpoint import head_files, read_tensors, weight_files
+from m3_integrations.checkpoint import head_files, read_pooling, read_tensors, weight_files
 
 _SAMPLE: Final = 4096
 """Values of each tensor that count, spread evenly: fine-tuning changes all of them, and reading 2 GB takes seconds."""
@@ -27,7 +27,7 @@ _CONFIG_KEYS: Final = (
 
 
 def checkpoint_fingerprint(folder: Path, vocabulary: Sequence[str]) -> str:
-    """Return 32 hexadecimal digits of a checkpoint's configuration, vocabulary, heads and weights.
+    """Return 32 hexadecimal digits of a checkpoint's configuration, vocabulary, pooling, heads and weights.
 
     The same whether the weights are in safetensors or in a `.bin`, in float32 or rounded to float16.
 
@@ -39,6 +39,8 @@ def checkpoint_fingerprint(folder: Path, vocabulary: Sequence[str]) -> str:
     config = json.loads((folder / "config.json").read_bytes())
     digest.update(json.dumps({key: config.get(key) for key in _CONFIG_KEYS}).encode())
     digest.update("\0".join(vocabulary).encode())
+    if (pooling := read_pooling(folder)) != "cls":
+        digest.update(pooling.encode())  # the same weights give other vectors
     seen: dict[str, bytes] = {}
     for path in [*weight_files(folder), *head_files(folder)]:
         prefix = path.stem if path.stem.endswith("_linear") else ""

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as Backend
 
-Pooling = Literal["cls", "mcls"]
-"""How a dense vector is read off: from the one [CLS], or as the mean of a [CLS] every `MCLS_INTERVAL` tokens."""
+Pooling = Literal["cls", "mcls", "mean"]
+"""How a dense vector is read off: from the one [CLS], as the mean of a [CLS] every `MCLS_INTERVAL` tokens, or as the
+mean of all tokens."""
 
 MCLS_INTERVAL: Final = 256
 """Text tokens after each [CLS] under MCLS pooling (paper, appendix B.2)."""

@@ -189,16 +189,6 @@ def test_weights_of_another_shape_are_refused(copy: Path) -> None:
         load(copy)
 
 
-def test_a_checkpoint_trained_with_mean_pooling_is_refused(copy: Path) -> None:
-    (copy / "1_Pooling").mkdir()
-    path = copy / "1_Pooling" / "config.json"
-    path.write_text('{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}')
-    load(copy).close()
-    path.write_text('{"pooling_mode_cls_token": false, "pooling_mode_mean_tokens": true}')
-    with pytest.raises(ValueError, match="other than"):
-        load(copy)
-
-
 def test_code_in_a_checkpoint_is_never_run(copy: Path) -> None:
     change_config(copy, auto_map={"AutoModel": "planted.Planted", "AutoConfig": "planted.Planted"})
     (copy / "planted.py").write_text("raise SystemExit('ran')")
@@ -303,30 +293,3 @@ def test_loading_and_encoding_give_no_warning(small: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load(small).encode(TEXTS)
-
-
-def test_what_is_saved_says_how_its_dense_vector_is_made(encoder: M3Encoder, tmp_path: Path) -> None:
-    encoder.save(tmp_path / "saved")
-    modules = json.loads((tmp_path / "saved" / "modules.json").read_text())
-    assert [(each["path"], each["type"].rpartition(".")[2]) for each in modules] == [
-        ("", "Transformer"),
-        ("1_Pooling", "Pooling"),
-        ("2_Normalize", "Normalize"),
-    ]
-    pooling = json.loads((tmp_path / "saved" / "1_Pooling" / "config.json").read_text())
-    assert pooling == {
-        "word_embedding_dimension": 64,
-        "pooling_mode_cls_token": True,
-        "pooling_mode_mean_tokens": False,
-    }
-
-
-def test_sentence_transformers_makes_the_same_dense_vectors_of_what_is_saved(
-    encoder: M3Encoder, tmp_path: Path
-) -> None:
-    reason = "sentence-transformers is not installed: pip install sentence-transformers"
-    sentence_transformers = pytest.importorskip("sentence_transformers", reason=reason)
-    encoder.save(tmp_path / "saved")
-    theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "saved"), device="cpu")
-    texts = ["rotate the keys", "a longer text about keys and vaults", "x"]
-    np.testing.assert_allclose(theirs.encode(texts), encoder.encode(texts).dense, atol=1e-5)

@@ -132,7 +132,11 @@ def test_bad_settings_are_refused(small: Path, encoder: M3Encoder) -> None:
     bad_settings: list[tuple[dict[str, Any], str]] = [
         ({"max_length": 2}, "at least 3.*got 2"),
         ({"query_max_length": 0}, "at least 3.*got 0"),
-        ({"pooling": "mean"}, "one of cls, mcls, got 'mean'"),
+        ({"pooling": "max"}, "one of cls, mcls, mean, got 'max'"),
+        (
+            {"pooling": "mean"},
+            "was trained with pooling='cls', and pooling='mean' would give vectors that mean nothing",
+        ),
         ({"cache_size_bytes": -1}, "0 or more"),
         ({"device": "toaster"}, "device 'toaster' cannot be used here"),
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),

@@ -1,19 +1,23 @@
 """Find, download, read and save a checkpoint: backbone, two heads and tokenizer, in BGE-M3's own format."""
 
-from m3_integrations.checkpoint.files import check_pooling, head_files, read_tensors, weight_files
+from m3_integrations.checkpoint.files import head_files, read_tensors, weight_files
 from m3_integrations.checkpoint.finding import BUNDLED, find_checkpoint
 from m3_integrations.checkpoint.heads import Heads, load_heads
+from m3_integrations.checkpoint.modules import DensePooling, count_positions, read_limit, read_pooling
 from m3_integrations.checkpoint.saving import save_checkpoint
 from m3_integrations.checkpoint.tokenizers import load_tokenizer
 
 __all__ = [
     "BUNDLED",
+    "DensePooling",
     "Heads",
-    "check_pooling",
+    "count_positions",
     "find_checkpoint",
     "head_files",
     "load_heads",
     "load_tokenizer",
+    "read_limit",
+    "read_pooling",
     "read_tensors",
     "save_checkpoint",
     "weight_files",

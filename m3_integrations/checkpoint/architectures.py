@@ -19,7 +19,7 @@ from torch import nn
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, MODEL_MAPPING, AutoConfig, AutoModel
 from transformers.utils import logging as transformers_logging
 
-from m3_integrations.checkpoint.files import DAMAGE, check_pooling, read_tensors, weight_files
+from m3_integrations.checkpoint.files import DAMAGE, read_tensors, weight_files
 
 _DAMAGE: Final = (*DAMAGE, StrictDataclassError)
 
@@ -29,9 +29,8 @@ def load_backbone(folder: Path, dtype: torch.dtype) -> nn.Module:
 
     Raises:
         ValueError: If the folder has no readable configuration or weights, if weights are missing or have another
-            shape, or if the checkpoint was trained with another pooling than [CLS].
+            shape.
     """
-    check_pooling(folder)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         _check_architecture(folder, config)

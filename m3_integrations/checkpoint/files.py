@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -37,19 +36,6 @@ DAMAGE: Final = (
     UnpicklingError,
     SafetensorError,
 )
-
-
-def check_pooling(folder: Path) -> None:
-    """Raise ValueError for a checkpoint that was trained with another pooling than [CLS]."""
-    path = folder / "1_Pooling" / "config.json"
-    if not path.is_file():
-        return
-    try:
-        pooling = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not pooling.get("pooling_mode_cls_token", pooling.get("pooling_mode", "cls") == "cls"):
-        raise ValueError(f"{folder} was trained with a pooling other than [CLS] ({path.name}), which is not supported")
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -19,7 +19,9 @@ _SMALL_FILES: Final = (
     "vocab.*",
     "merges.txt",
     "added_tokens.json",
-    "1_Pooling/config.json",
+    "modules.json",
+    "*_Pooling/config.json",
+    "sentence_bert_config.json",
     "colbert_linear.*",
     "sparse_linear.*",
 )

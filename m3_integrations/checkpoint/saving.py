@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import nn
 
 from m3_integrations.checkpoint.files import CONFIG, HEADS
 from m3_integrations.checkpoint.heads import Heads
+from m3_integrations.checkpoint.modules import DensePooling, count_positions, write_modules
 from m3_integrations.tokenizer import Tokenizer
 
 _UNFINISHED: Final = ".unfinished"
@@ -25,19 +25,24 @@ def save_checkpoint(
     backbone: nn.Module,
     heads: Heads | None,
     tokenizer: Tokenizer,
+    pooling: DensePooling = "cls",
+    max_length: int | None = None,
     is_replacing: bool = False,
 ) -> None:
     """Write a checkpoint that `find_checkpoint`, FlagEmbedding and sentence-transformers read.
 
-    The backbone goes to model.safetensors, the heads to colbert_linear.pt and sparse_linear.pt. modules.json and
-    1_Pooling tell sentence-transformers that the dense vector is [CLS] at unit length. All files are written aside and
-    then moved, config.json last: what a killed process left without it is no checkpoint and can be replaced.
+    The backbone goes to model.safetensors, the heads to colbert_linear.pt and sparse_linear.pt. modules.json, 1_Pooling
+    and sentence_bert_config.json tell sentence-transformers, and what is built on it, how the dense vector is made and
+    where texts are cut. All files are written aside and then moved, config.json last: what a killed process left
+    without it is no checkpoint and can be replaced.
 
     Args:
         folder: Is made if absent. Nothing else in it is deleted.
         backbone: A model of transformers, or this package's own.
         heads: None for a dense-only checkpoint.
         tokenizer: Its tokenizer.
+        pooling: How its dense vectors are made.
+        max_length: The most tokens of a text; None for as many as there are positions.
         is_replacing: Whether a checkpoint that the folder holds is replaced.
 
     Raises:
@@ -62,7 +67,9 @@ def save_checkpoint(
             for name, head in zip(HEADS, (heads.multi_vector, heads.lexical), strict=True):
                 values = {key: value.detach().cpu() for key, value in head.state_dict().items()}
                 torch.save(values, aside / f"{name}.pt")
-        _write_modules(aside, backbone.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        config: Any = backbone.config
+        limit = count_positions(backbone) if max_length is None else max_length
+        write_modules(aside, dim=config.hidden_size, pooling=pooling, limit=limit)
         (target / CONFIG).unlink(missing_ok=True)
         written = [path for path in aside.rglob("*") if path.is_file()]
         for path in sorted(written, key=lambda path: path == aside / CONFIG):
@@ -71,16 +78,3 @@ def save_checkpoint(
             path.replace(place)
     finally:
         shutil.rmtree(aside)
-
-
-def _write_modules(folder: Path, dim: int) -> None:
-    """Write how a dense vector is made; without it sentence-transformers would take the mean over the tokens."""
-    modules = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
-    listed = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
-        for i, (path, name) in enumerate(modules)
-    ]
-    pooling = {"word_embedding_dimension": dim, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
-    (folder / "1_Pooling").mkdir()
-    for name, content in (("modules.json", listed), ("1_Pooling/config.json", pooling)):
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

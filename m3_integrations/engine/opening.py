@@ -84,4 +84,6 @@ def _shut_down() -> None:
 def _signature(folder: Path) -> tuple[tuple[str, int, int], ...]:
     """Return the names, sizes and times of the files that make the network; others may come and go."""
     files = [folder / "config.json", *folder.glob("tokenizer*"), *weight_files(folder), *head_files(folder)]
-    return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(files) if path.is_file())
+    files += [*folder.glob("modules.json"), *folder.glob("*_Pooling/config.json"), *folder.glob("sentence_bert_*.json")]
+    there = [(str(path.relative_to(folder)), path.stat()) for path in sorted(files) if path.is_file()]
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in there)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from numpy.typing import NDArray
 from torch import nn
 
-from m3_integrations.checkpoint import Heads, load_heads
+from m3_integrations.checkpoint import DensePooling, Heads, count_positions, load_heads, read_limit, read_pooling
 from m3_integrations.model.cpu_layers import CpuLayers, prepare_for_cpu
 from m3_integrations.model.forward_pass import ForwardPass, largest_weights, to_device
 from m3_integrations.model.packing import has_varlen_kernel, packed_attention, packed_positions, padded_attention
@@ -31,6 +32,8 @@ class M3Network(nn.Module):
         heads: None for a checkpoint that gives dense vectors only.
         pad_id: The token id that fills a padded batch.
         ignored_ids: (ids,) token ids that never carry a lexical weight.
+        pooling: How the dense vector is made. With "mean" the checkpoint has no heads.
+        max_length: The most tokens of a text that the checkpoint was made for; None for all positions.
         is_packed: Whether a batch is one row without padding, whose cost is the sum of its lengths, and not a row for
             each text, all as long as the longest.
 
@@ -39,14 +42,22 @@ class M3Network(nn.Module):
         dim: Length of a dense vector.
         multi_vector_dim: Length of a token's vector; None without heads.
         vocabulary_size: How many token ids the network has embeddings for.
-        max_positions: The most tokens of a text that the checkpoint has positions for.
+        max_positions: The most tokens of a text that the checkpoint has positions for, or was made for.
 
     Raises:
         ValueError: If batches are to be packed for an architecture whose positions are not known.
     """
 
     def __init__(
-        self, backbone: nn.Module, heads: Heads | None, *, pad_id: int, ignored_ids: IntArray, is_packed: bool = False
+        self,
+        backbone: nn.Module,
+        heads: Heads | None,
+        *,
+        pad_id: int,
+        ignored_ids: IntArray,
+        pooling: DensePooling = "cls",
+        max_length: int | None = None,
+        is_packed: bool = False,
     ) -> None:
         super().__init__()
         if is_packed and not isinstance(backbone, XlmRoberta):
@@ -63,7 +74,8 @@ class M3Network(nn.Module):
         self.dim: int = config.hidden_size
         self.multi_vector_dim: int | None = heads.multi_vector.out_features if heads else None
         self.vocabulary_size: int = config.vocab_size
-        self.max_positions = _count_positions(backbone)
+        self.pooling = pooling
+        self.max_positions = min(count_positions(backbone), max_length or sys.maxsize)
         self._config = config
         self._stream: torch.cuda.Stream | None = None
         self._cpu_layers: CpuLayers | None = None
@@ -90,15 +102,30 @@ class M3Network(nn.Module):
             is_packed: None packs batches where torch has a kernel for them and the architecture's positions are known.
 
         Raises:
-            ValueError: If anything is missing, damaged or mis-shaped, or batches cannot be packed and shall be.
+            ValueError: If anything is missing, damaged or mis-shaped, the dense vector is made in a way that is not
+                known here, or batches cannot be packed and shall be.
         """
+        pooling = read_pooling(folder)
         stored = torch.float32 if dtype == torch.int8 else dtype
         backbone: Any = load_encoder(folder, stored).to(device)
         cpu_layers = prepare_for_cpu(backbone, dtype) if device.type == "cpu" else None
         heads = load_heads(folder, backbone.config.hidden_size, stored)
+        if heads is not None and pooling != "cls":
+            raise ValueError(f"{folder} has BGE-M3's heads, whose dense vector is [CLS], but its files name {pooling} "
+                             "pooling: correct 1_Pooling/config.json, or take the heads away")  # fmt: skip
         if is_packed is None:
             is_packed = cpu_layers is not None or (isinstance(backbone, XlmRoberta) and has_varlen_kernel(backbone))
-        network = cls(backbone, heads, pad_id=pad_id, ignored_ids=ignored_ids, is_packed=is_packed).to(device).eval()
+        network = cls(
+            backbone,
+            heads,
+            pad_id=pad_id,
+            ignored_ids=ignored_ids,
+            pooling=pooling,
+            # What BGE-M3's own trainers write there is no limit: FlagEmbedding does not read it.
+            max_length=None if heads else read_limit(folder),
+            is_packed=is_packed,
+        )
+        network = network.to(device).eval()
         network._cpu_layers = cpu_layers
         if device.type == "cuda":
             network._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -197,9 +224,10 @@ class M3Network(nn.Module):
         """Compute what a `ForwardPass` is made of, on the device."""
         rows = here["rows"]
         is_bad = ~torch.isfinite(hidden).all(dim=1)  # (tokens,)
-        # The mean of every text's [CLS] states: one, or one every `MCLS_INTERVAL` tokens.
-        states = hidden[here["cls_positions"]].float()
-        sums = states.new_zeros(n, states.shape[1]).index_add_(0, here["cls_rows"], states)
+        # The mean of every text's [CLS] states: one, or one every `MCLS_INTERVAL` tokens; or that of all states.
+        is_mean = self.pooling == "mean"
+        states = (hidden if is_mean else hidden[here["cls_positions"]]).float()
+        sums = states.new_zeros(n, states.shape[1]).index_add_(0, rows if is_mean else here["cls_rows"], states)
         results = {"dense": F.normalize(sums / here["cls_counts"][:, None], dim=-1)}
         if self.lexical_head is not None:
             weights = torch.relu(self.lexical_head(hidden)).squeeze(-1).float()  # (tokens,)
@@ -222,14 +250,3 @@ def _padded(values: IntArray, mask: NDArray[np.bool_], filling: int) -> IntArray
     rows = np.full(mask.shape, filling, dtype=np.int64)
     rows[mask] = values
     return rows.ravel()
-
-
-def _count_positions(backbone: Any) -> int:
-    """Return the most tokens that a backbone has positions for: 8192 of BGE-M3's 8194.
-
-    RoBERTa and its kin count from padding_idx + 1, so that many of their positions are never used.
-    """
-    embeddings = getattr(getattr(backbone, "embeddings", None), "position_embeddings", None)
-    offset = getattr(embeddings, "padding_idx", None)
-    size: int = backbone.config.max_position_embeddings
-    return size if offset is None else size - offset - 1

@@ -19,7 +19,7 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from safetensors.torch import save_file
 from torch import nn
 
-from m3_integrations.checkpoint import check_pooling, read_tensors, weight_files
+from m3_integrations.checkpoint import read_tensors, weight_files
 from m3_integrations.checkpoint.files import CONFIG, DAMAGE, XLM_ROBERTA
 
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -184,7 +184,6 @@ def load_encoder(folder: Path, dtype: torch.dtype) -> nn.Module:
     Raises:
         ValueError: As `load_backbone`.
     """
-    check_pooling(folder)
     config = XlmRobertaConfig.read(folder)
     backbone, state = None, None
     if config is not None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import nn
 
-from m3_integrations.checkpoint import Heads, load_heads, load_tokenizer, save_checkpoint
+from m3_integrations.checkpoint import Heads, load_heads, load_tokenizer, read_pooling, save_checkpoint
 from m3_integrations.checkpoint.architectures import load_backbone
 from m3_integrations.tokenizer import Tokenizer
 from m3_integrations.training.scores import TextViews
@@ -39,8 +39,12 @@ class TrainingNetwork(nn.Module):
         """Load a checkpoint; one without heads, such as plain BGE, gets new ones from torch's random state.
 
         Raises:
-            ValueError: If anything is missing, damaged or mis-shaped.
+            ValueError: If anything is missing, damaged or mis-shaped, or the checkpoint's dense vector is not [CLS].
         """
+        if (pooling := read_pooling(folder)) != "cls":
+            raise ValueError(
+                f"{folder} was trained with {pooling} pooling, and M3's dense vector is [CLS]: take another"
+            )
         backbone: Any = load_backbone(folder, torch.float32)
         width = backbone.config.hidden_size
         heads = load_heads(folder, width, torch.float32)

@@ -81,6 +81,9 @@ def make_tiny(out: Path, work: Path, settings: TinySettings) -> None:
         run_training(work / "tiny.toml")
     network = TrainingNetwork.load(final).half()
     network.save(out)
+    # What others load it in: transformers widens the stored half precision, which CPUs only emulate.
+    config = out / "config.json"
+    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
     size = sum(path.stat().st_size for path in out.iterdir())
     _logger.info("%s: %.1f MB in half precision", out, size / 1e6)
 
