@@ -54,6 +54,7 @@ def evaluation(folder: Path) -> None:
     result = run("eval", "data", "--modes", "lexical,search:all", "--metrics", "nDCG@10", "--out", "out", cwd=folder)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "1.000" in result.stdout
+    assert " ranks best here: nDCG@10 1.000." in result.stdout
     assert (folder / "out" / "tables.md").exists()
 
 

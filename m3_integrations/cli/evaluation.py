@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -18,11 +18,8 @@ from m3_integrations.vectors import MODES, Mode, ModeWeights
 if TYPE_CHECKING:
     from m3_integrations.encoder import M3Encoder
     from m3_integrations.evaluation import Dataset, EvaluationResult, TunedWeights
-    from m3_integrations.evaluation.report import Table
+    from m3_integrations.evaluation.tables import Table
     from m3_integrations.remote import RemoteEncoder
-
-_FILE_WIDTH: Final = 160
-"""Columns of a table that goes into a file or a pipe."""
 
 
 @errors_in_one_line(after_interrupt="Vectors that were computed are kept: the same line goes on from there.")
@@ -53,7 +50,9 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
     """Measure what every mode, weighting and checkpoint is worth on your data."""
     from m3_integrations import evaluation
     from m3_integrations.evaluation.modes import check_columns, check_weights, possible_columns
-    from m3_integrations.evaluation.report import make_tables, notes, write_report, write_results
+    from m3_integrations.evaluation.report import notes, write_report, write_results
+    from m3_integrations.evaluation.tables import make_tables
+    from m3_integrations.evaluation.verdict import make_verdicts
 
     console = PipedConsole()
     (compared_with,) = check_columns([baseline], MODES)
@@ -87,11 +86,16 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
                     metric = results[0].metrics[0]
                     tuned.append(evaluation.tune_weights(encoder, dataset, metric=metric, protocol=protocol, work=work))
     tables = list(make_tables(results, compared_with, tuned))
-    write_report(results, out, tables=tables, baseline=compared_with, tuned=tuned)
+    verdicts = list(make_verdicts(results, tuned))
+    write_report(results, out, tables=tables, verdicts=verdicts, baseline=compared_with, tuned=tuned)
     _print_tables(tables, console)
     for note in notes(results):
         console.print(f"- {escape(note)}", style="dim", highlight=False)
     console.print(f"results.json, tables.md, plot.png and runs/ are in {escape(str(out))}", highlight=False)
+    for verdict in verdicts:
+        console.print(f"\n[bold]{escape(verdict.about)}[/bold]", highlight=False, soft_wrap=True)
+        for sentence in verdict.sentences:
+            console.print(escape(sentence), highlight=False, soft_wrap=True)
 
 
 def _common_modes(opened: Callable[[str], M3Encoder | RemoteEncoder], models: Sequence[str]) -> tuple[Mode, ...]:
@@ -145,12 +149,16 @@ def parse_weights(texts: Sequence[str]) -> dict[str, ModeWeights | str]:
 
 
 def _print_tables(tables: Sequence[Table], console: Console) -> None:
-    """Print tables whose intervals stand on lines of their own, so that eight columns fit a screen."""
-    width = console.width if console.is_terminal else _FILE_WIDTH
-    for title, columns, rows in tables:
-        shown = RichTable(title=title, title_justify="left")
-        for i, column in enumerate(columns):
-            shown.add_column(escape(column), justify="right" if i else "left", overflow="fold")
-        for cells in rows:
-            shown.add_row(*(escape(cell.replace(" [", "\n[").replace("] p", "]\np")) for cell in cells))
-        console.print(shown, width=width, crop=False)
+    """Print tables at the width that they need, so that no interval is cut however narrow the terminal is."""
+    from m3_integrations.evaluation.tables import WIDTH
+
+    console.width = max(console.width, WIDTH)
+    for table in tables:
+        shown = RichTable(title=table.title, title_justify="left")
+        for i, column in enumerate(table.columns):
+            shown.add_column(escape(column), justify="right" if i else "left", no_wrap=True)
+        for cells in table.rows:
+            shown.add_row(*map(escape, cells))
+        console.print(shown)
+        for line in table.explanations:
+            console.print(escape(line), style="dim", highlight=False, soft_wrap=True)

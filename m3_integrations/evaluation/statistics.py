@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,6 +30,10 @@ class Estimate:
     mean: float
     low: float
     high: float
+
+
+POWER: Final = 0.8
+"""How often a difference that is there shall be shown, where questions are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,3 +104,35 @@ def compare_paired(better: NDArray[np.float64], worse: NDArray[np.float64], *, s
         rng=np.random.default_rng(seed),
     )
     return Comparison(estimate, float(test.pvalue))
+
+
+def questions_needed(differences: NDArray[np.float64], level: float) -> int | None:
+    """Return how many queries would show a mean difference that is really as large as this one.
+
+    That is ((z₁ + z₂) · s / d)² for a paired two-sided test in the normal approximation (Webber, Moffat and Zobel,
+    2008, "Statistical power in retrieval experimentation"): d is the mean, s the standard deviation over queries, z₁
+    the quantile of 1 - level / 2 and z₂ that of `POWER`.
+
+    Args:
+        differences: (queries,) two or more of them.
+        level: A p-value below this one counts as shown, in (0, 1).
+
+    Returns:
+        The number of queries, 2 or more; None if there is no difference, which no number of queries would show.
+    """
+    mean = abs(float(differences.mean()))
+    if mean < 1e-12:  # the rounding of a sum
+        return None
+    return max(2, math.ceil((_quantiles(level) * float(differences.std(ddof=1)) / mean) ** 2))
+
+
+def difference_shown(differences: NDArray[np.float64], level: float) -> float:
+    """Return the mean difference, 0 or more, that as many queries as these show with a probability of `POWER`.
+
+    Arguments and source are those of `questions_needed`, solved for d.
+    """
+    return _quantiles(level) * float(differences.std(ddof=1)) / math.sqrt(len(differences))
+
+
+def _quantiles(level: float) -> float:
+    return float(stats.norm.ppf(1 - level / 2) + stats.norm.ppf(POWER))

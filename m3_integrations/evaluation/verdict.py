@@ -1,0 +1,166 @@
+"""What the tables come to, in sentences: which mode, which weights, which checkpoint, and whether that is shown.
+
+A difference is shown if its p-value, times the number of pairs that could have been compared, is below 0.05
+(Bonferroni): the mode that did best among eight is best partly by luck, and 28 pairs are 28 chances of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m3_integrations.evaluation.evaluate import EvaluationResult
+from m3_integrations.evaluation.modes import Column
+from m3_integrations.evaluation.statistics import (
+    Comparison,
+    compare_paired,
+    difference_shown,
+    questions_needed,
+)
+from m3_integrations.evaluation.tables import compared_results, model_names
+from m3_integrations.evaluation.tuning import TUNED, TunedWeights
+
+_LEVEL: Final = 0.05
+"""A p-value below this one counts as shown."""
+
+_ANY: Final = 1_000_000
+"""Nobody asks more questions than this."""
+
+_OF_THE_PRODUCT: Final[tuple[Column, ...]] = ("search:all", "all", "dense+lexical", "dense")
+"""By which mode two checkpoints are judged: the first of these that was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Sentences about one thing.
+
+    Attributes:
+        about: What they are about: a model on a dataset, or two models.
+        sentences: In the order in which they are read.
+    """
+
+    about: str
+    sentences: Sequence[str]
+
+
+def make_verdicts(results: Sequence[EvaluationResult], tuned: Sequence[TunedWeights] = ()) -> Iterator[Verdict]:
+    """Yield a verdict on every model and dataset, then on every later model beside the first.
+
+    Args:
+        results: One for every model and dataset, of the same columns and metrics; the oldest model first.
+        tuned: Weights found on each of the results' datasets, in their order, or none.
+    """
+    names = model_names(results)
+    for i, result in enumerate(results):
+        of_weights = _weights_sentences(tuned[i]) if tuned else _weights_hint(result)
+        sentences = [*_mode_sentences(result), *of_weights]
+        yield Verdict(f"{names[result.model]} on {result.dataset.name}", sentences)
+    for old, new in compared_results(results):
+        about = f"{names[new.model]} less {names[old.model]} on {old.dataset.name}"
+        yield Verdict(about, [*_model_sentences(old, new, names)])
+
+
+def _mode_sentences(result: EvaluationResult) -> Iterator[str]:
+    """Say which mode is best, over which others that is shown, and how many questions would show the rest."""
+    metric, values = result.metrics[0], result.values
+    means = {column: float(values[column][metric].mean()) for column in result.columns}
+    best, *others = sorted(means, key=lambda column: -means[column])  # stable: of equal ones the first
+    yield f"{best} ranks best here: {metric} {means[best]:.3f}."
+    if not others:
+        return
+    pairs = len(means) * (len(means) - 1) // 2
+    p_values = {column: result.compare(best, column, metric).p_value for column in others}
+    open_ = [column for column in others if p_values[column] * pairs >= _LEVEL]
+    shown = [column for column in others if column not in open_]
+    if not open_:
+        yield f"That it beats {_listed(shown)} is shown."
+    elif not shown:
+        yield f"That it beats {_listed(open_)} is within chance: take whichever is cheapest."
+    else:
+        verb = "are" if len(open_) > 1 else "is"
+        yield f"{_listed(open_)} {verb} within chance of it; that it beats {_listed(shown)} is shown."
+    nearest = (open_ or others)[0]
+    differences = values[best][metric] - values[nearest][metric]
+    yield _enough(differences, _LEVEL / pairs, f"between {best} and {nearest}", is_shown=not open_)
+
+
+def _enough(differences: NDArray[np.float64], level: float, between: str, *, is_shown: bool) -> str:
+    """Say whether there are enough questions to tell two apart, and how many would do."""
+    n = len(differences)
+    if n < 2:
+        return "One question shows nothing: ask a hundred or more."
+    needed, least = questions_needed(differences, level), difference_shown(differences, level)
+    mean = abs(float(differences.mean()))
+    if is_shown:
+        return f"The {n:,} questions are enough: they show a difference of {least:.3f} {between}, and it is {mean:.3f}."
+    if needed is None or needed > _ANY:
+        return f"More questions would hardly show a difference {between}: on these {n:,} it is {mean:.3f}."
+    if needed <= n:
+        return f"The {n:,} questions are barely too few to show the difference {between}, which is {mean:.3f}."
+    return (
+        f"The {n:,} questions are too few: they show a difference of {least:.3f} {between}, and it is {mean:.3f}, "
+        f"which about {_rounded(needed):,} would show."
+    )
+
+
+def _weights_sentences(found: TunedWeights) -> Iterator[str]:
+    """Say whether tuned weights are worth using, by the half of the questions that they were not found on."""
+    weights = found.weights.normalized(("dense", "lexical", "multi_vector"))
+    shown = " / ".join(f"{value:.2f}" for value in weights.values())
+    comparison, n = found.compare("equal"), len(found.reported_on)
+    gain = comparison.difference.mean
+    text = _difference(comparison)
+    if not (differences := found.values[TUNED] - found.values["equal"]).any():
+        yield f"Keep the equal weights: the tuned ones ({shown}) rank the {n:,} questions of the other half alike."
+    elif gain <= 0:
+        yield f"Keep the equal weights: the tuned ones ({shown}) do no better on the other half, {text}."
+    elif comparison.p_value < _LEVEL:
+        yield f"Use the tuned weights ({shown}): the gain on the half they were not found on is shown, {text}."
+    else:
+        yield f"Keep the equal weights: the tuned ones' ({shown}) gain on the other half is within chance, {text}."
+        needed = questions_needed(differences, _LEVEL) if n > 1 else None
+        if needed is not None and n < needed <= _ANY:
+            yield f"About {_rounded(2 * needed):,} questions would show it: half to find weights, half to judge them."
+
+
+def _weights_hint(result: EvaluationResult) -> Iterator[str]:
+    if "search:all" in result.columns:
+        yield "Whether other weights are worth it was not measured: --tune does."
+
+
+def _model_sentences(old: EvaluationResult, new: EvaluationResult, names: Mapping[str, str]) -> Iterator[str]:
+    """Say whether a checkpoint is better than an older one."""
+    column = next((column for column in _OF_THE_PRODUCT if column in old.columns), old.columns[0])
+    metric = old.metrics[0]
+    differences = new.values[column][metric] - old.values[column][metric]
+    comparison = compare_paired(new.values[column][metric], old.values[column][metric])
+    is_shown = comparison.p_value < _LEVEL
+    better, worse = (new, old) if comparison.difference.mean > 0 else (old, new)
+    if not differences.any():
+        yield f"Both rank alike by {column}."
+        return
+    said = "shown" if is_shown else "within chance"
+    yield (
+        f"That {names[better.model]} is better than {names[worse.model]} by {column} is {said}: "
+        f"{metric} {_difference(comparison)}."
+    )
+    yield _enough(differences, _LEVEL, "between the two", is_shown=is_shown)
+
+
+def _difference(comparison: Comparison) -> str:
+    found = comparison.difference
+    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}], p = {comparison.p_value:.4f}"
+
+
+def _rounded(n: int) -> int:
+    """Round up to two digits, as a number of questions is a guess."""
+    step = int(10 ** max(len(str(n)) - 2, 0))
+    return -(-n // step) * step
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
