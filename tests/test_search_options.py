@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from m3_integrations import ModeWeights, Searcher, SearchOptions
-from m3_integrations.search import OPTION_NAMES, SearchKeywords, rerank
+from m3_integrations.search import OPTION_NAMES, CalibrationLike, SearchKeywords, rerank
 from m3_integrations.store import FilterLike
 from m3_integrations.vectors import WeightsLike
 from tests.fakes import FakeEncoder
@@ -74,6 +74,7 @@ def test_the_keywords_of_a_call_are_the_options() -> None:
     accepted = options | {
         "weights": WeightsLike,
         "filter": FilterLike,
+        "calibration": CalibrationLike,
     }  # an option of these holds what was parsed
     assert {name: hint | None for name, hint in accepted.items()} == keywords
     assert SearchOptions() == SearchOptions(**dict.fromkeys(OPTION_NAMES))

@@ -17,7 +17,7 @@ from m3_integrations.vectors import MODES, Mode, ModeWeights
 
 if TYPE_CHECKING:
     from m3_integrations.encoder import M3Encoder
-    from m3_integrations.evaluation import Dataset, EvaluationResult, TunedWeights
+    from m3_integrations.evaluation import Dataset, EvaluationResult, FittedCalibration, TunedWeights
     from m3_integrations.evaluation.tables import Table
     from m3_integrations.remote import RemoteEncoder
 
@@ -44,6 +44,8 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
     encode_candidates: Annotated[bool, typer.Option(help="Keep no token vectors of the corpus; encode candidates "
                                  "again.")] = False,
     tune: Annotated[bool, typer.Option(help="Find weights on half of the queries, report on the other half.")] = False,
+    calibrate: Annotated[Path | None, typer.Option(help="Fit how probable it is that the best hit of search:all "
+                         "answers, and write that into this file.")] = None,
     max_length: Annotated[int | None, typer.Option(min=3, help="The most tokens of a text; 8192 if none.")] = None,
     device: Device = "auto",
 ) -> None:  # fmt: skip
@@ -51,8 +53,8 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
     from m3_integrations import evaluation
     from m3_integrations.evaluation.modes import check_columns, check_weights, possible_columns
     from m3_integrations.evaluation.report import notes, write_report, write_results
-    from m3_integrations.evaluation.tables import make_tables
-    from m3_integrations.evaluation.verdict import make_verdicts
+    from m3_integrations.evaluation.tables import make_tables, reliability_table
+    from m3_integrations.evaluation.verdict import judge_calibration, make_verdicts
 
     console = PipedConsole()
     (compared_with,) = check_columns([baseline], MODES)
@@ -63,15 +65,20 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
         for folder in evaluation.find_folders(data)
     ]
     models = list(dict.fromkeys(model or ["tiny"]))
+    if calibrate is not None and len(models) * len(datasets) > 1:
+        raise ValueError(f"--calibrate is for one model on one dataset, got {len(models)} and {len(datasets)}")
+    if calibrate is not None and not calibrate.absolute().parent.is_dir():
+        raise FileNotFoundError(f"no folder for the calibration {calibrate}: make it, or name another file")
     opened = partial(open_model, shared=False, device=device, max_length=max_length)
     common = _common_modes(opened, models)
     columns = check_columns(modes.split(","), common, _joined(models)) if modes else possible_columns(common)
     check_weights(chosen)
-    _check_datasets(datasets, asked, common, _joined(models), tune=tune)
+    _check_datasets(datasets, asked, common, _joined(models), tune=tune or calibrate is not None)
     out.mkdir(parents=True, exist_ok=True)
     work = work or out / "vectors"
     results: list[EvaluationResult] = []
     tuned: list[TunedWeights] = []
+    fitted: list[FittedCalibration] = []
     for name in models:
         with opened(name) as encoder:
             for dataset in datasets:
@@ -85,8 +92,14 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
                 if tune:
                     metric = results[0].metrics[0]
                     tuned.append(evaluation.tune_weights(encoder, dataset, metric=metric, protocol=protocol, work=work))
-    tables = list(make_tables(results, compared_with, tuned))
-    verdicts = list(make_verdicts(results, tuned))
+                if calibrate is not None:
+                    of_search = chosen.get("search:all")
+                    fitted.append(
+                        evaluation.calibrate(encoder, dataset, weights=of_search, protocol=protocol, work=work)
+                    )
+                    fitted[0].calibration.save(calibrate)
+    tables = [*make_tables(results, compared_with, tuned), *map(reliability_table, fitted)]
+    verdicts = [*make_verdicts(results, tuned), *map(judge_calibration, fitted)]
     write_report(results, out, tables=tables, verdicts=verdicts, baseline=compared_with, tuned=tuned)
     _print_tables(tables, console)
     for note in notes(results):

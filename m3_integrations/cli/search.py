@@ -55,6 +55,13 @@ def search(
     filter: Annotated[  # noqa: A002 - the option's name
         str | None, typer.Option(help='JSON on metadata, such as \'{"year": {"$gte": 2024}}\'.')
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="What m3 eval --calibrate wrote: whether the best result answers."),
+    ] = None,
+    min_probability: Annotated[
+        float | None, typer.Option(help="Answer only if the best result is as likely to answer, 0 to 1.")
+    ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say which tokens matched.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     collection: Collection = None,
@@ -65,7 +72,10 @@ def search(
 
     question = " ".join(words)
     known = cast("SearchMode", mode)  # SearchOptions refuses other strings
-    options = SearchOptions(k=k, mode=known, weights=_weights(weights), filter=_filter(filter))
+    options = SearchOptions(
+        k=k, mode=known, weights=_weights(weights), filter=_filter(filter), calibration=calibration,
+        min_probability=min_probability,
+    )  # fmt: skip
     if is_new(store):
         raise FileNotFoundError(f"no store at {store}: make one with m3 index PATH --store {store}")
     encoder = open_model(model, device=device)
@@ -78,7 +88,7 @@ def search(
         is_utf8 = codecs.lookup(sys.stdout.encoding or "ascii").name == "utf-8"
         print(json.dumps(_document(question, options, hits, reasons), ensure_ascii=not is_utf8, indent=2))  # noqa: T201
     elif not hits:
-        PipedConsole().print("nothing found")
+        PipedConsole().print("Nothing here answers that." if min_probability else "nothing found")
     else:
         _print_hits(hits, reasons, is_explained=explain)
 

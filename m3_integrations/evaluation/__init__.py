@@ -1,6 +1,7 @@
 """What each mode, each weighting and each checkpoint is worth on your data; see README.md beside this file."""
 
 try:
+    from m3_integrations.evaluation.calibration import FittedCalibration, calibrate
     from m3_integrations.evaluation.corpus import Corpus
     from m3_integrations.evaluation.data import Dataset, find_folders, read_dataset
     from m3_integrations.evaluation.evaluate import EvaluationResult, evaluate
@@ -23,8 +24,10 @@ __all__ = [
     "Dataset",
     "Estimate",
     "EvaluationResult",
+    "FittedCalibration",
     "Protocol",
     "TunedWeights",
+    "calibrate",
     "evaluate",
     "find_folders",
     "read_dataset",

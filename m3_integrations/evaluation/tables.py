@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
 
+from m3_integrations.evaluation.calibration import FittedCalibration
 from m3_integrations.evaluation.evaluate import EvaluationResult
 from m3_integrations.evaluation.modes import Column
 from m3_integrations.evaluation.statistics import Comparison, Estimate, compare_paired
@@ -169,6 +170,13 @@ def _tuning_tables(title: str, found: TunedWeights) -> Iterator[Table]:
     others = [name for name in found.values if name != TUNED]
     compared = [[name, *_compared(found.compare(name))] for name in others]
     yield Table(f"{title}: {found.metric} of the tuned weights, less that of", ["", *_COMPARED], compared)
+
+
+def reliability_table(fitted: FittedCalibration) -> Table:
+    """Return what a calibration said and what came true, on the half of the questions that it was not fitted on."""
+    rows = [[f"{b.said:.2f}", f"{b.right:.2f}", f"{b.n:,}"] for b in fitted.reliability()]
+    title = f"{fitted.calibration.model}: how probable it was said that the best hit answers, and how often it did"
+    return Table(title, ["said", "right", "searches"], rows)
 
 
 def shown_estimate(estimate: Estimate) -> str:

@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from m3_integrations.evaluation.calibration import FittedCalibration, Refusals
 from m3_integrations.evaluation.evaluate import EvaluationResult
 from m3_integrations.evaluation.modes import Column
 from m3_integrations.evaluation.statistics import (
@@ -29,6 +30,9 @@ _LEVEL: Final = 0.05
 
 _ANY: Final = 1_000_000
 """Nobody asks more questions than this."""
+
+_RIGHT: Final = 0.95
+"""The share of answers, or of refusals, that shall be right where thresholds of a calibration are told."""
 
 _OF_THE_PRODUCT: Final[tuple[Column, ...]] = ("search:all", "all", "dense+lexical", "dense")
 """By which mode two checkpoints are judged: the first of these that was measured."""
@@ -149,6 +153,29 @@ def _model_sentences(old: EvaluationResult, new: EvaluationResult, names: Mappin
         f"{metric} {_difference(comparison)}."
     )
     yield _enough(differences, _LEVEL, "between the two", is_shown=is_shown)
+
+
+def judge_calibration(fitted: FittedCalibration) -> Verdict:
+    """Say how good a calibration is, and what two thresholds of it come to on the half it was not fitted on."""
+    n, rate = len(fitted.reported_on), fitted.brier_of_the_rate
+    said = "better" if fitted.brier < rate else "no better"
+    asked = f"the {n:,} questions that it was not fitted on, with and without what answers them"
+    by_answers = fitted.refusals(fitted.threshold(answers_right=_RIGHT))
+    by_refusals = fitted.refusals(fitted.threshold(refusals_right=_RIGHT))
+    sentences = [
+        f"Brier score {fitted.brier:.3f} on {asked}: {said} than {rate:.3f}, which always saying the rate has.",
+        _threshold_sentence("answers", by_answers.answers_right, by_answers),
+        _threshold_sentence("refusals", by_refusals.refusals_right, by_refusals),
+    ]
+    return Verdict(f"{fitted.calibration.model}: whether the best hit answers", sentences)
+
+
+def _threshold_sentence(of: str, right: float, found: Refusals) -> str:
+    return (
+        f"For {_RIGHT:.0%} right {of} min_probability={found.min_probability:.3f}: {right:.1%} of the {of} are right, "
+        f"{found.absent_refused:.1%} of the questions without an answer are refused, and {found.found_kept:.1%} of the "
+        "right best hits are kept."
+    )
 
 
 def _difference(comparison: Comparison) -> str:

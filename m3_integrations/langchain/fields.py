@@ -6,12 +6,32 @@ from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SkipValidation
 
-from m3_integrations.search import changed_settings, check_store, checked_weights, no_flag, open_encoder
+from m3_integrations.search import (
+    Calibration,
+    CalibrationLike,
+    changed_settings,
+    check_store,
+    checked_weights,
+    no_flag,
+    open_encoder,
+    read_calibration,
+)
 from m3_integrations.store import Store
 from m3_integrations.vectors import Encoder, WeightsLike
 
 Weights = Annotated[SkipValidation[WeightsLike | None], BeforeValidator(checked_weights)]
 """How much each mode counts: any `WeightsLike`, or None for equal weights."""
+
+
+def _read_calibration(given: CalibrationLike | None) -> Calibration | None:
+    try:
+        return None if given is None else read_calibration(given)
+    except TypeError as error:  # which pydantic does not report
+        raise ValueError(str(error)) from error
+
+
+Calibrated = Annotated[SkipValidation[CalibrationLike | None], BeforeValidator(_read_calibration)]
+"""A `Calibration`, or the file of one, which is read when the field is set."""
 
 Integer = Annotated[int, BeforeValidator(no_flag)]
 """A whole number, numpy's too; pydantic itself would take True for 1."""

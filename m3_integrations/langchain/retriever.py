@@ -13,7 +13,7 @@ from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, SkipValidation
 
 from m3_integrations.langchain.documents import as_documents, without_scores
-from m3_integrations.langchain.fields import EncoderFields, Integer, Weights
+from m3_integrations.langchain.fields import Calibrated, EncoderFields, Integer, Weights
 from m3_integrations.search import (
     OPTION_NAMES,
     Bm25,
@@ -43,8 +43,9 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
         encoder: Instead of `model`: an encoder that exists already.
         model_kwargs: Further arguments of `M3Encoder`; only with `model`.
         store: Where the documents are; a new one in memory if None.
-        k, mode, weights, filter, score_threshold, pool_size, fusion, rrf_k, bm25: What a search asks for, such as
-            `k=5, filter={"year": {"$gte": 2024}}`. `m3_integrations.SearchOptions` explains each.
+        k, mode, weights, filter, score_threshold, pool_size, fusion, rrf_k, bm25, calibration, min_probability: What a
+            search asks for, such as `k=5, filter={"year": {"$gte": 2024}}`. `m3_integrations.SearchOptions` explains
+            each.
         show_progress: Whether adding documents draws a progress bar.
 
     Instantiate:
@@ -107,6 +108,8 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
     fusion: Fusion = SearchOptions.fusion
     rrf_k: Integer = SearchOptions.rrf_k
     bm25: Bm25 = SearchOptions.bm25
+    calibration: Calibrated = SearchOptions.calibration
+    min_probability: float | None = SearchOptions.min_probability
     show_progress: bool = False
 
     _made: tuple[str, Searcher] | None = PrivateAttr(default=None)

@@ -64,8 +64,8 @@ class M3HybridRetriever(BaseRetriever):
         object_map: The objects of `IndexNode`s by their `index_id`.
         objects: `IndexNode`s whose objects to add to that map.
         verbose: Whether LlamaIndex prints when it follows an `IndexNode`.
-        **options: `mode`, `weights`, `score_threshold`, `pool_size`, `fusion`, `rrf_k` and `bm25`;
-            `m3_integrations.SearchOptions` explains each.
+        **options: `mode`, `weights`, `score_threshold`, `pool_size`, `fusion`, `rrf_k`, `bm25`, `calibration` and
+            `min_probability`; `m3_integrations.SearchOptions` explains each.
 
     Raises:
         TypeError: For an unknown argument, or one of a wrong type.

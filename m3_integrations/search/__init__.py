@@ -1,6 +1,7 @@
 """Hybrid search and reranking, free of any framework: candidates, exact scores of all of them, weights, the best k."""
 
 from m3_integrations.search.adding import NODE_KEYS, IncompleteAddError, holds_node
+from m3_integrations.search.calibration import Calibration, CalibrationLike, answer_features, read_calibration
 from m3_integrations.search.diversity import diverse_hits
 from m3_integrations.search.explanation import Explanation, TokenMatch, TokenPair
 from m3_integrations.search.opening import (
@@ -32,6 +33,8 @@ __all__ = [
     "NODE_KEYS",
     "OPTION_NAMES",
     "Bm25",
+    "Calibration",
+    "CalibrationLike",
     "Explanation",
     "Fusion",
     "Hit",
@@ -45,6 +48,7 @@ __all__ = [
     "TokenMatch",
     "TokenPair",
     "add_unless_known",
+    "answer_features",
     "as_integer",
     "changed_settings",
     "check_names",
@@ -57,6 +61,7 @@ __all__ = [
     "matching_records",
     "no_flag",
     "open_encoder",
+    "read_calibration",
     "records_of",
     "relevance",
     "replace_sources",

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, TypedDict, Unpack, get_args
 import numpy as np
 
 from m3_integrations.fusion import DEFAULT_RRF_K
+from m3_integrations.search.calibration import Calibration, CalibrationLike, read_calibration
 from m3_integrations.store import Filter, FilterLike, Store, parse_filter
 from m3_integrations.store.memory import MemoryStore
 from m3_integrations.vectors import PRESETS, Encoder, Mode, ModeWeights, WeightsLike, check_heads, resolve_weights
@@ -45,6 +46,8 @@ class RankingKeywords(TypedDict, total=False):
     fusion: Fusion | None
     rrf_k: int | None
     bm25: Bm25 | None
+    calibration: CalibrationLike | None
+    min_probability: float | None
 
 
 class SearchKeywords(RankingKeywords, total=False):
@@ -74,8 +77,14 @@ class SearchOptions:
         rrf_k: The constant of "rrf": the larger it is, the less the first ranks stand out.
         bm25: Whether BM25 over the model's tokens finds candidates too; only for a store in memory. Under "rrf" its
             ranking takes part with the weight of the lexical mode; "replace" drops the learned lexical ranking.
+        calibration: How probable it is that the best result answers, as "probability" among its scores. The file that
+            `m3 eval --calibrate` wrote is accepted too. It is for searches by all three modes, the weights that it was
+            fitted with, "weighted" fusion and no BM25; in others it says nothing.
+        min_probability: Nothing is returned unless the best result answers with at least this probability, 0 to 1. It
+            needs a calibration that is for the search; 0 refuses nothing, and needs none.
 
     Raises:
+        FileNotFoundError: If there is no such file of a calibration.
         TypeError: For an unknown option; if k, pool_size or rrf_k is no integer, the filter no mapping, or weights
             are no `WeightsLike`.
         ValueError: If an option is out of range or unknown.
@@ -90,6 +99,8 @@ class SearchOptions:
     fusion: Fusion = "weighted"
     rrf_k: int = DEFAULT_RRF_K
     bm25: Bm25 = "off"
+    calibration: Calibration | None = None
+    min_probability: float | None = None
 
     def __init__(self, **keywords: Unpack[SearchKeywords]) -> None:
         check_names(keywords, OPTION_NAMES)
@@ -105,12 +116,39 @@ class SearchOptions:
                 raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {getattr(self, name)!r}")
         if self.score_threshold is not None and not math.isfinite(self.score_threshold):
             raise ValueError(f"score_threshold must be finite, got {self.score_threshold}")
+        if self.calibration is not None:
+            own["calibration"] = read_calibration(self.calibration)
+        if self.min_probability is not None and not 0 <= self.min_probability <= 1:
+            raise ValueError(f"min_probability must be from 0 to 1, got {self.min_probability}")
+        self.calibration_for(MODES_OF[self.mode])
 
     def __repr__(self) -> str:
         """Only what is not the default."""
         own = [(name, getattr(self, name)) for name in OPTION_NAMES]
         shown = ", ".join(f"{name}={value!r}" for name, value in own if value != getattr(type(self), name))
         return f"{type(self).__name__}({shown})"
+
+    def calibration_for(self, modes: Sequence[Mode]) -> Calibration | None:
+        """Return the calibration, or None if there is none for a search that ranks by these modes.
+
+        Raises:
+            ValueError: If there is none and min_probability needs one.
+        """
+        known, is_plain = self.calibration, self.fusion == "weighted" and self.bm25 == "off"
+        if known is not None and is_plain and known.is_for(modes, self.weights):
+            return known
+        if self.min_probability:
+            raise ValueError(
+                f"min_probability={self.min_probability} needs a calibration for this search: "
+                + (
+                    "fit one on your own questions with m3 eval DATA --calibrate FILE and give calibration=FILE"
+                    if known is None
+                    else f"this one is for all three modes with {known.weights!r}, fusion='weighted' and bm25='off', "
+                    f"not for {'+'.join(modes)} with {self.weights!r}, fusion={self.fusion!r} and bm25={self.bm25!r}; "
+                    "min_probability=0 searches without it"
+                )
+            )
+        return None
 
     def changed(self, **keywords: Unpack[SearchKeywords]) -> SearchOptions:
         """Return these options with some changed: None leaves an option as it is, and the filter {} means no filter.

@@ -12,6 +12,7 @@ import numpy as np
 
 from m3_integrations.scoring import combine, top_rows
 from m3_integrations.search.adding import add_texts
+from m3_integrations.search.calibration import answer_features
 from m3_integrations.search.explanation import Explanation, explain_record
 from m3_integrations.search.given import with_dense
 from m3_integrations.search.legs import Bm25Leg, fuse_rankings, likely_best
@@ -33,7 +34,8 @@ class Hit:
         text: Its text.
         metadata: Its metadata; the caller's own copy.
         score: What it is ranked by, higher is better.
-        scores: The raw score in every mode that ranked it, and "bm25" where BM25 found it.
+        scores: The raw score in every mode that ranked it, "bm25" where BM25 found it, and for the best result of a
+            search with a calibration "probability": how probable it is that it answers, 0 to 1.
     """
 
     id: str
@@ -270,6 +272,9 @@ class Searcher:
             else fuse_rankings(ids, scores, bm25, options)
         )
         ranked = top_rows(final, len(final))
+        first, probability = self._answering(vectors, ids, ranking, scores, options, is_given=among is not None)
+        if probability is not None and probability < (options.min_probability or 0):
+            return []
         if among is not None and list(ranking) == ["lexical"]:
             ranked = ranked[final[ranked] > 0]  # a text without a shared token is no lexical hit
         if options.score_threshold is not None:
@@ -283,8 +288,30 @@ class Searcher:
                 if (record := records.get(ids[i])) is not None:
                     each: dict[str, float] = {mode: float(values[i]) for mode, values in scores.items()}
                     each |= {"bm25": bm25[record.id]} if record.id in bm25 else {}
+                    each |= {"probability": probability} if record.id == first and probability is not None else {}
                     hits.append(Hit(record.id, record.text, dict(record.metadata), float(final[i]), each))
         return hits
+
+    def _answering(
+        self,
+        vectors: M3Vectors,
+        ids: Sequence[str],
+        ranking: Sequence[Mode],
+        scores: Mapping[Mode, FloatArray],
+        options: SearchOptions,
+        *,
+        is_given: bool,
+    ) -> tuple[str, float | None]:
+        """Return the best candidate's id and how probable it is that it answers; None without a calibration for that.
+
+        Where the caller gives the candidates, there is none: what a search does not find is not among the others.
+        """
+        calibration = options.calibration_for(() if is_given else ranking)
+        if calibration is None or not ids:
+            return "", None
+        calibration.check_model(self.encoder.fingerprint, self.encoder.model)
+        best, features = answer_features(scores, vectors.lexical[0], calibration.weights)
+        return ids[best], float(calibration.probabilities(features[None])[0])
 
     def explain(self, query: str, id: str) -> Explanation:  # noqa: A002 - the record's id
         """Return why a record matches a query: its scores, the shared tokens, and what each query token found.
