@@ -58,6 +58,15 @@ def evaluation(folder: Path) -> None:
     assert (folder / "out" / "tables.md").exists()
 
 
+def diff(folder: Path) -> None:
+    texts = {"a": "Keys are replaced once a year.", "b": "Backups run at night.", "c": "The museum is closed."}
+    questions = {"1": "when do backups run?", "2": "is the museum closed?"}
+    write_beir(folder / "data", texts, questions, {"1": {"b": 1}, "2": {"c": 1}})
+    result = run("diff", "tiny", "tiny,mode=lexical", "data", cwd=folder)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "0 questions won, 0 lost, 2 are as before" in result.stdout
+
+
 def train(folder: Path) -> None:
     write_jsonl(folder / "pairs.jsonl", [{"query": f"question {i}", "pos": [f"text {i}"]} for i in range(4)])
     (folder / "config.toml").write_text(
@@ -114,6 +123,7 @@ def questions(folder: Path) -> None:
 COMMANDS: dict[str, Callable[[Path], None]] = {
     "demo": demo,
     "eval": evaluation,
+    "diff": diff,
     "mine": mine,
     "questions": questions,
     "train": train,

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from m3_integrations.cli.demo import demo
+from m3_integrations.cli.diff import diff
 from m3_integrations.cli.evaluation import evaluate
 from m3_integrations.cli.index import index
 from m3_integrations.cli.load import load
@@ -55,6 +56,7 @@ app.command()(train)
 app.command()(mine)
 app.command()(questions)
 app.command(name="eval")(evaluate)
+app.command()(diff)
 app.command()(index)
 app.command()(load)
 app.command()(search)

@@ -120,28 +120,32 @@ def open_place(where: str, *, collection: str | None, **settings: Any) -> Store:
 
 
 def open_model(
-    model: str, *, device: str, max_length: int | None = None, shared: bool = True
+    model: str, *, device: str, dtype: str | None = None, max_length: int | None = None, shared: bool = True
 ) -> M3Encoder | RemoteEncoder:
     """Open the encoder that a command names. The key of a server is in the environment, in M3_API_KEY.
 
     Args:
         model: A checkpoint, or the URL of an `m3 serve`.
         device: For a checkpoint; "auto" for a server.
+        dtype: For a checkpoint; None for its own choice, and for a server.
         max_length: For a checkpoint; None for a server.
         shared: Whether a checkpoint's network is shared.
 
     Raises:
-        ValueError: If a device or a length is named for a server. Further errors are those of `M3Encoder` or, for a
-            URL, of `RemoteEncoder`.
+        ValueError: If a device, a type or a length is named for a server. Further errors are those of `M3Encoder` or,
+            for a URL, of `RemoteEncoder`.
     """
     if not model.startswith(("http://", "https://")):
         from m3_integrations.encoder import M3Encoder
 
-        return M3Encoder(model, device=device, max_length=8192 if max_length is None else max_length, shared=shared)
+        length = 8192 if max_length is None else max_length
+        return M3Encoder(model, device=device, dtype=dtype or "auto", max_length=length, shared=shared)
     from m3_integrations.remote import RemoteEncoder
 
-    if device != "auto" or max_length is not None:
-        raise ValueError(f"--device and --max-length are settings of m3 serve, which runs at {model}: leave them out")
+    if device != "auto" or dtype is not None or max_length is not None:
+        raise ValueError(
+            f"device, dtype and max-length are settings of m3 serve, which runs at {model}: leave them out"
+        )
     return RemoteEncoder(model, api_key=os.environ.get("M3_API_KEY"))
 
 

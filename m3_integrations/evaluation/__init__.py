@@ -3,7 +3,8 @@
 try:
     from m3_integrations.evaluation.calibration import FittedCalibration, calibrate
     from m3_integrations.evaluation.corpus import Corpus
-    from m3_integrations.evaluation.data import Dataset, find_folders, read_dataset
+    from m3_integrations.evaluation.data import Dataset, JudgedQueries, find_folders, read_dataset, read_queries
+    from m3_integrations.evaluation.diff import ChangedQuestion, Decision, SearchDiff, diff_searches
     from m3_integrations.evaluation.evaluate import EvaluationResult, evaluate
     from m3_integrations.evaluation.modes import COLUMNS, Column
     from m3_integrations.evaluation.runs import Protocol
@@ -18,18 +19,24 @@ except ModuleNotFoundError as error:
 
 __all__ = [
     "COLUMNS",
+    "ChangedQuestion",
     "Column",
     "Comparison",
     "Corpus",
     "Dataset",
+    "Decision",
     "Estimate",
     "EvaluationResult",
     "FittedCalibration",
+    "JudgedQueries",
     "Protocol",
+    "SearchDiff",
     "TunedWeights",
     "calibrate",
+    "diff_searches",
     "evaluate",
     "find_folders",
     "read_dataset",
+    "read_queries",
     "tune_weights",
 ]

@@ -22,6 +22,21 @@ _LAYOUT: Final = (
 )
 
 
+@dataclass(frozen=True, eq=False)
+class JudgedQueries:
+    """Queries, and what is relevant to them.
+
+    Attributes:
+        texts: Text by id, of those queries that have judgements.
+        qrels: For each of these queries, the gain of every judged document; 0 for one that is not relevant.
+        unjudged: How many queries were left out because nothing is known about them.
+    """
+
+    texts: Mapping[str, str]
+    qrels: Mapping[str, Mapping[str, int]]
+    unjudged: int
+
+
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Dataset:
     """Queries, the corpus they are asked of, and what is relevant to them.
@@ -98,17 +113,35 @@ def read_dataset(
     if source.is_file():
         queries, answers = read_questions(source)
         return Dataset(name=name, corpus=corpus, queries=queries, qrels={}, answers=answers)
-    qrels = _read_qrels(_find_qrels(source / "qrels", split))
-    texts = _read_queries(source / "queries.jsonl")
+    judged = read_queries(source, split=split)
+    _check_documents(judged.qrels, corpus)
+    return Dataset(
+        name=name, corpus=corpus, queries=judged.texts, qrels=judged.qrels, answers={}, unjudged=judged.unjudged
+    )
+
+
+def read_queries(folder: str | os.PathLike[str], *, split: str | None = None) -> JudgedQueries:
+    """Read queries.jsonl and qrels/SPLIT.tsv of a folder in BEIR's layout, which needs no corpus.jsonl for that.
+
+    Args:
+        folder: Where they lie.
+        split: Which judgements; by default "test", or the only ones there are.
+
+    Raises:
+        FileNotFoundError: If a file is not there.
+        ValueError: If a file is not in the layout, or no query has judgements.
+    """
+    folder = Path(folder)
+    if not (folder / "queries.jsonl").is_file():
+        raise FileNotFoundError(f"{folder / 'queries.jsonl'} is not there: {_LAYOUT}")
+    qrels = _read_qrels(_find_qrels(folder / "qrels", split))
+    texts = _read_texts(folder / "queries.jsonl")
     if absent := sorted(qrels.keys() - texts.keys()):
-        raise ValueError(f"{source} judges {len(absent)} queries that it does not have, such as {absent[0]!r}")
+        raise ValueError(f"{folder} judges {len(absent)} queries that it does not have, such as {absent[0]!r}")
     queries = {id_: text for id_, text in texts.items() if id_ in qrels}
     if not queries:
-        raise ValueError(f"{source} has no query with judgements")
-    _check_documents(qrels, corpus)
-    return Dataset(
-        name=name, corpus=corpus, queries=queries, qrels=qrels, answers={}, unjudged=len(texts) - len(queries)
-    )
+        raise ValueError(f"{folder} has no query with judgements")
+    return JudgedQueries(queries, qrels, len(texts) - len(queries))
 
 
 def find_folders(folder: str | os.PathLike[str]) -> list[Path]:
@@ -137,7 +170,7 @@ def _check_files(folder: Path, source: Path) -> None:
         raise FileNotFoundError(f"{absent[0]} is not there: {_LAYOUT}")
 
 
-def _read_queries(path: Path) -> dict[str, str]:
+def _read_texts(path: Path) -> dict[str, str]:
     known: set[str] = set()
     rows = [parse_row(line, path, number, known=known) for number, (_, line) in enumerate(read_lines(path), start=1)]
     return {row["_id"]: row["text"] for row in rows}

@@ -1,0 +1,210 @@
+"""`m3 diff`: which questions win or lose between two ways to search, and why; its exit status is for CI."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from m3_integrations.cli.shared import Device, PipedConsole, errors_in_one_line, is_new, open_model, open_place
+
+if TYPE_CHECKING:
+    from m3_integrations.encoder import M3Encoder
+    from m3_integrations.evaluation import ChangedQuestion, Corpus, JudgedQueries, SearchDiff
+    from m3_integrations.remote import RemoteEncoder
+    from m3_integrations.search import Searcher
+    from m3_integrations.store import Store
+
+IS_WORSE: Final = 3
+"""The exit status where B is worse than A; 1 is an error and 2 a wrong command line."""
+
+_SETTINGS: Final = ("weights", "mode", "dtype", "multi_vector", "token_pooling", "store")
+_NEEDS_CORPUS: Final = ("multi_vector", "token_pooling")
+
+_SYNTAX: Final = (
+    "a way to search is a model with settings after it, such as tiny, tiny,weights=1/0.3/1, tiny,mode=dense, "
+    "tiny,dtype=bfloat16, tiny,multi_vector=turbo4, tiny,token_pooling=2 or BAAI/bge-m3,store=./idx"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to search, as it was typed.
+
+    Attributes:
+        text: What was typed.
+        model: A checkpoint, or the URL of m3 serve.
+        settings: The settings after it, by their names.
+    """
+
+    text: str
+    model: str
+    settings: Mapping[str, str]
+
+    @property
+    def source(self) -> tuple[str, ...]:
+        """What two ways share that differ in weights and mode alone: their encoder and store are opened once."""
+        return (self.model, *(self.settings.get(name, "") for name in _SETTINGS[2:]))
+
+
+def read_way(text: str) -> Way:
+    """Read a way to search.
+
+    Raises:
+        ValueError: If it has no model, or a setting that there is not, or settings that contradict each other.
+    """
+    model, *parts = text.split(",")
+    pairs = [part.partition("=") for part in parts]
+    settings = {name.strip(): value.strip() for name, _, value in pairs}
+    wrong = [name for name in settings if name not in _SETTINGS or not settings[name]]
+    if not model.strip() or wrong or len(settings) < len(pairs):
+        raise ValueError(f"{_SYNTAX}; got {text!r}")
+    if "store" in settings and (extra := [name for name in _NEEDS_CORPUS if name in settings]):
+        raise ValueError(f"a store that is there has its own {extra[0]}: leave it out of {text!r}")
+    return Way(text, model.strip(), settings)
+
+
+@errors_in_one_line(stderr=True)
+def diff(
+    a: Annotated[str, typer.Argument(help="How one searches today: MODEL[,SETTING=VALUE...].", show_default=False)],
+    b: Annotated[str, typer.Argument(help="What might take its place, likewise.", show_default=False)],
+    questions: Annotated[
+        Path,
+        typer.Argument(help="A folder in BEIR's layout; where both have a store, without corpus.jsonl too."),
+    ],
+    *,
+    metric: Annotated[str, typer.Option(help="As ir-measures spells it.")] = "nDCG@10",
+    show: Annotated[int, typer.Option(min=0, help="How many changed questions to show and explain.")] = 20,
+    max_loss: Annotated[
+        float | None,
+        typer.Option(min=0, help="Exit with 3 if B's mean is lower by more; without it, if B is shown to be worse."),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Which qrels; test if there are several.")] = None,
+    titles: Annotated[bool, typer.Option(help="Put titles before the texts, as BEIR does.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Tell which questions win or lose from A to B, and which token decided; exit with 3 if B is worse.
+
+    A and B are a model, with settings after it: weights=miracl or 1/0.3/1, mode=, dtype=, multi_vector=float16, turbo8,
+    turbo4 or none, token_pooling=, store=FOLDER_OR_URL. Without a store the corpus of QUESTIONS is encoded.
+    """
+    from m3_integrations.evaluation import diff_searches, read_dataset, read_queries
+
+    ways = [read_way(a), read_way(b)]
+    judged, corpus = read_queries(questions, split=split), None
+    if not all("store" in way.settings for way in ways):
+        corpus = read_dataset(questions, split=split, titles=titles).corpus
+    with ExitStack() as stack:
+        sides = _open_all(ways, corpus, device, stack)
+        found = diff_searches(sides[0], sides[1], judged, metric=metric, explained=show)
+    is_worse = _is_worse(found, max_loss)
+    if as_json:
+        print(json.dumps(_document(found, ways, is_worse=is_worse), ensure_ascii=True, indent=1))  # noqa: T201
+    else:
+        _print(found, ways, judged, show, PipedConsole(), is_worse=is_worse)
+    if is_worse:
+        raise typer.Exit(IS_WORSE)
+
+
+def _open_all(ways: list[Way], corpus: Corpus | None, device: str, stack: ExitStack) -> list[Searcher]:
+    from m3_integrations.search import Searcher, SearchOptions
+
+    opened: dict[tuple[str, ...], tuple[M3Encoder | RemoteEncoder, Store]] = {}
+    searchers = []
+    for way in ways:
+        weights = way.settings.get("weights")
+        options = SearchOptions(
+            mode=cast("Any", way.settings.get("mode")),
+            weights=[float(part) for part in weights.split("/")] if weights and "/" in weights else weights,
+        )
+        if way.source not in opened:
+            opened[way.source] = _open(way, corpus, device, stack)
+        searchers.append(Searcher(*opened[way.source], options))
+    return searchers
+
+
+def _open(way: Way, corpus: Corpus | None, device: str, stack: ExitStack) -> tuple[M3Encoder | RemoteEncoder, Store]:
+    """Open a way's model and store; without a store the corpus is encoded into one in memory, or in a folder."""
+    from m3_integrations.search import Searcher
+    from m3_integrations.store import open_store
+
+    place = way.settings.get("store")
+    if place is not None and is_new(place):
+        raise FileNotFoundError(f"no store at {place}: make one with m3 index PATH --store {place}")
+    encoder = open_model(way.model, device=device, dtype=way.settings.get("dtype"))
+    stack.callback(encoder.close)
+    if place is not None:
+        return encoder, stack.enter_context(open_place(place, collection=None))
+    assert corpus is not None  # noqa: S101 - it is read unless every way has a store
+    settings: dict[str, Any] = {name: way.settings[name] for name in _NEEDS_CORPUS if name in way.settings}
+    if "token_pooling" in settings:
+        settings["token_pooling"] = int(settings["token_pooling"])
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="m3-diff-")) if settings else None
+    store = stack.enter_context(open_store(folder, **settings))
+    Console(stderr=True).print(f"encoding the corpus for {escape(way.text)}", highlight=False, soft_wrap=True)
+    Searcher(encoder, store).add(list(corpus.texts()), ids=corpus.ids, show_progress=True)
+    return encoder, store
+
+
+def _is_worse(found: SearchDiff, max_loss: float | None) -> bool:
+    comparison = found.compare()
+    loss = -comparison.difference.mean
+    return loss > max_loss if max_loss is not None else loss > 0 and comparison.p_value < 0.05
+
+
+def _document(found: SearchDiff, ways: list[Way], *, is_worse: bool) -> dict[str, Any]:
+    return {
+        "a": ways[0].text,
+        "b": ways[1].text,
+        "metric": found.metric,
+        "questions": len(found.questions),
+        "mean_a": float(found.old.mean()),
+        "mean_b": float(found.new.mean()),
+        "b_less_a": asdict(found.compare()),
+        "is_worse": is_worse,
+        "changed": [asdict(each) for each in found.changed],
+    }
+
+
+def _print(
+    found: SearchDiff, ways: list[Way], judged: JudgedQueries, show: int, console: Console, *, is_worse: bool
+) -> None:
+    for each in found.changed[:show]:
+        for line in _lines(each):
+            console.print(escape(line), highlight=False, soft_wrap=True)
+    if (left := len(found.changed) - show) > 0:
+        console.print(f"... and {left:,} more; --show says how many are shown", highlight=False)
+    difference, p_value = found.compare().difference, found.compare().p_value
+    n_same = len(judged.texts) - len(found.changed)
+    console.print(
+        f"{found.metric} {found.old.mean():.3f} with {escape(ways[0].text)}, {found.new.mean():.3f} with "
+        f"{escape(ways[1].text)}: {difference.mean:+.3f} {escape(f'[{difference.low:+.3f}, {difference.high:+.3f}]')}, "
+        f"p = {p_value:.4f}; {len(found.won):,} questions won, {len(found.lost):,} lost, {n_same:,} are as before",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if is_worse:
+        console.print(f"[red]{escape(ways[1].text)} is worse[/red] (exit status {IS_WORSE})", highlight=False)
+
+
+def _lines(each: ChangedQuestion) -> list[str]:
+    places = " → ".join("not found" if rank is None else f"place {rank}" for rank in (each.old_rank, each.new_rank))
+    kind = "won " if each.new > each.old else "lost"
+    lines = [
+        f"{kind} {each.new - each.old:+.3f}  {each.id}: {each.text}",
+        f"      {each.document}: {places}",
+    ]
+    if (why := each.decision) is not None:
+        modes = ", ".join(f"{mode.replace('_', '-')} {amount:+.3f}" for mode, amount in why.by_mode.items())
+        token = f"{why.token.strip('▁') or why.token!r} {why.amount:+.3f}" if why.token else "no token, by dense alone"
+        lines.append(f"      margin to {why.rival}: decided by {token} (by mode {modes})")
+    return lines

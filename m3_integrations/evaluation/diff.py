@@ -1,0 +1,204 @@
+"""`diff_searches`: which questions won or lost between two ways to search, and the token that decided.
+
+A question is lost where a rival, a document that answers less, came before the one that answers. The margin between the
+two is a sum: of what every token of the query adds to their lexical scores and to their mean of best similarities, and
+of their dense scores, each times its mode's weight. The token whose part of the margin changed most, in the direction
+of the change, decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m3_integrations.evaluation.data import JudgedQueries
+from m3_integrations.evaluation.metrics import cutoff_of, measure_queries
+from m3_integrations.evaluation.statistics import Comparison, compare_paired
+from m3_integrations.search import Explanation, Searcher, SearchOptions
+from m3_integrations.search.options import MODES_OF
+
+_DEPTH: Final = 100
+"""How many hits a metric without a cutoff looks at."""
+
+_SAME: Final = 1e-9
+"""Two values of a metric that differ by less are equal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Why the document that answers is before or behind its rival now.
+
+    Attributes:
+        rival: The document that came before, or was overtaken.
+        token: Of the query: the one whose part of the margin changed most in the direction of the change; "" where the
+            dense mode ranks alone.
+        amount: By how much its part changed, above 0 for a question that won.
+        by_mode: By how much each mode's part of the margin changed; their sum is the change of the margin.
+    """
+
+    rival: str
+    token: str
+    amount: float
+    by_mode: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedQuestion:
+    """A question whose metric changed.
+
+    Attributes:
+        id: Its id.
+        text: What was asked.
+        old: The metric before, 0 to 1.
+        new: The metric now.
+        document: The document that answers, of several the one whose place changed most.
+        old_rank: Its place before, from 1; None if it was not among the hits.
+        new_rank: Its place now.
+        decision: Why; None where it was not asked for, or no rival or no vectors of the two are there.
+    """
+
+    id: str
+    text: str
+    old: float
+    new: float
+    document: str
+    old_rank: int | None
+    new_rank: int | None
+    decision: Decision | None
+
+
+@dataclass(frozen=True, eq=False)
+class SearchDiff:
+    """What two ways to search come to on the same questions.
+
+    Attributes:
+        metric: By which metric.
+        questions: The ids of all questions.
+        old: (questions,) float64, in their order.
+        new: (questions,) float64.
+        changed: Those that won or lost, the largest change first.
+    """
+
+    metric: str
+    questions: Sequence[str]
+    old: NDArray[np.float64]
+    new: NDArray[np.float64]
+    changed: Sequence[ChangedQuestion]
+
+    @property
+    def won(self) -> list[ChangedQuestion]:
+        """The questions that won, the largest gain first."""
+        return [each for each in self.changed if each.new > each.old]
+
+    @property
+    def lost(self) -> list[ChangedQuestion]:
+        """The questions that lost, the largest loss first."""
+        return [each for each in self.changed if each.new < each.old]
+
+    def compare(self) -> Comparison:
+        """Return the mean difference, new less old, with its interval and a paired test's p-value."""
+        return compare_paired(self.new, self.old)
+
+
+def diff_searches(
+    old: Searcher, new: Searcher, questions: JudgedQueries, *, metric: str = "nDCG@10", explained: int | None = None
+) -> SearchDiff:
+    """Ask two searchers the same questions, and say which won or lost, and why.
+
+    Args:
+        old: What is searched with today. Its options count, except for k.
+        new: What might take its place: another checkpoint, store, dtype, weights or mode. "rrf" and BM25 are ranked by
+            too, but their part in a decision is not told.
+        questions: What `read_queries` returns; ids of documents are the stores' ids.
+        metric: As ir-measures spells it.
+        explained: For how many of the changed questions, the largest change first, it is said what decided; all if
+            None. Each costs four comparisons of stored vectors.
+
+    Raises:
+        ValueError: If the metric is unknown, or a search is refused.
+    """
+    depth = cutoff_of(metric) or _DEPTH
+    ids, texts = list(questions.texts), list(questions.texts.values())
+    found = [
+        {id_: [hit.id for hit in hits] for id_, hits in zip(ids, side.search_batch(texts, k=depth), strict=True)}
+        for side in (old, new)
+    ]
+    qrels = {id_: questions.qrels[id_] for id_ in ids}
+    before, now = (measure_queries(ranked, qrels, [metric])[metric] for ranked in found)
+    order = np.argsort(-np.abs(now - before), kind="stable")
+    rows = [row for row in order.tolist() if abs(now[row] - before[row]) > _SAME]
+    changed = []
+    for n, row in enumerate(rows):
+        id_, is_won = ids[row], bool(now[row] > before[row])
+        document, rival = _pair(found[0][id_], found[1][id_], qrels[id_], is_won=is_won)
+        decision = None
+        if rival is not None and (explained is None or n < explained):
+            decision = _decide(old, new, texts[row], document, rival, is_won=is_won)
+        values, places = (float(before[row]), float(now[row])), [_rank(ranked[id_], document) for ranked in found]
+        changed.append(ChangedQuestion(id_, texts[row], *values, document, places[0], places[1], decision))
+    return SearchDiff(metric, ids, before, now, changed)
+
+
+def _rank(ranked: Sequence[str], document: str) -> int | None:
+    return ranked.index(document) + 1 if document in ranked else None
+
+
+def _pair(
+    before: Sequence[str], now: Sequence[str], gains: Mapping[str, int], *, is_won: bool
+) -> tuple[str, str | None]:
+    """Return which answering document's place changed most, and the first of less gain before it where it is worse."""
+    better, worse = (now, before) if is_won else (before, now)
+    places = [{id_: 1 / rank for rank, id_ in enumerate(ranked, start=1)} for ranked in (better, worse)]
+
+    def lead(id_: str) -> float:
+        return gains[id_] * (places[0].get(id_, 0.0) - places[1].get(id_, 0.0))
+
+    document = max(sorted(id_ for id_, gain in gains.items() if gain > 0), key=lead)
+    ahead = worse[: _rank(worse, document) or len(worse)]
+    return document, next((id_ for id_ in ahead if gains.get(id_, 0) < gains[document]), None)
+
+
+def _decide(old: Searcher, new: Searcher, text: str, document: str, rival: str, *, is_won: bool) -> Decision | None:
+    """Return what changed most in the margin between two documents; None if a store lacks one of them."""
+    margins: list[dict[tuple[str, str], float]] = []
+    for side in (old, new):
+        try:
+            own, other = (score_parts(side.explain(text, id_), side.options) for id_ in (document, rival))
+        except KeyError:
+            return None
+        margins.append({key: own.get(key, 0.0) - other.get(key, 0.0) for key in own | other})
+    tokens: dict[str, float] = {}
+    modes: dict[str, float] = {}
+    for mode, token in margins[0] | margins[1]:
+        change = margins[1].get((mode, token), 0.0) - margins[0].get((mode, token), 0.0)
+        modes[mode] = modes.get(mode, 0.0) + change
+        if mode != "dense":
+            tokens[token] = tokens.get(token, 0.0) + change
+    token = max(sorted(tokens), key=lambda each: tokens[each] if is_won else -tokens[each], default="")
+    return Decision(rival, token, tokens.get(token, 0.0), modes)
+
+
+def score_parts(explanation: Explanation, options: SearchOptions) -> dict[tuple[str, str], float]:
+    """Return what every token of the query adds to a record's combined score, by mode and token.
+
+    Their sum is the weighted mean of the record's scores. The dense score is that of no token: its token is "".
+
+    Args:
+        explanation: How a query and a record compare.
+        options: Which modes count, and how much.
+    """
+    scores = {mode: explanation.scores[mode] for mode in MODES_OF[options.mode] if mode in explanation.scores}
+    shares, parts = options.weights.normalized(scores), dict[tuple[str, str], float]()
+    if "dense" in shares:
+        parts["dense", ""] = shares["dense"] * scores["dense"]
+    if "lexical" in shares:
+        parts |= {("lexical", match.token): shares["lexical"] * match.score for match in explanation.lexical}
+    if "multi_vector" in shares:
+        for pair in explanation.multi_vector:
+            key, n_tokens = ("multi_vector", pair.query_token), len(explanation.multi_vector)
+            parts[key] = parts.get(key, 0.0) + shares["multi_vector"] * pair.similarity / n_tokens
+    return parts
