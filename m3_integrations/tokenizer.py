@@ -143,6 +143,11 @@ class Tokenizer:
         return self.source.pad_token_id if self.source.pad_token_id is not None else 0
 
     @property
+    def mask_id(self) -> int | None:
+        """The id that stands for a masked token; None where the tokenizer has none."""
+        return cast("int | None", self.source.mask_token_id)
+
+    @property
     def ignored_ids(self) -> NDArray[np.int64]:
         """Ids that never carry a lexical weight: [CLS], [SEP], padding and unknown, as in FlagEmbedding."""
         special = (self.source.cls_token_id, self.source.eos_token_id, self.source.pad_token_id)

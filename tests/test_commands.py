@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from m3_integrations.cli import app
 from m3_integrations.evaluation import read_dataset
-from m3_integrations.training.config import load_config
+from m3_integrations.training import load_config
 from m3_integrations.training.data import read_examples
 from tests.evaluation.worlds import write_beir, write_jsonl
 from tests.langchain.test_imports import WITHOUT
@@ -133,6 +133,21 @@ COMMANDS: dict[str, Callable[[Path], None]] = {
 @pytest.mark.parametrize("check", COMMANDS.values(), ids=COMMANDS)
 def test_a_command_does_its_work_and_exits_with_its_status(check: Callable[[Path], None], tmp_path: Path) -> None:
     check(tmp_path)
+
+
+def test_the_example_of_a_training_run_runs_as_it_is(tmp_path: Path) -> None:
+    printed = run("train", "--example", cwd=tmp_path)
+    assert printed.returncode == 0, printed.stderr
+    (tmp_path / "train.toml").write_text(printed.stdout)
+    result = run("train", "train.toml", cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "The trained checkpoint is in m3-training/unified/final, with a card" in result.stdout
+    for stage in ("retromae", "contrastive", "unified"):
+        assert re.search(rf"^{stage}: step 10 of \d+, epoch .* tokens/s, .* left$", result.stderr, re.MULTILINE)
+        assert re.search(rf"^{stage}: step 10, nDCG@10: dense 0\.\d+", result.stderr, re.MULTILINE)
+    absent = run("train", cwd=tmp_path)
+    assert absent.returncode == 1
+    assert "m3 train --example prints one" in absent.stdout
 
 
 def test_every_command_is_tried_and_named_in_the_help(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,7 +35,7 @@ def load_backbone(folder: Path, dtype: torch.dtype) -> nn.Module:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         _check_architecture(folder, config)
         arguments = {"add_pooling_layer": _has_pooler_weights(folder)} if _takes_pooler(config) else {}
-        with _bars_on_terminals_only():
+        with nullcontext() if sys.stderr is not None and sys.stderr.isatty() else without_bars():
             model, report = AutoModel.from_pretrained(
                 folder,
                 config=config,
@@ -59,9 +59,9 @@ def load_backbone(folder: Path, dtype: torch.dtype) -> nn.Module:
 
 
 @contextmanager
-def _bars_on_terminals_only() -> Iterator[None]:
-    """Keep transformers' bar "Loading weights" out of logs: a line for every step, in a file."""
-    if (sys.stderr is not None and sys.stderr.isatty()) or not transformers_logging.is_progress_bar_enabled():
+def without_bars() -> Iterator[None]:
+    """Keep transformers' bars out of logs, where they are a line for every step: "Loading weights" and the like."""
+    if not transformers_logging.is_progress_bar_enabled():
         yield
         return
     transformers_logging.disable_progress_bar()

@@ -45,7 +45,7 @@ class _FileTokenizer:
 
     Args:
         tokenizer: As tokenizer.json has it.
-        special: The special tokens, by the names that transformers has for them.
+        special: The special tokens, by the names that transformers has for them; that of a masked token may be unknown.
         settings: The contents of the other files, by their names.
     """
 
@@ -58,13 +58,20 @@ class _FileTokenizer:
         ids = {name: tokenizer.token_to_id(token) for name, token in special.items()}
         self.cls_token_id, self.eos_token_id = ids["cls_token"], ids["eos_token"]
         self.pad_token_id, self.unk_token_id = ids["pad_token"], ids["unk_token"]
+        self.mask_token_id = ids["mask_token"]
+        self.model_max_length: int | None = None
+        """What is written instead of the files' own length; None for that."""
         self._settings = settings
 
     def save_pretrained(self, folder: Path) -> None:
         """Write the files that this was read from."""
         self.backend_tokenizer.save(str(folder / _FILE))
         for name, content in self._settings.items():
-            (folder / name).write_bytes(content)
+            if name == _SETTINGS[0] and self.model_max_length is not None:
+                settings = json.loads(content) | {"model_max_length": self.model_max_length}
+                (folder / name).write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+            else:
+                (folder / name).write_bytes(content)
 
 
 def _read(folder: Path) -> _FileTokenizer | None:
@@ -92,7 +99,8 @@ def _read(folder: Path) -> _FileTokenizer | None:
         and all(tokenizer.token_to_id(token) is not None for token in {*special.values(), *_named(given)})
         and all(tokenizer.token_to_id(token) == i for i, token in added.items())
     )
-    return _FileTokenizer(tokenizer, special, settings) if is_complete else None
+    mask = {"mask_token": _text(given.get("mask_token") or "<mask>")}
+    return _FileTokenizer(tokenizer, special | mask, settings) if is_complete else None
 
 
 def _named(settings: Mapping[str, Any]) -> Iterator[str]:

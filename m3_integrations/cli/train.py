@@ -13,9 +13,30 @@ from m3_integrations.cli.shared import errors_in_one_line
 
 
 @errors_in_one_line(after_interrupt="The same line goes on from the last checkpoint, if one was saved.")
-def train(config: Annotated[Path, typer.Argument(help="A TOML file; TrainingConfig explains its settings.")]) -> None:
-    """Fine-tune a checkpoint with self-knowledge distillation; a run that was killed goes on where it was."""
+def train(
+    config: Annotated[
+        Path | None, typer.Argument(help="A TOML file; TrainingConfig explains its settings.", show_default=False)
+    ] = None,
+    *,
+    example: Annotated[bool, typer.Option("--example", help="Print a TOML file that runs as it is, and end.")] = False,
+) -> None:
+    """Train a checkpoint in the paper's three stages, or one of them; a run that was killed goes on where it was."""
+    if example:
+        typer.echo(_example(), nl=False)
+        return
+    if config is None:
+        raise ValueError("a TOML file is needed; m3 train --example prints one")
     from m3_integrations.training import run_training
 
     folder = run_training(config)
-    Console().print(f"The trained checkpoint is in {escape(str(folder))}, the losses in {folder.parent / 'loss.png'}.")
+    Console().print(
+        f"The trained checkpoint is in {escape(str(folder))}, with a card of what was done; "
+        f"the losses are in {escape(str(folder.parent / 'loss.png'))}.",
+        soft_wrap=True,
+    )
+
+
+def _example() -> str:
+    """Return the settings of a run on data that lie in this package."""
+    folder = Path(__file__).parent.parent / "training" / "example"
+    return (folder / "train.toml").read_text(encoding="utf-8").replace("EXAMPLE", folder.as_posix())

@@ -1,31 +1,54 @@
-"""The settings of a training run, read from a TOML file."""
+"""The settings of one stage of training."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from m3_integrations.training.losses import LossSettings
+
+STAGES: Final = ("retromae", "contrastive", "unified")
+"""The paper's three stages, in their order."""
+
+_COLUMNS: Final = {
+    "retromae": ("dense",),
+    "contrastive": ("dense",),
+    "unified": ("dense", "lexical", "multi_vector", "search:all"),
+}
+"""What is evaluated in each stage; by the last one the best checkpoint is chosen, unless the settings say otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class TrainingConfig:
-    """Settings of one run. Paths in a file are relative to that file.
+    """Settings of one stage. Paths in a file are relative to that file.
 
     Attributes:
         model: A checkpoint folder or a repository of the hub.
-        train_data: Files in FlagEmbedding's JSONL, or folders of them.
+        train_data: Files in FlagEmbedding's JSONL, or folders of them; for RetroMAE what `read_texts` reads.
         output_dir: Where checkpoints, the log and the trained checkpoint (`final`) go.
         steps: Batches to train on.
-        batch_size: Queries in a batch.
+        stage: "retromae" trains the encoder to put a text into [CLS]; "contrastive" trains the dense mode alone on
+            pairs, whatever train_group_size is; "unified" trains all three modes. The first two keep the heads of the
+            checkpoint as they are, and write none where it has none.
+        positions: The most tokens that the trained checkpoint reads; 0 for as many as before. See `extend_positions`.
+        encoder_mask: RetroMAE: which part of a text's tokens the encoder does not see; above 0 and below 1.
+        decoder_mask: RetroMAE: which part of the other tokens the decoder does not see when it predicts one; Xiao et
+            al. 2022 have 0.5 to 0.7.
+        steps_before_distillation: Batches on which the modes learn alone before the ensemble teaches them, since the
+            lexical head begins at random. The paper has about 6,000 (appendix C).
+        eval_data: A folder that `read_dataset` reads. nDCG@10 of every mode that the stage trains is measured on it,
+            before the first step as well, and `final` is the best checkpoint, not the last. None: the last.
+        eval_every: Steps between two evaluations.
+        best_by: Which mode decides what is best: "dense", "lexical", "multi_vector" or "search:all". "auto" is
+            "search:all", or "dense" where that alone is trained.
+        early_stop: Training ends after so many evaluations in a row without a better one; 0 for never.
+        batch_size: Queries in a batch; texts, for RetroMAE.
         train_group_size: Passages per query; 1 for the positive alone, with the batch's others as negatives.
         query_max_length: The most tokens of a query, special tokens included.
-        passage_max_length: The same for passages.
+        passage_max_length: The same for passages, and for the texts of RetroMAE.
         query_instruction: Put before every query whose example has no prompt.
         learning_rate: Its peak.
         warmup_steps: It rises over so many steps and falls to zero on a line.
@@ -49,6 +72,15 @@ class TrainingConfig:
     train_data: tuple[Path, ...]
     output_dir: Path
     steps: int
+    stage: str = "unified"
+    positions: int = 0
+    encoder_mask: float = 0.3
+    decoder_mask: float = 0.5
+    steps_before_distillation: int = 0
+    eval_data: Path | None = None
+    eval_every: int = 500
+    best_by: str = "auto"
+    early_stop: int = 0
     batch_size: int = 32
     train_group_size: int = 8
     query_max_length: int = 32
@@ -72,13 +104,11 @@ class TrainingConfig:
 
     def __repr__(self) -> str:
         """Only what is not the default."""
-        own = [(each.name, getattr(self, each.name), each) for each in dataclasses.fields(self)]
-        shown = ", ".join(f"{name}={value!r}" for name, value, each in own if value != _default(each))
-        return f"{type(self).__name__}({shown})"
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.changed().items())})"
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "train_group_size", "gradient_accumulation_steps", "log_every",
-                     "save_every", "keep_checkpoints", "dead_head_patience"):  # fmt: skip
+                     "save_every", "eval_every", "keep_checkpoints", "dead_head_patience"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("query_max_length", "passage_max_length"):
@@ -86,7 +116,8 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be at least 3 ([CLS], one token, [SEP]), got {getattr(self, name)}")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be positive and finite, got {self.learning_rate}")
-        for name in ("warmup_steps", "weight_decay", "max_grad_norm"):
+        for name in ("warmup_steps", "weight_decay", "max_grad_norm", "steps_before_distillation", "positions",
+                     "early_stop"):  # fmt: skip
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be 0 or more and finite, got {getattr(self, name)}")
         if self.precision not in {"float32", "float16", "bfloat16"}:
@@ -95,58 +126,35 @@ class TrainingConfig:
             raise ValueError(f"device must be 'auto' or 'cpu', got {self.device!r}")
         if not self.train_data:
             raise ValueError("train_data must name at least one file")
+        self._check_stage()
 
+    def _check_stage(self) -> None:
+        if self.stage not in STAGES:
+            raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {self.stage!r}")
+        for name in ("encoder_mask", "decoder_mask"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must be above 0 and below 1, got {getattr(self, name)}")
+        if self.best_by not in {"auto", *self.columns}:
+            raise ValueError(f"best_by must be auto or one of {', '.join(self.columns)}, got {self.best_by!r}")
+        if self.early_stop and self.eval_data is None:
+            raise ValueError(f"early_stop = {self.early_stop} needs eval_data: there is nothing that could get worse")
 
-def load_config(path: str | os.PathLike[str]) -> TrainingConfig:
-    """Read the settings of a run: the names of `TrainingConfig`, and a table [loss] with those of `LossSettings`.
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The modes that are evaluated in this stage."""
+        return _COLUMNS[self.stage]
 
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not TOML, misses a setting, has an unknown one, or one of the wrong type or range.
-    """
-    file = Path(path)
-    try:
-        values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
-    except ValueError as error:  # also of text that is not UTF-8
-        raise ValueError(f"{file} is not TOML: {error}") from error
-    loss = values.pop("loss", {})
-    if not isinstance(loss, dict):
-        raise ValueError(f"{file}: loss must be a table, [loss], got {loss!r}")  # noqa: TRY004 - the file's content
-    _check(file, values, TrainingConfig)
-    _check(file, loss, LossSettings)
-    data = values.get("train_data", [])
-    values["train_data"] = tuple(file.parent / each for each in ([data] if isinstance(data, str) else data))
-    values["output_dir"] = file.parent / values["output_dir"]
-    if (file.parent / values["model"]).is_dir():
-        values["model"] = str(file.parent / values["model"])
-    return TrainingConfig(**values, loss=LossSettings(**loss))
+    @property
+    def decisive(self) -> str:
+        """The mode that decides which checkpoint is best."""
+        return self.columns[-1] if self.best_by == "auto" else self.best_by
 
-
-def _check(file: Path, values: dict[str, Any], kind: type) -> None:
-    fields = {each.name: each for each in dataclasses.fields(kind) if each.name != "loss"}
-    if unknown := sorted(set(values).difference(fields)):
-        raise ValueError(f"{file} has unknown settings: {', '.join(unknown)}. Known: {', '.join(sorted(fields))}")
-    required = {name for name, each in fields.items() if _is_required(each)}
-    if missing := sorted(required.difference(values)):
-        raise ValueError(f"{file} lacks {', '.join(missing)}")
-    for name, value in values.items():
-        _check_type(file, name, value, str(fields[name].type))
+    def changed(self) -> dict[str, Any]:
+        """Return the settings that are not the defaults."""
+        own = {each.name: (getattr(self, each.name), each) for each in dataclasses.fields(self)}
+        return {name: value for name, (value, each) in own.items() if value != _default(each)}
 
 
 def _default(setting: dataclasses.Field[Any]) -> object:
     make = setting.default_factory
     return setting.default if make is dataclasses.MISSING else make()
-
-
-def _is_required(setting: dataclasses.Field[Any]) -> bool:
-    return setting.default is dataclasses.MISSING and setting.default_factory is dataclasses.MISSING
-
-
-def _check_type(file: Path, name: str, value: object, kind: str) -> None:
-    """Hold a value of the file to the annotation of its setting."""
-    accepted: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
-    types = accepted.get(kind, (str, list))
-    is_misplaced_flag = isinstance(value, bool) and kind != "bool"
-    is_misfilled_list = isinstance(value, list) and not all(isinstance(each, str) for each in value)
-    if not isinstance(value, types) or is_misplaced_flag or is_misfilled_list:
-        raise ValueError(f"{file}: {name} must be of type {kind}, got {value!r}")

@@ -146,6 +146,11 @@ class TrainingBatches(Dataset[dict[str, torch.Tensor]]):
         tokens = self._tokenizer(firsts, max_length=self._passage_max_length)
         return np.array([len(text) for text in tokens], dtype=np.int64)
 
+    @property
+    def batches_per_epoch(self) -> int:
+        """How many batches are a pass over the data."""
+        return len(self._examples) // self._batch_size
+
     def __len__(self) -> int:
         return self._steps
 
@@ -153,7 +158,7 @@ class TrainingBatches(Dataset[dict[str, torch.Tensor]]):
         """Return one batch: the padded queries and passages; passage i * group_size answers query i."""
         if not 0 <= step < self._steps:
             raise IndexError(f"batch {step} of {self._steps}")
-        epoch, place = divmod(step, len(self._examples) // self._batch_size)
+        epoch, place = divmod(step, self.batches_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._plan = epoch, self._plan_epoch(epoch)
         draw = random.Random(f"{self._seed} {step}")  # noqa: S311 - a choice that anyone may foresee

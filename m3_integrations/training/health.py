@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import torch
@@ -42,18 +43,45 @@ class HeadWatch:
         Raises:
             HeadDiedError: If a head has been dead for `patience` batches, or at once if the loss is not finite.
         """
-        if not bool(torch.isfinite(loss.total)):
-            terms = {name: getattr(loss, name).item() for name in ("dense", "lexical", "multi_vector")}
-            raise HeadDiedError(f"the loss is not finite ({terms}): lower the learning rate, or train in float32")
-        is_dead = {
-            "dense": _tells_nothing(scores.dense),
-            "lexical": not (bool(queries.token_weights.any()) and bool(passages.token_weights.any())),
-            "multi_vector": _tells_nothing(scores.multi_vector),
-        }
+        check_finite(loss.total, {name: getattr(loss, name) for name in ("dense", "lexical", "multi_vector")})
+        self._note(
+            {
+                "dense": _tells_nothing(scores.dense),
+                "lexical": not (bool(queries.token_weights.any()) and bool(passages.token_weights.any())),
+                "multi_vector": _tells_nothing(scores.multi_vector),
+            }
+        )
+
+    def check_dense(self, scores: torch.Tensor, loss: torch.Tensor) -> None:
+        """Look at one batch of the dense mode alone.
+
+        Args:
+            scores: (queries, passages) cosines.
+            loss: A scalar.
+
+        Raises:
+            HeadDiedError: As `check`.
+        """
+        check_finite(loss, {"dense": loss})
+        self._note({"dense": _tells_nothing(scores)})
+
+    def _note(self, is_dead: Mapping[str, bool]) -> None:
         for name, dead in is_dead.items():
             self._dead_for[name] = self._dead_for[name] + 1 if dead else 0
             if self._dead_for[name] >= self._patience:
                 raise HeadDiedError(_explain(name, self._patience))
+
+
+def check_finite(loss: torch.Tensor, terms: Mapping[str, torch.Tensor]) -> None:
+    """Raise HeadDiedError if the loss is infinite or no number.
+
+    Args:
+        loss: A scalar.
+        terms: What it is made of, for the message.
+    """
+    if not bool(torch.isfinite(loss)):
+        values = {name: term.item() for name, term in terms.items()}
+        raise HeadDiedError(f"the loss is not finite ({values}): lower the learning rate, or train in float32")
 
 
 def _tells_nothing(scores: torch.Tensor) -> bool:

@@ -8,39 +8,52 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
-from transformers import TrainingArguments, set_seed
+from transformers import TrainerState, TrainingArguments, set_seed
 
-from m3_integrations.checkpoint import find_checkpoint, head_files
-from m3_integrations.training.config import TrainingConfig, load_config
+from m3_integrations.checkpoint import BUNDLED, find_checkpoint, head_files, weight_files
+from m3_integrations.checkpoint.architectures import without_bars
+from m3_integrations.training.card import CARD, describe_stage, extend_record, write_card
+from m3_integrations.training.config import TrainingConfig
 from m3_integrations.training.data import Example, TrainingBatches, read_examples
+from m3_integrations.training.dense import DenseNetwork, DenseTrainer
 from m3_integrations.training.health import HeadWatch
+from m3_integrations.training.masking import MaskedBatches, read_texts
 from m3_integrations.training.network import TrainingNetwork
-from m3_integrations.training.plot import plot_losses
-from m3_integrations.training.trainer import M3Trainer, find_last_checkpoint
-
-FINAL_FOLDER = "final"
-"""Where in the output folder the trained checkpoint lies."""
+from m3_integrations.training.plot import plot_losses, plot_quality
+from m3_integrations.training.positions import extend_positions
+from m3_integrations.training.progress import Progress
+from m3_integrations.training.retromae import RetroMAENetwork, RetroMAETrainer
+from m3_integrations.training.stages import FINAL_FOLDER, load_stages
+from m3_integrations.training.trainer import M3Trainer, Measure, find_last_checkpoint, is_exhausted, read_state
 
 _SETTINGS_FILE: Final = "settings.json"
 _FREE: Final = frozenset({
     "model", "train_data", "output_dir", "gradient_checkpointing", "device", "log_every", "save_every",
-    "keep_checkpoints", "dead_head_patience",
+    "keep_checkpoints", "dead_head_patience", "eval_data",
 })  # fmt: skip
 """Settings that a run may go on with whatever they were: the weights are the checkpoint's, and data are compared."""
 
+_KINDS: Final[dict[str, tuple[type[Any], type[M3Trainer]]]] = {
+    "retromae": (RetroMAENetwork, RetroMAETrainer),
+    "contrastive": (DenseNetwork, DenseTrainer),
+    "unified": (TrainingNetwork, M3Trainer),
+}
+"""The network and the trainer of each stage."""
+
 
 def run_training(config_path: str | os.PathLike[str], *, show_progress: bool = True) -> Path:
-    """Train as a TOML file says; a run that was killed goes on from its last checkpoint.
+    """Train as a TOML file says; a run that was killed goes on from its last checkpoint, in the stage where it was.
 
     Args:
-        config_path: The file; see `TrainingConfig` for its settings.
-        show_progress: Whether to show a bar.
+        config_path: The file; see `load_stages` for its form and `TrainingConfig` for its settings.
+        show_progress: Whether to write a line for every `log_every` steps to standard error.
 
     Returns:
-        The folder of the trained checkpoint, which `M3Encoder` and FlagEmbedding read. Beside it lies loss.png.
+        The folder of the trained checkpoint, the last stage's, which `M3Encoder`, FlagEmbedding and
+        sentence-transformers read, with a model card. Beside it lie loss.png and, with `eval_data`, quality.png.
 
     Raises:
         FileNotFoundError: If the file, the data or the checkpoint is not there.
@@ -49,53 +62,77 @@ def run_training(config_path: str | os.PathLike[str], *, show_progress: bool = T
             other settings or data.
         HeadDiedError: If a head dies.
     """
-    return train(load_config(config_path), show_progress=show_progress)
+    stages = load_stages(config_path)
+    for config in stages[:-1]:
+        if not _has_ended(config):
+            train(config, show_progress=show_progress)
+            continue
+        _hold_to_settings(config, _read_data(config), _digest(_open_validation(config)), is_going_on=True)
+        Progress(config.stage, is_shown=show_progress).say(f"is done already, in {config.output_dir / FINAL_FOLDER}")
+    return train(stages[-1], show_progress=show_progress)
 
 
 def train(config: TrainingConfig, *, show_progress: bool = True) -> Path:
-    """Train as the settings say. Returns and raises what `run_training` does."""
+    """Train one stage as the settings say. Returns and raises what `run_training` does."""
+    with without_bars():  # one for each checkpoint that is written
+        return _train(config, show_progress=show_progress)
+
+
+def _train(config: TrainingConfig, *, show_progress: bool) -> Path:
     final = config.output_dir / FINAL_FOLDER
-    if is_whole(final):
+    if _has_ended(config):
         raise FileExistsError(f"{final} holds this run's result already: choose another output_dir")
-    examples, last = read_examples(config.train_data), find_last_checkpoint(config.output_dir)
-    _hold_to_settings(config, examples, is_going_on=last is not None)
+    progress = Progress(config.stage, is_shown=show_progress)
+    data, validation, last = _read_data(config), _open_validation(config), find_last_checkpoint(config.output_dir)
+    _hold_to_settings(config, data, _digest(validation), is_going_on=last is not None)
     set_seed(config.seed)
-    network = TrainingNetwork.load(find_checkpoint(config.model))
-    if config.freeze_position_embeddings:
-        network.freeze_position_embeddings()
-    if config.gradient_checkpointing:
-        network.backbone.gradient_checkpointing_enable()  # type: ignore[operator]
-    batches = TrainingBatches(
-        examples,
-        network.tokenizer,
-        batch_size=config.batch_size,
-        group_size=config.train_group_size,
-        query_max_length=config.query_max_length,
-        passage_max_length=config.passage_max_length,
-        instruction=config.query_instruction,
-        steps=config.steps,
-        seed=config.seed,
-    )
-    trainer = M3Trainer(
-        network,
-        batches,
-        _arguments(config, show_progress),
-        loss_settings=config.loss,
-        watch=HeadWatch(config.dead_head_patience),
-    )
-    trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    plot_losses(trainer.state.log_history, config.output_dir / "loss.png")
-    network.save(final, is_replacing=True)
+    base = find_checkpoint(config.model)
+    trainer = _open_trainer(config, base, data, progress, validation, is_new=last is None)
+    if last is not None:
+        trainer.state = read_state(last)
+        progress.say(f"goes on from {last}, step {trainer.state.global_step:,} of {trainer.args.max_steps:,}")
+    if last is None or not is_exhausted(trainer.state, config.eval_every, config.early_stop):
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    if trainer.is_world_process_zero():
+        card = _finish(config, base, trainer, examples=len(data))
+        if card.name != CARD:
+            progress.say(f"{final / CARD} is not this command's and stays as it is; the card is {card}")
     return final
 
 
-def _hold_to_settings(config: TrainingConfig, examples: Sequence[Example], *, is_going_on: bool) -> None:
+def _read_data(config: TrainingConfig) -> Sequence[Example] | Sequence[str]:
+    return read_texts(config.train_data) if config.stage == "retromae" else read_examples(config.train_data)
+
+
+def _open_validation(config: TrainingConfig) -> Any:
+    """Return what measures the network, or None."""
+    if config.eval_data is None:
+        return None
+    from m3_integrations.training.validation import Validation  # noqa: PLC0415 - the extra `evaluation` is needed
+
+    return Validation(
+        config.eval_data,
+        columns=config.columns,
+        work=config.output_dir,
+        device=config.device,
+        dtype=config.precision,
+        query_instruction=config.query_instruction,
+    )
+
+
+def _digest(validation: Any) -> str | None:
+    return None if validation is None else validation.digest
+
+
+def _hold_to_settings(
+    config: TrainingConfig, data: Sequence[Example] | Sequence[str], eval_data: str | None, *, is_going_on: bool
+) -> None:
     """Write down what a run is begun with, or refuse to go on with anything else: it would be neither of two runs."""
     digest = hashlib.blake2b(digest_size=16)
-    for example in examples:
-        digest.update(json.dumps(dataclasses.astuple(example)).encode())
+    for item in data:
+        digest.update(json.dumps(item if isinstance(item, str) else dataclasses.astuple(item)).encode())
     own = {name: value for name, value in dataclasses.asdict(config).items() if name not in _FREE}
-    own["train_data"] = digest.hexdigest()
+    own |= {"train_data": digest.hexdigest(), "eval_data": eval_data}
     file = config.output_dir / _SETTINGS_FILE
     if not is_going_on:
         config.output_dir.mkdir(parents=True, exist_ok=True)
@@ -109,12 +146,112 @@ def _hold_to_settings(config: TrainingConfig, examples: Sequence[Example], *, is
             )
 
 
-def is_whole(final: Path) -> bool:
-    """Whether a run saved its result to the end; one that was killed meanwhile left no config.json or no heads."""
-    return (final / "config.json").exists() and len(head_files(final)) == 2
+def _open_trainer(
+    config: TrainingConfig,
+    base: Path,
+    data: Any,
+    progress: Progress,
+    measure: Measure | None,
+    *,
+    is_new: bool,
+) -> M3Trainer:
+    """Return the trainer of a stage, at its first step."""
+    make_network, make_trainer = _KINDS[config.stage]
+    network = make_network.load(base)
+    if config.positions:
+        extend_positions(network.backbone, network.tokenizer, config.positions)
+    if config.freeze_position_embeddings:
+        network.freeze_position_embeddings()
+    if config.gradient_checkpointing:
+        network.backbone.gradient_checkpointing_enable()
+    batches = _mask(config, data, network) if config.stage == "retromae" else _pair(config, data, network)
+    return make_trainer(
+        network,
+        batches,
+        _arguments(config, is_evaluated=measure is not None, is_new=is_new),
+        loss_settings=config.loss,
+        watch=HeadWatch(config.dead_head_patience),
+        progress=progress,
+        measure=measure,
+        early_stop=config.early_stop,
+        steps_before_distillation=config.steps_before_distillation,
+    )
 
 
-def _arguments(config: TrainingConfig, show_progress: bool) -> TrainingArguments:
+def _mask(config: TrainingConfig, texts: Sequence[str], network: RetroMAENetwork) -> MaskedBatches:
+    return MaskedBatches(
+        texts,
+        network.tokenizer,
+        batch_size=config.batch_size,
+        max_length=config.passage_max_length,
+        encoder_mask=config.encoder_mask,
+        decoder_mask=config.decoder_mask,
+        steps=config.steps,
+        seed=config.seed,
+    )
+
+
+def _pair(
+    config: TrainingConfig, examples: Sequence[Example], network: DenseNetwork | TrainingNetwork
+) -> TrainingBatches:
+    return TrainingBatches(
+        examples,
+        network.tokenizer,
+        batch_size=config.batch_size,
+        group_size=1 if config.stage == "contrastive" else config.train_group_size,
+        query_max_length=config.query_max_length,
+        passage_max_length=config.passage_max_length,
+        instruction=config.query_instruction,
+        steps=config.steps,
+        seed=config.seed,
+    )
+
+
+def _finish(config: TrainingConfig, base: Path, trainer: M3Trainer, *, examples: int) -> Path:
+    """Draw the plots, and write the card and then the checkpoint: the best one, or the last where none was measured.
+
+    Returns:
+        The card.
+    """
+    state: TrainerState = trainer.state
+    network = trainer.accelerator.unwrap_model(trainer.model)
+    best = state.best_global_step if config.eval_data is not None else None
+    if best is not None:
+        network.restore(config.output_dir / f"checkpoint-{best}")
+    plot_losses(state.log_history, config.output_dir / "loss.png")
+    if config.eval_data is not None:
+        plot_quality(state.log_history, config.output_dir / "quality.png")
+    final = config.output_dir / FINAL_FOLDER
+    done = describe_stage(
+        config.changed(),
+        model=config.model,
+        data=config.train_data,
+        examples=examples,
+        history=state.log_history,
+        best_step=best,
+    )
+    hub_name = None if Path(config.model).is_dir() or config.model == BUNDLED else config.model
+    card = write_card(final, extend_record(base, done, hub_name=hub_name))
+    network.save(final, is_replacing=True)
+    return card
+
+
+def _has_ended(config: TrainingConfig) -> bool:
+    return is_whole(config.output_dir / FINAL_FOLDER, needs_heads=config.stage == "unified")
+
+
+def is_whole(final: Path, *, needs_heads: bool = True) -> bool:
+    """Whether a stage saved its result to the end; one that was killed meanwhile left no config.json or no heads.
+
+    Args:
+        final: The folder of the result.
+        needs_heads: Whether the stage trains them, so that they must be there.
+    """
+    has_network = (final / "config.json").exists() and bool(weight_files(final))
+    return has_network and (len(head_files(final)) == 2 or not needs_heads)
+
+
+def _arguments(config: TrainingConfig, *, is_evaluated: bool, is_new: bool) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(config.output_dir),
         max_steps=-(-config.steps // config.gradient_accumulation_steps),
@@ -130,9 +267,14 @@ def _arguments(config: TrainingConfig, show_progress: bool) -> TrainingArguments
         seed=config.seed,
         logging_steps=config.log_every,
         logging_nan_inf_filter=False,
+        eval_strategy="steps" if is_evaluated else "no",
+        eval_steps=config.eval_every if is_evaluated else None,
+        eval_on_start=is_evaluated and is_new,
+        metric_for_best_model=f"eval_{config.decisive}" if is_evaluated else None,
+        greater_is_better=True if is_evaluated else None,
         save_steps=config.save_every,
         save_total_limit=config.keep_checkpoints,
-        disable_tqdm=not show_progress,
+        disable_tqdm=True,  # our own lines, not a bar
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         report_to=[],

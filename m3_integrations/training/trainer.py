@@ -2,22 +2,60 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, SequentialSampler
-from transformers import Trainer, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerState, TrainingArguments
 
-from m3_integrations.training.data import TrainingBatches
 from m3_integrations.training.health import HeadWatch
 from m3_integrations.training.losses import LossSettings, compute_loss
-from m3_integrations.training.network import TrainingNetwork
+from m3_integrations.training.progress import Progress
 from m3_integrations.training.scores import score_batch
 
 _LOGGED = ("dense", "lexical", "multi_vector", "ensemble")
 _STATE_FILE = "trainer_state.json"  # the Trainer writes it last, so a folder that has it is whole
+
+
+class Network(Protocol):
+    """What is trained: a module that can be written as a checkpoint and read back."""
+
+    def save(self, folder: Path, *, is_replacing: bool = False) -> None:
+        """Write the checkpoint."""
+        ...
+
+    def restore(self, folder: Path) -> None:
+        """Take the weights of a checkpoint that `save` wrote."""
+        ...
+
+
+class Batches(Protocol):
+    """All batches of a run, in order, each decided by its number and a seed."""
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """How many batches are a pass over the data."""
+        ...
+
+    def __len__(self) -> int:
+        """How many batches the run has."""
+        ...
+
+    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        """Return one batch."""
+        ...
+
+
+class Measure(Protocol):
+    """Measures a network on a validation set."""
+
+    def __call__(self, network: Network) -> Mapping[str, float]:
+        """Return nDCG@10 by mode, from 0 to 1."""
+        ...
 
 
 class M3Trainer(Trainer):  # type: ignore[misc]
@@ -29,20 +67,34 @@ class M3Trainer(Trainer):  # type: ignore[misc]
         arguments: The Trainer's; its batch size must be 1, as one item is a whole batch.
         loss_settings: Numbers of the loss.
         watch: Stops the run when a head dies.
+        progress: Gets the tokens of every batch, and writes the lines that a user reads.
+        measure: Measures the network where the arguments ask for evaluations; None where they do not.
+        early_stop: Training ends after so many evaluations in a row without a better one; 0 for never.
+        steps_before_distillation: Batches on which the modes learn alone.
     """
 
     def __init__(
         self,
-        network: TrainingNetwork,
-        batches: TrainingBatches,
+        network: Network,
+        batches: Batches,
         arguments: TrainingArguments,
         *,
         loss_settings: LossSettings,
         watch: HeadWatch,
+        progress: Progress,
+        measure: Measure | None = None,
+        early_stop: int = 0,
+        steps_before_distillation: int = 0,
     ) -> None:
-        super().__init__(model=network, args=arguments, train_dataset=batches)
-        self._loss_settings = loss_settings
-        self._watch = watch
+        evaluated = None if measure is None else batches  # the Trainer wants some; `measure` has its own
+        super().__init__(
+            model=network, args=arguments, train_dataset=batches, eval_dataset=evaluated, callbacks=[progress]
+        )
+        for own in (PrinterCallback, ProgressCallback):
+            self.remove_callback(own)
+        self.loss_settings, self.watch = loss_settings, watch
+        self._progress, self._measure = progress, measure
+        self._early_stop, self._steps_before_distillation = early_stop, steps_before_distillation
         self._sums: dict[str, float] = defaultdict(float)
         self._count = 0
         self.model_accepts_loss_kwargs = False
@@ -71,29 +123,72 @@ class M3Trainer(Trainer):  # type: ignore[misc]
         scores = score_batch(queries, passages)
         group_size = len(inputs["passage_ids"]) // len(inputs["query_ids"])
         positives = torch.arange(len(inputs["query_ids"]), device=scores.dense.device) * group_size
-        terms = compute_loss(scores, positives, self._loss_settings)
-        self._watch.check(queries, passages, scores, terms)
-        for name in _LOGGED:
-            self._sums[name] += getattr(terms, name).item()
-        self._count += 1
+        terms = compute_loss(scores, positives, self._settings_now())
+        self.watch.check(queries, passages, scores, terms)
+        self.note({name: getattr(terms, name) for name in _LOGGED}, inputs)
         return (terms.total, {"scores": scores}) if return_outputs else terms.total
 
+    def _settings_now(self) -> LossSettings:
+        """Return the numbers of the loss; the ensemble teaches nothing before the modes have learned alone."""
+        batches = self.state.global_step * self.args.gradient_accumulation_steps
+        is_alone = batches < self._steps_before_distillation
+        return dataclasses.replace(self.loss_settings, self_distillation=False) if is_alone else self.loss_settings
+
+    def note(self, terms: Mapping[str, torch.Tensor], inputs: Mapping[str, torch.Tensor]) -> None:
+        """Add the terms of a batch's loss, and its tokens, to what is logged next."""
+        for name, term in terms.items():
+            self._sums[name] += term.item()
+        self._count += 1
+        self._progress.count(sum(int(mask.sum()) for name, mask in inputs.items() if name.endswith("_mask")))
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the mean loss of every mode since the last log."""
+        """Add the mean loss of every mode since the last log, and the passes over the data."""
         if self._count and "loss" in logs:
-            logs |= {f"{name}_loss": self._sums[name] / self._count for name in _LOGGED}
+            logs |= {f"{name}_loss": total / self._count for name, total in self._sums.items()}
             self._sums.clear()
             self._count = 0
+        batches = self.state.global_step * self.args.gradient_accumulation_steps
+        self.state.epoch = batches / self.train_dataset.batches_per_epoch
         super().log(logs, start_time)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Measure the network on the validation set, and log what comes out."""
+        if self._measure is None:
+            raise RuntimeError("this trainer has nothing to measure with")
+        network: Network = self.accelerator.unwrap_model(self.model)
+        metrics = {f"eval_{name}": value for name, value in self._measure(network).items()}
+        self.log(dict(metrics))
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Keep the best checkpoint, and end the run when none was better for long enough."""
+        is_best: bool = super()._determine_best_metric(metrics, trial)
+        self.control.should_save |= is_best
+        if is_exhausted(self.state, self.args.eval_steps, self._early_stop):
+            self.control.should_training_stop = self.control.should_save = True
+        return is_best
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:  # noqa: ARG002
         """Write the checkpoint, over what a killed run may have left half written."""
-        network: TrainingNetwork = self.accelerator.unwrap_model(self.model)
+        network: Network = self.accelerator.unwrap_model(self.model)
         network.save(Path(output_dir or self.args.output_dir), is_replacing=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        network: TrainingNetwork = self.accelerator.unwrap_model(model or self.model)
+        network: Network = self.accelerator.unwrap_model(model or self.model)
         network.restore(Path(resume_from_checkpoint))
+
+
+def read_state(checkpoint: Path) -> TrainerState:
+    """Return the Trainer's state at a checkpoint: its step, its log, which checkpoint was best."""
+    return TrainerState.load_from_json(str(checkpoint / _STATE_FILE))
+
+
+def is_exhausted(state: TrainerState, eval_steps: float, early_stop: int) -> bool:
+    """Whether a run ends early: so many evaluations in a row were no better than the best before them."""
+    if not early_stop or state.best_global_step is None:
+        return False
+    return bool(state.global_step - state.best_global_step >= early_stop * eval_steps)
 
 
 def find_last_checkpoint(folder: Path) -> Path | None:

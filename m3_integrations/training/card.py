@@ -1,0 +1,178 @@
+"""What was done to a checkpoint: a record for programs, m3_training.json, and README.md, its model card, for people.
+
+A stage that begins with a checkpoint with a record continues it, so the last stage's card tells of all.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from importlib.metadata import version
+from itertools import chain, count
+from pathlib import Path
+from typing import Any, Final
+
+CARD: Final = "README.md"
+RECORD: Final = "m3_training.json"
+
+_MARK: Final = "<!-- Written by m3 train. Remove this line to keep your changes. -->"
+_FORMAT: Final = "m3-integrations"
+_PACKAGES: Final = ("m3-integrations", "torch", "transformers", "tokenizers", "accelerate")
+_PATHS: Final = ("model", "train_data", "output_dir", "eval_data", "stage", "steps")
+_TITLES: Final = {
+    "retromae": "RetroMAE pre-training",
+    "contrastive": "Contrastive pre-training of the dense mode",
+    "unified": "Unified training of all three modes",
+}
+
+
+def describe_stage(
+    settings: Mapping[str, Any],
+    *,
+    model: str,
+    data: Sequence[Path],
+    examples: int,
+    history: Sequence[Mapping[str, Any]],
+    best_step: int | None,
+) -> dict[str, Any]:
+    """Return what a stage did, as JSON has it.
+
+    Args:
+        settings: Those that were not the defaults.
+        model: What it began with; of a folder only its name, or its run's, is kept.
+        data: What it was trained on; only the names are kept.
+        examples: How many examples or texts that was.
+        history: The Trainer's log.
+        best_step: The step of the checkpoint that was kept; None for the last.
+    """
+    lines = [entry for entry in history if "loss" in entry]
+    evaluations = [entry for entry in history if any(name.startswith("eval_") for name in entry)]
+    return {
+        "stage": settings.get("stage", "unified"),
+        "model": _name(Path(model)) if Path(model).is_dir() else model,
+        "data": [path.name for path in data],
+        "examples": examples,
+        "steps": max((entry["step"] for entry in history), default=0),
+        "epochs": round(max((entry["epoch"] for entry in history), default=0.0), 4),
+        "settings": {name: _plain(value) for name, value in settings.items() if name not in _PATHS},
+        "losses": {name: lines[-1][name] for name in _names(lines, "loss")},
+        "evaluations": [
+            {"step": entry["step"]} | {name.removeprefix("eval_"): entry[name] for name in _names([entry], "eval_")}
+            for entry in evaluations
+        ],
+        "best_step": best_step,
+        "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+    }
+
+
+def _names(entries: Sequence[Mapping[str, Any]], part: str) -> list[str]:
+    """Return the names with this part in the last entry, in one order whether it was read from a file or not."""
+    return sorted(name for name in (entries[-1] if entries else {}) if part in name)
+
+
+def extend_record(base: Path, stage: Mapping[str, Any], *, hub_name: str | None) -> dict[str, Any]:
+    """Return what was done to a checkpoint before, by its record if it has one, and after that this stage.
+
+    Args:
+        base: The folder of the checkpoint that the stage began with.
+        stage: As `describe_stage` gives it.
+        hub_name: That checkpoint's name on the hub; None if it is not there.
+    """
+    before: dict[str, Any] = {}
+    if (base / RECORD).is_file():
+        found = json.loads((base / RECORD).read_bytes())
+        before = found if found.get("format") == _FORMAT else {}
+    stages = [*before.get("stages", []), stage]
+    return {"format": _FORMAT, "base_model": hub_name or before.get("base_model"), "stages": stages}
+
+
+def write_card(folder: Path, record: Mapping[str, Any]) -> Path:
+    """Write the record and the model card into the folder of a checkpoint.
+
+    A README.md there that somebody else wrote or changed stays; the card is TRAINING.md then, or TRAINING-2.md.
+
+    Args:
+        folder: Is made if absent.
+        record: As `extend_record` gives it.
+
+    Returns:
+        The card.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    names = chain((CARD, "TRAINING.md"), (f"TRAINING-{number}.md" for number in count(2)))
+    card = next(path for path in map(folder.joinpath, names) if not path.exists() or _is_ours(path))
+    card.write_text("\n".join(_lines(folder, record["stages"], record["base_model"])) + "\n", encoding="utf-8")
+    return card
+
+
+def _is_ours(card: Path) -> bool:
+    return _MARK in card.read_text(encoding="utf-8", errors="replace")
+
+
+def _lines(folder: Path, stages: Sequence[Mapping[str, Any]], base: str | None) -> Iterator[str]:
+    tags = ["sentence-transformers", "feature-extraction", "sentence-similarity", "bge-m3"]
+    yield from ("---", "library_name: sentence-transformers", "pipeline_tag: sentence-similarity", "tags:")
+    yield from (f"- {tag}" for tag in tags)
+    if base is not None:
+        yield f"base_model: {json.dumps(base)}"
+    yield from ("---", _MARK, "", f"# {_name(folder)}", "")
+    stages_of = "1 stage" if len(stages) == 1 else f"{len(stages)} stages"
+    yield f"Trained from {_code(base or stages[0]['model'])} in {stages_of} with `m3 train`."
+    yield from ("", "```python", "from m3_integrations import M3Encoder", "", "encoder = M3Encoder(FOLDER)", "```", "")
+    yield "FlagEmbedding reads the same folder, and sentence-transformers its dense mode."
+    for number, stage in enumerate(stages, 1):
+        yield from ("", f"## {number}. {_TITLES.get(stage['stage'], stage['stage'])}", "")
+        yield from _stage_lines(stage)
+
+
+def _stage_lines(stage: Mapping[str, Any]) -> Iterator[str]:
+    data = ", ".join(_code(name) for name in stage["data"])
+    things = "texts" if stage["stage"] == "retromae" else "examples"
+    yield f"Data: {data} ({stage['examples']:,} {things})."
+    yield f"{stage['steps']:,} steps, {stage['epochs']:.2f} epochs."
+    if stage["losses"]:
+        losses = ", ".join(f"{_words(name)} {value:.3f}" for name, value in stage["losses"].items())
+        yield f"At the end: {losses}."
+    if stage["evaluations"]:
+        yield from ("", "nDCG@10 on the validation set:", "")
+        yield from _table(_chosen(stage["evaluations"], stage["best_step"]), stage["best_step"])
+    yield from ("", "| setting | value |", "|---|---|")
+    yield from (f"| {name} | {_code(json.dumps(value))} |" for name, value in stage["settings"].items())
+    yield from ("", "Versions: " + ", ".join(f"{name} {number}" for name, number in stage["versions"].items()) + ".")
+
+
+def _chosen(evaluations: Sequence[Mapping[str, Any]], best_step: int | None) -> list[Mapping[str, Any]]:
+    """Return the first evaluation, the best and the last."""
+    steps = {evaluations[0]["step"], best_step, evaluations[-1]["step"]}
+    return [entry for entry in evaluations if entry["step"] in steps]
+
+
+def _table(evaluations: Sequence[Mapping[str, Any]], best_step: int | None) -> Iterator[str]:
+    columns = [name for name in evaluations[0] if name != "step"]
+    yield f"| step | {' | '.join(columns)} |"
+    yield f"|---|{'---|' * len(columns)}"
+    for entry in evaluations:
+        kept = " (kept)" if entry["step"] == best_step else ""
+        yield f"| {entry['step']:,}{kept} | {' | '.join(f'{entry[name]:.4f}' for name in columns)} |"
+
+
+def _name(folder: Path) -> str:
+    """Return what to call a checkpoint in the folder `final` of a run, or of a stage of a run."""
+    parts = [part for part in folder.resolve().parts if part not in {"final", *_TITLES}]
+    return parts[-1]
+
+
+def _plain(value: Any) -> Any:
+    """Return a setting as JSON has it."""
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ").replace("multi vector", "multi-vector")
+
+
+def _code(text: str) -> str:
+    return f"`{text}`"

@@ -1,0 +1,104 @@
+"""The contrastive stage: the dense mode alone, on pairs, as BGE-M3 was pre-trained before its heads existed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from torch import nn
+
+from m3_integrations.checkpoint import Heads, load_heads, load_tokenizer, save_checkpoint
+from m3_integrations.checkpoint.architectures import load_backbone
+from m3_integrations.tokenizer import Tokenizer
+from m3_integrations.training.trainer import M3Trainer
+
+
+class DenseNetwork(nn.Module):
+    """A backbone with every weight trainable, in float32; heads that the checkpoint has are kept as they are.
+
+    Args:
+        backbone: A model of transformers that gives `last_hidden_state`.
+        heads: None for a checkpoint without heads.
+        tokenizer: Its tokenizer.
+    """
+
+    def __init__(self, backbone: nn.Module, heads: Heads | None, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.backbone = backbone.requires_grad_(True)
+        self.heads, self.tokenizer = heads, tokenizer
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Load a checkpoint.
+
+        Raises:
+            ValueError: If anything is missing, damaged or mis-shaped.
+        """
+        backbone: Any = load_backbone(folder, torch.float32)
+        heads = load_heads(folder, backbone.config.hidden_size, torch.float32)
+        return cls(backbone, heads, load_tokenizer(folder))
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        """Return the dense vectors of n texts: (n, d), unit length.
+
+        Args:
+            input_ids: (n, tokens) int64, padded on the right.
+            attention_mask: (n, tokens) int64, 1 at real tokens.
+        """
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return F.normalize(hidden[:, 0], dim=-1)
+
+    def freeze_position_embeddings(self) -> None:
+        """Leave the positions as they are."""
+        for name, parameter in self.backbone.named_parameters():
+            if "position_embeddings" in name:
+                parameter.requires_grad_(False)
+
+    def save(self, folder: Path, *, is_replacing: bool = False) -> None:
+        """Write the checkpoint in BGE-M3's format, as `save_checkpoint` does.
+
+        Raises:
+            FileExistsError: If the folder holds a checkpoint already, unless it is to be replaced.
+        """
+        save_checkpoint(
+            folder, backbone=self.backbone, heads=self.heads, tokenizer=self.tokenizer, is_replacing=is_replacing
+        )
+
+    def restore(self, folder: Path) -> None:
+        """Take the weights of a checkpoint that `save` wrote.
+
+        Raises:
+            ValueError: If its weights do not fit.
+        """
+        try:
+            self.backbone.load_state_dict(load_backbone(folder, torch.float32).state_dict())
+        except RuntimeError as error:
+            raise ValueError(f"{folder} holds another network than the one in training: {error}") from error
+
+
+class DenseTrainer(M3Trainer):
+    """Trains a `DenseNetwork` by InfoNCE: the texts of the batch's other pairs are a query's negatives."""
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,  # noqa: ARG002 - the Trainer's signature
+    ) -> Any:
+        """Encode queries and passages and return the loss of the batch.
+
+        Raises:
+            HeadDiedError: If all dense vectors have become alike, or the loss is not finite.
+        """
+        queries = model(inputs["query_ids"], inputs["query_mask"])
+        passages = model(inputs["passage_ids"], inputs["passage_mask"])
+        scores = queries @ passages.T  # (queries, passages)
+        group_size = len(passages) // len(queries)
+        positives = torch.arange(len(queries), device=scores.device) * group_size
+        loss = F.cross_entropy(scores / self.loss_settings.temperature, positives)
+        self.watch.check_dense(scores, loss)
+        self.note({"dense": loss}, inputs)
+        return (loss, {"scores": scores}) if return_outputs else loss

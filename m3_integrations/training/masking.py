@@ -1,0 +1,174 @@
+"""Texts for RetroMAE: read from files, cut into batches of similar length, masked alike on every run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from m3_integrations.tokenizer import Tokenizer
+from m3_integrations.training.data import pad_texts
+
+_POOL_BATCHES: Final = 100
+"""Texts are sorted by length within this many batches at a time."""
+
+
+def read_texts(paths: Sequence[Path]) -> list[str]:
+    """Read texts, each once, in the order of the files.
+
+    Args:
+        paths: Files, or folders whose .jsonl and .txt files are read in the order of their names. In a .txt file every
+            line is a text. In any other every line is a JSON object: with "text" and maybe "title", as in BEIR's
+            corpus.jsonl, or with "pos" and maybe "neg", as in training data of pairs.
+
+    Raises:
+        FileNotFoundError: If a path is not there, or a folder has no such file.
+        ValueError: If a line is not such an object, or no text is left; the message names the file and the line.
+    """
+    texts: dict[str, None] = {}
+    for path in paths:
+        files = sorted([*path.glob("*.jsonl"), *path.glob("*.txt")]) if path.is_dir() else [path]
+        if not files:
+            raise FileNotFoundError(f"{path} has no .jsonl or .txt file")
+        for file in files:
+            texts.update(dict.fromkeys(text for text in _read(file) if text.strip()))
+    if not texts:
+        raise ValueError(f"{', '.join(map(str, paths))} hold no text")
+    return list(texts)
+
+
+def _read(path: Path) -> Iterator[str]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                text = line.decode("utf-8-sig").strip()
+                yield from [text] if path.suffix == ".txt" or not text else _parse(json.loads(text))
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
+
+
+def _parse(row: Any) -> list[str]:
+    if not isinstance(row, dict) or not {"text", "pos"} & row.keys():
+        raise ValueError('needs an object with "text", or with "pos" as in training data')
+    if "text" in row:
+        title, text = row.get("title") or "", row["text"]
+        if not isinstance(text, str) or not isinstance(title, str):
+            raise ValueError('"text" and "title" must be strings')
+        texts = [f"{title} {text}".strip()]
+    else:
+        positives, negatives = row["pos"], row.get("neg", [])
+        for name, values in (("pos", positives), ("neg", negatives)):
+            if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
+                raise ValueError(f'"{name}" must be a list of strings, got {type(values).__name__}')
+        texts = [*positives, *negatives]
+    for text in texts:
+        text.encode()  # half a surrogate pair is a ValueError here, and would be one of the tokenizer's at its batch
+    return texts
+
+
+class MaskedBatches(Dataset[dict[str, torch.Tensor]]):
+    """All batches of a RetroMAE run, in order: batch i, its masks too, is decided by the seed and i alone.
+
+    Args:
+        texts: The data.
+        tokenizer: Of the network.
+        batch_size: Texts in a batch.
+        max_length: The most tokens of a text, special tokens included; the rest of it is not read.
+        encoder_mask: Which part of a text's tokens is masked for the encoder, one token at least.
+        decoder_mask: Which part of the other tokens the decoder does not see, drawn anew for every token it predicts.
+        steps: How many batches.
+        seed: For the order and the masks.
+
+    Raises:
+        ValueError: If there are fewer texts than a batch needs, or the tokenizer has no mask.
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        tokenizer: Tokenizer,
+        *,
+        batch_size: int,
+        max_length: int,
+        encoder_mask: float,
+        decoder_mask: float,
+        steps: int,
+        seed: int,
+    ) -> None:
+        if len(texts) < batch_size:
+            raise ValueError(f"{len(texts)} texts do not fill one batch of {batch_size}")
+        if tokenizer.mask_id is None:
+            raise ValueError("the tokenizer has no token for what is masked, which RetroMAE needs")
+        self._texts, self._tokenizer, self._mask_id = texts, tokenizer, tokenizer.mask_id
+        self._batch_size, self._max_length = batch_size, max_length
+        self._encoder_mask, self._decoder_mask = encoder_mask, decoder_mask
+        self._steps, self._seed = steps, seed
+        # Their length in bytes stands for that in tokens: a large corpus is not tokenized before the first step.
+        self._lengths = np.array([len(text.encode()) for text in texts], dtype=np.int64)
+        self._epoch: int | None = None
+        self._plan: NDArray[np.int64] = np.empty((0, batch_size), dtype=np.int64)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """How many batches are a pass over the data."""
+        return len(self._texts) // self._batch_size
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        """Return one batch of n texts, padded to the longest.
+
+        Returns:
+            input_ids and masked_ids: (n, tokens) int64, as they are and with the encoder's masks. attention_mask: 1 at
+            real tokens. is_text and is_masked: (n, tokens) bool, where there is a token to predict, and which of them
+            the encoder must. visible: (n, tokens, tokens) bool, which tokens the decoder sees in each row: [CLS]
+            always, the row's own token never.
+        """
+        if not 0 <= step < self._steps:
+            raise IndexError(f"batch {step} of {self._steps}")
+        epoch, place = divmod(step, self.batches_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._plan = epoch, self._plan_epoch(epoch)
+        padded = pad_texts(
+            [self._texts[row] for row in self._plan[place]], self._tokenizer, max_length=self._max_length
+        )
+        ids, is_real = padded.input_ids.numpy(), padded.attention_mask.numpy().astype(bool)
+        draw = np.random.default_rng([self._seed, 1, step])
+        is_text = is_real & ~np.isin(ids, self._tokenizer.ignored_ids)
+        is_masked = _choose(is_text, self._encoder_mask, draw)
+        visible = (draw.random((*ids.shape, ids.shape[1])) >= self._decoder_mask) & is_real[:, None, :]
+        visible &= ~np.eye(ids.shape[1], dtype=bool)
+        visible[:, :, 0] = True
+        return {
+            "input_ids": padded.input_ids,
+            "masked_ids": torch.from_numpy(np.where(is_masked, self._mask_id, ids)),
+            "attention_mask": padded.attention_mask,
+            "is_text": torch.from_numpy(is_text),
+            "is_masked": torch.from_numpy(is_masked),
+            "visible": torch.from_numpy(visible),
+        }
+
+    def _plan_epoch(self, epoch: int) -> NDArray[np.int64]:
+        """Return the rows of every batch of an epoch: (batches, batch_size). A batch that is not full is left out."""
+        draw = np.random.default_rng([self._seed, 0, epoch])
+        order = draw.permutation(len(self._texts))
+        pool = self._batch_size * _POOL_BATCHES
+        parts = [order[start : start + pool] for start in range(0, len(order), pool)]
+        order = np.concatenate([part[np.argsort(self._lengths[part], kind="stable")] for part in parts])
+        batches = order[: self.batches_per_epoch * self._batch_size].reshape(-1, self._batch_size)
+        return draw.permutation(batches, axis=0)
+
+
+def _choose(is_text: NDArray[np.bool_], part: float, draw: np.random.Generator) -> NDArray[np.bool_]:
+    """Return which tokens are masked: this part of every text's, at random, one at least: (n, tokens)."""
+    order = np.where(is_text, draw.random(is_text.shape), 2.0).argsort(axis=1, kind="stable").argsort(axis=1)
+    counts = np.maximum(np.rint(part * is_text.sum(axis=1)), 1)
+    chosen: NDArray[np.bool_] = (order < counts[:, None]) & is_text
+    return chosen

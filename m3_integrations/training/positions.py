@@ -1,0 +1,49 @@
+"""More positions for a checkpoint, so that it reads longer texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from m3_integrations.tokenizer import Tokenizer
+
+
+@torch.no_grad()
+def extend_positions(backbone: nn.Module, tokenizer: Tokenizer, positions: int) -> None:
+    """Give a network positions for texts of so many tokens, in place; what is written says so to other readers too.
+
+    New positions repeat the old ones from the first (Beltagy et al. 2020, Longformer, section 5), so texts that fitted
+    before have the vectors that they had, and the new positions must be trained. BGE-M3's paper extends XLM-RoBERTa
+    from 512 to 8,192 tokens before RetroMAE and does not say how the new ones begin.
+
+    Args:
+        backbone: A model of transformers with a table of positions, such as XLM-RoBERTa or BERT.
+        tokenizer: Its own.
+        positions: The most tokens of a text, special tokens included. As many as there are changes nothing.
+
+    Raises:
+        ValueError: If the network has no table of positions, or more positions than asked for.
+    """
+    embeddings: Any = getattr(backbone, "embeddings", None)
+    table = getattr(embeddings, "position_embeddings", None)
+    if not isinstance(table, nn.Embedding):
+        kind = type(backbone).__name__
+        raise ValueError(f"positions = {positions}: {kind} has no table of them")  # noqa: TRY004 - a setting is wrong
+    first = 0 if table.padding_idx is None else table.padding_idx + 1  # XLM-RoBERTa counts from there
+    known = table.num_embeddings - first
+    if positions < known:
+        raise ValueError(f"positions must be at least {known}, which the checkpoint has, got {positions}")
+    if positions == known:
+        return
+    longer = nn.Embedding(first + positions, table.embedding_dim, padding_idx=table.padding_idx)
+    longer.weight[:first] = table.weight[:first]
+    longer.weight[first:] = table.weight[first:][torch.arange(positions) % known]
+    embeddings.position_embeddings = longer
+    rows = torch.arange(first + positions)[None]
+    for name, values in (("position_ids", rows), ("token_type_ids", torch.zeros_like(rows))):
+        if hasattr(embeddings, name):
+            embeddings.register_buffer(name, values, persistent=False)
+    backbone.config.max_position_embeddings = first + positions  # type: ignore[union-attr]
+    tokenizer.source.model_max_length = positions
