@@ -324,6 +324,23 @@ class M3Encoder:
         instructed, options = self._prepared(texts, kind, None, max_length)
         return self._live_engine().tokenizer.tokens(instructed, max_length=options.max_length, pooling=self.pooling)
 
+    def token_spans(
+        self, texts: Iterable[str], *, kind: Kind = "document", max_length: int | None = None
+    ) -> list[NDArray[np.int64]]:
+        """Return where each token of `tokenize` stands in its text, without a pass of the network.
+
+        Arguments and errors are those of `encode`. The tokens of a query instruction are empty and at 0.
+
+        Returns:
+            (tokens, 2) int64 for each text: the first character of a token and the one after its last. The last token
+            is [SEP], which is empty: where it stands is where the network stops reading.
+        """
+        texts = check_texts(texts)
+        instructed, options = self._prepared(texts, kind, None, max_length)
+        before = [len(whole) - len(text) for whole, text in zip(instructed, texts, strict=True)]
+        found = self._live_engine().tokenizer.spans(instructed, max_length=options.max_length, pooling=self.pooling)
+        return [np.maximum(spans - n, 0) for spans, n in zip(found, before, strict=True)]
+
     def tokenizer_json(self) -> str:
         """Return the tokenizer as a file tokenizer.json has it, with which another process can count tokens."""
         return self._live_engine().tokenizer.to_json()

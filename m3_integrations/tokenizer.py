@@ -122,6 +122,22 @@ class Tokenizer:
             for text in self(texts, max_length=max_length, pooling=pooling)
         ]
 
+    def spans(self, texts: Sequence[str], *, max_length: int, pooling: Pooling = "cls") -> list[NDArray[np.int64]]:
+        """Return where each of `tokens` stands in its text; arguments and errors as `__call__`.
+
+        Returns:
+            (tokens, 2) int64 for each text: the first character of a token and the one after its last. [SEP] stands
+            after the last token. A token that no character is left of in the text is empty.
+        """
+        found: list[NDArray[np.int64]] = []
+        for text, tokens in zip(texts, self(texts, max_length=max_length, pooling=pooling), strict=True):
+            n = len(tokens) - tokens.n_cls - len(self._suffix)
+            (encoding,) = self._backend.encode_batch([text], add_special_tokens=False)
+            spans = np.array(encoding.offsets[:n], dtype=np.int64).reshape(-1, 2)
+            end = spans[-1, 1] if n else 0
+            found.append(np.concatenate([spans, np.full((len(self._suffix), 2), end, dtype=np.int64)]))
+        return found
+
     def to_json(self) -> str:
         """Return what a file tokenizer.json holds, without truncation and padding."""
         return cast("str", self._backend.to_str())

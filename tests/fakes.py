@@ -1,6 +1,7 @@
 """A collection of random vectors, and an encoder that knows the vectors of its texts; no network involved."""
 
 import asyncio
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -83,6 +84,15 @@ class FakeEncoder:
     ) -> list[list[str]]:
         room = None if max_length is None else max_length - 2  # [CLS] and [SEP]
         return [[*text.split()[:room], "</s>"] for text in texts]
+
+    def token_spans(
+        self, texts: Sequence[str], *, kind: Kind = "document", max_length: int | None = None
+    ) -> list[IntArray]:
+        found: list[IntArray] = []
+        for text, tokens in zip(texts, self.tokenize(texts, kind=kind, max_length=max_length), strict=True):
+            spans = [word.span() for word in re.finditer(r"\S+", text)][: len(tokens) - 1]
+            found.append(np.array([*spans, (spans[-1][1] if spans else 0,) * 2], dtype=np.int64))
+        return found
 
     def encode(
         self, texts: Sequence[str], *, kind: Kind = "document", modes: Sequence[Mode] | None = None

@@ -13,6 +13,7 @@ from safetensors.numpy import load
 
 from m3_integrations.vectors import (
     FloatArray,
+    IntArray,
     LexicalRows,
     M3Scores,
     M3Vectors,
@@ -159,6 +160,24 @@ def read_tokens(url: str, body: bytes, n: int) -> list[list[str]]:
     if not isinstance(tokens, list) or len(tokens) != n or not all(_is_strings(each) for each in tokens):
         _refuse(url, f"no tokens of {n} texts")
     return cast("list[list[str]]", tokens)
+
+
+def read_spans(url: str, body: bytes, texts: Sequence[str]) -> list[IntArray]:
+    """Return where the tokens of texts stand in them, (tokens, 2) int64 each.
+
+    Raises:
+        ValueError: If the answer holds anything else; a server of an earlier version gives none.
+    """
+    listed = _json(url, body, "spans")
+    try:
+        spans = [np.array(each, dtype=np.int64).reshape(-1, 2) for each in listed]
+    except (TypeError, ValueError, OverflowError):
+        spans = []
+    if len(spans) != len(texts) or any(
+        each.size and not 0 <= each.min() <= each.max() <= len(text) for each, text in zip(spans, texts, strict=True)
+    ):
+        _refuse(url, f"no places of the tokens of {len(texts)} texts")
+    return spans
 
 
 def read_vocabulary(url: str, body: bytes) -> tuple[str, ...]:

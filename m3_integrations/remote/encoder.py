@@ -23,6 +23,7 @@ from m3_integrations.remote.answers import (
     most_vector_bytes,
     read_about,
     read_scores,
+    read_spans,
     read_tokens,
     read_vectors,
     read_vocabulary,
@@ -32,6 +33,7 @@ from m3_integrations.remote.requests import RequestsAhead, pair_requests, text_r
 from m3_integrations.remote.tokens import FetchedTokenizer
 from m3_integrations.tokenizer import Pooling
 from m3_integrations.vectors import (
+    IntArray,
     Kind,
     M3Scores,
     M3Vectors,
@@ -270,6 +272,25 @@ class RemoteEncoder:
             body = self._ask("/v1/tokenize", sent, max_bytes=ENVELOPE_BYTES + size)
             tokens += read_tokens(self._url, body, len(window))
         return tokens
+
+    def token_spans(
+        self, texts: Iterable[str], *, kind: Kind = "document", max_length: int | None = None
+    ) -> list[IntArray]:
+        """Return where each token of `tokenize` stands in its text, as `M3Encoder.token_spans`.
+
+        Arguments and errors are those of `tokenize`.
+        """
+        texts = check_texts(texts)
+        self._checked(kind, None, max_length)
+        if kind == "document" and max_length is None and (tokenizer := self._tokenizer.after_many_calls()) is not None:
+            return tokenizer.spans(texts, max_length=self.max_length, pooling=cast("Pooling", self.pooling))
+        spans: list[IntArray] = []
+        for window in text_requests(self._url, self._about, texts, max_length):
+            sent = {"texts": window, "kind": kind, "with_spans": True}
+            sent |= {} if max_length is None else {"max_length": max_length}
+            size = 2 * sum(len(text) + 64 for text in window) * _TOKEN_BYTES_PER_CHARACTER
+            spans += read_spans(self._url, self._ask("/v1/tokenize", sent, max_bytes=ENVELOPE_BYTES + size), window)
+        return spans
 
     def score(self, query: str, texts: Iterable[str], *, weights: WeightsLike | None = None) -> M3Scores:
         """Score one query against texts in every mode the checkpoint has.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from fastapi import APIRouter, Response
@@ -88,14 +88,16 @@ def encoding_routes(encoder: M3Encoder, limits: Limits, name: str) -> APIRouter:
             body = to_safetensors(vectors, n_cut)
         return Response(body, media_type=_BINARY, headers={"X-M3-Fingerprint": fingerprint})
 
-    @router.post("/v1/tokenize")
+    @router.post("/v1/tokenize", response_model_exclude_none=True)
     async def tokenize(question: TokenizeQuestion) -> TokenizeAnswer:
-        """Return the tokens of texts as the network reads them, [CLS] left out."""
+        """Return the tokens of texts as the network reads them, [CLS] left out, and where they stand if asked."""
         limits.check_number(len(question.texts), "texts")
-        tokens = await asyncio.to_thread(
-            encoder.tokenize, question.texts, kind=question.kind, max_length=question.max_length
-        )
-        return TokenizeAnswer(tokens=tokens)
+        asked: dict[str, Any] = {"kind": question.kind, "max_length": question.max_length}
+        tokens = await asyncio.to_thread(encoder.tokenize, question.texts, **asked)
+        if not question.with_spans:
+            return TokenizeAnswer(tokens=tokens)
+        spans = await asyncio.to_thread(encoder.token_spans, question.texts, **asked)
+        return TokenizeAnswer(tokens=tokens, spans=[each.tolist() for each in spans])
 
     @router.get("/v1/vocabulary")
     async def vocabulary() -> VocabularyAnswer:

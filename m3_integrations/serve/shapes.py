@@ -74,12 +74,16 @@ class TokenizeQuestion(_Asked):
     texts: list[str]
     kind: Kind = "document"
     max_length: int | None = Field(default=None, ge=3)
+    with_spans: bool = Field(default=False, description="Whether to say where in its text each token stands.")
 
 
 class TokenizeAnswer(BaseModel):
     """The tokens of each text: one for every row of its multi-vector."""
 
     tokens: list[list[str]]
+    spans: list[list[tuple[int, int]]] | None = Field(
+        default=None, description="The first character of each token and the one after its last, in code points."
+    )
 
 
 class VocabularyAnswer(BaseModel):

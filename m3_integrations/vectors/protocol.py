@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
-from m3_integrations.vectors.arrays import M3Vectors
+from m3_integrations.vectors.arrays import IntArray, M3Vectors
 from m3_integrations.vectors.modes import Kind, Mode, ModeWeights
 from m3_integrations.vectors.scores import M3Scores
 
@@ -41,6 +41,12 @@ class Encoder(Protocol):
 
         A text is cut at the encoder's limit, or at `max_length` tokens with [CLS] and [SEP] if that is given.
         """
+        ...
+
+    def token_spans(
+        self, texts: Sequence[str], *, kind: Kind = "document", max_length: int | None = None
+    ) -> list[IntArray]:
+        """Return where each token of `tokenize` stands in its text: (tokens, 2), its first character and its end."""
         ...
 
     def encode(

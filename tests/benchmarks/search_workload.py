@@ -12,6 +12,7 @@ import torch
 from m3_integrations.model.forward_pass import largest_weights, lexical_rows
 from m3_integrations.vectors import (
     FloatArray,
+    IntArray,
     Kind,
     M3Scores,
     M3Vectors,
@@ -86,6 +87,11 @@ class KnownQueries:
     def tokenize(
         self, texts: Sequence[str], *, kind: Kind = "document", max_length: int | None = None
     ) -> list[list[str]]:
+        raise NotImplementedError
+
+    def token_spans(
+        self, texts: Sequence[str], *, kind: Kind = "document", max_length: int | None = None
+    ) -> list[IntArray]:
         raise NotImplementedError
 
     def encode(

@@ -1,6 +1,8 @@
 """A caller who counts the tokens of many texts gets the server's tokenizer, and then asks it no more."""
 
+import json
 import pickle
+from typing import Any
 
 import pytest
 
@@ -31,6 +33,29 @@ def test_many_calls_fetch_the_tokenizer_once_and_its_tokens_are_the_servers(
         assert paths(scripted).count("/v1/tokenize") == tokens._CALLS_BEFORE + 2
         with pickle.loads(pickle.dumps(encoder)) as twin:
             assert twin.tokenize(TEXTS) == wanted
+
+
+def test_the_places_of_tokens_are_the_servers(scripted: Scripted, local: M3Encoder) -> None:
+    asked: list[dict[str, Any]] = [{}, {"kind": "query"}, {"max_length": 9}]
+    with RemoteEncoder(scripted.url) as encoder:
+        for each in asked:
+            wanted, found = local.token_spans(TEXTS, **each), encoder.token_spans(TEXTS, **each)
+            assert [spans.tolist() for spans in found] == [spans.tolist() for spans in wanted]
+        encoder._tokenizer._n_calls = tokens._CALLS_BEFORE
+        assert [spans.tolist() for spans in encoder.token_spans(TEXTS)] == [
+            spans.tolist() for spans in local.token_spans(TEXTS)
+        ]
+        assert paths(scripted)[-1] == "/v1/tokenizer"
+
+
+@pytest.mark.parametrize(
+    "spans", [None, [[[0, 1]]], [[[0, 99]], [], []], [[[0]], [], []], [["a"], [], []], [[[-1, 2]], [], []]]
+)
+def test_places_outside_the_texts_are_refused(scripted: Scripted, spans: object) -> None:
+    with RemoteEncoder(scripted.url) as encoder:
+        scripted.script = [(200, {}, json.dumps({"tokens": [[], [], []], "spans": spans}).encode())]
+        with pytest.raises(ValueError, match="no places of the tokens of 3 texts"):
+            encoder.token_spans(TEXTS)
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"\xff", b'{"tokens": []}'])
