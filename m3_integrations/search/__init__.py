@@ -4,6 +4,7 @@ from m3_integrations.search.adding import NODE_KEYS, IncompleteAddError, holds_n
 from m3_integrations.search.calibration import Calibration, CalibrationLike, answer_features, read_calibration
 from m3_integrations.search.diversity import diverse_hits
 from m3_integrations.search.explanation import Explanation, TokenMatch, TokenPair
+from m3_integrations.search.missing import LegPlace, Missing, NearMatch
 from m3_integrations.search.opening import (
     changed_settings,
     check_store,
@@ -28,6 +29,7 @@ from m3_integrations.search.relevance import relevance
 from m3_integrations.search.replacing import add_unless_known, matching_records, records_of, replace_sources
 from m3_integrations.search.rerank import Ranked, check_ranking, rerank
 from m3_integrations.search.searcher import Hit, Searcher
+from m3_integrations.search.spans import Evidence, Sentence, check_keeping, find_evidence
 
 __all__ = [
     "NODE_KEYS",
@@ -35,28 +37,35 @@ __all__ = [
     "Bm25",
     "Calibration",
     "CalibrationLike",
+    "Evidence",
     "Explanation",
     "Fusion",
     "Hit",
     "IncompleteAddError",
+    "LegPlace",
+    "Missing",
+    "NearMatch",
     "Ranked",
     "RankingKeywords",
     "SearchKeywords",
     "SearchMode",
     "SearchOptions",
     "Searcher",
+    "Sentence",
     "TokenMatch",
     "TokenPair",
     "add_unless_known",
     "answer_features",
     "as_integer",
     "changed_settings",
+    "check_keeping",
     "check_names",
     "check_options",
     "check_ranking",
     "check_store",
     "checked_weights",
     "diverse_hits",
+    "find_evidence",
     "holds_node",
     "matching_records",
     "no_flag",

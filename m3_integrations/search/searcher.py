@@ -13,11 +13,14 @@ import numpy as np
 from m3_integrations.scoring import combine, top_rows
 from m3_integrations.search.adding import add_texts
 from m3_integrations.search.calibration import answer_features
+from m3_integrations.search.diagnosis import Asked, diagnose
 from m3_integrations.search.explanation import Explanation, explain_record
 from m3_integrations.search.given import with_dense
 from m3_integrations.search.legs import Bm25Leg, fuse_rankings, likely_best
+from m3_integrations.search.missing import Missing
 from m3_integrations.search.opening import warn_of_absent_heads
 from m3_integrations.search.options import MODES_OF, SearchKeywords, SearchOptions, check_options
+from m3_integrations.search.spans import Evidence, stored_evidence
 from m3_integrations.store import FilterLike, Store, matches
 from m3_integrations.vectors import Encoder, FloatArray, M3Vectors, Mode
 
@@ -325,6 +328,29 @@ class Searcher:
         if not records:
             raise KeyError(f"no record {id!r}")
         return explain_record(self.encoder, query, records[0])
+
+    def explain_missing(self, query: str, id: str, **options: Unpack[SearchKeywords]) -> Missing:  # noqa: A002 - likewise
+        """Return why a search with these options does not find a record; `str()` makes a page of it.
+
+        Raises:
+            TypeError: As `search`.
+            ValueError: As `search`.
+        """
+        asked = self._asked(query, options)
+        ranking, encoded = self._modes_of(asked)
+        vectors = self.encoder.encode([query], kind="query", modes=encoded)
+        return diagnose(Asked(self.encoder, self.store, self._bm25, query, vectors, ranking, asked), id)
+
+    def spans(self, query: str, found: Iterable[Hit | str]) -> list[Evidence]:
+        """Return which sentences of hits, or of the records with these ids, carry their match: of stored vectors alone.
+
+        Raises:
+            KeyError: If there is no such record.
+            ValueError: If the store holds another model's vectors, or dense ones only.
+        """
+        self._bind()
+        ids = [each if isinstance(each, str) else each.id for each in found]
+        return stored_evidence(self.encoder, self.store, query, ids)
 
     def close(self) -> None:
         """Close the store."""

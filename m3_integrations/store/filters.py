@@ -17,7 +17,7 @@ The language is MongoDB's: `{"product": "vault", "year": {"$gte": 2024}}` asks f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -259,9 +259,7 @@ def matches(filter: FilterLike, metadata: Mapping[str, Any]) -> bool:  # noqa: A
 
 def _matches(filter: Filter, metadata: Mapping[str, Any]) -> bool:  # noqa: A002
     if isinstance(filter, Condition):
-        key = filter.key
-        elements = _elements_at(metadata, key) if "." in key else elements_of(metadata.get(key))
-        return any(map(filter.holds, elements))
+        return any(map(filter.holds, elements_at(metadata, filter.key)))
     if isinstance(filter, Not):
         return not _matches(filter.filter, metadata)
     if isinstance(filter, AllOf):
@@ -269,8 +267,12 @@ def _matches(filter: Filter, metadata: Mapping[str, Any]) -> bool:  # noqa: A002
     return any(_matches(part, metadata) for part in filter.filters)
 
 
+def elements_at(metadata: Mapping[str, Any], path: str) -> Iterable[Any]:
+    """Return what is compared at a path: under the key of that name, then in mappings under the parts of it."""
+    return _elements_at(metadata, path) if "." in path else elements_of(metadata.get(path))
+
+
 def _elements_at(metadata: Mapping[str, Any], path: str) -> Iterator[Any]:
-    """Yield what is compared at a path: under the key of that name, then in mappings under the parts of it."""
     if path in metadata:
         yield from elements_of(metadata[path])
     at = path.find(".")

@@ -1,0 +1,239 @@
+"""What a search can say of a record that it does not find, and a page of it to read."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from m3_integrations.search.explanation import TokenMatch
+from m3_integrations.search.options import SearchOptions
+from m3_integrations.store.unmet import Clause
+from m3_integrations.vectors import ModeWeights
+
+DEEPEST: Final = 10_000
+"""How far down a leg a record is looked for, where the pool itself is not larger."""
+
+_SHOWN_TOKENS: Final = 8
+"""Tokens of each kind on a page."""
+
+_FIRM_SPACE: Final = "\N{NO-BREAK SPACE}"
+
+_WIDTH: Final = 100
+"""Characters of a line of a page."""
+
+
+@dataclass(frozen=True, slots=True)
+class LegPlace:
+    """Where a record stands in one leg.
+
+    Attributes:
+        leg: "dense", "lexical" or "bm25".
+        score: The record's raw score; None for a leg of BM25 that does not find it.
+        rank: From 1, the place among all records that pass the filter; None if it is no hit of the leg (no shared
+            token), or stands deeper than `DEEPEST`.
+        n_pool: How many candidates the leg has brought.
+        edge: The raw score of the last of these; None if it brought none.
+        is_in_pool: Whether the record is among them.
+    """
+
+    leg: str
+    score: float | None
+    rank: int | None
+    n_pool: int
+    edge: float | None
+    is_in_pool: bool
+
+    @property
+    def is_missed(self) -> bool:
+        """Whether the pool lacks the record though its score is above the last one's: its index is approximate."""
+        if self.is_in_pool or self.score is None or self.edge is None:
+            return False
+        return self.score > self.edge + 1e-5 * max(1.0, abs(self.edge))
+
+    def __str__(self) -> str:
+        """One line, without the leg's name."""
+        if self.score is None or (self.score <= 0 and self.leg != "dense"):
+            return "shares no token with the query"
+        rank = f"rank {self.rank:,}" if self.rank is not None else f"not among the first {DEEPEST:,}"
+        line = f"{self.score:.3f}, {rank}"
+        if self.is_in_pool or self.edge is None:
+            return line
+        if self.is_missed:
+            return f"{line}; over the last candidate's {self.edge:.3f}: the engine's index is approximate and missed it"
+        return f"{line}; the last candidate has {self.edge:.3f}, {self.edge - self.score:.3f} more"
+
+
+@dataclass(frozen=True, slots=True)
+class NearMatch:
+    """A token of the query that the record lacks, and the record's token that is nearest to it.
+
+    Attributes:
+        query_token: "▁" marks the start of a word.
+        query_weight: Its lexical weight in the query; None without a lexical mode.
+        document_token: The nearest by token vectors; by spelling where there are none, and "" if none is like it.
+        similarity: The cosine of the two vectors; None where they are alike by spelling.
+    """
+
+    query_token: str
+    query_weight: float | None
+    document_token: str
+    similarity: float | None
+
+    def __str__(self) -> str:
+        """Both tokens, and how near they are."""
+        word, other = (token.strip("▁") or token for token in (self.query_token, self.document_token))
+        if not other:
+            return f"{word} (nothing near)"
+        return f"{word}→{other}" + ("" if self.similarity is None else f" {self.similarity:.2f}")
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Why a search does not find a record; `str()` makes a page of it.
+
+    Where a filter excludes the record, all that follows is about the same search without it. Where the record is no
+    candidate, ranks are those that it would have with `needed_pool_size`.
+
+    Attributes:
+        query: What was asked.
+        id: The record's id.
+        options: What the search asks for.
+        is_stored: Whether there is such a record; without it all else is empty.
+        excluded_by: The clauses of the filter that the record does not fulfil.
+        legs: Where it stands in each leg that finds candidates.
+        is_candidate: Whether a leg's pool has it.
+        needed_pool_size: The smallest `pool_size` that makes it a candidate; None if it is one, or if no leg has it
+            among its first `DEEPEST`.
+        scores: Its raw score in every mode that ranks.
+        score: Its final score; None without a rank.
+        rank: Its final rank, from 1; None if no pool reaches it.
+        n_candidates: How many candidates are ranked.
+        last_score: The final score of the k-th candidate, or of the last if there are fewer.
+        rank_by_weights: The rank that other weights would give it: each mode alone, and the presets.
+        needed_weights: Of the weights in tenths that would bring it among the first k, those nearest to the asked ones;
+            None if it is there, or if none would.
+        text_length: How many characters its text has.
+        text_read_to: How many of these the model has read.
+        query_read_to: How many of the query's characters the model has read.
+        shared: The tokens that both have, those that add most first.
+        near: The tokens of the query that the record lacks, without punctuation, each with the nearest that it has;
+            the nearest first.
+    """
+
+    query: str
+    id: str
+    options: SearchOptions
+    is_stored: bool
+    excluded_by: tuple[Clause, ...] = ()
+    legs: tuple[LegPlace, ...] = ()
+    is_candidate: bool = False
+    needed_pool_size: int | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    score: float | None = None
+    rank: int | None = None
+    n_candidates: int = 0
+    last_score: float | None = None
+    rank_by_weights: Mapping[str, int] = field(default_factory=dict)
+    needed_weights: ModeWeights | None = None
+    text_length: int = 0
+    text_read_to: int = 0
+    query_read_to: int = 0
+    shared: tuple[TokenMatch, ...] = ()
+    near: tuple[NearMatch, ...] = ()
+
+    @property
+    def is_found(self) -> bool:
+        """Whether the search does find the record: then there is nothing to explain."""
+        return self.is_candidate and not self.excluded_by and self._is_first and self._is_above
+
+    @property
+    def _is_first(self) -> bool:
+        return self.rank is not None and self.rank <= self.options.k
+
+    @property
+    def _is_above(self) -> bool:
+        threshold = self.options.score_threshold
+        return threshold is None or (self.score is not None and self.score >= threshold)
+
+    def __str__(self) -> str:
+        """A page: every cause, and what would change it."""
+        if not self.is_stored:
+            return f"The store has no record {self.id!r}."
+        if self.is_found:
+            head = f"It is found: rank {self.rank} of {self.n_candidates} candidates, k={self.options.k}."
+        else:
+            head = f"Why a search for {self.query!r} does not find {self.id!r}:"
+        parts = [self._filter_lines(), self._leg_lines(), self._rank_lines(), self._token_lines(), self._read_lines()]
+        return "\n\n".join([head, *("\n".join(map(_wrapped, lines)) for part in parts if (lines := list(part)))])
+
+    def _filter_lines(self) -> Iterator[str]:
+        if self.excluded_by:
+            yield "The filter excludes it:"
+            yield from (f"  {clause}" for clause in self.excluded_by)
+            yield "What follows is about the same search without the filter."
+
+    def _leg_lines(self) -> Iterator[str]:
+        pool = max(self.options.pool_size, self.options.k)
+        state = "is a candidate" if self.is_candidate else "is no candidate: no leg brings it"
+        yield f"It {state} (each leg brings its first {pool}):"
+        for leg in self.legs:
+            yield f"  {leg.leg:8} {leg}"
+        if self.needed_pool_size is not None:
+            yield f"pool_size={self.needed_pool_size} would make it a candidate."
+        elif not self.is_candidate:
+            yield f"No leg has it among its first {max(DEEPEST, pool):,}: a larger pool_size does not help."
+
+    def _rank_lines(self) -> Iterator[str]:
+        scores = ", ".join(f"{mode} {score:.3f}" for mode, score in self.scores.items())
+        if self.rank is None:
+            yield f"It has no rank. Its scores: {scores}."
+            return
+        then = "" if self.is_candidate else f" with pool_size={self.needed_pool_size}"
+        yield f"Rank {self.rank} of {self.n_candidates} candidates{then}, and k={self.options.k} are returned."
+        yield f"  score {self.score:.3f} ({scores})"
+        if not self._is_first and self.last_score is not None and self.score is not None:
+            more = self.last_score - self.score
+            yield f"  the last of the first {self.options.k} has {self.last_score:.3f}, {more:.3f} more"
+        if self.excluded_by and self._is_first and self._is_above:
+            yield "  so only the filter keeps it out"
+        if not self._is_above:
+            yield f"  under score_threshold={self.options.score_threshold}"
+        if self.rank_by_weights:
+            yield "  rank by other weights: " + _items((n, str(rank)) for n, rank in self.rank_by_weights.items())
+        if self.needed_weights is not None:
+            w = self.needed_weights
+            numbers = f"{w.dense:g},{w.lexical:g},{w.multi_vector:g}"
+            yield f"  weights={numbers} would bring it among the first {self.options.k}"
+        elif not self._is_first:
+            yield f"  no weights in tenths bring it among the first {self.options.k}; k={self.rank} does"
+
+    def _token_lines(self) -> Iterator[str]:
+        shared = _items((m.token.strip("▁") or m.token, f"{m.score:.3f}") for m in self.shared[:_SHOWN_TOKENS])
+        yield f"Tokens that both have: {shared or 'none'}."
+        if self.near:
+            yield "Tokens of the query that it lacks, and its nearest:"
+            yield "  " + ", ".join(str(match).replace(" ", _FIRM_SPACE) for match in self.near[:_SHOWN_TOKENS])
+
+    def _read_lines(self) -> Iterator[str]:
+        if self.text_read_to < self.text_length:
+            yield (
+                f"The model has read {self.text_read_to:,} of its text's {self.text_length:,} characters: what stands "
+                "behind cannot be found. Split the text, or allow a larger max_length."
+            )
+        else:
+            yield "The model has read its whole text."
+        if self.query_read_to < len(self.query):
+            yield f"Of the query it has read {self.query_read_to:,} of {len(self.query):,} characters."
+
+
+def _items(items: Iterable[tuple[str, str]]) -> str:
+    """Return names with their numbers, which stay in one line."""
+    return ", ".join(f"{name}{_FIRM_SPACE}{number}" for name, number in items)
+
+
+def _wrapped(line: str) -> str:
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    filled = textwrap.fill(line, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return filled.replace(_FIRM_SPACE, " ")
