@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,37 @@ def test_ids_equal_those_of_transformers_at_every_limit(small: Path, max_length:
     tokens = load_tokenizer(small)(TEXTS, max_length=max_length)
     assert [text.ids.tolist() for text in tokens] == expected
     assert [text.is_truncated for text in tokens] == [len(reference(t)["input_ids"]) > max_length for t in TEXTS]
+
+
+def test_a_special_token_takes_blanks_as_the_settings_say_whatever_its_file_says(small: Path, tmp_path: Path) -> None:
+    """BGE-M3's settings say that <mask> takes the blanks before it; not every tokenizer.json of its kind does."""
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((small / name).read_bytes())
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    texts = ["a <mask> b", "the  <mask>", "the<mask> key"]
+    for lstrip in (False, True):
+        flags = {"lstrip": lstrip, "rstrip": lstrip, "single_word": False, "normalized": False}
+        settings["mask_token"] = {"__type": "AddedToken", "content": "<mask>", **flags}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        reference = AutoTokenizer.from_pretrained(tmp_path)
+        tokens = load_tokenizer(tmp_path)(texts, max_length=99)
+        assert [text.ids.tolist() for text in tokens] == [reference(text)["input_ids"] for text in texts]
+
+
+def test_blanks_are_split_at_whatever_the_file_says_of_them(small: Path, tmp_path: Path) -> None:
+    """As transformers does with files that were made of sentencepiece's, which have another way with blanks."""
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((small / name).read_bytes())
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    runs = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
+    content["normalizer"] = {"type": "Sequence", "normalizers": [content["normalizer"], runs]}
+    content["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    texts = ["the key ", " the", "the\n\nkey\n", "the <mask> key", "a\u0085b", ""]
+    expected = [text.ids.tolist() for text in load_tokenizer(small)(texts, max_length=99)]
+    assert [text.ids.tolist() for text in load_tokenizer(tmp_path)(texts, max_length=99)] == expected
+    reference = AutoTokenizer.from_pretrained(tmp_path)
+    assert [reference(text)["input_ids"] for text in texts] == expected
 
 
 @pytest.mark.parametrize("max_length", [100, 257, 258, 259, 260, 515, 516, 517, 2000])

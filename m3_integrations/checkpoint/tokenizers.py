@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint: as its tokenizer.json has it, or as transformers makes one."""
+"""The tokenizer of a checkpoint: as transformers makes it of tokenizer.json, with or without transformers' code."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import tokenizers
+from tokenizers import normalizers, pre_tokenizers
 
 from m3_integrations.checkpoint.files import CONFIG, VOCABULARIES, XLM_ROBERTA
 from m3_integrations.tokenizer import Tokenizer
@@ -77,12 +78,14 @@ class _FileTokenizer:
 def _read(folder: Path) -> _FileTokenizer | None:
     """Read tokenizer.json; None where transformers would add to it, or this is no XLM-RoBERTa, or no such file.
 
-    Transformers takes what the file says for such a checkpoint, but for tokens that only the settings name.
+    Transformers takes the vocabulary, the special tokens and the charsmap of such a checkpoint, and normalizes and
+    splits by rules of its own class, whatever the file has for them.
     """
     try:
         if json.loads((folder / CONFIG).read_bytes())["model_type"] != XLM_ROBERTA:
             return None
         tokenizer = tokenizers.Tokenizer.from_file(str(folder / _FILE))
+        flags = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
         settings = {name: (folder / name).read_bytes() for name in _SETTINGS if (folder / name).is_file()}
         given: dict[str, Any] = {}
         for content in reversed(settings.values()):  # the first file has the last word
@@ -91,6 +94,7 @@ def _read(folder: Path) -> _FileTokenizer | None:
         added = {int(i): _text(token) for i, token in given.get("added_tokens_decoder", {}).items()}
     except Exception:  # the Rust library raises nothing narrower; transformers then says what is wrong with the file
         return None
+    _apply_rules(tokenizer, is_prefixed=bool(given.get("add_prefix_space", True)))
     is_complete = (
         tokenizer.post_processor is not None
         and not (folder / "added_tokens.json").exists()
@@ -98,9 +102,37 @@ def _read(folder: Path) -> _FileTokenizer | None:
         and given.get("tokenizer_class", "XLMRobertaTokenizer").removesuffix("Fast") == "XLMRobertaTokenizer"
         and all(tokenizer.token_to_id(token) is not None for token in {*special.values(), *_named(given)})
         and all(tokenizer.token_to_id(token) == i for i, token in added.items())
+        and all(_has_flags(flags.get(_text(token)), token) for token in _mappings(given))
     )
     mask = {"mask_token": _text(given.get("mask_token") or "<mask>")}
     return _FileTokenizer(tokenizer, special | mask, settings) if is_complete else None
+
+
+def _apply_rules(tokenizer: tokenizers.Tokenizer, *, is_prefixed: bool) -> None:
+    """Normalize by the charsmap alone, and split at white space, as transformers' XLMRobertaTokenizer does.
+
+    A file that was made of sentencepiece's has another way with blanks: it shortens runs of them itself, and makes a
+    token of those at the end of a text.
+    """
+    own = tokenizer.normalizer
+    parts = [own[i] for i in range(len(own))] if isinstance(own, normalizers.Sequence) else [own]
+    tokenizer.normalizer = next((part for part in parts if isinstance(part, normalizers.Precompiled)), None)
+    marks = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always" if is_prefixed else "never")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), marks])
+
+
+def _mappings(settings: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Return the special tokens whose flags the settings state."""
+    named = (value for name, value in settings.items() if name.endswith("_token"))
+    for value in (*named, *settings.get("added_tokens_decoder", {}).values()):
+        if isinstance(value, Mapping):
+            yield value
+
+
+def _has_flags(token: tokenizers.AddedToken | None, stated: Mapping[str, Any]) -> bool:
+    """Whether a token of the file is found in texts as the settings say."""
+    names = ("lstrip", "rstrip", "single_word", "normalized")
+    return token is not None and all(getattr(token, name) == stated.get(name, False) for name in names)
 
 
 def _named(settings: Mapping[str, Any]) -> Iterator[str]:
