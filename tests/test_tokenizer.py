@@ -3,7 +3,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from m3_integrations.checkpoint import load_tokenizer
 from m3_integrations.tokenizer import MCLS_INTERVAL, Tokenizer
@@ -19,19 +19,24 @@ def test_ids_equal_those_of_transformers_at_every_limit(small: Path, max_length:
     assert [text.is_truncated for text in tokens] == [len(reference(t)["input_ids"]) > max_length for t in TEXTS]
 
 
-def test_a_special_token_takes_blanks_as_the_settings_say_whatever_its_file_says(small: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
+def test_a_special_token_is_found_as_the_settings_say_whatever_its_file_says(
+    flag: str, small: Path, tmp_path: Path
+) -> None:
     """BGE-M3's settings say that <mask> takes the blanks before it; not every tokenizer.json of its kind does."""
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((small / name).read_bytes())
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    texts = ["a <mask> b", "the  <mask>", "the<mask> key"]
-    for lstrip in (False, True):
-        flags = {"lstrip": lstrip, "rstrip": lstrip, "single_word": False, "normalized": False}
-        settings["mask_token"] = {"__type": "AddedToken", "content": "<mask>", **flags}
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-        reference = AutoTokenizer.from_pretrained(tmp_path)
-        tokens = load_tokenizer(tmp_path)(texts, max_length=99)
-        assert [text.ids.tolist() for text in tokens] == [reference(text)["input_ids"] for text in texts]
+    flags = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False, flag: True}
+    settings["mask_token"] = {"__type": "AddedToken", "content": "<mask>", **flags}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    texts = ["a <mask> b", "the  <mask>\n", "the<mask> key", "<mask>the"]
+    reference, tokenizer = AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(tmp_path)
+    assert [text.ids.tolist() for text in tokenizer(texts, max_length=99)] == [
+        reference(text)["input_ids"] for text in texts
+    ]
+    # Without transformers' code only where the flag changes nothing.
+    assert isinstance(tokenizer.source, PreTrainedTokenizerBase) == (flag == "single_word")
 
 
 def test_blanks_are_split_at_whatever_the_file_says_of_them(small: Path, tmp_path: Path) -> None:
@@ -40,10 +45,10 @@ def test_blanks_are_split_at_whatever_the_file_says_of_them(small: Path, tmp_pat
         (tmp_path / name).write_bytes((small / name).read_bytes())
     content = json.loads((tmp_path / "tokenizer.json").read_text())
     runs = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
-    content["normalizer"] = {"type": "Sequence", "normalizers": [content["normalizer"], runs]}
+    content["normalizer"] = {"type": "Sequence", "normalizers": [runs, content["normalizer"]]}
     content["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    texts = ["the key ", " the", "the\n\nkey\n", "the <mask> key", "a\u0085b", ""]
+    texts = ["the key ", " the", "the\n\nkey\n", "the <mask> key", "a\u0085b", "ＫＥＹ ½", ""]
     expected = [text.ids.tolist() for text in load_tokenizer(small)(texts, max_length=99)]
     assert [text.ids.tolist() for text in load_tokenizer(tmp_path)(texts, max_length=99)] == expected
     reference = AutoTokenizer.from_pretrained(tmp_path)

@@ -130,8 +130,11 @@ def _mappings(settings: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _has_flags(token: tokenizers.AddedToken | None, stated: Mapping[str, Any]) -> bool:
-    """Whether a token of the file is found in texts as the settings say."""
-    names = ("lstrip", "rstrip", "single_word", "normalized")
+    """Whether a token of the file is found in texts as the settings say.
+
+    Whether it takes the blanks beside it does not matter: they are no tokens in any case.
+    """
+    names = ("single_word", "normalized")
     return token is not None and all(getattr(token, name) == stated.get(name, False) for name in names)
 
 
