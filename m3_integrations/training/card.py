@@ -140,7 +140,8 @@ def _stage_lines(stage: Mapping[str, Any]) -> Iterator[str]:
         yield from ("", "nDCG@10 on the validation set:", "")
         yield from _table(_chosen(stage["evaluations"], stage["best_step"]), stage["best_step"])
     yield from ("", "| setting | value |", "|---|---|")
-    yield from (f"| {name} | {_code(json.dumps(value))} |" for name, value in stage["settings"].items())
+    for name, value in stage["settings"].items():
+        yield f"| {name} | {_code(json.dumps(value, ensure_ascii=False).replace('|', chr(92) + '|'))} |"
     yield from ("", "Versions: " + ", ".join(f"{name} {number}" for name, number in stage["versions"].items()) + ".")
 
 

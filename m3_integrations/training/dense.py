@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
@@ -12,22 +12,27 @@ from torch import nn
 from m3_integrations.checkpoint import Heads, load_heads, load_tokenizer, save_checkpoint
 from m3_integrations.checkpoint.architectures import load_backbone
 from m3_integrations.tokenizer import Tokenizer
+from m3_integrations.training.network import TrainingNetwork
+from m3_integrations.training.scores import TextViews
 from m3_integrations.training.trainer import M3Trainer
 
 
-class DenseNetwork(nn.Module):
-    """A backbone with every weight trainable, in float32; heads that the checkpoint has are kept as they are.
+class DenseNetwork(TrainingNetwork):
+    """A network of which the backbone alone is trained, in float32; heads that the checkpoint has stay as they are.
 
     Args:
         backbone: A model of transformers that gives `last_hidden_state`.
-        heads: None for a checkpoint without heads.
+        heads: None for a checkpoint without heads, which `save` then writes without them too.
         tokenizer: Its tokenizer.
     """
 
     def __init__(self, backbone: nn.Module, heads: Heads | None, tokenizer: Tokenizer) -> None:
-        super().__init__()
-        self.backbone = backbone.requires_grad_(True)
-        self.heads, self.tokenizer = heads, tokenizer
+        width = cast("Any", backbone).config.hidden_size
+        unused = Heads(multi_vector=nn.Linear(width, width), lexical=nn.Linear(width, 1))
+        super().__init__(backbone, heads or unused, tokenizer)
+        self._has_heads = heads is not None
+        self.multi_vector_head.requires_grad_(False)
+        self.lexical_head.requires_grad_(False)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -40,21 +45,21 @@ class DenseNetwork(nn.Module):
         heads = load_heads(folder, backbone.config.hidden_size, torch.float32)
         return cls(backbone, heads, load_tokenizer(folder))
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
-        """Return the dense vectors of n texts: (n, d), unit length.
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> TextViews:
+        """Return the views of n texts, of which the dense one alone has anything: token vectors have no dimensions.
 
         Args:
             input_ids: (n, tokens) int64, padded on the right.
             attention_mask: (n, tokens) int64, 1 at real tokens.
         """
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return F.normalize(hidden[:, 0], dim=-1)
-
-    def freeze_position_embeddings(self) -> None:
-        """Leave the positions as they are."""
-        for name, parameter in self.backbone.named_parameters():
-            if "position_embeddings" in name:
-                parameter.requires_grad_(False)
+        return TextViews(
+            dense=F.normalize(hidden[:, 0], dim=-1),
+            token_ids=input_ids,
+            token_weights=hidden.new_zeros(input_ids.shape),
+            token_vectors=hidden.new_zeros((*input_ids.shape, 0)),
+            vector_mask=attention_mask.bool(),
+        )
 
     def save(self, folder: Path, *, is_replacing: bool = False) -> None:
         """Write the checkpoint in BGE-M3's format, as `save_checkpoint` does.
@@ -62,12 +67,13 @@ class DenseNetwork(nn.Module):
         Raises:
             FileExistsError: If the folder holds a checkpoint already, unless it is to be replaced.
         """
+        heads = Heads(multi_vector=self.multi_vector_head, lexical=self.lexical_head) if self._has_heads else None
         save_checkpoint(
-            folder, backbone=self.backbone, heads=self.heads, tokenizer=self.tokenizer, is_replacing=is_replacing
+            folder, backbone=self.backbone, heads=heads, tokenizer=self.tokenizer, is_replacing=is_replacing
         )
 
     def restore(self, folder: Path) -> None:
-        """Take the weights of a checkpoint that `save` wrote.
+        """Take the backbone of a checkpoint that `save` wrote.
 
         Raises:
             ValueError: If its weights do not fit.
@@ -95,9 +101,9 @@ class DenseTrainer(M3Trainer):
         """
         queries = model(inputs["query_ids"], inputs["query_mask"])
         passages = model(inputs["passage_ids"], inputs["passage_mask"])
-        scores = queries @ passages.T  # (queries, passages)
-        group_size = len(passages) // len(queries)
-        positives = torch.arange(len(queries), device=scores.device) * group_size
+        scores = queries.dense @ passages.dense.T  # (queries, passages)
+        group_size = scores.shape[1] // scores.shape[0]
+        positives = torch.arange(len(scores), device=scores.device) * group_size
         loss = F.cross_entropy(scores / self.loss_settings.temperature, positives)
         self.watch.check_dense(scores, loss)
         self.note({"dense": loss}, inputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
@@ -35,7 +35,7 @@ class TrainingNetwork(nn.Module):
         self.register_buffer("ignored_ids", torch.from_numpy(tokenizer.ignored_ids), persistent=False)
 
     @classmethod
-    def load(cls, folder: Path) -> TrainingNetwork:
+    def load(cls, folder: Path) -> Self:
         """Load a checkpoint; one without heads, such as plain BGE, gets new ones from torch's random state.
 
         Raises:

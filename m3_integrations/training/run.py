@@ -138,7 +138,9 @@ def _hold_to_settings(
         config.output_dir.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
     elif file.exists():  # not in a folder of an earlier version
-        begun = json.loads(file.read_text(encoding="utf-8"))
+        # What the file does not have was no setting when the run began, so the default is what it had.
+        begun = {name: value for name, value in own.items() if name not in config.changed()}
+        begun |= json.loads(file.read_text(encoding="utf-8"))
         if other := [name for name, value in own.items() if begun.get(name) != value]:
             raise ValueError(
                 f"the run in {config.output_dir} was begun with another {', '.join(other)}: give it what it had, or "

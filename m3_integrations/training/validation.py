@@ -21,6 +21,8 @@ METRIC = "nDCG@10"
 class Validation:
     """Measures a network on a data set, by the checkpoint that it would be saved as.
 
+    That checkpoint is written and loaded for each evaluation, so the disk and the device need room for another one.
+
     Args:
         data: A folder that `read_dataset` reads.
         columns: Which modes.

@@ -133,6 +133,23 @@ def test_a_run_does_not_go_on_with_other_settings_or_data(write_config: WriteCon
     assert [name for name in expected if not expected[name].equal(got[name])] == []
 
 
+def test_a_run_begun_before_a_setting_existed_goes_on_with_its_default(
+    write_config: WriteConfig, tmp_path: Path
+) -> None:
+    whole = run_training(write_config(), show_progress=False)
+    expected = weights_of(whole)
+    shutil.rmtree(whole)
+    file = tmp_path / "run" / "settings.json"
+    settings = json.loads(file.read_text())
+    for name in ("stage", "steps_before_distillation", "eval_data"):
+        del settings[name]
+    file.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="was begun with another steps_before_distillation"):
+        run_training(write_config(steps_before_distillation=3), show_progress=False)
+    got = weights_of(run_training(write_config(), show_progress=False))
+    assert [name for name in expected if not expected[name].equal(got[name])] == []
+
+
 def test_a_run_logs_every_mode_draws_the_loss_and_saves_what_the_encoder_loads(
     write_config: WriteConfig, tmp_path: Path
 ) -> None:
