@@ -43,7 +43,7 @@ _HOMES = {
 }
 
 _FRAMEWORKS = {
-    **dict.fromkeys(("M3HybridRetriever", "M3Rerank", "M3VectorStore"), ("langchain", "llama_index")),
+    **dict.fromkeys(("M3Excerpt", "M3HybridRetriever", "M3Rerank", "M3VectorStore"), ("langchain", "llama_index")),
     **dict.fromkeys(("M3CrossEncoder", "M3Document", "M3Embeddings", "M3Translator"), ("langchain",)),
     **dict.fromkeys(("M3Embedding", "M3NodeWithScore", "M3SparseEmbedding"), ("llama_index",)),
     "M3SparseEmbeddings": ("langchain_qdrant", "langchain_milvus"),

@@ -28,7 +28,7 @@ from m3_integrations.cli.shared import (
 from m3_integrations.vectors import ModeWeights
 
 if TYPE_CHECKING:
-    from m3_integrations.search import Explanation, Hit, SearchMode, SearchOptions
+    from m3_integrations.search import Explanation, Hit, Searcher, SearchMode, SearchOptions
 
 _SHOWN_LENGTH: Final = 300
 """Characters of a text that are shown; `--json` gives all."""
@@ -63,6 +63,9 @@ def search(
         float | None, typer.Option(help="Answer only if the best result is as likely to answer, 0 to 1.")
     ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say which tokens matched.")] = False,
+    why_not: Annotated[
+        str | None, typer.Option(metavar="ID", help="Say why the search does not find this record, instead of hits.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     collection: Collection = None,
     device: Device = "auto",
@@ -81,16 +84,37 @@ def search(
     encoder = open_model(model, device=device)
     with open_place(store, collection=collection) as opened:
         searcher = Searcher(encoder, opened, options)
+        if why_not is not None:
+            _print_missing(searcher, question, why_not, as_json=as_json)
+            return
         hits = searcher.search(question)
         reasons = [searcher.explain(question, hit.id) for hit in hits] if explain or not as_json else []
     if as_json:
-        # Where the output is in another encoding, as on Windows, escapes say all that UTF-8 does.
-        is_utf8 = codecs.lookup(sys.stdout.encoding or "ascii").name == "utf-8"
-        print(json.dumps(_document(question, options, hits, reasons), ensure_ascii=not is_utf8, indent=2))  # noqa: T201
+        _print_json(_document(question, options, hits, reasons))
     elif not hits:
         PipedConsole().print("Nothing here answers that." if min_probability else "nothing found")
     else:
         _print_hits(hits, reasons, is_explained=explain)
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    # Where the output is in another encoding, as on Windows, escapes say all that UTF-8 does.
+    is_utf8 = codecs.lookup(sys.stdout.encoding or "ascii").name == "utf-8"
+    print(json.dumps(document, ensure_ascii=not is_utf8, indent=2, default=str))  # noqa: T201 - dates are strings
+
+
+def _print_missing(searcher: Searcher, question: str, id_: str, *, as_json: bool) -> None:
+    """Print why a record is not found. Its id may be as results show it: relative to the current folder."""
+    whole = f"{Path.cwd()}/{id_}"
+    there = {record.id for record in searcher.store.get([id_, whole])}
+    found = searcher.explain_missing(question, whole if id_ not in there and whole in there else id_)
+    if not found.is_stored:
+        raise ValueError(str(found))
+    if as_json:
+        said = {name: value for name, value in asdict(found).items() if name not in {"query", "options"}}
+        _print_json({"question": question, "is_found": found.is_found} | said)
+    else:
+        PipedConsole().print(escape(str(found)), highlight=False, soft_wrap=True)
 
 
 def _weights(text: str | None) -> ModeWeights | str | None:

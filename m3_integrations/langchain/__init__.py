@@ -3,6 +3,7 @@
 try:
     from m3_integrations.langchain.documents import M3Document
     from m3_integrations.langchain.embeddings import M3Embeddings
+    from m3_integrations.langchain.excerpt import M3Excerpt
     from m3_integrations.langchain.rerank import M3CrossEncoder, M3Rerank
     from m3_integrations.langchain.retriever import M3HybridRetriever
     from m3_integrations.langchain.translator import M3Translator
@@ -18,6 +19,7 @@ __all__ = [
     "M3CrossEncoder",
     "M3Document",
     "M3Embeddings",
+    "M3Excerpt",
     "M3HybridRetriever",
     "M3Rerank",
     "M3Translator",

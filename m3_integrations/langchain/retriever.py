@@ -17,8 +17,10 @@ from m3_integrations.langchain.fields import Calibrated, EncoderFields, Integer,
 from m3_integrations.search import (
     OPTION_NAMES,
     Bm25,
+    Evidence,
     Explanation,
     Fusion,
+    Missing,
     Searcher,
     SearchKeywords,
     SearchMode,
@@ -325,6 +327,14 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
             KeyError: If there is no such document.
         """
         return self._searcher().explain(query, id)
+
+    def explain_missing(self, query: str, id: str, **options: Unpack[SearchKeywords]) -> Missing:  # noqa: A002 - likewise
+        """Return why a call with these options does not find a document, as `Searcher.explain_missing` does."""
+        return self._searcher().explain_missing(query, id, **options)
+
+    def spans(self, query: str, ids: Iterable[str]) -> list[Evidence]:
+        """Return which sentences of documents carry their match, as `Searcher.spans` does."""
+        return self._searcher().spans(query, ids)
 
 
 def _checked_documents(documents: Any) -> list[Document]:

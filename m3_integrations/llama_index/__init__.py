@@ -2,6 +2,7 @@
 
 try:
     from m3_integrations.llama_index.embeddings import M3Embedding
+    from m3_integrations.llama_index.excerpt import M3Excerpt
     from m3_integrations.llama_index.nodes import M3NodeWithScore
     from m3_integrations.llama_index.rerank import M3Rerank
     from m3_integrations.llama_index.retriever import M3HybridRetriever
@@ -17,6 +18,7 @@ except ModuleNotFoundError as error:
 
 __all__ = [
     "M3Embedding",
+    "M3Excerpt",
     "M3HybridRetriever",
     "M3NodeWithScore",
     "M3Rerank",

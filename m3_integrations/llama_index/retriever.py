@@ -12,14 +12,7 @@ from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.constants import DEFAULT_SIMILARITY_TOP_K
 from llama_index.core.ingestion import run_transformations
-from llama_index.core.schema import (
-    BaseNode,
-    Document,
-    IndexNode,
-    NodeWithScore,
-    QueryBundle,
-    TransformComponent,
-)
+from llama_index.core.schema import BaseNode, Document, IndexNode, NodeWithScore, QueryBundle, TransformComponent
 from llama_index.core.settings import Settings
 from llama_index.core.vector_stores import MetadataFilters
 
@@ -28,7 +21,9 @@ from m3_integrations.llama_index.filters import as_filter
 from m3_integrations.llama_index.nodes import as_result, without_results
 from m3_integrations.llama_index.splitting import split_long_nodes
 from m3_integrations.search import (
+    Evidence,
     Explanation,
+    Missing,
     RankingKeywords,
     Searcher,
     SearchOptions,
@@ -325,6 +320,14 @@ class M3HybridRetriever(BaseRetriever):
             KeyError: If there is no such node.
         """
         return self._searcher.explain(query, node_id)
+
+    def explain_missing(self, query: str, node_id: str) -> Missing:
+        """Return why this retriever does not find a node, as `Searcher.explain_missing` does."""
+        return self._searcher.explain_missing(query, node_id)
+
+    def spans(self, query: str, node_ids: Iterable[str]) -> list[Evidence]:
+        """Return which sentences of what was encoded of nodes carry their match, as `Searcher.spans` does."""
+        return self._searcher.spans(query, node_ids)
 
 
 def _text(query_bundle: QueryBundle, dense: FloatArray | None) -> str | None:

@@ -29,7 +29,7 @@ from m3_integrations.search.relevance import relevance
 from m3_integrations.search.replacing import add_unless_known, matching_records, records_of, replace_sources
 from m3_integrations.search.rerank import Ranked, check_ranking, rerank
 from m3_integrations.search.searcher import Hit, Searcher
-from m3_integrations.search.spans import Evidence, Sentence, check_keeping, find_evidence
+from m3_integrations.search.spans import Evidence, Sentence, find_evidence
 
 __all__ = [
     "NODE_KEYS",
@@ -58,7 +58,6 @@ __all__ = [
     "answer_features",
     "as_integer",
     "changed_settings",
-    "check_keeping",
     "check_names",
     "check_options",
     "check_ranking",

@@ -84,7 +84,7 @@ class Evidence:
         Raises:
             ValueError: If an argument is out of range.
         """
-        check_keeping(max_share, max_characters, neighbours)
+        _check_keeping(max_share, max_characters, neighbours)
         sentences = self.sentences
         room = max_share * len(self.text) if max_characters is None else min(max_share * len(self.text), max_characters)
         order = sorted(range(len(sentences)), key=lambda row: -sentences[row].score)
@@ -96,6 +96,21 @@ class Evidence:
                     kept.add(row)
                     room -= size
         return list(self._passages(sorted(kept)))
+
+    def within(self, start: int, end: int) -> Evidence:
+        """Return the evidence in a part of the text, with offsets into the part.
+
+        Args:
+            start: The part's first character.
+            end: The character after its last.
+        """
+        sentences = (
+            Sentence(max(each.start, start) - start, min(each.end, end) - start, each.score)
+            for each in self.sentences
+            if each.end > start and each.start < end
+        )
+        read_to = max(min(self.read_to, end) - start, 0)
+        return Evidence(self.id, self.text[start:end], tuple(sentences), self.modes, read_to)
 
     def _passages(self, rows: Sequence[int]) -> Iterator[tuple[int, int]]:
         start = before = -1
@@ -109,7 +124,7 @@ class Evidence:
             yield start, self.sentences[before].end
 
 
-def check_keeping(max_share: float, max_characters: int | None, neighbours: int) -> None:
+def _check_keeping(max_share: float, max_characters: int | None, neighbours: int) -> None:
     """Raise ValueError if one of the arguments of `Evidence.keep` is out of range."""
     if not 0 < max_share <= 1:
         raise ValueError(f"max_share must be over 0 and up to 1, got {max_share}")

@@ -13,7 +13,7 @@ from langchain_core.documents import Document
 from llama_index.core.schema import NodeWithScore, TextNode
 
 from m3_integrations import langchain, llama_index
-from m3_integrations.search import Explanation
+from m3_integrations.search import Explanation, Missing
 
 WORDS = ("keys", "vault", "museum", "rain", "train", "tea", "code", "blue")
 
@@ -99,6 +99,9 @@ class LangChainRetriever:
     def explain(self, query: str, id_: str) -> Explanation:
         return self.made.explain(query, id_)
 
+    def explain_missing(self, query: str, id_: str, **asked: Any) -> Missing:
+        return self.made.explain_missing(query, id_, **asked)
+
 
 class LlamaIndexRetriever:
     def __init__(self, *, show_progress: bool = False, **settings: Any) -> None:
@@ -131,6 +134,9 @@ class LlamaIndexRetriever:
 
     def explain(self, query: str, id_: str) -> Explanation:
         return self.made.explain(query, id_)
+
+    def explain_missing(self, query: str, id_: str, **asked: Any) -> Missing:
+        return self.made.with_options(**self._named(asked)).explain_missing(query, id_)
 
 
 class LangChainReranker:

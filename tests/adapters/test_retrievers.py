@@ -294,6 +294,23 @@ def test_an_explanation_adds_up_to_the_scores_of_the_result(on_network: Retrieve
         on_network.explain("keys", "nobody")
 
 
+def test_a_miss_is_explained_with_the_options_of_the_call(filled: Retriever) -> None:
+    searcher = Searcher(filled.made.encoder, filled.made.store)
+    for id_ in ("d03", "d17", "nobody"):
+        found = filled.explain_missing("keys vault", id_, k=2, pool_size=3, filter={"row": {"$gt": 5}})
+        assert found == searcher.explain_missing("keys vault", id_, k=2, pool_size=3, filter={"row": {"$gt": 5}})
+        assert found.is_stored is (id_ != "nobody")
+    assert [
+        str(clause) for clause in filled.explain_missing("keys", "d03", filter={"row": {"$gt": 5}}).excluded_by
+    ] == ["{'row': {'$gt': 5}}: the record has row = 3"]
+
+
+def test_the_sentences_of_what_was_found_are_told(on_network: Retriever) -> None:
+    searcher = Searcher(on_network.made.encoder, on_network.made.store)
+    assert on_network.made.spans("rotate keys", ["s0", "s3"]) == searcher.spans("rotate keys", ["s0", "s3"])
+    assert [evidence.text for evidence in on_network.made.spans("keys", ["s0"])] == [SENTENCES[0]]
+
+
 def test_sentences_are_found_by_their_words(on_network: Retriever) -> None:
     for row, text in enumerate(SENTENCES):
         assert on_network.search(text, k=1)[0].id == f"s{row}"

@@ -159,6 +159,32 @@ def test_results_are_shown_with_scores_place_and_reason(idx: Path, monkeypatch: 
     assert pairs.startswith("  query tokens and what they found: ")
 
 
+def test_a_page_says_why_a_record_is_not_found(idx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(idx.parent)
+    asked = [
+        "idx",
+        "how to rotate keys",
+        "--k",
+        "1",
+        "--filter",
+        '{"headings": "Museum"}',
+        "--why-not",
+        "docs/guide.md#0",
+    ]
+    result = call("search", *asked, "--device", "cpu")
+    with Searcher(M3Encoder("tiny", device="cpu"), open_store(idx)) as searcher:
+        id_ = f"{idx.parent}/docs/guide.md#0"
+        expected = searcher.explain_missing("how to rotate keys", id_, k=1, filter={"headings": "Museum"})
+    assert result.stdout.rstrip() == str(expected)
+    assert "{'headings': 'Museum'}: the record has headings = ['Vault', 'Keys']" in result.stdout
+    found = found_by(call("search", *asked, "--json", "--device", "cpu"))
+    assert (found["id"], found["is_found"], found["rank"]) == (id_, False, expected.rank)
+    assert found["excluded_by"][0]["said"] == {"headings": "Museum"}
+    absent = call("search", "idx", "keys", "--why-not", "nothing", "--device", "cpu")
+    assert absent.exit_code == 1
+    assert "The store has no record 'nothing'." in absent.stderr
+
+
 def test_files_that_cannot_be_read_are_named_and_the_status_says_so(docs: Path) -> None:
     store = index_two_files(docs)
     (docs / "bad.jsonl").write_text('{"text": "a"}\n{"text": }\n')

@@ -32,6 +32,7 @@ def test_the_public_names_are_these() -> None:
         "M3CrossEncoder",
         "M3Document",
         "M3Embeddings",
+        "M3Excerpt",
         "M3HybridRetriever",
         "M3Rerank",
         "M3Translator",

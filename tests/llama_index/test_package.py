@@ -18,6 +18,7 @@ from m3_integrations.llama_index import M3Embedding, M3HybridRetriever, M3NodeWi
 
 EXPECTED = [
     "M3Embedding",
+    "M3Excerpt",
     "M3HybridRetriever",
     "M3NodeWithScore",
     "M3Rerank",

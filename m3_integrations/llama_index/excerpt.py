@@ -1,0 +1,102 @@
+"""`M3Excerpt`: nodes cut down to the sentences that carry their match with the query."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, TextNode
+from pydantic import BeforeValidator, Field, SkipValidation
+
+from m3_integrations.llama_index.fields import EncoderFields, Integer
+from m3_integrations.llama_index.nodes import with_results
+from m3_integrations.search import Evidence, check_store, find_evidence
+from m3_integrations.store import Store
+
+SPANS_KEY = "m3_spans"
+
+
+class M3Excerpt(EncoderFields, BaseNodePostprocessor):
+    """Keeps of every node the sentences that carry its match with the query, and those after them.
+
+    `pip install 'PATH_TO_THE_CLONE[llama-index]'`
+
+    What carries the match is read off token vectors and lexical weights, as `m3_integrations.search.Evidence` says; no
+    language model is asked. A long document may be one node, up to what the model reads: no splitter is needed. What is
+    looked at is a node's text for embedding models, so with its metadata; what is kept is of the text alone. Results
+    are copies with their scores, in their order. Their metadata have "m3_spans", the first characters of what was kept
+    and those after the last, as offsets into the node's text; it is in no text for an embedding model or an LLM.
+
+    Args:
+        model: A checkpoint folder, a repository of the hub, or the URL of an `m3 serve`.
+        encoder: Instead of `model`: an encoder that exists already.
+        model_kwargs: Further arguments of `M3Encoder`; only with `model`.
+        max_share: The most of a text's characters to keep, over 0 and up to 1; the best sentence is always kept.
+        max_characters: The most characters of a text to keep; None for no limit but the share.
+        neighbours: How many sentences after a chosen one are preferred to the next best.
+        separator: What stands where something was left out.
+        store: For a node whose id and text are those of a record in it, stored vectors are read; only the others are
+            encoded.
+        callback_manager: Of LlamaIndex's own; nothing is reported to it.
+
+    Raises:
+        ValueError: For an unknown argument or one out of range (pydantic's ValidationError), or unless there is one of
+            model and encoder.
+        FileNotFoundError: If there is no such model.
+
+    Examples:
+        ```python
+        from llama_index.core.query_engine import RetrieverQueryEngine
+        from m3_integrations.llama_index import M3Excerpt
+
+        excerpt = M3Excerpt(model="BAAI/bge-m3", max_share=0.3)
+        engine = RetrieverQueryEngine.from_args(retriever, node_postprocessors=[excerpt])
+        response = engine.query("how often are the keys rotated?")
+        response.source_nodes[0].text, response.source_nodes[0].metadata["m3_spans"]
+        ```
+    """
+
+    max_share: float = Field(default=0.5, gt=0, le=1)
+    max_characters: Integer | None = Field(default=None, ge=1)
+    neighbours: Integer = Field(default=1, ge=0)
+    separator: str = " … "
+    store: Annotated[SkipValidation[Store | None], BeforeValidator(check_store)] = Field(
+        default=None, exclude=True, repr=False
+    )
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the name under which LlamaIndex knows the class."""
+        return "M3Excerpt"
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        if query_bundle is None:
+            raise ValueError("an excerpt needs a query, got none: pass query_bundle or query_str")
+        found = find_evidence(
+            self.encoder,
+            query_bundle.query_str,
+            [each.node.get_content(MetadataMode.EMBED) for each in nodes],
+            ids=[each.node.node_id for each in nodes],
+            store=self.store,
+        )
+        return [self._shortened(each, evidence) for each, evidence in zip(nodes, found, strict=True)]
+
+    async def _apostprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        return await asyncio.to_thread(self._postprocess_nodes, nodes, query_bundle)
+
+    def _shortened(self, found: NodeWithScore, evidence: Evidence) -> NodeWithScore:
+        content = found.node.get_content(MetadataMode.NONE)
+        start = evidence.text.rfind(content)
+        if not content or start < 0:  # a picture, or a template that changes the text
+            return found
+        own = evidence.within(start, start + len(content))
+        kept = own.keep(max_share=self.max_share, max_characters=self.max_characters, neighbours=self.neighbours)
+        node = with_results(found.node, {SPANS_KEY: [list(span) for span in kept]})
+        if isinstance(node, TextNode):
+            node.set_content(self.separator.join(content[a:b] for a, b in kept) or content)
+        return found.model_copy(update={"node": node})
