@@ -1,7 +1,7 @@
 """Every `m3` command once as a process: that it starts, does its work, and what exit status a script sees.
 
 `m3 index` and `m3 search` run as processes in the README's block (test_readme.py), `m3 serve` in serve/test_ending.py.
-`m3 load` is tried in parquet/test_parquet.py.
+What `m3 migrate` does is tried in store/test_migrating.py, `m3 load` in parquet/test_parquet.py.
 All else that commands do is tested in this process, next to what they call.
 """
 
@@ -67,6 +67,16 @@ def diff(folder: Path) -> None:
     assert "0 questions won, 0 lost, 2 are as before" in result.stdout
 
 
+def migrate(folder: Path) -> None:
+    (folder / "texts").mkdir()
+    (folder / "texts" / "a.txt").write_text("Keys are replaced once a year.")
+    assert run("index", "texts", "--store", "idx", cwd=folder).returncode == 0
+    same = run("migrate", "idx", "--model", "tiny", cwd=folder)
+    assert (same.returncode, same.stdout) == (0, "idx is of tiny already\n"), same.stderr
+    absent = run("migrate", "nowhere", "--model", "tiny", cwd=folder)
+    assert (absent.returncode, "no store at nowhere" in absent.stderr) == (1, True)
+
+
 def train(folder: Path) -> None:
     write_jsonl(folder / "pairs.jsonl", [{"query": f"question {i}", "pos": [f"text {i}"]} for i in range(4)])
     (folder / "config.toml").write_text(
@@ -124,6 +134,7 @@ COMMANDS: dict[str, Callable[[Path], None]] = {
     "demo": demo,
     "eval": evaluation,
     "diff": diff,
+    "migrate": migrate,
     "mine": mine,
     "questions": questions,
     "train": train,

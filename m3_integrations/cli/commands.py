@@ -14,6 +14,7 @@ from m3_integrations.cli.diff import diff
 from m3_integrations.cli.evaluation import evaluate
 from m3_integrations.cli.index import index
 from m3_integrations.cli.load import load
+from m3_integrations.cli.migrate import migrate
 from m3_integrations.cli.mine import mine
 from m3_integrations.cli.questions import questions
 from m3_integrations.cli.search import search
@@ -59,5 +60,6 @@ app.command(name="eval")(evaluate)
 app.command()(diff)
 app.command()(index)
 app.command()(load)
+app.command()(migrate)
 app.command()(search)
 app.command()(serve)

@@ -18,7 +18,7 @@ from m3_integrations.cli.shared import Device, PipedConsole, errors_in_one_line,
 
 if TYPE_CHECKING:
     from m3_integrations.encoder import M3Encoder
-    from m3_integrations.evaluation import ChangedQuestion, Corpus, JudgedQueries, SearchDiff
+    from m3_integrations.evaluation import ChangedQuestion, Corpus, SearchDiff
     from m3_integrations.remote import RemoteEncoder
     from m3_integrations.search import Searcher
     from m3_integrations.store import Store
@@ -106,12 +106,13 @@ def diff(
     with ExitStack() as stack:
         sides = _open_all(ways, corpus, device, stack)
         found = diff_searches(sides[0], sides[1], judged, metric=metric, explained=show)
-    is_worse = _is_worse(found, max_loss)
+    worse = is_worse(found, max_loss)
     if as_json:
-        print(json.dumps(_document(found, ways, is_worse=is_worse), ensure_ascii=True, indent=1))  # noqa: T201
+        print(json.dumps(_document(found, ways, worse=worse), ensure_ascii=True, indent=1))  # noqa: T201
     else:
-        _print(found, ways, judged, show, PipedConsole(), is_worse=is_worse)
-    if is_worse:
+        print_diff(found, a, b, show, PipedConsole())
+    if worse:
+        Console(stderr=True).print(f"[red]{escape(b)} is worse[/red]", highlight=False, soft_wrap=True)
         raise typer.Exit(IS_WORSE)
 
 
@@ -155,13 +156,14 @@ def _open(way: Way, corpus: Corpus | None, device: str, stack: ExitStack) -> tup
     return encoder, store
 
 
-def _is_worse(found: SearchDiff, max_loss: float | None) -> bool:
+def is_worse(found: SearchDiff, max_loss: float | None) -> bool:
+    """Return whether the second loses more than is allowed in the mean; or is shown to be worse, if None is given."""
     comparison = found.compare()
     loss = -comparison.difference.mean
     return loss > max_loss if max_loss is not None else loss > 0 and comparison.p_value < 0.05
 
 
-def _document(found: SearchDiff, ways: list[Way], *, is_worse: bool) -> dict[str, Any]:
+def _document(found: SearchDiff, ways: list[Way], *, worse: bool) -> dict[str, Any]:
     return {
         "a": ways[0].text,
         "b": ways[1].text,
@@ -170,30 +172,35 @@ def _document(found: SearchDiff, ways: list[Way], *, is_worse: bool) -> dict[str
         "mean_a": float(found.old.mean()),
         "mean_b": float(found.new.mean()),
         "b_less_a": asdict(found.compare()),
-        "is_worse": is_worse,
+        "is_worse": worse,
         "changed": [asdict(each) for each in found.changed],
     }
 
 
-def _print(
-    found: SearchDiff, ways: list[Way], judged: JudgedQueries, show: int, console: Console, *, is_worse: bool
-) -> None:
+def print_diff(found: SearchDiff, a: str, b: str, show: int, console: Console) -> None:
+    """Print the questions that changed most, and what all of them come to.
+
+    Args:
+        found: The comparison.
+        a: What the first way is called.
+        b: What the second is called.
+        show: How many questions are shown.
+        console: Where.
+    """
     for each in found.changed[:show]:
         for line in _lines(each):
             console.print(escape(line), highlight=False, soft_wrap=True)
     if (left := len(found.changed) - show) > 0:
         console.print(f"... and {left:,} more; --show says how many are shown", highlight=False)
     difference, p_value = found.compare().difference, found.compare().p_value
-    n_same = len(judged.texts) - len(found.changed)
+    n_same = len(found.questions) - len(found.changed)
     console.print(
-        f"{found.metric} {found.old.mean():.3f} with {escape(ways[0].text)}, {found.new.mean():.3f} with "
-        f"{escape(ways[1].text)}: {difference.mean:+.3f} {escape(f'[{difference.low:+.3f}, {difference.high:+.3f}]')}, "
+        f"{found.metric} {found.old.mean():.3f} with {escape(a)}, {found.new.mean():.3f} with "
+        f"{escape(b)}: {difference.mean:+.3f} {escape(f'[{difference.low:+.3f}, {difference.high:+.3f}]')}, "
         f"p = {p_value:.4f}; {len(found.won):,} questions won, {len(found.lost):,} lost, {n_same:,} are as before",
         highlight=False,
         soft_wrap=True,
     )
-    if is_worse:
-        console.print(f"[red]{escape(ways[1].text)} is worse[/red] (exit status {IS_WORSE})", highlight=False)
 
 
 def _lines(each: ChangedQuestion) -> list[str]:

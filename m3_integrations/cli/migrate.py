@@ -1,0 +1,132 @@
+"""`m3 migrate`: a store into one of another model, beside it; compared, and then in its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from m3_integrations.cli.diff import IS_WORSE, is_worse, print_diff
+from m3_integrations.cli.shared import (
+    Collection,
+    Device,
+    PipedConsole,
+    counted,
+    errors_in_one_line,
+    folder_of,
+    is_new,
+    open_model,
+    open_place,
+)
+
+if TYPE_CHECKING:
+    from m3_integrations.store import Store
+    from m3_integrations.store.migrating import MigrationReport
+
+_SHOWN: Final = 10
+"""Changed questions that are shown."""
+
+
+@errors_in_one_line(stderr=True, after_interrupt="What was done is kept: the same line goes on from there.")
+def migrate(
+    store: Annotated[str, typer.Argument(help="A folder, or the URL of an m3 serve or a Qdrant server.")],
+    *,
+    model: Annotated[str, typer.Option(help="The new model: a checkpoint, or m3 serve's URL.")],
+    to: Annotated[
+        str | None, typer.Option(help="Where the new store is made; beside the old one if none. m3 serve's needs it.")
+    ] = None,
+    goes_on: Annotated[
+        bool,
+        typer.Option("--continue", help="Go on with a --to that holds records, and delete what STORE lacks."),
+    ] = False,
+    multi_vector: Annotated[
+        str | None, typer.Option(help="How a new store keeps token vectors: float16, turbo8, turbo4 or none.")
+    ] = None,
+    questions: Annotated[
+        Path | None, typer.Option(help="A folder with queries.jsonl and qrels/, to compare both stores on.")
+    ] = None,
+    old_model: Annotated[str, typer.Option(help="The model of STORE, which asks it the questions.")] = "tiny",
+    switch: Annotated[
+        bool, typer.Option("--switch", help="Give the new folder STORE's name, unless it is worse on the questions.")
+    ] = False,
+    collection: Collection = None,
+    device: Device = "auto",
+) -> None:
+    """Encode a store's records with another model into a store beside it; run again, it brings what changed since."""
+    from m3_integrations.search import Searcher
+    from m3_integrations.store.migrating import finish_switch, migrate_store, switch_folder
+
+    if questions is not None:  # the extra, before hours go into encoding
+        from m3_integrations.evaluation import diff_searches, read_queries
+
+        judged = read_queries(questions)
+
+    console, folder = PipedConsole(), folder_of(store)
+    if switch and (folder is None or to is not None):
+        raise ValueError("--switch is for a folder and the store beside it: on a server, open the new store instead")
+    if folder is not None and finish_switch(folder):
+        console.print(f"ended the switch of {escape(store)} that was interrupted", highlight=False, soft_wrap=True)
+    if is_new(store):
+        raise FileNotFoundError(f"no store at {store}: make one with m3 index PATH --store {store}")
+    encoder, found = open_model(model, device=device), None
+    with open_place(store, collection=collection) as source:
+        old = source.fingerprint
+        if old == encoder.fingerprint:
+            console.print(f"{escape(store)} is of {escape(model)} already", highlight=False, soft_wrap=True)
+            return
+        where, beside = (to, None) if to is not None else _beside(store, source, encoder.fingerprint, collection)
+        kept = multi_vector or (None if "multi_vector" in source.kept_modes else "none")
+        with open_place(where, collection=beside, multi_vector=kept) as target:
+            if to is not None and not goes_on and target.count():
+                raise ValueError(
+                    f"{to} holds records: if a migration of {store} began it, add --continue, which deletes there what "
+                    "is not in the source; otherwise name another --to"
+                )
+            report = migrate_store(source, target, encoder, show_progress=True)
+            _print_report(report, target.count(), where if beside is None else f"{where} ({beside})", console)
+            if questions is not None:
+                old_encoder = open_model(old_model, device=device)
+                sides = Searcher(old_encoder, source), Searcher(encoder, target)
+                found = diff_searches(*sides, judged, explained=_SHOWN)
+                print_diff(found, "the old store", "the new one", _SHOWN, console)
+    if found is not None and is_worse(found, None):
+        what = "the new store is worse" + (", so it is not switched to" if switch else "")
+        Console(stderr=True).print(f"[red]{what}[/red]", highlight=False)
+        raise typer.Exit(IS_WORSE)
+    if switch and folder is not None and old is not None:
+        aside = switch_folder(folder, old, encoder.fingerprint)
+        console.print(
+            f"{escape(store)} is of {escape(model)} now, and the old store is {escape(str(aside))}: the same line with "
+            "the old model goes back",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _beside(store: str, source: Store, fingerprint: str, collection: str | None) -> tuple[str, str | None]:
+    """Return the place, and on a Qdrant server the collection, of the new store beside the old one.
+
+    Raises:
+        ValueError: If there is no such place, as behind m3 serve.
+    """
+    from m3_integrations.store.migrating import collection_beside, folder_beside
+    from m3_integrations.store.served import ServedStore
+
+    if (folder := folder_of(store)) is not None:
+        return str(folder_beside(folder, fingerprint)), None
+    is_alone = isinstance(source, ServedStore)
+    if is_alone:
+        raise ValueError(f"{store} is one store behind m3 serve, so name a place for the new one: --to FOLDER_OR_URL")
+    return store, collection_beside(collection or "m3", fingerprint)
+
+
+def _print_report(report: MigrationReport, n_records: int, where: str, console: Console) -> None:
+    done = f"{report.n_encoded:,} encoded, {report.n_updated:,} with new metadata, {report.n_deleted:,} deleted"
+    lines = [f"records: {done}, {report.n_kept:,} were there", f"{where} holds {counted(n_records, 'records')}"]
+    if not report.is_in_step:
+        lines.append("the source went on changing: the same line brings over what changed since")
+    for line in lines:
+        console.print(escape(line), highlight=False, soft_wrap=True)
