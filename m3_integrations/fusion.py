@@ -1,4 +1,4 @@
-"""Joining rankings whose scores cannot be compared."""
+"""Fusion of rankings whose scores cannot be compared."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ DEFAULT_RRF_K: Final = 60
 def reciprocal_rank_fusion(
     rankings: Iterable[Sequence[T]], *, weights: Iterable[float] | None = None, rrf_k: int = DEFAULT_RRF_K
 ) -> dict[T, float]:
-    """Give every item the sum of weight / (rrf_k + rank) over the rankings it is in, the first of which has rank 1.
+    """Return for every item the sum of weight / (rrf_k + rank) over the rankings that hold it; ranks begin with 1.
 
     Source: Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion", 2009.
 
     Args:
         rankings: Items, best first, each at most once in a ranking.
         weights: One per ranking; 1 each if None.
-        rrf_k: How little the first ranks stand out.
+        rrf_k: Added to every rank: the larger it is, the less the first ranks stand out.
 
     Returns:
         Scores greater than 0, in the order in which the items first occur.

@@ -1,4 +1,4 @@
-"""The scores of BGE-M3, computed from vectors: nothing is encoded, nothing is padded."""
+"""BGE-M3's scores, computed from vectors without encoding and without padding."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from m3_integrations.vectors import (
 )
 
 _BLOCK_SIZE = 1 << 22
-"""How many token-to-token similarities of one query are held at a time: 16 MB of float32."""
+"""The most token-to-token similarities of one query in memory at a time: 16 MB of float32."""
 
 
 def dense_scores(query: FloatArray, documents: FloatArray) -> FloatArray:
-    """Return the inner products of one dense vector with n others: cosines, since they have unit length.
+    """Return the inner products of one dense vector with n others. They are cosines if all have unit length.
 
     Args:
         query: (d,) float32.
@@ -39,12 +39,12 @@ def dense_scores(query: FloatArray, documents: FloatArray) -> FloatArray:
 
 
 def lexical_scores(query: LexicalWeights, documents: LexicalRows) -> FloatArray:
-    """Return the lexical score of one text with n others: the weights' products summed over shared tokens.
+    """Return the lexical score of one text with n others: the sum over shared tokens of the products of their weights.
 
     Source: paper, section 3.2; equal to FlagEmbedding's `compute_lexical_matching_score`, summed in float64.
 
     Returns:
-        (n,) float32, 0 or more and not bounded.
+        (n,) float32, 0 or more, no upper bound.
     """
     if not len(query) or not len(documents.indices):
         return np.zeros(len(documents), dtype=np.float32)
@@ -52,13 +52,13 @@ def lexical_scores(query: LexicalWeights, documents: LexicalRows) -> FloatArray:
 
 
 def _weights_of(indices: NDArray[np.int32], text: LexicalWeights) -> FloatArray:
-    """Return the weights that a text gives to these tokens: (tokens,) float32, 0 for a token that it lacks."""
+    """Return a text's weights for these token ids: (tokens,) float32, 0 for a token that the text does not have."""
     nearest = np.minimum(np.searchsorted(text.indices, indices), len(text) - 1)
     return np.where(text.indices[nearest] == indices, text.values[nearest], np.float32(0))
 
 
 def _sum_products(weights: FloatArray, texts: LexicalRows) -> FloatArray:
-    """Sum weights times a text's own weights for every text: (n,) float32, summed in float64.
+    """Return for every text the sum of the given weights times its own: (n,) float32, summed in float64.
 
     Args:
         weights: (tokens,) float32, one for every token of the texts.
@@ -71,16 +71,16 @@ def _sum_products(weights: FloatArray, texts: LexicalRows) -> FloatArray:
 
 
 def max_sim(query: FloatArray, documents: MultiVectorRows, rows: IntArray | None = None) -> FloatArray:
-    """Return the mean over query tokens of the best inner product with a document token: late interaction.
+    """Return for every document the mean over query tokens of the best inner product with one of its tokens.
 
     Source: paper, section 3.2; equal to FlagEmbedding's `colbert_score` of each pair alone. FlagEmbedding's batched
-    `compute_score` lets a query token whose best similarity is negative score 0 when the document was padded; here
-    documents are never padded, so a pair's score does not depend on its neighbours.
+    `compute_score` pads documents with zeros, so a query token whose best similarity is negative scores 0 there. Here
+    nothing is padded: a pair's score does not depend on the other pairs.
 
     Args:
         query: (query tokens, d) float32, unit length.
         documents: n rows of (tokens, d) float32, unit length.
-        rows: (m,) which documents to score; all if None. Chosen documents are read where they lie, not copied.
+        rows: (m,) which documents to score; all if None. They are not copied.
 
     Returns:
         (n,) or (m,) float32 in [-1, 1]; 0 where either side has no tokens.
@@ -96,8 +96,7 @@ def combine(scores: Mapping[Mode, FloatArray], weights: ModeWeights) -> FloatArr
     Modes that are absent from scores are dropped before the weights are divided by their sum.
 
     Returns:
-        (n,) float32, -1 or more. It is not bounded above, because the lexical score is not; without a lexical score or
-        weight it is at most 1.
+        (n,) float32, -1 or more. At most 1 without a lexical score or with lexical weight 0; else no upper bound.
     """
     total = sum(weight * scores[mode].astype(np.float64) for mode, weight in weights.normalized(scores).items())
     return np.asarray(total, dtype=np.float32)
@@ -118,7 +117,7 @@ def raw_scores(
         (n,) or (m,) float32 per mode.
 
     Raises:
-        ValueError: If query holds other than one text, or a mode was not computed.
+        ValueError: If query does not hold exactly one text, or a mode was not computed.
     """
     if len(query) != 1:
         raise ValueError(f"query must hold one text, got {len(query)}")
@@ -142,7 +141,7 @@ def score_vectors(query: M3Vectors, documents: M3Vectors, weights: ModeWeights |
         weights: How the modes count in `combined`; equal if None.
 
     Raises:
-        ValueError: If query holds other than one text, or the two share no mode.
+        ValueError: If query does not hold exactly one text, or the two share no mode.
     """
     scores = raw_scores(query, documents, [mode for mode in query.modes if mode in documents.modes])
     return M3Scores(combined=combine(scores, weights or ModeWeights()), **scores)
@@ -155,7 +154,7 @@ def score_pairs(
     document_rows: IntArray,
     weights: ModeWeights | None = None,
 ) -> M3Scores:
-    """Score chosen pairs of rows; only these are computed, never every query against every document.
+    """Score chosen pairs of rows. Other combinations of queries and documents are not computed.
 
     Args:
         queries: The vectors of any number of queries.
@@ -170,7 +169,7 @@ def score_pairs(
     scores: dict[Mode, FloatArray] = {}
     modes = [mode for mode in queries.modes if mode in documents.modes]
     if "dense" in modes:
-        # In float64: in float32 the rounding depends on the place in the matrix, and equal vectors score differently.
+        # float64: the rounding of a float32 product depends on its place in the matrix, so equal pairs would differ.
         of_query, of_document = queries.dense[query_rows], documents.dense[document_rows]
         products = np.einsum("ij,ij->i", of_query, of_document, dtype=np.float64, casting="safe")
         scores["dense"] = products.astype(np.float32)
@@ -184,7 +183,7 @@ def score_pairs(
 def _lexical_pairs(
     queries: LexicalRows, documents: LexicalRows, query_rows: IntArray, document_rows: IntArray
 ) -> FloatArray:
-    """Return `lexical_scores` of pairs of rows. The score is symmetric: the side with fewer rows is looked up."""
+    """Return `lexical_scores` of pairs of rows. The score is symmetric: the loop runs over the side with fewer rows."""
     one, many, of_one, of_many = queries, documents, query_rows, document_rows
     if len(np.unique(document_rows)) < len(np.unique(query_rows)):
         one, many, of_one, of_many = documents, queries, document_rows, query_rows
@@ -203,9 +202,9 @@ def _lexical_pairs(
 def _max_sim_pairs(
     queries: MultiVectorRows, documents: MultiVectorRows, query_rows: IntArray, document_rows: IntArray
 ) -> FloatArray:
-    """Return `max_sim` of pairs of rows, by whichever needs fewer matrix products.
+    """Return `max_sim` of pairs of rows, in the way that needs fewer matrix products.
 
-    A product has either one query and documents that lie side by side, or one document and all queries paired with it.
+    A product multiplies either one query and adjacent documents, or one document and all queries paired with it.
     """
     scores = np.zeros(len(query_rows), dtype=np.float32)
     filled = np.flatnonzero((queries.lengths[query_rows] > 0) & (documents.lengths[document_rows] > 0))
@@ -231,10 +230,10 @@ def _max_sim_pairs(
 def _begins_run(
     queries: MultiVectorRows, documents: MultiVectorRows, query_rows: IntArray, document_rows: IntArray
 ) -> NDArray[np.bool_]:
-    """Return at which pairs, sorted by query and document, a product begins: (n,) bool.
+    """Return (n,) bool, whether a matrix product begins at each pair. The pairs are sorted by query and document.
 
-    It begins where the query changes, where other documents' tokens lie in between (or the same document's again), and
-    where about `_BLOCK_SIZE` similarities are reached.
+    A product begins where the query changes, where the document is not the next one after the previous pair's, and
+    after about `_BLOCK_SIZE` similarities.
     """
     starts, ends = documents.offsets[document_rows], documents.offsets[document_rows + 1]
     begins = np.ones(len(starts), dtype=np.bool_)
@@ -246,7 +245,7 @@ def _begins_run(
 
 
 def _parts(begins: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
-    """Return the first and the end of every part, given where parts begin; the first element begins one."""
+    """Return (first, end) of every part, given at which elements a part begins; the first element must begin one."""
     return pairwise([*np.flatnonzero(begins).tolist(), len(begins)])
 
 
@@ -266,17 +265,17 @@ def top_rows(scores: FloatArray, n: int) -> IntArray:
 def diverse_rows(relevance: FloatArray, documents: FloatArray, n: int, trade_off: float) -> list[int]:
     """Return the positions of n documents by maximal marginal relevance, in the order in which they are chosen.
 
-    Each is the one with the highest trade_off · relevance - (1 - trade_off) · its highest cosine with one chosen before
-    (Carbonell and Goldstein, 1998, section 2); of equal ones the first.
+    The next document is the one with the highest trade_off · relevance - (1 - trade_off) · (highest cosine with a
+    document chosen before); of equal ones the first. Source: Carbonell and Goldstein, 1998, section 2.
 
     Args:
         relevance: (m,) float32, the cosine of each document with the query.
         documents: (m, d) float32, their dense vectors, unit length.
         n: How many; all if there are fewer.
-        trade_off: From 0, where only difference counts, to 1, where only relevance does.
+        trade_off: From 0 (only difference counts) to 1 (only relevance counts).
     """
     chosen: list[int] = []
-    likeness = np.zeros(len(documents), dtype=np.float32)  # to the first there is nothing alike
+    likeness = np.zeros(len(documents), dtype=np.float32)  # no document is chosen yet
     open_ = np.ones(len(documents), dtype=bool)
     while len(chosen) < min(n, len(documents)):
         scores = np.where(open_, trade_off * relevance - (1 - trade_off) * likeness, -np.inf)

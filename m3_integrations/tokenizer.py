@@ -1,4 +1,4 @@
-"""Texts to token ids, safe to call from many threads with different length limits."""
+"""Texts to token ids. Threads may call one tokenizer at once with different length limits."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer as Backend
 
 Pooling = Literal["cls", "mcls", "mean"]
-"""How a dense vector is read off: from the one [CLS], as the mean of a [CLS] every `MCLS_INTERVAL` tokens, or as the
-mean of all tokens."""
+"""How the dense vector is made: from one [CLS], as the mean of several, one every `MCLS_INTERVAL` tokens, or as the mean
+of all tokens."""
 
 MCLS_INTERVAL: Final = 256
 """Text tokens after each [CLS] under MCLS pooling (paper, appendix B.2)."""
 
 _CHUNK_SIZE = 1024
-"""Texts handed to the tokenizer at a time: bounds the memory of its intermediate objects."""
+"""Texts per call of the Rust tokenizer: bounds the memory of its intermediate objects."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,7 +28,7 @@ class Tokens:
 
     Attributes:
         ids: (tokens,) int32, special tokens included.
-        n_cls: How many [CLS] were put in: one before each `MCLS_INTERVAL` text tokens, or just the first.
+        n_cls: How many [CLS] were added: one, or with "mcls" one before every `MCLS_INTERVAL` text tokens.
         is_truncated: Whether the text was longer than the limit.
     """
 
@@ -41,12 +41,12 @@ class Tokens:
 
     @property
     def cls_positions(self) -> NDArray[np.int64]:
-        """(n_cls,) positions of the [CLS] tokens; one that the text itself spells is not among them."""
+        """(n_cls,) positions of the added [CLS]. A "<s>" in the text itself is not among them."""
         return np.arange(self.n_cls) * (MCLS_INTERVAL + 1)
 
 
 class Vocabulary(tuple[str, ...]):
-    """The token of every id. It prints as its size: all of BGE-M3's tokens would fill a terminal for minutes."""
+    """The token of every id. The repr shows only the size: BGE-M3 has 250,002 tokens."""
 
     __slots__ = ()
 
@@ -57,12 +57,12 @@ class Vocabulary(tuple[str, ...]):
 class Tokenizer:
     """A fast tokenizer without its mutable truncation and padding state.
 
-    A Hugging Face tokenizer keeps the truncation of its last call, so threads with different limits cut each other's
-    texts. Here truncation is a slice of our own, and the tokenizer is only ever read.
+    A Hugging Face tokenizer keeps the truncation of its last call, so threads with different limits would cut each
+    other's texts. Here its truncation is off, and `__call__` cuts the ids.
 
     Args:
-        tokenizer: A fast (Rust) tokenizer of transformers; or what is Rust in it, which knows neither `pad_id` nor
-            `ignored_ids`.
+        tokenizer: A fast (Rust) tokenizer of transformers, or the `tokenizers.Tokenizer` inside it. With the latter,
+            `pad_id` and `ignored_ids` do not work.
 
     Raises:
         TypeError: If the tokenizer is a slow one.
@@ -79,7 +79,7 @@ class Tokenizer:
         with_special = self._backend.encode("a").ids
         plain = self._backend.encode("a", add_special_tokens=False).ids
         if len(with_special) < len(plain) + 1 or with_special[1 : 1 + len(plain)] != plain:
-            raise ValueError("the tokenizer puts no single [CLS] token before a text, so there is nothing to pool")
+            raise ValueError("the tokenizer does not put one [CLS] token before a text, and the dense vector needs one")
         self._cls, self._suffix = with_special[0], with_special[1 + len(plain) :]
 
     def __call__(self, texts: Sequence[str], *, max_length: int, pooling: Pooling = "cls") -> list[Tokens]:
@@ -88,7 +88,7 @@ class Tokenizer:
         Args:
             texts: Any strings, empty ones included.
             max_length: The most tokens of a text, special tokens included.
-            pooling: With "mcls" a [CLS] is put before every `MCLS_INTERVAL` text tokens; they count as tokens.
+            pooling: With "mcls" a [CLS] is put before every `MCLS_INTERVAL` text tokens. Every [CLS] counts as a token.
 
         Raises:
             ValueError: If max_length leaves no room for a token of the text.
@@ -97,7 +97,7 @@ class Tokenizer:
         if room < 1:
             raise ValueError(f"max_length must be at least {2 + len(self._suffix)}, got {max_length}")
         if pooling == "mcls":
-            # Whole intervals first, then as much of the next one as fits behind its own [CLS].
+            # As many whole intervals as fit. The rest holds one more [CLS] and the text tokens after it.
             whole, rest = divmod(max_length - len(self._suffix), MCLS_INTERVAL + 1)
             room = whole * MCLS_INTERVAL + max(rest - 1, 0)
         tokens: list[Tokens] = []
@@ -115,7 +115,7 @@ class Tokenizer:
         return tokens
 
     def tokens(self, texts: Sequence[str], *, max_length: int, pooling: Pooling = "cls") -> list[list[str]]:
-        """Return the tokens of texts, each [CLS] that was put in left out; arguments and errors as `__call__`."""
+        """Return the tokens of texts without the added [CLS]; arguments and errors are those of `__call__`."""
         vocabulary = self.vocabulary
         return [
             [vocabulary[i] for i in np.delete(text.ids, text.cls_positions)]
@@ -139,7 +139,7 @@ class Tokenizer:
         return found
 
     def to_json(self) -> str:
-        """Return what a file tokenizer.json holds, without truncation and padding."""
+        """Return the content of a tokenizer.json, without truncation and padding."""
         return cast("str", self._backend.to_str())
 
     @cached_property
@@ -155,7 +155,7 @@ class Tokenizer:
 
     @property
     def pad_id(self) -> int:
-        """The id that fills a padded batch."""
+        """The token id of padding; 0 if the tokenizer has none."""
         return self.source.pad_token_id if self.source.pad_token_id is not None else 0
 
     @property

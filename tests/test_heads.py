@@ -100,7 +100,7 @@ def test_dense_that_is_asked_for_is_silent(plain: M3Encoder) -> None:
     ],
 )
 def test_weights_on_absent_modes_alone_are_refused_at_once(plain: M3Encoder, door: Callable[..., Any]) -> None:
-    with pytest.raises(ValueError, match="puts all its weight on modes that are absent: only dense"):
+    with pytest.raises(ValueError, match="puts all its weight on absent modes: only dense"):
         door(plain, ModeWeights(0, 1, 1))
 
 

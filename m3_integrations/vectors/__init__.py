@@ -1,4 +1,4 @@
-"""The three views of texts as values: what an encoder returns, what a scorer reads and what a store keeps."""
+"""The values that encoders return, scorers read and stores keep; and the checks that all encoders share."""
 
 from m3_integrations.vectors.arrays import (
     FloatArray,

@@ -27,10 +27,9 @@ class LexicalWeights:
     """The learned weight of every distinct token of one text.
 
     Attributes:
-        indices: (tokens,) int32 token ids of the model's vocabulary, rising, each once.
-        values: (tokens,) float32, greater than 0, no upper bound. Their product summed over shared tokens is the
-            lexical score.
-        vocabulary: The token of every id, shared with the encoder. Not pickled.
+        indices: (tokens,) int32 token ids, in rising order, each once.
+        values: (tokens,) float32 weights, greater than 0, no upper bound.
+        vocabulary: The token of every id, shared with the encoder. A pickle does not contain it.
     """
 
     indices: NDArray[np.int32]
@@ -44,7 +43,7 @@ class LexicalWeights:
         """Return the tokens with their weights, heaviest first; "▁" marks the start of a word.
 
         Raises:
-            ValueError: If these weights did not come from an encoder (or were pickled), so the tokens are not known.
+            ValueError: If the vocabulary is None: the weights were pickled, or did not come from an encoder.
         """
         names = self.token_names()
         order = np.argsort(-self.values, kind="stable")
@@ -54,14 +53,14 @@ class LexicalWeights:
         """Return the tokens in the order of the indices.
 
         Raises:
-            ValueError: If these weights did not come from an encoder (or were pickled), so the tokens are not known.
+            ValueError: If the vocabulary is None: the weights were pickled, or did not come from an encoder.
         """
         if self.vocabulary is None:
-            raise ValueError("these weights do not know their vocabulary: look their indices up in encoder.vocabulary")
+            raise ValueError("these weights have no vocabulary: look their indices up in encoder.vocabulary")
         return [self.vocabulary[i] for i in self.indices]
 
     def to_dict(self) -> dict[int, float]:
-        """Return {token id: weight} in plain Python numbers, as JSON and vector stores want them."""
+        """Return {token id: weight} in plain Python numbers, which JSON and vector stores accept."""
         return dict(zip(self.indices.tolist(), self.values.tolist(), strict=True))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -79,7 +78,7 @@ class _Rows:
     def _set_offsets(self, offsets: IntArray, n_values: int) -> None:
         self.offsets = np.ascontiguousarray(offsets, dtype=np.int64)
         if self.offsets.ndim != 1 or len(self.offsets) == 0 or self.offsets[0] != 0 or (np.diff(offsets) < 0).any():
-            raise ValueError("offsets must be one-dimensional, begin with 0 and never fall")
+            raise ValueError("offsets must be one-dimensional, begin with 0 and not decrease")
         if n_values != self.offsets[-1]:
             raise ValueError(f"offsets end at {self.offsets[-1]} but there are {n_values} values")
 
@@ -94,11 +93,11 @@ class _Rows:
     def _bounds(self, i: int) -> tuple[int, int]:
         n = len(self.offsets) - 1
         if not -n <= i < n:
-            raise IndexError(f"row {i} of {n}")
+            raise IndexError(f"row {i} does not exist: there are {n} rows")
         return int(self.offsets[i % n]), int(self.offsets[i % n + 1])
 
     def _gather(self, rows: IntArray) -> tuple[IntArray, IntArray]:
-        """Return the offsets of the chosen rows put one after another, and where each of their values lies now."""
+        """Return the offsets of the chosen rows in a new flat array, and their values' positions in the present one."""
         starts = self.offsets[:-1][rows]
         offsets = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum(self.offsets[1:][rows] - starts, out=offsets[1:])
@@ -112,7 +111,7 @@ class LexicalRows(_Rows, Sequence[LexicalWeights]):
         offsets: (n + 1,) int64; text i has the values offsets[i] to offsets[i + 1].
         indices: (tokens,) int32 token ids, rising within a text.
         values: (tokens,) float32 weights, greater than 0.
-        vocabulary: The token of every id, or None. Not pickled.
+        vocabulary: The token of every id, or None. A pickle does not contain it.
     """
 
     def __init__(
@@ -131,7 +130,7 @@ class LexicalRows(_Rows, Sequence[LexicalWeights]):
 
     @staticmethod
     def from_weights(weights: Sequence[LexicalWeights]) -> LexicalRows:
-        """Put single texts' weights together."""
+        """Join the weights of single texts; the vocabulary is that of the first."""
         offsets = offsets_of([len(w) for w in weights])
         indices = np.concatenate([np.empty(0, np.int32), *(w.indices for w in weights)])
         values = np.concatenate([np.empty(0, np.float32), *(w.values for w in weights)])
@@ -198,8 +197,8 @@ class MultiVectorRows(_Rows, Sequence[FloatArray]):
 class M3Vectors:
     """The dense, lexical and multi-vector views of n texts, in the order of the texts.
 
-    An integer, a slice or a list of integers between brackets gives another `M3Vectors` that owns its arrays. Asking
-    for a mode that was not computed raises ValueError.
+    Indexing with an integer, a slice or a list of integers returns another `M3Vectors`, with copies of the arrays.
+    Reading a mode that was not computed raises ValueError.
 
     Attributes:
         modes: The modes that were computed.
@@ -234,13 +233,13 @@ class M3Vectors:
 
     @property
     def lexical(self) -> LexicalRows:
-        """N rows of `LexicalWeights`."""
+        """One `LexicalWeights` per text."""
         column: LexicalRows = self._column("lexical")
         return column
 
     @property
     def multi_vector(self) -> MultiVectorRows:
-        """N arrays of shape (tokens, d) float32, unit length: every token but [CLS], [SEP] included."""
+        """One (tokens, d) float32 array per text, rows of unit length: all tokens except [CLS]; [SEP] is included."""
         column: MultiVectorRows = self._column("multi_vector")
         return column
 
@@ -267,7 +266,7 @@ class M3Vectors:
             raise TypeError(f"texts are chosen by integers, a slice or a list of integers, got {rows!r}")
         chosen = chosen.astype(np.int64)
         if np.any((chosen < -self._n) | (chosen >= self._n)):
-            raise IndexError(f"rows {rows} of {self._n}")
+            raise IndexError(f"rows {rows} do not all exist: there are {self._n} texts")
         return self.take(chosen % max(self._n, 1))
 
     def take(self, rows: IntArray) -> M3Vectors:
@@ -277,7 +276,7 @@ class M3Vectors:
         )
 
     def select(self, modes: Iterable[Mode]) -> M3Vectors:
-        """Keep only these modes, without copying.
+        """Return the vectors of only these modes, without copying.
 
         Raises:
             TypeError: If modes is one string.
@@ -289,7 +288,7 @@ class M3Vectors:
 
     @staticmethod
     def concatenate(parts: Sequence[M3Vectors]) -> M3Vectors:
-        """Put texts one after another; all parts need the same modes. A single part is returned as it is.
+        """Join the texts of all parts, in order; all parts need the same modes. A single part is returned itself.
 
         Raises:
             ValueError: For no parts or for parts of different modes.

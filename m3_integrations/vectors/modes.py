@@ -11,13 +11,13 @@ Mode = Literal["dense", "lexical", "multi_vector"]
 """One of the model's three views of a text."""
 
 Kind = Literal["document", "query"]
-"""What a text is: decides the instruction and the length limit that apply to it."""
+"""The role of a text. A query gets the query instruction and the query's length limit."""
 
 MODES: Final[tuple[Mode, ...]] = ("dense", "lexical", "multi_vector")
 
 
 def check_modes(modes: Iterable[str]) -> tuple[Mode, ...]:
-    """Return the modes in their usual order, each once.
+    """Return the modes in the order of `MODES`, each once.
 
     Raises:
         TypeError: If modes is one string.
@@ -33,22 +33,19 @@ def check_modes(modes: Iterable[str]) -> tuple[Mode, ...]:
 
 
 def check_heads(model: str, there: Sequence[Mode], wanted: Iterable[Mode]) -> None:
-    """Refuse modes that a checkpoint has no heads for.
+    """Raise ValueError if a checkpoint has no head for one of the wanted modes.
 
     Args:
-        model: What the checkpoint is called.
+        model: The checkpoint's name, for the message.
         there: The modes that it has.
-        wanted: The modes that are asked for.
-
-    Raises:
-        ValueError: Naming what the checkpoint lacks.
+        wanted: The modes that the caller asks for.
     """
     if absent := [mode for mode in MODES if mode in set(wanted).difference(there)]:
         raise ValueError(absent_heads(model, there, absent))
 
 
 def absent_heads(model: str, there: Iterable[Mode], absent: Iterable[Mode]) -> str:
-    """Return the sentence that says what a checkpoint lacks, the same at every door."""
+    """Return the error message for modes that a checkpoint has no heads for; every class uses this one."""
     return (
         f"the checkpoint {model} has no heads for {', '.join(absent)}, only {', '.join(there)} can be computed; "
         "BGE-M3's heads are in colbert_linear.pt and sparse_linear.pt, which a download of *.json *.safetensors lacks"
@@ -59,7 +56,7 @@ def absent_heads(model: str, there: Iterable[Mode], absent: Iterable[Mode]) -> s
 class ModeWeights:
     """How much each mode counts in a combined score.
 
-    Only the proportions matter: weights are divided by their sum, after modes that are absent have been dropped.
+    Only the proportions matter: absent modes are dropped, then the weights are divided by their sum.
 
     Raises:
         ValueError: If a weight is negative or not finite, or all are 0.
@@ -89,13 +86,14 @@ class ModeWeights:
         """Return the weight of each of these modes, summing to 1.
 
         Raises:
-            ValueError: If all the weight lies on modes that are absent.
+            ValueError: If every one of these modes has weight 0.
         """
         present: dict[Mode, float] = {mode: getattr(self, mode) for mode in check_modes(modes)}
         largest = max(present.values())
         if largest == 0:
-            raise ValueError(f"{self} puts all its weight on modes that are absent: only {', '.join(present)} are here")
-        shares = {mode: value / largest for mode, value in present.items()}  # first, or huge ones add up to infinity
+            raise ValueError(f"{self} puts all its weight on absent modes: only {', '.join(present)} can be scored")
+        # Divided by the largest first: the sum of huge weights would be infinite.
+        shares = {mode: value / largest for mode, value in present.items()}
         total = sum(shares.values())
         return {mode: share / total for mode, share in shares.items()}
 
@@ -110,8 +108,8 @@ PRESETS: Final[Mapping[str, ModeWeights]] = {
 """Published weightings by name, each with its source beside it."""
 
 WeightsLike = ModeWeights | str | Sequence[float] | Mapping[str, float]
-"""What is accepted as weights: `ModeWeights`, the name of a preset such as "miracl", three numbers (dense, lexical,
-multi_vector), or a mapping that has a number for each of the three."""
+"""Accepted weights: `ModeWeights`, the name of a preset such as "miracl", three numbers (dense, lexical, multi_vector),
+or a mapping with a number for each of the three."""
 
 
 def resolve_weights(weights: WeightsLike | None) -> ModeWeights:

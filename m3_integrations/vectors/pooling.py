@@ -8,12 +8,12 @@ from m3_integrations.vectors.arrays import FloatArray, IntArray, MultiVectorRows
 
 
 def pooled_lengths(lengths: IntArray, factor: IntArray, limit: int) -> IntArray:
-    """Return how many vectors texts keep: a part of their tokens, rounded up, and never more than the limit.
+    """Return how many vectors each text keeps: its tokens divided by the factor, rounded up, and at most the limit.
 
     Args:
         lengths: (n,) tokens of every text.
         factor: (n,) how many tokens share a vector, at least 1.
-        limit: How many vectors a text may have.
+        limit: The most vectors of a text.
 
     Returns:
         (n,) int64.
@@ -22,7 +22,7 @@ def pooled_lengths(lengths: IntArray, factor: IntArray, limit: int) -> IntArray:
 
 
 def group_starts(n_tokens: int, n_groups: int) -> IntArray:
-    """Return the first token of every group when n tokens are cut into groups whose sizes differ by one at most.
+    """Return the first token of every group when tokens are divided into groups whose sizes differ by at most one.
 
     Returns:
         (n_groups,) int64, rising from 0.
@@ -31,15 +31,15 @@ def group_starts(n_tokens: int, n_groups: int) -> IntArray:
 
 
 def pool_tokens(rows: MultiVectorRows, lengths: IntArray) -> MultiVectorRows:
-    """Return this many vectors for every text: the means of runs of neighbouring tokens, at unit length again.
+    """Return `lengths[i]` vectors for text i: the means of runs of neighbouring tokens, scaled to unit length.
 
-    Neighbours, not the most similar tokens as in Clavié, Chaffin and Adams (2024, "Reducing the footprint of
-    multi-vector retrieval with minimal performance impact via token pooling"), whose sequential pooling this is: it
-    needs no clustering of every text, and an explanation can say which tokens a vector stands for.
+    Source: the sequential pooling of Clavié, Chaffin and Adams (2024), "Reducing the footprint of multi-vector
+    retrieval with minimal performance impact via token pooling". Their other methods pool the most similar tokens.
+    Neighbours need no clustering, and an explanation can name the tokens behind a vector.
 
     Args:
         rows: The token vectors of n texts.
-        lengths: (n,) how many vectors each is to have; no more than its tokens, and 1 or more where it has any.
+        lengths: (n,) vectors of every text: from 1 to its number of tokens, or 0 if it has no tokens.
     """
     offsets = offsets_of(lengths)
     pooled = np.empty((offsets[-1], rows.flat.shape[1]), np.float32)
@@ -52,6 +52,6 @@ def pool_tokens(rows: MultiVectorRows, lengths: IntArray) -> MultiVectorRows:
 def _means(tokens: FloatArray, n: int) -> FloatArray:
     sums = np.add.reduceat(tokens.astype(np.float64), group_starts(len(tokens), n), axis=0)
     norms = np.linalg.norm(sums, axis=1, keepdims=True)
-    # Vectors that cancel each other out have no direction: 0 scores 0 with everything.
+    # Vectors whose sum is 0 have no direction. They become 0, which scores 0 with every query.
     means = np.divide(sums, norms, out=np.zeros_like(sums), where=norms > 0)
     return np.asarray(means, dtype=np.float32)

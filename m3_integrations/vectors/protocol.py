@@ -1,4 +1,4 @@
-"""What searching and the adapters need of an encoder."""
+"""The encoder's interface."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from m3_integrations.vectors.scores import M3Scores
 
 @runtime_checkable
 class Encoder(Protocol):
-    """What searching and the adapters need of an encoder; `M3Encoder` is one, a test's fake another."""
+    """The methods that search and the adapters call; `M3Encoder`, `RemoteEncoder` and the tests' fakes have them."""
 
     @property
     def model(self) -> str:
-        """What the model is called."""
+        """The model's name."""
         ...
 
     @property
@@ -31,15 +31,15 @@ class Encoder(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Says which model it is, by what is in its files: vectors of two fingerprints cannot be compared."""
+        """An identifier made from the model's files; vectors with different fingerprints cannot be compared."""
         ...
 
     def tokenize(
         self, texts: Sequence[str], *, kind: Kind = "document", max_length: int | None = None
     ) -> list[list[str]]:
-        """Return the tokens of texts, one for every token vector that they have; the last is [SEP].
+        """Return the tokens of every text, one per token vector; the last is [SEP].
 
-        A text is cut at the encoder's limit, or at `max_length` tokens with [CLS] and [SEP] if that is given.
+        A text is cut at `max_length` tokens, [CLS] and [SEP] included; at the encoder's limit if that is None.
         """
         ...
 

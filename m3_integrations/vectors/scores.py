@@ -9,11 +9,11 @@ from m3_integrations.vectors.modes import Mode
 class M3Scores:
     """The scores of n pairs in every mode, and their weighted mean; higher is better.
 
-    Asking for a mode that was not computed raises ValueError.
+    Reading a mode that was not computed raises ValueError.
 
     Attributes:
-        combined: (n,) float32, the mean of the modes' scores under the weights; -1 or more, and not bounded above
-            where lexical scores take part.
+        combined: (n,) float32, the weighted mean of the modes' scores; -1 or more. With lexical scores it has no upper
+            bound.
         modes: The modes that were computed.
     """
 
@@ -43,7 +43,7 @@ class M3Scores:
 
     @property
     def lexical(self) -> FloatArray:
-        """(n,) float32, the product of the weights summed over shared tokens, 0 or more and not bounded."""
+        """(n,) float32, the sum over shared tokens of the products of their weights; 0 or more, no upper bound."""
         return self._column("lexical")
 
     @property

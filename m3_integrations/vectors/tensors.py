@@ -1,4 +1,4 @@
-"""The three views of texts as named arrays: how they travel between processes."""
+"""Vectors as named arrays: the form in which processes send them to each other."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ Tensors = dict[str, NDArray[Any]]
 
 
 def to_tensors(vectors: M3Vectors) -> Tensors:
-    """Return vectors as arrays, of the modes that were computed alone.
+    """Return the arrays of the modes that were computed.
 
-    They are `dense` (n, d) float32; `lexical.offsets` (n + 1) int64, `lexical.indices` int32 and `lexical.values`
-    float32; `multi_vector.offsets` (n + 1) int64 and `multi_vector.flat` (tokens, d) float32.
+    They are `dense` (n, d) float32; `lexical.offsets` (n + 1,) int64, `lexical.indices` (tokens,) int32 and
+    `lexical.values` (tokens,) float32; `multi_vector.offsets` (n + 1,) int64 and `multi_vector.flat` (tokens, d)
+    float32.
     """
     tensors: Tensors = {}
     if "dense" in vectors.modes:
@@ -34,7 +35,7 @@ def to_tensors(vectors: M3Vectors) -> Tensors:
 
 
 def modes_of(tensors: Mapping[str, object]) -> list[Mode]:
-    """Return the modes whose arrays are among these."""
+    """Return the modes that these tensors hold."""
     names: dict[Mode, str] = {"dense": "dense", "lexical": "lexical.offsets", "multi_vector": "multi_vector.offsets"}
     return [mode for mode, name in names.items() if name in tensors]
 
@@ -48,18 +49,18 @@ def take_vectors(
     token_dim: int = -1,
     vocabulary: Sequence[str] | None = None,
 ) -> M3Vectors:
-    """Take the arrays of n texts' vectors out of tensors, and return the vectors.
+    """Remove the arrays of n texts' vectors from tensors, and return them as vectors.
 
     Args:
-        tensors: As `to_tensors` made them; other arrays are left in it.
-        n: How many texts.
-        modes: Which modes.
+        tensors: The arrays that `to_tensors` returned; other arrays stay in it.
+        n: The number of texts.
+        modes: The modes to read.
         dim: The length of a dense vector; any if -1.
         token_dim: The length of a token vector; any if -1.
         vocabulary: The token of every id.
 
     Raises:
-        ValueError: If an array is missing, or of another shape or type, or they do not fit together.
+        ValueError: If an array is missing or has another shape or type, or if the arrays contradict each other.
     """
     columns: dict[str, Any] = {}
     if "dense" in modes:
@@ -85,22 +86,22 @@ def take_vectors(
 
 def _take_offsets(tensors: Tensors, name: str, n: int) -> NDArray[np.int64]:
     offsets = take_array(tensors, name, np.int64, n + 1)
-    if offsets.min() < 0 or offsets.max() > offsets[-1]:  # their differences may overflow
+    if offsets.min() < 0 or offsets.max() > offsets[-1]:  # with such values the differences could overflow int64
         raise ValueError(f"{name} that fall")
     return offsets
 
 
 def take_array(tensors: Tensors, name: str, dtype: type[np.generic], *shape: int) -> NDArray[Any]:
-    """Take an array out of tensors.
+    """Remove an array from tensors and return it.
 
     Args:
-        tensors: It is removed from these.
-        name: What it is called.
-        dtype: What its numbers must be.
-        shape: What its shape must be; -1 for any length.
+        tensors: The arrays by name.
+        name: The name of the array.
+        dtype: The dtype it must have.
+        shape: The shape it must have; -1 allows any length.
 
     Raises:
-        ValueError: If it is missing, or of another shape or type.
+        ValueError: If it is missing, or has another shape or dtype.
     """
     array = tensors.pop(name, None)
     if array is None:
@@ -112,7 +113,7 @@ def take_array(tensors: Tensors, name: str, dtype: type[np.generic], *shape: int
 
 
 def _check_rising(rows: LexicalRows) -> None:
-    """Refuse token ids that are negative, or do not rise within a text: scores are made by merging."""
+    """Raise ValueError if token ids are negative or do not rise within a text: `lexical_scores` needs sorted ids."""
     is_first = np.zeros(len(rows.indices) + 1, dtype=bool)
     is_first[rows.offsets] = True
     if (rows.indices < 0).any() or ((np.diff(rows.indices) <= 0) & ~is_first[1:-1]).any():

@@ -1,4 +1,4 @@
-"""What every encoder does with the texts of a call: check them, cut a stream into windows, warn of cut texts."""
+"""What every encoder does with a call's texts: check them, divide a stream into windows, warn about cut texts."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from m3_integrations.vectors.warning import warn_caller
 
 
 def check_texts(texts: Iterable[str], position: int = 0) -> Sequence[str]:
-    """Return texts as a sequence, read once, after each was checked.
+    """Check every text, and return the texts as a sequence.
 
     Args:
-        texts: Any iterable of strings.
-        position: What an error calls the first of them.
+        texts: Any iterable of strings; it is read once.
+        position: The number of the first text in error messages.
 
     Raises:
         TypeError: If texts is one string, no iterable, or holds anything but strings.
@@ -40,10 +40,10 @@ def check_texts(texts: Iterable[str], position: int = 0) -> Sequence[str]:
 
 
 def check_length(max_length: int) -> int:
-    """Return a length limit as it was passed.
+    """Return a length limit unchanged.
 
     Raises:
-        ValueError: If it leaves no room for a token beside [CLS] and [SEP].
+        ValueError: If it is below 3, so that no token fits between [CLS] and [SEP].
     """
     if max_length < 3:
         raise ValueError(f"max_length must be at least 3 ([CLS], one token, [SEP]), got {max_length}")
@@ -51,20 +51,20 @@ def check_length(max_length: int) -> int:
 
 
 def windows(texts: Iterable[str], *, max_texts: int, max_tokens: int, max_length: int) -> Iterator[list[str]]:
-    """Cut a stream of texts into lists whose vectors fit in bounded memory.
+    """Divide a stream of texts into lists of bounded size, so that the vectors of one list fit in memory.
 
-    A text counts as one token per character, which few texts exceed, and never as more than max_length.
+    A text counts as one token per character, and at most as max_length. Few texts have more tokens than characters.
 
     Args:
-        texts: Any iterable; it is read only as far as the lists are taken.
+        texts: Any iterable; at most one text beyond the yielded lists has been read.
         max_texts: The most texts in a list.
-        max_tokens: The most tokens that a list may count; a text that counts more is a list of its own.
+        max_tokens: The most tokens in a list; a text that counts more is alone in its list.
         max_length: The length limit of one text, in tokens.
     """
     window: list[str] = []
     tokens = 0
     for text in texts:
-        cost = min(len(text), max_length) if isinstance(text, str) else 1  # a wrong type is the encoder's to refuse
+        cost = min(len(text), max_length) if isinstance(text, str) else 1  # `check_texts` refuses it later
         if window and (len(window) == max_texts or tokens + cost > max_tokens):
             yield window
             window, tokens = [], 0
@@ -75,7 +75,7 @@ def windows(texts: Iterable[str], *, max_texts: int, max_tokens: int, max_length
 
 
 def warn_of_cut(n_cut: int, n: int, *limits: int) -> None:
-    """Warn that n_cut of n texts were cut, because they were longer than one of the limits, in tokens."""
+    """Warn that n_cut of n texts were cut at one of these limits, in tokens."""
     tokens = " or ".join(str(limit) for limit in dict.fromkeys(limits))
     warn_caller(
         f"{n_cut} of {n} texts were longer than {tokens} tokens and were cut: split them, or allow more by max_length "
@@ -84,7 +84,7 @@ def warn_of_cut(n_cut: int, n: int, *limits: int) -> None:
 
 
 def distinct_texts(texts: Iterable[str]) -> tuple[list[str], IntArray]:
-    """Return the n different texts in the order they first occur, and for every text which of them it is, int64."""
+    """Return the distinct texts in the order of their first occurrence, and every text's index among them, int64."""
     rows: dict[str, int] = {}
     where = [rows.setdefault(text, len(rows)) for text in texts]
     return list(rows), np.array(where, dtype=np.int64)
