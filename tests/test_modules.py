@@ -216,7 +216,8 @@ def test_sentence_transformers_makes_the_same_dense_vectors(
         settings.pop("model_max_length", None)  # then the limit is in sentence_bert_config.json alone
         (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     if which == "trained":
-        folder = run_training(write_config(), show_progress=False)
+        load(small).save(tmp_path / "base")  # with the files that the trainer has to write anew
+        folder = run_training(write_config(model=str(tmp_path / "base")), show_progress=False)
     texts = [*TEXTS, "a longer text about keys and vaults " * 300]
     model = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
     np.testing.assert_allclose(model.encode(texts), load(folder).encode(texts).dense, atol=1e-5)

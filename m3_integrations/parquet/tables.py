@@ -52,7 +52,7 @@ class EncodedBy:
     Attributes:
         fingerprint: The model.
         modes: Which vectors there are.
-        pooling: How a text's tokens became its dense vector: "cls" or "mcls".
+        pooling: How a text's tokens became its dense vector: "cls", "mcls" or "mean".
         max_length: The most tokens of a text; what was longer was cut.
         model: What the model was called, for people; not compared.
     """

@@ -391,6 +391,21 @@ def test_a_mined_file_trains(write_config: WriteConfig, small: Path, reranker: P
     assert "mined.jsonl is there already: choose another file" in again.stderr
 
 
+def test_the_command_mines_a_store_that_holds_the_passages(small: Path, tmp_path: Path) -> None:
+    data = write_pairs(tmp_path / "p.jsonl")
+    with M3Encoder(small, device="cpu") as encoder, open_store(tmp_path / "store") as store:
+        index_passages(encoder, store, PASSAGES)
+        options = MiningOptions(modes=("dense", "all"), n=4, first_rank=2, last_rank=9, margin=0.05, seed=3)
+        mine_negatives(encoder, store, data, tmp_path / "expected.jsonl", options)
+    out = tmp_path / "out.jsonl"
+    line = ["mine", str(data), "--out", str(out), "--store", str(tmp_path / "store"), "--model", str(small), "-n", "4",
+            "--modes", "dense,all", "--ranks", "2-9", "--margin", "0.05", "--seed", "3", "--device", "cpu"]  # fmt: skip
+    result = CliRunner().invoke(app, line)
+    assert result.exit_code == 0, result.output
+    assert out.read_bytes() == (tmp_path / "expected.jsonl").read_bytes()
+    assert sum(len(row["neg"]) for row in read(out)) > 0
+
+
 def test_the_command_refuses_what_it_cannot_do_in_one_line(tmp_path: Path) -> None:
     data = write_pairs(tmp_path / "p.jsonl")
     out = str(tmp_path / "o.jsonl")
