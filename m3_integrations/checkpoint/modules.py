@@ -17,6 +17,7 @@ DensePooling = Literal["cls", "mean"]
 _MODULES: Final = "modules.json"
 _POOLING: Final = "1_Pooling"
 _LIMIT: Final = "sentence_bert_config.json"
+_TOKENIZER: Final = "tokenizer_config.json"
 _KNOWN: Final = ("Transformer", "Pooling", "Normalize")
 _FLAGS: Final[dict[str, DensePooling]] = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
 
@@ -34,15 +35,13 @@ def read_pooling(folder: Path) -> DensePooling:
         path = folder / _pooling_folder(folder, listed) / "config.json"
         if not path.is_file():
             raise ValueError(f"{folder} lists a pooling in {_MODULES}, but {path.relative_to(folder)} is not there")
-    stated = _read(path)
-    if stated is None:
+    if not path.is_file():
         return "cls"
-    if not isinstance(stated, dict):
-        raise ValueError(f"{path} must hold an object, got {type(stated).__name__}")  # noqa: TRY004 - a file's content
+    stated = _read_object(path)
     flags = [name for name, value in stated.items() if name.startswith("pooling_mode_") and value]
     found: list[str] = [_FLAGS.get(name, name) for name in flags]
     named = stated.get("pooling_mode", [])
-    found += [named] if isinstance(named, str) else list(named)
+    found += [str(name) for name in (named if isinstance(named, list) else [named])]
     if len(found) != 1 or found[0] not in _FLAGS.values():
         said = " and ".join(name.removeprefix("pooling_mode_") for name in found) or "none"
         raise ValueError(
@@ -74,18 +73,32 @@ def _pooling_folder(folder: Path, listed: Any) -> str:
 def read_limit(folder: Path) -> int | None:
     """Return the most tokens of a text that the files allow, [CLS] and [SEP] included; None where they say nothing.
 
+    It is max_seq_length in sentence_bert_config.json, or else the tokenizer's model_max_length, as in
+    sentence-transformers, whose version 6 writes the second alone.
+
     Raises:
-        ValueError: If the file is damaged, or has texts put in lower case before its tokenizer, which is not supported.
+        ValueError: If a file is damaged, or has texts put in lower case before its tokenizer, which is not supported.
     """
-    stated = _read(folder / _LIMIT)
-    if stated is None:
-        return None
-    limit = stated.get("max_seq_length") if isinstance(stated, dict) else 0
-    if limit is not None and (not isinstance(limit, int) or limit < 1):
-        raise ValueError(f"{folder / _LIMIT} must hold an object with max_seq_length, a whole number, got {stated!r}")
+    stated = _read_object(folder / _LIMIT)
     if stated.get("do_lower_case"):
         raise ValueError(f"{folder} puts texts in lower case before its tokenizer ({_LIMIT}), which is not supported")
-    return limit
+    for path, limit in (
+        (folder / _LIMIT, stated.get("max_seq_length")),
+        (folder / _TOKENIZER, _read_object(folder / _TOKENIZER).get("model_max_length")),
+    ):
+        if limit is not None:
+            if not isinstance(limit, int | float) or limit < 1:
+                raise ValueError(f"{path} must name a number of tokens, got {limit!r}")
+            return int(limit)
+    return None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Return the object that a file of JSON holds, an empty one if it is not there."""
+    stated = _read(path)
+    if stated is not None and not isinstance(stated, dict):
+        raise ValueError(f"{path} must hold an object, got {type(stated).__name__}")
+    return stated or {}
 
 
 def _read(path: Path) -> Any:

@@ -90,7 +90,7 @@ def _read(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
             if not line.endswith(b"\n"):
                 break
             raise ValueError(f"{path}, line {len(rows) + 1} is not JSON: {error}") from error
-    if not rows or _HEAD not in rows[0]:
+    if not rows or not isinstance(rows[0], dict) or _HEAD not in rows[0]:
         raise ValueError(f"{path} is not what an earlier run left: move it away, or choose another place")
     return rows[0][_HEAD], rows[1:]
 

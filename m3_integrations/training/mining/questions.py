@@ -128,7 +128,7 @@ def write_questions(
     answers_path = out.with_name(f"{out.name}.answers")
     with ProgressFile.open(answers_path, {"chat_model": model_name, "prompt": options.prompt}) as file:
         known = {row["key"] for row in file.rows}
-        missing = [request for request in requests if request.key not in known]
+        missing = list({request.key: request for request in requests if request.key not in known}.values())
         with tqdm(total=len(missing), desc="asking", unit="question", disable=not show_progress) as bar:
             for key, question in _ask(chat_model, missing, options):
                 file.append([{"key": key, "question": question}])
