@@ -10,6 +10,7 @@ try:
     from m3_integrations.evaluation.runs import Protocol
     from m3_integrations.evaluation.statistics import Comparison, Estimate
     from m3_integrations.evaluation.tuning import TunedWeights, tune_weights
+    from m3_integrations.evaluation.verdict import Verdict, make_verdicts
 except ModuleNotFoundError as error:
     if error.name not in {"ir_measures", "scipy", "regex", "rank_bm25"}:
         raise
@@ -32,10 +33,12 @@ __all__ = [
     "Protocol",
     "SearchDiff",
     "TunedWeights",
+    "Verdict",
     "calibrate",
     "diff_searches",
     "evaluate",
     "find_folders",
+    "make_verdicts",
     "read_dataset",
     "read_queries",
     "tune_weights",
