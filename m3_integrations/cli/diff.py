@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from m3_integrations.encoder import M3Encoder
     from m3_integrations.evaluation import ChangedQuestion, Corpus, SearchDiff
     from m3_integrations.remote import RemoteEncoder
-    from m3_integrations.search import Searcher
+    from m3_integrations.search import Searcher, SearchOptions
     from m3_integrations.store import Store
 
 IS_WORSE: Final = 3
@@ -49,11 +49,6 @@ class Way:
     model: str
     settings: Mapping[str, str]
 
-    @property
-    def source(self) -> tuple[str, ...]:
-        """What two ways share that differ in weights and mode alone: their encoder and store are opened once."""
-        return (self.model, *(self.settings.get(name, "") for name in _SETTINGS[2:]))
-
 
 def read_way(text: str) -> Way:
     """Read a way to search.
@@ -69,6 +64,8 @@ def read_way(text: str) -> Way:
         raise ValueError(f"{_SYNTAX}; got {text!r}")
     if "store" in settings and (extra := [name for name in _NEEDS_CORPUS if name in settings]):
         raise ValueError(f"a store that is there has its own {extra[0]}: leave it out of {text!r}")
+    if not settings.get("token_pooling", "1").isdecimal():
+        raise ValueError(f"token_pooling must be a whole number, got {settings['token_pooling']!r}")
     return Way(text, model.strip(), settings)
 
 
@@ -98,7 +95,9 @@ def diff(
     turbo4 or none, token_pooling=, store=FOLDER_OR_URL. Without a store the corpus of QUESTIONS is encoded.
     """
     from m3_integrations.evaluation import diff_searches, read_dataset, read_queries
+    from m3_integrations.evaluation.metrics import check_metrics
 
+    check_metrics([metric])  # before a corpus is encoded
     ways = [read_way(a), read_way(b)]
     judged, corpus = read_queries(questions, split=split), None
     if not all("store" in way.settings for way in ways):
@@ -117,34 +116,49 @@ def diff(
 
 
 def _open_all(ways: list[Way], corpus: Corpus | None, device: str, stack: ExitStack) -> list[Searcher]:
-    from m3_integrations.search import Searcher, SearchOptions
+    """Open what two ways search with; a model, a store and an encoded corpus that both have are opened once."""
+    from m3_integrations.search import Searcher
 
-    opened: dict[tuple[str, ...], tuple[M3Encoder | RemoteEncoder, Store]] = {}
+    asked = [_options(way) for way in ways]  # a wrong one is refused before the first corpus is encoded
+    encoders: dict[tuple[str, ...], M3Encoder | RemoteEncoder] = {}
+    stores: dict[tuple[str, ...], Store] = {}
     searchers = []
-    for way in ways:
-        weights = way.settings.get("weights")
-        options = SearchOptions(
-            mode=cast("Any", way.settings.get("mode")),
-            weights=[float(part) for part in weights.split("/")] if weights and "/" in weights else weights,
-        )
-        if way.source not in opened:
-            opened[way.source] = _open(way, corpus, device, stack)
-        searchers.append(Searcher(*opened[way.source], options))
+    for way, options in zip(ways, asked, strict=True):
+        of_model = way.model, way.settings.get("dtype", "")
+        if of_model not in encoders:
+            encoders[of_model] = open_model(way.model, device=device, dtype=of_model[1] or None)
+            stack.callback(encoders[of_model].close)
+        place = way.settings.get("store")
+        of_store = (place,) if place else (*of_model, *(way.settings.get(name, "") for name in _NEEDS_CORPUS))
+        if of_store not in stores:
+            stores[of_store] = (
+                _open_there(place, stack) if place else _encode_corpus(way, encoders[of_model], corpus, stack)
+            )
+        searchers.append(Searcher(encoders[of_model], stores[of_store], options))
     return searchers
 
 
-def _open(way: Way, corpus: Corpus | None, device: str, stack: ExitStack) -> tuple[M3Encoder | RemoteEncoder, Store]:
-    """Open a way's model and store; without a store the corpus is encoded into one in memory, or in a folder."""
+def _options(way: Way) -> SearchOptions:
+    from m3_integrations.search import SearchOptions
+
+    weights = way.settings.get("weights")
+    return SearchOptions(
+        mode=cast("Any", way.settings.get("mode")),  # SearchOptions refuses other strings
+        weights=[float(part) for part in weights.split("/")] if weights and "/" in weights else weights,
+    )
+
+
+def _open_there(place: str, stack: ExitStack) -> Store:
+    if is_new(place):
+        raise FileNotFoundError(f"no store at {place}: make one with m3 index PATH --store {place}")
+    return stack.enter_context(open_place(place, collection=None))
+
+
+def _encode_corpus(way: Way, encoder: M3Encoder | RemoteEncoder, corpus: Corpus | None, stack: ExitStack) -> Store:
+    """Encode the corpus into a store in memory, or where its storage is named into one in a temporary folder."""
     from m3_integrations.search import Searcher
     from m3_integrations.store import open_store
 
-    place = way.settings.get("store")
-    if place is not None and is_new(place):
-        raise FileNotFoundError(f"no store at {place}: make one with m3 index PATH --store {place}")
-    encoder = open_model(way.model, device=device, dtype=way.settings.get("dtype"))
-    stack.callback(encoder.close)
-    if place is not None:
-        return encoder, stack.enter_context(open_place(place, collection=None))
     assert corpus is not None  # noqa: S101 - it is read unless every way has a store
     settings: dict[str, Any] = {name: way.settings[name] for name in _NEEDS_CORPUS if name in way.settings}
     if "token_pooling" in settings:
@@ -153,7 +167,7 @@ def _open(way: Way, corpus: Corpus | None, device: str, stack: ExitStack) -> tup
     store = stack.enter_context(open_store(folder, **settings))
     Console(stderr=True).print(f"encoding the corpus for {escape(way.text)}", highlight=False, soft_wrap=True)
     Searcher(encoder, store).add(list(corpus.texts()), ids=corpus.ids, show_progress=True)
-    return encoder, store
+    return store
 
 
 def is_worse(found: SearchDiff, max_loss: float | None) -> bool:
@@ -191,7 +205,7 @@ def print_diff(found: SearchDiff, a: str, b: str, show: int, console: Console) -
         for line in _lines(each):
             console.print(escape(line), highlight=False, soft_wrap=True)
     if (left := len(found.changed) - show) > 0:
-        console.print(f"... and {left:,} more; --show says how many are shown", highlight=False)
+        console.print(f"... and {left:,} more", highlight=False)
     difference, p_value = found.compare().difference, found.compare().p_value
     n_same = len(found.questions) - len(found.changed)
     console.print(

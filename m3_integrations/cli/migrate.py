@@ -38,9 +38,8 @@ def migrate(
     to: Annotated[
         str | None, typer.Option(help="Where the new store is made; beside the old one if none. m3 serve's needs it.")
     ] = None,
-    goes_on: Annotated[
-        bool,
-        typer.Option("--continue", help="Go on with a --to that holds records, and delete what STORE lacks."),
+    delete: Annotated[
+        bool, typer.Option("--delete", help="With --to: delete there what STORE does not have, as is done beside it.")
     ] = False,
     multi_vector: Annotated[
         str | None, typer.Option(help="How a new store keeps token vectors: float16, turbo8, turbo4 or none.")
@@ -63,7 +62,6 @@ def migrate(
         from m3_integrations.evaluation import diff_searches, read_queries
 
         judged = read_queries(questions)
-
     console, folder = PipedConsole(), folder_of(store)
     if switch and (folder is None or to is not None):
         raise ValueError("--switch is for a folder and the store beside it: on a server, open the new store instead")
@@ -73,19 +71,15 @@ def migrate(
         raise FileNotFoundError(f"no store at {store}: make one with m3 index PATH --store {store}")
     encoder, found = open_model(model, device=device), None
     with open_place(store, collection=collection) as source:
-        old = source.fingerprint
+        if (old := source.fingerprint) is None:
+            raise ValueError(f"{store} is empty and of no model yet: there is nothing to migrate")
         if old == encoder.fingerprint:
             console.print(f"{escape(store)} is of {escape(model)} already", highlight=False, soft_wrap=True)
             return
         where, beside = (to, None) if to is not None else _beside(store, source, encoder.fingerprint, collection)
         kept = multi_vector or (None if "multi_vector" in source.kept_modes else "none")
         with open_place(where, collection=beside, multi_vector=kept) as target:
-            if to is not None and not goes_on and target.count():
-                raise ValueError(
-                    f"{to} holds records: if a migration of {store} began it, add --continue, which deletes there what "
-                    "is not in the source; otherwise name another --to"
-                )
-            report = migrate_store(source, target, encoder, show_progress=True)
+            report = migrate_store(source, target, encoder, delete_absent=to is None or delete, show_progress=True)
             _print_report(report, target.count(), where if beside is None else f"{where} ({beside})", console)
             if questions is not None:
                 old_encoder = open_model(old_model, device=device)
@@ -96,7 +90,7 @@ def migrate(
         what = "the new store is worse" + (", so it is not switched to" if switch else "")
         Console(stderr=True).print(f"[red]{what}[/red]", highlight=False)
         raise typer.Exit(IS_WORSE)
-    if switch and folder is not None and old is not None:
+    if switch and folder is not None:
         aside = switch_folder(folder, old, encoder.fingerprint)
         console.print(
             f"{escape(store)} is of {escape(model)} now, and the old store is {escape(str(aside))}: the same line with "
@@ -117,10 +111,9 @@ def _beside(store: str, source: Store, fingerprint: str, collection: str | None)
 
     if (folder := folder_of(store)) is not None:
         return str(folder_beside(folder, fingerprint)), None
-    is_alone = isinstance(source, ServedStore)
-    if is_alone:
-        raise ValueError(f"{store} is one store behind m3 serve, so name a place for the new one: --to FOLDER_OR_URL")
-    return store, collection_beside(collection or "m3", fingerprint)
+    if not isinstance(source, ServedStore):
+        return store, collection_beside(collection or "m3", fingerprint)
+    raise ValueError(f"{store} is one store behind m3 serve, so name a place for the new one: --to FOLDER_OR_URL")
 
 
 def _print_report(report: MigrationReport, n_records: int, where: str, console: Console) -> None:

@@ -50,7 +50,9 @@ class MigrationReport:
     is_in_step: bool = False
 
 
-def migrate_store(source: Store, target: Store, encoder: Encoder, *, show_progress: bool = False) -> MigrationReport:
+def migrate_store(
+    source: Store, target: Store, encoder: Encoder, *, delete_absent: bool = True, show_progress: bool = False
+) -> MigrationReport:
     """Bring a store of another model into step with a store: same records, encoded by that model.
 
     The source is only read, and may be searched and changed meanwhile: passes over it are repeated until one finds
@@ -58,9 +60,10 @@ def migrate_store(source: Store, target: Store, encoder: Encoder, *, show_progre
 
     Args:
         source: Where the records are.
-        target: A new store, or one that a migration from this source has begun: what the source does not have is
-            deleted there. Bound to the encoder's model.
+        target: A new store, or one that a migration from this source has begun. Bound to the encoder's model.
         encoder: Encodes the texts, in all modes that it has and the target keeps.
+        delete_absent: Whether what the source does not have is deleted in the target, as what was deleted since has to
+            be. False for a target that holds more than a migration's records.
         show_progress: Whether to draw a progress bar.
 
     Raises:
@@ -82,7 +85,8 @@ def migrate_store(source: Store, target: Store, encoder: Encoder, *, show_progre
                 if n_pass == 0:
                     report.n_kept += n_kept
                     bar.update(len(batch))
-            _delete_absent(source, target, report)
+            if delete_absent:
+                _delete_absent(source, target, report)
             if before == (report.n_encoded, report.n_updated, report.n_deleted):
                 report.is_in_step = True
                 break

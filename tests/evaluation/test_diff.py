@@ -114,8 +114,22 @@ def test_a_way_to_search_is_read(text: str, model: str, settings: dict[str, str]
 def test_what_is_no_way_to_search_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"a way to search is a model with settings after it.*got"):
         read_way(text)
-    with pytest.raises(ValueError, match="a store that is there has its own multi_vector"):
-        read_way("tiny,store=./x,multi_vector=none")
+
+
+def test_settings_that_cannot_be_are_refused_before_anything_is_opened(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("m3_integrations.cli.diff.open_model", None)
+    for b, said in (
+        ("tiny,store=./x,multi_vector=none", "a store that is there has its own multi_vector"),
+        ("tiny,token_pooling=two", "token_pooling must be a whole number, got 'two'"),
+        ("tiny,mode=sparse", "mode must be one of"),
+        ("tiny,weights=best", "unknown weights 'best'"),
+    ):
+        result = CliRunner().invoke(app, ["diff", "tiny", b, str(data)])
+        assert (result.exit_code, said in result.stderr) == (1, True), result.output
+    result = CliRunner().invoke(app, ["diff", "tiny", "tiny", str(data), "--metric", "Best"])
+    assert (result.exit_code, "unknown metric 'Best'" in result.stderr) == (1, True), result.output
 
 
 @pytest.fixture
@@ -158,8 +172,9 @@ def test_stores_and_storages_are_compared_without_a_corpus(data: Path, tmp_path:
     assert pooled.exit_code == 0, pooled.output
     (data / "corpus.jsonl").unlink()
     place = f"store={tmp_path / 'store'}"
-    same = CliRunner().invoke(app, ["diff", f"tiny,{place}", f"tiny,{place},mode=dense", str(data)])
-    assert same.exit_code == 0, same.output
+    for setting in ("mode=dense", "dtype=bfloat16"):  # one folder, opened once
+        same = CliRunner().invoke(app, ["diff", f"tiny,{place}", f"tiny,{place},{setting}", str(data)])
+        assert same.exit_code == 0, same.output
     assert read_queries(data).texts["1"] == "when do backups run?"
     for arguments, said in (
         (["tiny", f"tiny,{place}"], "corpus.jsonl is not there"),

@@ -285,14 +285,15 @@ def test_a_store_that_is_worse_is_not_switched_to(index: Path, small: Path, monk
 def test_impossible_migrations_are_one_line(index: Path, small: Path, tmp_path: Path) -> None:
     fill_path = tmp_path / "other"
     make_folder(fill_path, FakeEncoder())
+    open_store(tmp_path / "empty").close()
     for arguments, said in (
         ((tmp_path / "absent", "--model", small), "no store at"),
         (
             (index, "--model", small, "--to", tmp_path / "x", "--switch"),
             "--switch is for a folder and the store beside",
         ),
-        ((index, "--model", small, "--to", fill_path), "if a migration of"),
-        ((index, "--model", small, "--to", fill_path, "--continue"), "holds vectors of the model fa4e"),
+        ((index, "--model", small, "--to", fill_path), "holds vectors of the model fa4e"),
+        ((tmp_path / "empty", "--model", small), "is empty and of no model yet"),
         ((index, "--model", small, "--questions", tmp_path / "absent"), "queries.jsonl is not there"),
     ):
         result = migrate(*arguments)
@@ -300,8 +301,15 @@ def test_impossible_migrations_are_one_line(index: Path, small: Path, tmp_path: 
         assert isinstance(result.exception, SystemExit)
         assert said in result.stderr
     assert not (tmp_path / "x").exists()
-    elsewhere = migrate(index, "--model", small, "--to", tmp_path / "x")
-    assert elsewhere.exit_code == 0, elsewhere.output
-    assert "3 encoded" in elsewhere.stdout
-    more = migrate(index, "--model", small, "--to", tmp_path / "x", "--continue")
-    assert "3 were there" in more.stdout
+
+
+def test_elsewhere_nothing_is_deleted_unless_it_is_asked_for(index: Path, small: Path, tmp_path: Path) -> None:
+    first = migrate(index, "--model", small, "--to", tmp_path / "x")
+    assert (first.exit_code, "3 encoded" in first.stdout) == (0, True), first.output
+    with M3Encoder("tiny", device="cpu") as encoder, open_store(index) as store:
+        Searcher(encoder, store).delete(["a"])
+    for options, said in (((), "0 deleted, 2 were there"), (("--delete",), "1 deleted, 2 were there")):
+        again = migrate(index, "--model", small, "--to", tmp_path / "x", *options)
+        assert (again.exit_code, said in again.stdout) == (0, True), again.output
+    with open_store(tmp_path / "x") as store:
+        assert sorted(record.id for record in store.records()) == ["b", "c"]
