@@ -15,7 +15,9 @@ from typing import Any, Final, NoReturn
 
 import qdrant_edge as edge
 
+from m3_integrations.store.edge_config import as_config
 from m3_integrations.store.folder import StoreFolder, sync_log, sync_tree
+from m3_integrations.store.log import last_change, restore_log, trim_log
 from m3_integrations.store.points import MultiVectorStorage, StoreFormat, choose_format, point_id
 from m3_integrations.store.qdrant import Among, Found, QdrantStore
 from m3_integrations.vectors import Mode
@@ -27,6 +29,8 @@ _DUE_AT: Final = 20_000
 
 _RESERVE_BYTES: Final = 128 << 20
 """Disk space that is left alone: the engine maps its files, and a page that finds no room kills the process."""
+
+_NOBODY: Final = uuid.UUID(int=0)  # no record has it, as `point_id` makes others
 
 _PAGE: Final = 256  # records read at a time when all are
 
@@ -41,12 +45,6 @@ _MAX_REMEMBERED: Final = 1 << 16
 
 _NO_HANDLES: Final = (errno.EMFILE, errno.ENFILE)
 """Too many open files: nothing was tried, and so nothing is lost."""
-
-_DATATYPES: Final = {
-    "float16": edge.VectorStorageDatatype.Float16,
-    "turbo8": edge.VectorStorageDatatype.Turbo8,
-    "turbo4": edge.VectorStorageDatatype.Turbo4,  # type: ignore[attr-defined]  # absent from the stubs only
-}
 
 
 def _as_filter(part: Mapping[str, Any]) -> Any:
@@ -131,6 +129,7 @@ class EdgeStore(QdrantStore):
         if found is None:
             self._write_format(format_)
         if engine.exists():
+            restore_log(self._place.log)
             self._is_log_enough = _IS_LOG_ENOUGH and self._place.renew_log()
             self._load()
         elif format_.modes:
@@ -149,7 +148,7 @@ class EdgeStore(QdrantStore):
         self._check_disk(0)
         self._place.discard_unfinished()
         self._place.unfinished.mkdir()
-        shard = edge.EdgeShard.create(str(self._place.unfinished), _as_config(format_))
+        shard = edge.EdgeShard.create(str(self._place.unfinished), as_config(format_))
         shard.update(edge.UpdateOperation.create_field_index("terms", edge.KeywordIndexParams()))
         shard.flush()
         shard.close()
@@ -265,13 +264,26 @@ class EdgeStore(QdrantStore):
         try:
             if shard is not None:
                 try:
-                    shard.flush()
+                    self._settle(shard)
                 finally:
                     shard.close()
+                if not self._place.is_read_only and self._broken_by is None:
+                    sync_tree(self._place.engine)
+                    trim_log(self._place.log)
         except Exception as error:  # as above
             raise self._failed(error) from error
         finally:
             self._place.unlock()
+
+    def _settle(self, shard: edge.EdgeShard) -> None:
+        """Write everything out, and end the log with a change that is small enough to stay in it."""
+        shard.flush()
+        last = last_change(self._place.log)
+        if last is not None and not last.is_small:
+            with suppress(OSError):  # no room: the log stays as it is
+                self._check_disk(0)
+                shard.update(edge.UpdateOperation.delete_points([_NOBODY]))
+                shard.flush()
 
     def _opened(self) -> edge.EdgeShard:
         if self._shard is None:
@@ -330,21 +342,3 @@ class EdgeStore(QdrantStore):
                 f"{needed >> 20} MB of free disk are needed, {free >> 20} MB are there: nothing was written",
                 str(self.folder),
             )
-
-
-def _as_config(format_: StoreFormat) -> edge.EdgeConfig:
-    """Return the settings of a new collection."""
-    dense: dict[str, edge.EdgeVectorParams] = {}
-    if "dense" in format_.modes:
-        dense["dense"] = edge.EdgeVectorParams(format_.dense_dim, edge.Distance.Dot)
-    if "multi_vector" in format_.modes:
-        dense["multi_vector"] = edge.EdgeVectorParams(
-            format_.token_dim,
-            edge.Distance.Dot,
-            multivector_config=edge.MultiVectorConfig(edge.MultiVectorComparator.MaxSim),
-            datatype=_DATATYPES[format_.multi_vector],
-            # No graph: token vectors score candidates, they do not find them.
-            hnsw_config=edge.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10_000),
-        )
-    sparse = {"lexical": edge.EdgeSparseVectorParams()} if "lexical" in format_.modes else None
-    return edge.EdgeConfig(vectors=dense or None, sparse_vectors=sparse)

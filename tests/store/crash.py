@@ -1,9 +1,9 @@
 """Kill a store at a random moment and look at what is left: `python -m tests.store.crash --rounds 20`.
 
-A child process adds, replaces, deletes and optimises, and says what it is about to do and when that was acknowledged.
-It is killed (SIGKILL), with `--power` its disk loses power first, the store is opened again, and every acknowledged
-record must be there and right. The operation in flight may have happened, or not, or in part: that is what not being
-acknowledged means.
+A child process adds, replaces, deletes, optimises, closes and opens again, and says what it is about to do and when
+that was acknowledged. It is killed (SIGKILL), with `--power` its disk loses power first, the store is opened again, and
+every acknowledged record must be there and right. The operation in flight may have happened, or not, or in part: that
+is what not being acknowledged means.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,11 +40,12 @@ def work(folder: str, seed: int) -> None:
     """Change a store until killed; one line before and one after each change."""
     chance, version = random.Random(seed), seed * 1_000_000
     edge._MAX_LOGGED_BYTES = (16 << 20, 100_000, 0)[seed % 3]  # type: ignore[misc]
-    with open_store(folder) as store:
+    with ExitStack() as stack:
+        store = stack.enter_context(open_store(folder))
         while True:
             version += 1
             keys = sorted(chance.sample(range(KEYS), chance.randint(1, 120)))
-            kind = chance.choices(["upsert", "delete", "delete_where", "optimize"], [8, 2, 1, 1])[0]
+            kind = chance.choices(["upsert", "delete", "delete_where", "optimize", "reopen"], [8, 2, 1, 1, 2])[0]
             print(kind, version, *keys, flush=True)
             if kind == "upsert":
                 add(store, [make(key, version) for key in keys])
@@ -53,8 +55,11 @@ def work(folder: str, seed: int) -> None:
                 where = parse_filter({"key": {"$in": keys}})
                 assert where is not None
                 store.delete_where(where)
-            else:
+            elif kind == "optimize":
                 store.optimize()
+            else:
+                store.close()
+                store = stack.enter_context(open_store(folder))
             print("ok", flush=True)
 
 

@@ -51,29 +51,6 @@ def open_log(folder: Path) -> tuple[Path, int]:
     return max(logs.items(), key=lambda item: item[1])
 
 
-@pytest.mark.parametrize("damage", ["cut", "garbage", "zeros"])
-def test_a_torn_tail_of_the_log_opens_to_the_last_whole_record(
-    tmp_path: Path, damage: str, random: np.random.Generator
-) -> None:
-    with open_store(tmp_path / "s") as store:
-        for i in range(12):
-            add(store, records(random, [f"r{i}"]))
-    file, used = open_log(tmp_path / "s")
-    assert used > 1000
-    with file.open("r+b") as log:
-        if damage == "cut":
-            log.truncate(used - 7)
-        else:
-            log.seek(used - 40)
-            log.write(b"\xa5" * 40 if damage == "garbage" else b"\0" * 40)
-    with open_store(tmp_path / "s") as store:
-        # Flushed segments hold what the log has lost.
-        assert {record.id for record in store.records()} == {f"r{i}" for i in range(12)}
-        add(store, records(random, ["later"]))
-    with open_store(tmp_path / "s") as store:
-        assert store.count() == 13
-
-
 _ENDS_WITHOUT_CLOSING = """
 import os, sys
 import numpy as np
@@ -88,14 +65,20 @@ os._exit(0)
 """
 
 
+@pytest.mark.parametrize("damage", ["cut", "garbage", "zeros"])
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every change is written out at once")
-def test_a_torn_log_of_what_was_not_written_out_opens_to_the_last_whole_record(tmp_path: Path) -> None:
+def test_a_torn_log_of_what_was_not_written_out_opens_to_the_last_whole_record(tmp_path: Path, damage: str) -> None:
     """Killed, and on top of that the disk has lost the end of a file that it had synced."""
     folder = tmp_path / "s"
     subprocess.run([sys.executable, "-c", _ENDS_WITHOUT_CLOSING, str(folder)], check=True, env=os.environ)
     file, used = open_log(folder)
+    assert used > 1000
     with file.open("r+b") as log:
-        log.truncate(used - 7)
+        if damage == "cut":
+            log.truncate(used - 7)
+        else:
+            log.seek(used - 40)
+            log.write(b"\xa5" * 40 if damage == "garbage" else b"\0" * 40)
     with open_store(folder) as store:
         there = {record.id for record in store.records()}
         assert there - {"r11"} == {"first", *(f"r{i}" for i in range(11))}

@@ -85,40 +85,47 @@ def test_the_first_change_after_opening_is_written_out(
         assert not all(map(is_log, synced))
 
 
-def test_the_log_gets_new_files_when_a_store_is_opened(store: EdgeStore, random: np.random.Generator) -> None:
+@pytest.fixture
+def killed(store: EdgeStore, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a store that has ended with its whole log, as after a kill."""
+    with monkeypatch.context() as patch:
+        patch.setattr(edge, "trim_log", lambda _: None)
+        store.close()
+    return store.folder
+
+
+def test_the_log_gets_new_files_when_a_store_is_opened(killed: Path) -> None:
     """What the system failed to write is on no disk, though every reader sees it."""
 
     def open_logs() -> dict[str, int]:
-        return {file.name: file.stat().st_ino for file in (store.folder / "engine" / "wal").glob("open-*")}
+        return {file.name: file.stat().st_ino for file in (killed / "engine" / "wal").glob("open-*")}
 
     before = open_logs()
-    store.close()
-    size = sum(file.stat().st_size for file in (store.folder / "engine" / "wal").iterdir())
-    with EdgeStore(store.folder) as again:
+    size = sum(file.stat().st_size for file in (killed / "engine" / "wal").iterdir())
+    with EdgeStore(killed) as again:
         after = open_logs()
         assert before.keys() <= after.keys()
         assert all(after[name] != inode for name, inode in before.items())
-        assert sum(file.stat().st_size for file in (store.folder / "engine" / "wal").iterdir()) >= size
+        assert sum(file.stat().st_size for file in (killed / "engine" / "wal").iterdir()) >= size
         assert again.count() == 3
-    assert sorted(path.name for path in store.folder.iterdir()) == ["engine", "m3-store.json", "m3-store.lock"]
+    assert sorted(path.name for path in killed.iterdir()) == ["engine", "m3-store.json", "m3-store.lock"]
 
 
 def test_all_is_written_out_at_every_change_where_the_log_cannot_be_renewed(
-    store: EdgeStore, synced: list[Path], random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+    killed: Path, synced: list[Path], random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: int) -> None:
         raise OSError(errno.ENOSPC, "no space")
 
-    store.close()
     with monkeypatch.context() as patch:
         patch.setattr("m3_integrations.store.folder.os.posix_fallocate", full)
-        again = EdgeStore(store.folder)
+        again = EdgeStore(killed)
     for id_ in ("d", "e"):
         synced.clear()
         add(again, records(random, [id_]))
         assert not all(map(is_log, synced))
     again.close()
-    assert sorted(path.name for path in store.folder.iterdir()) == ["engine", "m3-store.json", "m3-store.lock"]
+    assert sorted(path.name for path in killed.iterdir()) == ["engine", "m3-store.json", "m3-store.lock"]
 
 
 @pytest.mark.parametrize("kind", ["upsert", "flush", "optimize"])

@@ -1,0 +1,33 @@
+"""The settings of a new collection of the engine, for a store's format."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import qdrant_edge as edge
+
+from m3_integrations.store.points import StoreFormat
+
+_DATATYPES: Final = {
+    "float16": edge.VectorStorageDatatype.Float16,
+    "turbo8": edge.VectorStorageDatatype.Turbo8,
+    "turbo4": edge.VectorStorageDatatype.Turbo4,  # type: ignore[attr-defined]  # absent from the stubs only
+}
+
+
+def as_config(format_: StoreFormat) -> edge.EdgeConfig:
+    """Return the settings of a new collection."""
+    dense: dict[str, edge.EdgeVectorParams] = {}
+    if "dense" in format_.modes:
+        dense["dense"] = edge.EdgeVectorParams(format_.dense_dim, edge.Distance.Dot)
+    if "multi_vector" in format_.modes:
+        dense["multi_vector"] = edge.EdgeVectorParams(
+            format_.token_dim,
+            edge.Distance.Dot,
+            multivector_config=edge.MultiVectorConfig(edge.MultiVectorComparator.MaxSim),
+            datatype=_DATATYPES[format_.multi_vector],
+            # No graph: token vectors score candidates, they do not find them.
+            hnsw_config=edge.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10_000),
+        )
+    sparse = {"lexical": edge.EdgeSparseVectorParams()} if "lexical" in format_.modes else None
+    return edge.EdgeConfig(vectors=dense or None, sparse_vectors=sparse)
