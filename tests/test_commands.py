@@ -163,7 +163,7 @@ def test_the_example_of_a_training_run_runs_as_it_is(tmp_path: Path) -> None:
 
 def test_every_command_is_tried_and_named_in_the_help(tmp_path: Path) -> None:
     known = {each.name or each.callback.__name__ for each in app.registered_commands if each.callback}
-    assert known == {*COMMANDS, "index", "load", "search", "serve", "help"}
+    assert known == {*COMMANDS, "fit", "index", "load", "search", "serve", "help"}
     assert run("help", cwd=tmp_path).stdout.split() == run("--help", cwd=tmp_path).stdout.split()
     shown = run("--help", cwd=tmp_path)
     assert shown.returncode == 0

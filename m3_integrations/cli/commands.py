@@ -12,6 +12,7 @@ import typer
 from m3_integrations.cli.demo import demo
 from m3_integrations.cli.diff import diff
 from m3_integrations.cli.evaluation import evaluate
+from m3_integrations.cli.fit import fit
 from m3_integrations.cli.index import index
 from m3_integrations.cli.load import load
 from m3_integrations.cli.migrate import migrate
@@ -58,6 +59,7 @@ app.command()(mine)
 app.command()(questions)
 app.command(name="eval")(evaluate)
 app.command()(diff)
+app.command()(fit)
 app.command()(index)
 app.command()(load)
 app.command()(migrate)

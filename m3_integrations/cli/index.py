@@ -25,6 +25,7 @@ from m3_integrations.vectors import MODES, absent_heads
 
 if TYPE_CHECKING:
     from m3_integrations.indexing import IndexReport
+    from m3_integrations.store.points import StoreFormat
 
 
 @errors_in_one_line(stderr=True, after_interrupt="What was done is kept: the same line goes on from there.")
@@ -54,6 +55,7 @@ def index(
 ) -> None:
     """Bring a store up to date with files: what did not change is not encoded again, what went is deleted."""
     from m3_integrations.indexing import Splitting, index_files
+    from m3_integrations.store.qdrant import QdrantStore
 
     splitting = Splitting(size, overlap)
     # Before a mistyped path has made a store, and before seconds go into loading a model.
@@ -72,6 +74,9 @@ def index(
         if optimize:
             opened.optimize()
         _print_report(report, opened.count(), store)
+        format_ = opened.format if isinstance(opened, QdrantStore) else None
+    if folder is not None and format_ is not None:
+        _print_size(folder, format_)
     for line in report.failures.values():
         Console(stderr=True).print(f"[red]not indexed:[/red] {escape(line)}", highlight=False, soft_wrap=True)
     if report.failures:
@@ -94,3 +99,22 @@ def _print_report(report: IndexReport, n_records: int, store: str) -> None:
     lines.append(f"{store} holds {counted(n_records, 'records')}")
     for line in lines:
         PipedConsole().print(escape(line), highlight=False, soft_wrap=True)
+
+
+def _print_size(folder: Path, format_: StoreFormat) -> None:
+    """Say what a closed store takes, and what would make it smaller."""
+    from m3_integrations.store.size import disk_use, smaller_storages, token_vector_bytes
+
+    use = disk_use(folder)
+    line = f"it takes {use.size_bytes / 1e6:,.1f} MB on the disk"
+    if use.token_bytes:
+        kept = token_vector_bytes(format_.multi_vector, format_.token_dim)
+        factors = {
+            each: use.size_bytes / use.with_token_vectors(token_vector_bytes(each, format_.token_dim) / kept)
+            for each in smaller_storages(format_.multi_vector)
+        }
+        smaller = ", ".join(f"{each} {factor:.1f}" for each, factor in factors.items())
+        if smaller:
+            line += f", {use.token_bytes / 1e6:,.1f} of it token vectors. Times smaller with --multi-vector: {smaller}"
+            line += " (m3 fit says at what cost)"
+    PipedConsole().print(escape(line), highlight=False, soft_wrap=True)

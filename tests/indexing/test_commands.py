@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -63,12 +64,17 @@ def test_files_are_indexed_changed_deleted_and_found(docs: Path, monkeypatch: py
     (docs / "logo.png").write_bytes(b"\x89PNG")
     monkeypatch.chdir(docs.parent)
     done = call("index", "docs/", "--store", "./idx")
-    assert (done.exit_code, done.stdout.splitlines()) == (0, [
+    *lines, size = done.stdout.splitlines()
+    assert (done.exit_code, lines) == (0, [
         "files: 2 added, 0 changed, 0 unchanged, 0 deleted",
         "parts: 3 encoded, 0 kept, 0 deleted",
         "passed over: 1 .png file",
         "./idx holds 3 records",
     ])  # fmt: skip
+    assert re.fullmatch(
+        r"it takes 0\.\d MB on the disk, 0\.\d of it token vectors\. Times smaller with --multi-vector: turbo8 1\.\d, "
+        r"turbo4 1\.\d, none 1\.\d \(m3 fit says at what cost\)", size,
+    )  # fmt: skip
     assert "indexing:" in done.stderr
     (docs / "events.jsonl").write_text(f"{json.dumps(MUSEUM | {'text': 'The museum is closed on Fridays.'})}\n")
     (docs / "guide.md").unlink()

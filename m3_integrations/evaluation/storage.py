@@ -1,0 +1,284 @@
+"""`fit_storage`: what each way to keep token vectors costs in bytes and in nDCG on your questions."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m3_integrations.evaluation.data import Dataset
+from m3_integrations.evaluation.metrics import measure_queries
+from m3_integrations.evaluation.statistics import Comparison, compare_paired
+from m3_integrations.scoring import combine, top_rows
+from m3_integrations.store import Record, Store, open_store
+from m3_integrations.store.edge import EdgeStore
+from m3_integrations.store.points import MultiVectorStorage
+from m3_integrations.store.qdrant import QdrantStore
+from m3_integrations.store.size import disk_use, smaller_storages, token_vector_bytes
+from m3_integrations.vectors import Encoder, FloatArray, M3Vectors, Mode, ModeWeights, WeightsLike, resolve_weights
+from m3_integrations.vectors.pooling import pooled_lengths
+
+_COPIED_AT_ONCE: Final = 50
+"""Records read with their vectors at a time: bounds the memory."""
+
+_QUERIES_AT_ONCE: Final = 64
+
+_POOLED: Final = 2
+"""The factor of token pooling that is tried."""
+
+
+class Storage(NamedTuple):
+    """How token vectors are kept, as `open_store` has it.
+
+    Attributes:
+        multi_vector: At which precision.
+        token_pooling: How many neighbouring tokens share a vector.
+    """
+
+    multi_vector: MultiVectorStorage
+    token_pooling: int = 1
+
+    def __str__(self) -> str:
+        return self.multi_vector + (f", pooling {self.token_pooling}" if self.token_pooling > 1 else "")
+
+    @property
+    def settings(self) -> str:
+        """The keyword arguments of `open_store`."""
+        pooled = f", token_pooling={self.token_pooling}" if self.token_pooling > 1 else ""
+        return f"multi_vector='{self.multi_vector}'{pooled}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StorageCost:
+    """What a way to keep token vectors costs.
+
+    Attributes:
+        storage: Which way.
+        bytes_per_token: Of token vectors alone, for each token vector of the store as it is.
+        size_bytes: Of the whole store on the disk, estimated from the store as it is; None on a server.
+        values: (queries,) float64, the metric of every question.
+        largest_error: The largest difference of a candidate's multi-vector score from the store as it is.
+    """
+
+    storage: Storage
+    bytes_per_token: float
+    size_bytes: int | None
+    values: NDArray[np.float64]
+    largest_error: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StorageFit:
+    """What smaller stores of the same records would cost.
+
+    Attributes:
+        metric: What was measured, as ir-measures spells it.
+        kept: The store as it is.
+        smaller: The others, those with the fewest bytes last.
+    """
+
+    metric: str
+    kept: StorageCost
+    smaller: Sequence[StorageCost]
+
+    def compare(self, cost: StorageCost) -> Comparison:
+        """Return the share of the metric that is lost: its mean with the 95 % interval, and the p-value."""
+        return compare_paired(self.kept.values / self.kept.values.mean(), cost.values / self.kept.values.mean())
+
+    def smallest(self, max_loss: float) -> StorageCost | None:
+        """Return the smallest whose loss is shown to be within a share: the upper end of its 95 % interval is."""
+        within = [cost for cost in self.smaller if self.compare(cost).difference.high <= max_loss]
+        return min(within, key=lambda cost: cost.bytes_per_token, default=None)
+
+
+def fit_storage(
+    store: Store,
+    encoder: Encoder,
+    questions: Dataset,
+    *,
+    metric: str = "nDCG@10",
+    weights: WeightsLike | None = None,
+    pool_size: int = 100,
+) -> StorageFit:
+    """Measure what smaller ways to keep token vectors cost on questions, as mode "all" of a search answers them.
+
+    No text of the store is encoded. The legs find the same candidates whatever the storage, so only the token vectors
+    of candidates are copied, into one temporary store for each way; all of them together take up to twice their size.
+
+    A record is the document of its id. One that `m3 index` made is the entry of its JSONL file, or else the file, by
+    its path or its name; a document of several parts stands where its best part does.
+
+    Args:
+        store: A folder or a Qdrant server; behind an `m3 serve` run this where its folder is. It is bound to the model.
+        encoder: Of the store's model; encodes the questions.
+        questions: With qrels.
+        metric: As ir-measures spells it.
+        weights: Of the three modes; equal if None.
+        pool_size: How many candidates each leg finds.
+
+    Raises:
+        TypeError: If the store is no folder and on no Qdrant server.
+        ValueError: If it holds another model's vectors, or no token vectors that could be kept in fewer bytes; if
+            questions are judged by answers, or no question finds what it should.
+        OSError: If there is no room for temporary files.
+    """
+    if not isinstance(store, QdrantStore):
+        raise TypeError(f"a fit reads a folder or a Qdrant server, got {store!r}: run it where the records lie")
+    if questions.answers:
+        raise ValueError(f"a fit needs judged documents, and {questions.name} has answers instead")
+    store.bind(encoder.fingerprint)
+    format_ = store.format
+    if "multi_vector" not in format_.modes:
+        raise ValueError(f"{store!r} holds no token vectors: there is nothing to keep in fewer bytes")
+    kept = Storage(format_.multi_vector, format_.token_pooling)
+    searches = [_Search(store, query, pool_size) for query in _encoded(encoder, list(questions.queries.values()))]
+    measure = _Measure(questions, searches, metric, resolve_weights(weights))
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="m3-fit-")))
+        trials = [_Trial(folder, storage, stack) for storage in _choices(kept)]
+        n_vectors = measure.copy(store, trials)
+        full = [each.scores["multi_vector"] for each in searches]
+        values = measure.values(full)
+        if not values.any():
+            raise ValueError(
+                f"no question of {questions.name} finds a document that is judged relevant: qrels must name records of "
+                f"the store, such as {next((id_ for each in searches for id_ in each.ids), 'none')!r}"
+            )
+        columns = [[trial.score(each) for each in searches] for trial in trials]
+    bytes_kept = token_vector_bytes(kept.multi_vector, format_.token_dim)
+    use = disk_use(store.folder) if isinstance(store, EdgeStore) else None
+
+    def cost(storage: Storage, share: float, tokens: Sequence[FloatArray | None]) -> StorageCost:
+        a_vector = token_vector_bytes(storage.multi_vector, format_.token_dim) * share
+        return StorageCost(
+            storage=storage,
+            bytes_per_token=a_vector,
+            size_bytes=None if use is None else use.with_token_vectors(a_vector / bytes_kept),
+            values=measure.values(tokens),
+            largest_error=max(
+                (float(np.abs(a - b).max(initial=0)) for a, b in zip(tokens, full, strict=True) if a is not None),
+                default=0.0,
+            ),
+        )
+
+    costs = [
+        cost(trial.storage, trial.n_vectors / n_vectors, tokens) for trial, tokens in zip(trials, columns, strict=True)
+    ]
+    costs.sort(key=lambda each: -each.bytes_per_token)
+    return StorageFit(metric=metric, kept=cost(kept, 1.0, full), smaller=costs)
+
+
+def _choices(kept: Storage) -> list[Storage]:
+    """Return the ways with fewer bytes: lower precision, pooling where there is none, and both."""
+    whole = [Storage(each, kept.token_pooling) for each in smaller_storages(kept.multi_vector) if each != "none"]
+    pooled = [Storage(each.multi_vector, _POOLED) for each in (kept, *whole) if kept.token_pooling == 1]
+    return [*whole, *pooled, Storage("none")]
+
+
+def _encoded(encoder: Encoder, queries: Sequence[str]) -> Iterator[M3Vectors]:
+    for start in range(0, len(queries), _QUERIES_AT_ONCE):
+        vectors = encoder.encode(queries[start : start + _QUERIES_AT_ONCE], kind="query")
+        yield from (vectors[i] for i in range(len(vectors)))
+
+
+class _Search:
+    """A question with its candidates, in the order of their ids, and their scores in the store as it is."""
+
+    def __init__(self, store: Store, query: M3Vectors, pool_size: int) -> None:
+        legs: list[Mode] = [mode for mode in store.modes if mode != "multi_vector"]
+        found = store.candidates(query, dict.fromkeys(legs, pool_size))
+        self.query = query
+        self.ids, self.scores = store.scores(
+            query, sorted({id_ for hits in found.values() for id_ in hits.ids}), store.modes, found
+        )
+        self.example = self.ids[0] if self.ids else ""
+
+    def rank(self, tokens: FloatArray | None, weights: ModeWeights, documents: Mapping[str, str]) -> list[str]:
+        """Return the documents, best first, by other multi-vector scores, or without any."""
+        scores: dict[Mode, FloatArray] = {
+            mode: column for mode, column in self.scores.items() if mode != "multi_vector"
+        }
+        if tokens is not None:
+            scores["multi_vector"] = tokens
+        order = top_rows(combine(scores, weights), len(self.ids))
+        return list(dict.fromkeys(documents[self.ids[row]] for row in order.tolist()))
+
+
+class _Trial:
+    """A temporary store that keeps the token vectors of candidates in one way; none where none are kept."""
+
+    def __init__(self, folder: Path, storage: Storage, stack: ExitStack) -> None:
+        self.storage, self.n_vectors = storage, 0
+        self._store: Store | None = None
+        if storage.multi_vector != "none":
+            place = folder / f"{storage.multi_vector}-{storage.token_pooling}"
+            self._store = stack.enter_context(
+                open_store(place, multi_vector=storage.multi_vector, token_pooling=storage.token_pooling)
+            )
+
+    def add(self, records: Sequence[Record], vectors: M3Vectors) -> None:
+        """Take in records' token vectors."""
+        if self._store is None:
+            return
+        flags = np.array([record.is_pooled for record in records])
+        factors = np.where(flags, 1, self.storage.token_pooling)
+        lengths = vectors.multi_vector.lengths
+        self.n_vectors += int(pooled_lengths(lengths, factors, int(lengths.max(initial=1))).sum())
+        empty = [""] * len(records)
+        self._store.upsert([record.id for record in records], empty, [{}] * len(records), vectors, is_pooled=flags)
+
+    def score(self, search: _Search) -> FloatArray | None:
+        """Return the multi-vector scores of a question's candidates, as they are here."""
+        if self._store is None:
+            return None
+        ids, scores = self._store.scores(search.query, search.ids, ["multi_vector"])
+        of = dict(zip(ids, scores["multi_vector"].tolist(), strict=True))
+        return np.array([of.get(id_, 0.0) for id_ in search.ids], np.float32)
+
+
+class _Measure:
+    """Questions with their candidates, and which documents the records of these are."""
+
+    def __init__(self, questions: Dataset, searches: Sequence[_Search], metric: str, weights: ModeWeights) -> None:
+        self._questions, self._searches = questions, searches
+        self._metric, self._weights = metric, weights
+        self._documents: dict[str, str] = {}
+
+    def copy(self, store: Store, trials: Sequence[_Trial]) -> int:
+        """Put the candidates' token vectors into the trials; return how many there are in the store."""
+        ids = sorted({id_ for each in self._searches for id_ in each.ids})
+        judged = {document for gains in self._questions.qrels.values() for document in gains}
+        n_vectors = 0
+        for start in range(0, len(ids), _COPIED_AT_ONCE):
+            records = store.get(ids[start : start + _COPIED_AT_ONCE], with_vectors=True)
+            parts = [record.vectors.select(["multi_vector"]) for record in records if record.vectors is not None]
+            vectors = M3Vectors.concatenate(parts)
+            n_vectors += len(vectors.multi_vector.flat)
+            self._documents |= {record.id: _document_of(record, judged) for record in records}
+            for trial in trials:
+                trial.add(records, vectors)
+        return n_vectors
+
+    def values(self, tokens: Sequence[FloatArray | None]) -> NDArray[np.float64]:
+        """Return the metric of every question, ranked by these multi-vector scores of its candidates."""
+        ranked = [
+            each.rank(column, self._weights, self._documents)
+            for each, column in zip(self._searches, tokens, strict=True)
+        ]
+        found = dict(zip(self._questions.queries, ranked, strict=True))
+        return measure_queries(found, self._questions.qrels, [self._metric])[self._metric]
+
+
+def _document_of(record: Record, judged: Set[str]) -> str:
+    """Return the document that a record is, or is a part of, by the name that judgements have for it."""
+    file = record.metadata.get("m3_file")
+    if record.id in judged or not isinstance(file, str) or not record.id.startswith(f"{file}#"):
+        return record.id
+    key = record.id.removeprefix(f"{file}#").rpartition("#")[0] or file
+    return next((name for name in (key, Path(file).name, Path(file).stem) if name in judged), key)

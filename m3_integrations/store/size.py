@@ -1,0 +1,61 @@
+"""What a store in a folder takes on the disk, and what another way to keep its token vectors would make of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from m3_integrations.store.points import MultiVectorStorage
+
+_MULTI_VECTOR_FOLDER: Final = "vector_storage-multi_vector"
+"""What the engine calls the folders of token vectors."""
+
+_BITS: Final[dict[MultiVectorStorage, int]] = {"none": 0, "float16": 16, "turbo8": 8, "turbo4": 4}
+_NORM_BYTES: Final = 4
+"""Beside a compressed vector the engine keeps a number of float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskUse:
+    """What a store in a folder takes once it is closed.
+
+    Attributes:
+        size_bytes: All its files, without the holes in them and the engine's log, of which little stays then.
+        token_bytes: Those of token vectors.
+    """
+
+    size_bytes: int
+    token_bytes: int
+
+    def with_token_vectors(self, factor: float) -> int:
+        """Return the bytes of the whole store if its token vectors took so many times what they take."""
+        return round(self.size_bytes + (factor - 1) * self.token_bytes)
+
+
+def disk_use(folder: Path) -> DiskUse:
+    """Measure a store in a folder. What was just written may be missing until it closes."""
+    log = folder / "engine" / "wal"
+    files = [file for file in folder.rglob("*") if file.is_file() and file.parent != log]
+    sizes = {file: _allocated_bytes(file) for file in files}
+    return DiskUse(sum(sizes.values()), sum(size for file, size in sizes.items() if _MULTI_VECTOR_FOLDER in file.parts))
+
+
+def token_vector_bytes(storage: MultiVectorStorage, dim: int) -> float:
+    """Return how many bytes the engine takes for a token vector: measured at 8 to 1,024 numbers.
+
+    Args:
+        storage: How it is kept.
+        dim: How many numbers it has.
+    """
+    return dim * _BITS[storage] / 8 + (_NORM_BYTES if storage.startswith("turbo") else 0)
+
+
+def smaller_storages(storage: MultiVectorStorage) -> list[MultiVectorStorage]:
+    """Return the ways to keep token vectors that take less than this one, the largest first."""
+    return [each for each in ("turbo8", "turbo4", "none") if _BITS[each] < _BITS[storage]]
+
+
+def _allocated_bytes(file: Path) -> int:
+    found = file.stat()
+    return found.st_blocks * 512 if hasattr(found, "st_blocks") else found.st_size

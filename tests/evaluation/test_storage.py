@@ -1,0 +1,190 @@
+"""What a smaller store costs on questions: values held to those of searches in stores that are really made."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from m3_integrations import M3Encoder, Searcher, open_store
+from m3_integrations.cli import app
+from m3_integrations.cli.fit import verdict
+from m3_integrations.evaluation import Dataset, read_dataset
+from m3_integrations.evaluation.storage import Storage, StorageCost, StorageFit, fit_storage
+from m3_integrations.indexing import index_files
+from m3_integrations.store.edge import EdgeStore
+from tests.evaluation.worlds import write_beir
+from tests.fakes import FakeEncoder
+
+XQUAD = Path(__file__).parents[3] / "shared" / "data" / "xquad"
+
+TEXTS = {
+    "museum": "The museum of the harbour is closed on Mondays and in January.",
+    "keys": "Rotate the keys of the vault once a year, and keep the old ones sealed.",
+    "salt": "Sea water is some three and a half percent salt by weight.",
+    "anchor": "An anchor is thrown into the water, and holds the ship by its chain.",
+    "bread": "Bread rises for two hours before it goes into the oven.",
+}
+QUESTIONS = {
+    "q1": ("when is the museum closed?", "museum"),
+    "q2": ("how often are keys rotated?", "keys"),
+    "q3": ("how much salt is in sea water?", "salt"),
+    "q4": ("what holds a ship in the water?", "anchor"),
+    "q5": ("how long does bread rise?", "bread"),
+}
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Dataset:
+    folder = tmp_path / "world"
+    write_beir(
+        folder,
+        TEXTS,
+        {id_: text for id_, (text, _) in QUESTIONS.items()},
+        {id_: {document: 1} for id_, (_, document) in QUESTIONS.items()},
+    )
+    return read_dataset(folder, titles=False)
+
+
+@pytest.fixture
+def tiny() -> Iterator[M3Encoder]:
+    with M3Encoder("tiny", device="cpu") as encoder:
+        yield encoder
+
+
+def filled(folder: Path, encoder: M3Encoder, texts: dict[str, str], **settings: object) -> EdgeStore:
+    store = open_store(folder, **settings)  # type: ignore[arg-type]
+    assert isinstance(store, EdgeStore)
+    Searcher(encoder, store).add(list(texts.values()), ids=list(texts))
+    return store
+
+
+def searched(store: EdgeStore, encoder: M3Encoder, world: Dataset) -> list[float]:
+    """nDCG@10 of what a search really returns, with one relevant document: 1 / log2(rank + 1)."""
+    searcher, values = Searcher(encoder, store), []
+    for id_, text in world.queries.items():
+        found = [hit.id for hit in searcher.search(text, k=10)]
+        (relevant,) = world.qrels[id_]
+        values.append(1 / np.log2(found.index(relevant) + 2) if relevant in found else 0.0)
+    return values
+
+
+def test_every_way_is_measured_as_a_store_that_is_made_like_it(tmp_path: Path, world: Dataset, tiny: M3Encoder) -> None:
+    with filled(tmp_path / "whole", tiny, TEXTS) as store:
+        fit = fit_storage(store, tiny, world)
+        np.testing.assert_allclose(fit.kept.values, searched(store, tiny, world), atol=1e-6)
+    assert {str(cost.storage) for cost in fit.smaller} == {
+        "turbo8", "float16, pooling 2", "turbo4", "turbo8, pooling 2", "turbo4, pooling 2", "none",
+    }  # fmt: skip
+    assert [cost.bytes_per_token for cost in fit.smaller] == sorted(
+        (cost.bytes_per_token for cost in fit.smaller), reverse=True
+    )
+    for i, cost in enumerate(fit.smaller):
+        settings = cost.storage._asdict()
+        with filled(tmp_path / str(i), tiny, TEXTS, **settings) as other:
+            np.testing.assert_allclose(cost.values, searched(other, tiny, world), atol=1e-6)
+    assert fit.kept.bytes_per_token == 512
+    assert [cost.bytes_per_token for cost in fit.smaller if cost.storage.token_pooling == 1] == [260, 132, 0]
+    errors = {cost.storage: cost.largest_error for cost in fit.smaller}
+    assert 0 < errors[Storage("turbo8")] < 5e-3 < errors[Storage("turbo4")] < errors[Storage("turbo4", 2)]
+
+
+def test_the_smallest_within_the_loss_is_the_one_whose_interval_is(world: Dataset) -> None:
+    ones, n = np.ones(400), 400
+
+    def cost(storage: Storage, bytes_per_token: float, lost: int) -> StorageCost:
+        values = ones.copy()
+        values[:lost] = 0
+        return StorageCost(
+            storage=storage, bytes_per_token=bytes_per_token, size_bytes=None, values=values, largest_error=0
+        )
+
+    fit = StorageFit(
+        metric="nDCG@10",
+        kept=cost(Storage("float16"), 2048, 0),
+        smaller=[cost(Storage("turbo8"), 1028, 0), cost(Storage("turbo4"), 516, 4), cost(Storage("none"), 0, 40)],
+    )
+    assert fit.compare(fit.smaller[1]).difference.mean == pytest.approx(4 / n)
+    turbo8, turbo4, none = fit.smaller
+    assert fit.smallest(0.0) is turbo8
+    assert fit.smallest(0.01) is turbo8  # of turbo4 the mean is within, but it is not shown
+    assert fit.smallest(0.03) is turbo4
+    assert fit.smallest(0.2) is none
+    assert verdict(fit, 0.01).startswith("turbo8 is the smallest that loses at most 1 % of nDCG@10, shown on 400")
+    assert "token vectors 2.0 times smaller, for 0.00 %" in verdict(fit, 0.01)
+    only = StorageFit(metric="nDCG@10", kept=fit.kept, smaller=[none])
+    assert verdict(only, 0.01).startswith("Keep float16: of no smaller store 400 questions show")
+
+
+def test_what_cannot_be_fitted_is_refused(tmp_path: Path, world: Dataset, tiny: M3Encoder) -> None:
+    with pytest.raises(TypeError, match="reads a folder or a Qdrant server"):
+        fit_storage(open_store(), tiny, world)
+    with filled(tmp_path / "none", tiny, TEXTS, multi_vector="none") as store:
+        with pytest.raises(ValueError, match="holds no token vectors"):
+            fit_storage(store, tiny, world)
+        with pytest.raises(ValueError, match="holds vectors of the model"):
+            fit_storage(store, FakeEncoder(), world)
+    others = {f"other {id_}": text for id_, text in TEXTS.items()}
+    with (
+        filled(tmp_path / "others", tiny, others) as store,
+        pytest.raises(ValueError, match=r"no question of world finds .* such as 'other"),
+    ):
+        fit_storage(store, tiny, world)
+
+
+def test_the_command_prints_a_table_of_80_columns_a_sentence_and_a_command_that_works(
+    tmp_path: Path, world: Dataset, tiny: M3Encoder
+) -> None:
+    corpus = world.corpus.path
+    with open_store(tmp_path / "s") as store:
+        index_files([corpus], tiny, store)  # the ids of records are not those of qrels then
+    questions = str(corpus.parent)
+    result = CliRunner().invoke(app, ["fit", str(tmp_path / "s"), "--questions", questions, "--max-loss", "50%"])
+    assert result.exit_code == 0, result.output
+    *table, empty, sentence, copy, command = result.stdout.splitlines()
+    assert max(map(len, table)) <= 80
+    assert (len(table), empty, copy) == (8, "", "A copy like that, which encodes nothing:")
+    assert table[1].split()[:2] == ["float16", "512"]
+    assert sentence.startswith("none is the smallest that loses at most 50 % of nDCG@10, shown on 5 questions: a store")
+    copying = command.removeprefix('python -c "').removesuffix('"').replace("'NEW'", repr(str(tmp_path / "new")))
+    exec(copying, {})
+    with open_store(tmp_path / "new") as made:
+        assert made.count() == 5
+        assert made.modes == ("dense", "lexical")
+
+
+@pytest.mark.parametrize(
+    ("max_loss", "message"), [("much", "such as 1% or 0.01"), ("-1%", "got '-1%'"), ("100%", "a share")]
+)
+def test_a_loss_that_is_no_share_is_refused(tmp_path: Path, world: Dataset, max_loss: str, message: str) -> None:
+    arguments = ["fit", str(tmp_path / "s"), "--questions", str(world.corpus.path.parent), "--max-loss", max_loss]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert message in result.output
+    assert not (tmp_path / "s").exists()
+
+
+def test_no_store_is_made_where_there_is_none(tmp_path: Path, world: Dataset) -> None:
+    result = CliRunner().invoke(app, ["fit", str(tmp_path / "s"), "--questions", str(world.corpus.path.parent)])
+    assert result.exit_code == 1
+    assert "no store at" in result.output
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*longer than")
+@pytest.mark.skipif(not XQUAD.exists(), reason="XQuAD is not beside the project")
+def test_on_xquad_turbo8_loses_nothing(tmp_path: Path, tiny: M3Encoder) -> None:
+    """A sixth of the German questions, over all 240 paragraphs."""
+    whole = read_dataset(XQUAD / "de", titles=False)
+    queries = dict(list(whole.queries.items())[::6])
+    part = Dataset(
+        name="de", corpus=whole.corpus, queries=queries, qrels={id_: whole.qrels[id_] for id_ in queries}, answers={}
+    )
+    texts = dict(zip(whole.corpus.ids, whole.corpus.texts(), strict=True))
+    with filled(tmp_path / "s", tiny, texts) as store:
+        fit = fit_storage(store, tiny, part)
+    turbo8 = next(cost for cost in fit.smaller if cost.storage == Storage("turbo8"))
+    assert fit.kept.values.mean() == pytest.approx(0.9, abs=0.08)
+    assert abs(fit.compare(turbo8).difference.mean) < 0.003
+    assert turbo8.largest_error < 5e-3
