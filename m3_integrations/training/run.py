@@ -97,6 +97,7 @@ def _train(config: TrainingConfig, *, show_progress: bool) -> Path:
         card = _finish(config, base, trainer, examples=len(data))
         if card.name != CARD:
             progress.say(f"{final / CARD} is not this command's and stays as it is; the card is {card}")
+    trainer.accelerator.wait_for_everyone()  # the result is whole for every process
     return final
 
 

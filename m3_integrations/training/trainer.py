@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerState, TrainingArguments
 
+from m3_integrations.training.data import TrainingBatches
 from m3_integrations.training.health import HeadWatch
 from m3_integrations.training.losses import LossSettings, compute_loss
+from m3_integrations.training.masking import MaskedBatches
+from m3_integrations.training.network import TrainingNetwork
 from m3_integrations.training.progress import Progress
 from m3_integrations.training.scores import score_batch
 
@@ -21,41 +24,8 @@ _LOGGED = ("dense", "lexical", "multi_vector", "ensemble")
 _STATE_FILE = "trainer_state.json"  # the Trainer writes it last, so a folder that has it is whole
 
 
-class Network(Protocol):
-    """What is trained: a module that can be written as a checkpoint and read back."""
-
-    def save(self, folder: Path, *, is_replacing: bool = False) -> None:
-        """Write the checkpoint."""
-        ...
-
-    def restore(self, folder: Path) -> None:
-        """Take the weights of a checkpoint that `save` wrote."""
-        ...
-
-
-class Batches(Protocol):
-    """All batches of a run, in order, each decided by its number and a seed."""
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """How many batches are a pass over the data."""
-        ...
-
-    def __len__(self) -> int:
-        """How many batches the run has."""
-        ...
-
-    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        """Return one batch."""
-        ...
-
-
-class Measure(Protocol):
-    """Measures a network on a validation set."""
-
-    def __call__(self, network: Network) -> Mapping[str, float]:
-        """Return nDCG@10 by mode, from 0 to 1."""
-        ...
+Measure = Callable[[TrainingNetwork], Mapping[str, float]]
+"""Measures a network on a validation set: nDCG@10 by mode, from 0 to 1."""
 
 
 class M3Trainer(Trainer):  # type: ignore[misc]
@@ -75,8 +45,8 @@ class M3Trainer(Trainer):  # type: ignore[misc]
 
     def __init__(
         self,
-        network: Network,
-        batches: Batches,
+        network: TrainingNetwork,
+        batches: TrainingBatches | MaskedBatches,
         arguments: TrainingArguments,
         *,
         loss_settings: LossSettings,
@@ -155,7 +125,7 @@ class M3Trainer(Trainer):  # type: ignore[misc]
         """Measure the network on the validation set, and log what comes out."""
         if self._measure is None:
             raise RuntimeError("this trainer has nothing to measure with")
-        network: Network = self.accelerator.unwrap_model(self.model)
+        network: TrainingNetwork = self.accelerator.unwrap_model(self.model)
         metrics = {f"eval_{name}": value for name, value in self._measure(network).items()}
         self.log(dict(metrics))
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -171,11 +141,11 @@ class M3Trainer(Trainer):  # type: ignore[misc]
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:  # noqa: ARG002
         """Write the checkpoint, over what a killed run may have left half written."""
-        network: Network = self.accelerator.unwrap_model(self.model)
+        network: TrainingNetwork = self.accelerator.unwrap_model(self.model)
         network.save(Path(output_dir or self.args.output_dir), is_replacing=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        network: Network = self.accelerator.unwrap_model(model or self.model)
+        network: TrainingNetwork = self.accelerator.unwrap_model(model or self.model)
         network.restore(Path(resume_from_checkpoint))
 
 

@@ -12,7 +12,7 @@ import torch
 
 from m3_integrations.encoder import M3Encoder
 from m3_integrations.evaluation import evaluate, read_dataset
-from m3_integrations.training.trainer import Network
+from m3_integrations.training.network import TrainingNetwork
 
 METRIC = "nDCG@10"
 """What is measured."""
@@ -57,7 +57,7 @@ class Validation:
         content = [self._dataset.corpus.digest, dict(self._dataset.queries), dict(self._dataset.qrels)]
         return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
-    def __call__(self, network: Network) -> Mapping[str, float]:
+    def __call__(self, network: TrainingNetwork) -> Mapping[str, float]:
         """Return nDCG@10 of every mode, from 0 to 1. What is drawn at random afterwards is as without this call."""
         self._work.mkdir(parents=True, exist_ok=True)
         devices = list(range(torch.cuda.device_count()))

@@ -26,23 +26,24 @@ def test_speed_is_of_training_alone_and_what_is_left_of_everything(
     lines = Progress("contrastive", is_shown=True)
     lines.on_train_begin(arguments, state, control)  # resumed at step 100
     for _ in range(2):
-        lines.count(300)
-        clock.now += 3
-        lines.on_step_end(arguments, state, control)
+        for _ in range(2):
+            lines.count(150)
+            clock.now += 1.5
+            lines.on_step_end(arguments, state, control)
         clock.now += 50  # an evaluation, then a checkpoint
         lines.on_evaluate(arguments, state, control)
         clock.now += 7
         lines.on_save(arguments, state, control)
-    state.global_step, state.epoch = 102, 1.5
+    state.global_step, state.epoch = 104, 1.5
     lines.on_log(arguments, state, control, logs={"loss": 1.2345, "dense_loss": 1.5, "multi_vector_loss": 0.25})
-    # 600 tokens in 6 s; 2 steps in 120 s, so 18 more in 1,080 s
+    # 600 tokens in 6 s; 4 steps in 120 s, so 16 more in 480 s
     assert capsys.readouterr().err == (
-        "contrastive: step 102 of 120, epoch 1.50, loss 1.234 (dense 1.500, multi-vector 0.250), "
-        "100 tokens/s, 18 min left\n"
+        "contrastive: step 104 of 120, epoch 1.50, loss 1.234 (dense 1.500, multi-vector 0.250), "
+        "100 tokens/s, 8 min left\n"
     )
     lines.on_log(arguments, state, control, logs={"eval_dense": 0.5, "eval_search:all": 0.75})
     lines.on_log(arguments, state, control, logs={"train_runtime": 3.0})
-    assert capsys.readouterr().err == "contrastive: step 102, nDCG@10: dense 0.5000, search:all 0.7500\n"
+    assert capsys.readouterr().err == "contrastive: step 104, nDCG@10: dense 0.5000, search:all 0.7500\n"
 
 
 def test_times_are_for_people() -> None:
