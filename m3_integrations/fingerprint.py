@@ -1,4 +1,4 @@
-"""What tells two checkpoints apart, whatever they are called and however they are stored."""
+"""The fingerprint of a checkpoint: it depends on the model, and not on its name or its file format."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from m3_integrations.checkpoint import head_files, read_pooling, read_tensors, weight_files
 
 _SAMPLE: Final = 4096
-"""Values of each tensor that count, spread evenly: fine-tuning changes all of them, and reading 2 GB takes seconds."""
+"""The most values read from each tensor, evenly spaced. Fine-tuning changes all values; reading 2 GB takes seconds."""
 
 _CONFIG_KEYS: Final = (
     "model_type",
@@ -29,7 +29,7 @@ _CONFIG_KEYS: Final = (
 def checkpoint_fingerprint(folder: Path, vocabulary: Sequence[str]) -> str:
     """Return 32 hexadecimal digits of a checkpoint's configuration, vocabulary, pooling, heads and weights.
 
-    The same whether the weights are in safetensors or in a `.bin`, in float32 or rounded to float16.
+    They are the same for weights in safetensors or in a `.bin`, in float32 or rounded to float16.
 
     Args:
         folder: The checkpoint.
@@ -48,7 +48,7 @@ def checkpoint_fingerprint(folder: Path, vocabulary: Sequence[str]) -> str:
             tensor = read()
             seen.setdefault(f"{prefix}/{name} {tuple(tensor.shape)}", _sample(tensor))
     for name in sorted(seen):
-        if "pooler." not in name and "position_ids" not in name:  # neither is used
+        if "pooler." not in name and "position_ids" not in name:  # the network uses neither
             digest.update(name.encode() + seen[name])
     return digest.hexdigest()
 

@@ -27,7 +27,7 @@ def test_fusion_refuses_what_makes_no_sense() -> None:
 
 
 def brute_force(texts: Mapping[int, Sequence[str]], query: Sequence[str]) -> dict[int, float]:
-    """Lucene's BM25 of every text that shares a token, in plain loops."""
+    """Return Lucene's BM25 of every text that shares a token, computed in plain loops."""
     average = sum(map(len, texts.values())) / len(texts)
     scores: dict[int, float] = {}
     for key, text in texts.items():

@@ -1,4 +1,4 @@
-"""Our numbers are FlagEmbedding's: golden values made by `make_golden.py` from FlagEmbedding 1.4.2 in float32."""
+"""Vectors and scores equal FlagEmbedding's: `make_golden.py` made the values with FlagEmbedding 1.4.2 in float32."""
 
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def test_pair_scores_are_flagembeddings(golden: Golden) -> None:
 
 
 def test_padding_does_not_change_max_sim_as_it_does_in_flagembedding(golden: Golden, vectors: M3Vectors) -> None:
-    """On purpose: FlagEmbedding lets padding rows, which are 0, win over negative similarities in a batch."""
+    """FlagEmbedding pads documents with zeros, so its best similarity in a batch is never negative; ours can be."""
     reference = golden[1]
     for (query, document), padded in zip(reference["quirk_pairs"], reference["quirk_scores"], strict=True):
         tokens, others = vectors.multi_vector[int(query)], vectors.multi_vector[int(document)]
@@ -74,7 +74,7 @@ def test_padding_does_not_change_max_sim_as_it_does_in_flagembedding(golden: Gol
 @pytest.mark.gpu
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float16", 1e-2)])
 def test_cuda_gives_the_cpus_numbers(golden: Golden, vectors: M3Vectors, dtype: str, tolerance: float) -> None:
-    """The tolerances are expectations: no machine with a GPU has run this yet."""
+    """The tolerances are expectations: this test has not run on a GPU yet."""
     on_device = M3Encoder(golden[0].model, shared=False, device="cuda", dtype=dtype).encode(TEXTS)
     np.testing.assert_allclose(on_device.dense, vectors.dense, atol=tolerance)
     np.testing.assert_array_equal(on_device.multi_vector.offsets, vectors.multi_vector.offsets)

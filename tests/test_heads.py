@@ -1,4 +1,4 @@
-"""A checkpoint without heads: every door says at once, and alike, what it lacks; what works is warned of once."""
+"""A checkpoint without heads: every class raises the same error at once; what still works warns once."""
 
 import re
 import shutil
@@ -20,7 +20,7 @@ LACKS = r"the checkpoint .*plain has no heads for {}, only dense can be computed
 
 @pytest.fixture(scope="module")
 def plain(small: Path, tmp_path_factory: pytest.TempPathFactory) -> M3Encoder:
-    """What a download of *.json and *.safetensors leaves."""
+    """A checkpoint without heads, as after a download of only *.json and *.safetensors."""
     folder = tmp_path_factory.mktemp("heads") / "plain"
     shutil.copytree(small, folder, ignore=shutil.ignore_patterns("*_linear.pt"))
     return M3Encoder(folder, device="cpu")
@@ -78,7 +78,7 @@ def test_where_all_modes_become_dense_it_is_said_once_and_at_the_users_line(
 
 
 def test_dense_that_is_asked_for_is_silent(plain: M3Encoder) -> None:
-    """Warnings are errors here."""
+    """No warning: pytest turns warnings into errors."""
     for door in (langchain.M3HybridRetriever, llama_index.M3HybridRetriever):
         door(encoder=plain, mode="dense")
     Searcher(plain, open_store(), SearchOptions(mode="dense")).search("a")

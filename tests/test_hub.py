@@ -1,4 +1,4 @@
-"""Checkpoints from the hub, against a small server on the loopback that speaks as much of the hub as is needed."""
+"""Checkpoints from the hub, tested against a loopback server with the few requests of the hub that are needed."""
 
 import hashlib
 import json
@@ -96,7 +96,7 @@ def hub(small: Path, tmp_path: Path, socket_enabled: None) -> Iterator[FakeHub]:
 
 
 def run(code: str, home: Path, endpoint: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run in a process of its own, since the hub's settings are read when its library is imported."""
+    """Run in a new process: huggingface_hub reads its settings at import."""
     settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", **environment}
     return subprocess.run(
         [sys.executable, "-c", f"from m3_integrations import M3Encoder\n{code}"],
@@ -144,7 +144,7 @@ except FileNotFoundError as error:
         result = run(code.format(model, revision), tmp_path / "home", hub.url, HF_HUB_OFFLINE=offline)
         assert result.returncode == 0, result.stderr
         assert f"'{model}'" in result.stdout
-        assert "hub did not give it" in result.stdout
+        assert "hub did not return it" in result.stdout
         assert (f"at revision '{revision}'" in result.stdout) == (revision is not None)
 
 
@@ -166,7 +166,7 @@ def test_a_hub_that_does_not_answer_is_given_up_and_the_ways_out_are_named(
     limit = "from m3_integrations.checkpoint import hub; hub._HUB_TIMEOUT_S = 1.0\n"
     result = run(f"{limit}M3Encoder('lab/m3')", tmp_path / "home", silent)
     assert "FileNotFoundError" in result.stderr.splitlines()[-1], result.stderr
-    assert "'tiny' is in this package; a folder works that has config.json" in result.stderr
+    assert "'tiny' is in this package; or pass a folder with config.json" in result.stderr
     filled = run(ENCODE, tmp_path / "home", hub.url)
     assert run(limit + ENCODE, tmp_path / "home", silent).stdout == filled.stdout, "the cache is read"
 
@@ -188,7 +188,7 @@ def test_a_name_that_is_nearly_right_is_answered_with_the_right_one(
 @pytest.mark.hub
 @pytest.mark.enable_socket
 def test_the_real_checkpoint_gives_the_scores_of_its_model_card() -> None:
-    """Printed in BGE-M3's model card, made in float16: hence the tolerance."""
+    """The expected values are from BGE-M3's model card. They were computed in float16, hence the tolerance."""
     queries = ("What is BGE M3?", "Defination of BM25")
     documents = (
         "BGE M3 is an embedding model supporting dense retrieval, lexical matching and multi-vector interaction.",

@@ -46,7 +46,7 @@ def test_indexing_gives_the_chosen_texts_in_every_mode(rows: int | slice | list[
 
 
 def test_an_index_past_the_end_raises() -> None:
-    with pytest.raises(IndexError, match="of 3"):
+    with pytest.raises(IndexError, match="index 3 is out of range for 3 texts"):
         make_vectors()[3]
 
 

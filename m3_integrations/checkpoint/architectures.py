@@ -1,6 +1,6 @@
-"""Checkpoints that need transformers' own code to be read: other architectures, other kinds of tokenizer.
+"""Load a backbone with transformers: architectures and files that this package's own XLM-RoBERTa cannot load.
 
-Its models bring torch._dynamo, torch.distributed and more, 2 to 3 s of CPU that BGE-M3 itself never needs.
+Importing transformers' models also imports torch._dynamo and torch.distributed: 2 to 3 s of CPU. BGE-M3 needs neither.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ def load_backbone(folder: Path, dtype: torch.dtype) -> nn.Module:
                 **arguments,
             )
     except _DAMAGE as error:
-        raise ValueError(f"{folder} holds no encoder that can be loaded: {error}") from error
+        raise ValueError(f"the encoder in {folder} cannot be loaded: {error}") from error
     if deeper := sorted(key for key in report["unexpected_keys"] if re.search(r"\blayers?\.\d+\.", key)):
-        raise ValueError(f"{folder} has weights that its config.json has no layer for: {deeper[0]} ({len(deeper)})")
+        raise ValueError(f"config.json in {folder} has no layer for some weights: {deeper[0]} ({len(deeper)})")
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if missing:
-        raise ValueError(f"{folder} lacks weights, which would be random: {', '.join(missing[:5])} ({len(missing)})")
+        raise ValueError(f"{folder} lacks weights of the network: {', '.join(missing[:5])} ({len(missing)})")
     if _takes_pooler(config):
-        model.pooler = None  # never used: ours reads the hidden states
+        model.pooler = None  # not used: `M3Network` reads the hidden states
     backbone: nn.Module = model.eval()
     return backbone.requires_grad_(False)
 
@@ -72,7 +72,7 @@ def without_bars() -> Iterator[None]:
 
 
 def _check_architecture(folder: Path, config: Any) -> None:
-    """Refuse what is no bidirectional encoder with a known number of positions: its vectors would mean nothing."""
+    """Raise ValueError unless the model is a bidirectional encoder with a known number of positions."""
     positions = getattr(config, "max_position_embeddings", None)
     is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_encoder_decoder", False)
     if not is_encoder or not isinstance(positions, int) or positions < 1:
@@ -87,5 +87,5 @@ def _takes_pooler(config: Any) -> bool:
 
 
 def _has_pooler_weights(folder: Path) -> bool:
-    """Whether the files hold a pooling layer: then it is loaded and dropped, so that transformers reports nothing."""
+    """Whether the files hold a pooling layer. If so it is loaded and dropped: transformers reports unused weights."""
     return any(name.rpartition("pooler.")[1] for path in weight_files(folder) for name, _ in read_tensors(path))

@@ -1,4 +1,4 @@
-"""The files of a checkpoint: which there are, and the tensors in them."""
+"""The names of a checkpoint's files, and the tensors in them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 CONFIG: Final = "config.json"
 XLM_ROBERTA: Final = "xlm-roberta"
-"""`model_type` in the configuration of BGE-M3 and of every checkpoint that was trained from it."""
+"""`model_type` in the configuration of BGE-M3 and of checkpoints trained from it."""
 
 VOCABULARIES: Final = ("tokenizer.json", "*.model", "vocab.*")
 WEIGHTS: Final = (
@@ -23,7 +23,7 @@ WEIGHTS: Final = (
 )
 HEADS: Final = ("colbert_linear", "sparse_linear")
 
-# What torch.load and safetensors raise for a file that is cut short, damaged or more than weights.
+# What torch.load and safetensors raise for a file that is truncated, damaged, or holds more than weights.
 DAMAGE: Final = (
     OSError,
     RuntimeError,
@@ -39,7 +39,7 @@ DAMAGE: Final = (
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files with the backbone's weights: safetensors where there are any, as transformers prefers them."""
+    """Return the files with the backbone's weights: those in safetensors if there are any, else the `.bin` files."""
     for names in WEIGHTS:
         if files := sorted(path for name in names[:2] for path in folder.glob(name)):
             return files
@@ -47,13 +47,13 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_tensors(path: Path) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
-    """Return the tensors of a weight file: their names, and a call that reads one."""
+    """Yield the name of every tensor in a weight file, with a function that reads it."""
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a dictionary
                 yield name, partial(file.get_tensor, name)
     else:
-        # Files from before torch 1.6 are no zip archives and cannot be mapped.
+        # Files written by torch before 1.6 are not zip archives: mmap=True would raise.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
         for name, tensor in state.items():
             yield name, partial(torch.Tensor.detach, tensor)

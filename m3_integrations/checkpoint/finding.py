@@ -14,7 +14,7 @@ BUNDLED: Final = "tiny"
 
 
 def find_checkpoint(model: str | os.PathLike[str], *, revision: str | None = None) -> Path:
-    """Return the folder of a checkpoint, downloading from the Hugging Face hub what is needed and not yet cached.
+    """Return the folder of a checkpoint. Files of a hub's repository that are not cached yet are downloaded.
 
     Args:
         model: A folder, a repository of the hub such as "BAAI/bge-m3", or "tiny", the checkpoint in this package
@@ -22,12 +22,12 @@ def find_checkpoint(model: str | os.PathLike[str], *, revision: str | None = Non
         revision: Branch, tag or commit on the hub.
 
     Returns:
-        The folder, symbolic links resolved. On the hub's cache it names the commit.
+        The folder, symbolic links resolved. In the hub's cache its name is the commit.
 
     Raises:
-        FileNotFoundError: If there is no such folder or repository, or if the hub cannot be reached, or does not answer
-            within 20 seconds, and the repository is not cached.
-        ValueError: If a revision is asked of a folder.
+        FileNotFoundError: If there is no such folder or repository; or if the hub does not answer within 20 seconds and
+            the repository is not cached.
+        ValueError: If a revision is given for a folder.
     """
     folder = Path(__file__).parent.parent / BUNDLED if model == BUNDLED else Path(model).expanduser()
     if folder.is_dir():
@@ -36,27 +36,27 @@ def find_checkpoint(model: str | os.PathLike[str], *, revision: str | None = Non
         return folder.resolve()
     if isinstance(model, os.PathLike) or str(model).startswith((".", "~", "/")):
         raise FileNotFoundError(f"no checkpoint folder {folder}")
-    from m3_integrations.checkpoint import hub  # noqa: PLC0415 - its client takes as long to import as numpy twice
+    from m3_integrations.checkpoint import hub  # noqa: PLC0415 - importing its client takes twice as long as numpy
 
     try:
         return hub.download(str(model), revision)
     except hub.NOT_FOUND as error:
         at = f" at revision {revision!r}" if revision else ""
         raise FileNotFoundError(
-            f"{str(model)!r}{at} is not a folder here, and the Hugging Face hub did not give it: "
+            f"{str(model)!r}{at} is not a folder here, and the Hugging Face hub did not return it: "
             f"{error or type(error).__name__}. {_ways_out(str(model))}"
         ) from error
 
 
 def _ways_out(model: str) -> str:
-    """Return what else somebody can do whose checkpoint is not to be had."""
+    """Return advice to a user whose checkpoint was not found."""
     names = {name.casefold(): name for name in (BUNDLED, *_KNOWN_REPOSITORIES)} | {
         name.partition("/")[2].casefold(): name for name in _KNOWN_REPOSITORIES
     }
     close = get_close_matches(model.casefold(), names, n=1, cutoff=0.8)
     meant = f"Did you mean {names[close[0]]!r}? " if close and names[close[0]] != model else ""
     return (
-        f"{meant}Without the hub: {BUNDLED!r} is in this package; a folder works that has config.json, the tokenizer, "
-        "model.safetensors or pytorch_model.bin, colbert_linear.pt and sparse_linear.pt; what was downloaded once is "
-        "read from the cache (HF_HOME); HF_ENDPOINT names a mirror"
+        f"{meant}Without the hub: {BUNDLED!r} is in this package; or pass a folder with config.json, the tokenizer, "
+        "model.safetensors or pytorch_model.bin, colbert_linear.pt and sparse_linear.pt; files downloaded earlier are "
+        "read from the cache (HF_HOME); HF_ENDPOINT sets a mirror"
     )

@@ -33,7 +33,7 @@ def load_heads(folder: Path, hidden_size: int, dtype: torch.dtype) -> Heads | No
         The heads, or None for a checkpoint that has neither (plain BGE: dense only).
 
     Raises:
-        ValueError: If just one is there, or one cannot be read, holds anything but weights, or has a wrong shape.
+        ValueError: If only one exists, or one cannot be read, holds anything but weights, or has a wrong shape.
     """
     found = {name: paths for name in HEADS if (paths := head_files(folder, name))}
     if not found:

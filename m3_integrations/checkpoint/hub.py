@@ -1,4 +1,4 @@
-"""Checkpoints from the Hugging Face hub. Only what names a repository imports this: the client is large."""
+"""Download checkpoints from the Hugging Face hub. Imported only for the name of a repository: its client is large."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _SMALL_FILES: Final = (
 )
 
 _HubError: Final[type[Exception]] = next(b for b in HfHubHTTPError.__mro__ if b.__name__ == "HTTPError")
-"""Base class of what the hub's HTTP client raises, timeouts included. The client is httpx or httpx2, by its version."""
+"""Base class of the HTTP client's errors, timeouts included. The hub's version decides if it is httpx or httpx2."""
 
 _HUB_TIMEOUT_S: Final = 20.0
-"""How long the hub may take to answer whether it has a repository."""
+"""Time limit of the first request, which asks the hub whether it has the repository."""
 
 NOT_FOUND: Final = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, _HubError)
 """Errors that `download` raises."""
@@ -38,17 +38,17 @@ NOT_FOUND: Final = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, 
 
 @cache
 def download(repository: str, revision: str | None) -> Path:
-    """Fetch the small files and the weights in one format: safetensors where the repository has it.
+    """Download the small files, and the weights in one format: safetensors if the repository has it, else `.bin`.
 
-    Once in a process: later handles do not ask the hub again. A hub that does not answer within `_HUB_TIMEOUT_S` is
-    taken for absent, and the cache is read: `snapshot_download` itself would wait for ever.
+    The result is kept: a process asks the hub once for each repository and revision. If the hub does not answer within
+    `_HUB_TIMEOUT_S`, only the cache is read: `snapshot_download` would wait without a limit.
     """
     try:
         HfApi().repo_info(repository, revision=revision or "main", timeout=_HUB_TIMEOUT_S)
         is_cache_only, silence = False, None
     except (_HubError, OfflineModeIsEnabled) as error:
         if isinstance(error, HfHubHTTPError):
-            raise  # it answered
+            raise  # the hub answered: the cache is not asked
         is_cache_only, silence = True, error
     folder = Path()
     for names in WEIGHTS:

@@ -1,4 +1,4 @@
-"""Write a checkpoint that others read too."""
+"""Write a checkpoint that FlagEmbedding and sentence-transformers read too."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from m3_integrations.checkpoint.modules import DensePooling, count_positions, wr
 from m3_integrations.tokenizer import Tokenizer
 
 _UNFINISHED: Final = ".unfinished"
-"""Name of the folder that a checkpoint is written to before its files are moved to their places."""
+"""Subfolder in which all files are written before they are moved to their places."""
 
 
 def save_checkpoint(
@@ -37,8 +37,8 @@ def save_checkpoint(
     without it is no checkpoint and can be replaced.
 
     Args:
-        folder: Is made if absent. Nothing else in it is deleted.
-        backbone: A model of transformers, or this package's own.
+        folder: Created if absent. Other files in it stay.
+        backbone: A model of transformers, or an `XlmRoberta`.
         heads: None for a dense-only checkpoint.
         tokenizer: Its tokenizer.
         pooling: How its dense vectors are made.
@@ -46,20 +46,20 @@ def save_checkpoint(
         is_replacing: Whether a checkpoint that the folder holds is replaced.
 
     Raises:
-        FileExistsError: If the folder holds a checkpoint already, unless it is to be replaced.
-        ValueError: If the backbone's weights are rounded to 8 bits: what was lost would be missing for good.
+        FileExistsError: If the folder holds a checkpoint and `is_replacing` is false.
+        ValueError: If the backbone computes in int8: its weights are rounded to 8 bits.
     """
     if any(buffer.dtype == torch.int8 for buffer in backbone.buffers()):
-        raise ValueError("a network in int8 cannot be saved: load it with dtype='float32' to save it")
+        raise ValueError("a network in int8 cannot be saved, its weights are rounded: load it with dtype='float32'")
     target = Path(folder)
     if (target / CONFIG).exists() and not is_replacing:
         raise FileExistsError(f"{target} holds a checkpoint already: choose an empty folder")
     aside = target / _UNFINISHED
     if aside.exists():
-        shutil.rmtree(aside)  # what a killed process left
+        shutil.rmtree(aside)  # from a killed process
     aside.mkdir(parents=True)
     try:
-        # On a CPU weights may lie in oneDNN's own order, which no file format knows.
+        # On a CPU weights may be in oneDNN's own layout, which cannot be written to a file.
         state = {name: value.to_dense() if value.is_mkldnn else value for name, value in backbone.state_dict().items()}
         backbone.save_pretrained(aside, state_dict=state)  # type: ignore[operator]
         tokenizer.source.save_pretrained(aside)

@@ -16,7 +16,7 @@ from m3_integrations.tokenizer import Tokenizer
 _FILE: Final = "tokenizer.json"
 _SETTINGS: Final = ("tokenizer_config.json", "special_tokens_map.json")
 _SPECIAL: Final = {"cls_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-"""XLM-RoBERTa's special tokens where the settings name no others."""
+"""XLM-RoBERTa's special tokens, for settings that do not name others."""
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -24,14 +24,14 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
     Raises:
         TypeError: If it is a slow one.
-        ValueError: If the folder has none that can be read, or it puts no [CLS] before a text.
+        ValueError: If the folder has no readable tokenizer, or the tokenizer does not put one [CLS] before a text.
     """
     if not any(file for pattern in VOCABULARIES for file in folder.glob(pattern)):
-        # Without this check transformers makes a tokenizer with an empty vocabulary and says nothing.
+        # Without this check transformers returns a tokenizer with an empty vocabulary and does not warn.
         raise ValueError(f"{folder} has no tokenizer: none of {', '.join(VOCABULARIES)}")
     if (tokenizer := _read(folder)) is not None:
         return Tokenizer(tokenizer)
-    from transformers import AutoTokenizer  # noqa: PLC0415 - takes longer to import than the bundled checkpoint to load
+    from transformers import AutoTokenizer  # noqa: PLC0415 - slower to import than the bundled checkpoint to load
 
     try:
         return Tokenizer(AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
@@ -42,7 +42,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 class _FileTokenizer:
-    """Serve `Tokenizer` as a tokenizer of transformers would, from the files alone.
+    """The parts of a transformers tokenizer that this package uses, read from the files.
 
     Args:
         tokenizer: As tokenizer.json has it.
@@ -65,7 +65,7 @@ class _FileTokenizer:
         self._settings = settings
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write the files that this was read from."""
+        """Write tokenizer.json and the settings files that were read."""
         self.backend_tokenizer.save(str(folder / _FILE))
         for name, content in self._settings.items():
             if name == _SETTINGS[0] and self.model_max_length is not None:
@@ -76,7 +76,7 @@ class _FileTokenizer:
 
 
 def _read(folder: Path) -> _FileTokenizer | None:
-    """Read tokenizer.json; None where transformers would add to it, or this is no XLM-RoBERTa, or no such file.
+    """Read tokenizer.json; return None if transformers must load the tokenizer.
 
     Transformers takes the vocabulary, the special tokens and the charsmap of such a checkpoint, and normalizes and
     splits by rules of its own class, whatever the file has for them.
@@ -88,11 +88,11 @@ def _read(folder: Path) -> _FileTokenizer | None:
         flags = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
         settings = {name: (folder / name).read_bytes() for name in _SETTINGS if (folder / name).is_file()}
         given: dict[str, Any] = {}
-        for content in reversed(settings.values()):  # the first file has the last word
+        for content in reversed(settings.values()):  # the values of the first file win
             given |= json.loads(content)
         special = {name: _text(given.get(name, token)) for name, token in _SPECIAL.items()}
         added = {int(i): _text(token) for i, token in given.get("added_tokens_decoder", {}).items()}
-    except Exception:  # the Rust library raises nothing narrower; transformers then says what is wrong with the file
+    except Exception:  # the Rust library raises nothing narrower; transformers then raises an error for the same file
         return None
     _apply_rules(tokenizer, is_prefixed=bool(given.get("add_prefix_space", True)))
     is_complete = (
@@ -139,7 +139,7 @@ def _has_flags(token: tokenizers.AddedToken | None, stated: Mapping[str, Any]) -
 
 
 def _named(settings: Mapping[str, Any]) -> Iterator[str]:
-    """Return the tokens that the settings name, whatever for."""
+    """Yield every token that the settings name, for any purpose."""
     for name, value in settings.items():
         if name.endswith("_token") and value is not None:
             yield _text(value)
@@ -148,5 +148,5 @@ def _named(settings: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _text(token: Any) -> str:
-    """Return a token that stands in the settings as itself, or with how it is to be found."""
+    """Return a token's text: the settings hold a string, or a mapping with the string as "content"."""
     return str(token["content"] if isinstance(token, Mapping) else token)

@@ -1,4 +1,4 @@
-"""The network on its device: from token ids to vectors in one forward pass."""
+"""The network on its device: token ids to vectors in one forward pass."""
 
 from m3_integrations.model.devices import DTYPES, find_devices, find_dtype
 from m3_integrations.model.forward_pass import ForwardPass

@@ -1,4 +1,4 @@
-"""XLM-RoBERTa's layers over a packed batch on a CPU, in few calls: what lies around the products costs as little."""
+"""XLM-RoBERTa's layers over a packed batch on a CPU, in as few calls of torch as possible."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from m3_integrations.model.xlm_roberta import XlmRoberta
 
 
 class CpuLayers:
-    """Computes what a backbone's own forward pass does, from the same modules.
+    """The backbone's forward pass, computed from the same modules in fewer calls.
 
-    GELU and the residual sums are done within the products, and what several products read is prepared once.
+    The linear layers also compute GELU and the residual sums. Queries, keys and values share one prepared input.
 
     Args:
         backbone: XLM-RoBERTa whose linear layers are `PrepackedLinear` or `Int8Linear`.
@@ -29,12 +29,12 @@ class CpuLayers:
         self._n_heads: int = modules.config.num_attention_heads
 
     def __call__(self, ids: torch.Tensor, positions: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-        """Return the last hidden states of texts that lie one after another, (tokens, hidden).
+        """Return the last hidden states of a packed batch, (tokens, hidden).
 
         Args:
-            ids: (tokens,) the tokens of all texts.
-            positions: (tokens,) what `packed_positions` returns.
-            lengths: (n,) the tokens of every text.
+            ids: (tokens,) the token ids of all texts, one text after another.
+            positions: (tokens,) the result of `packed_positions`.
+            lengths: (n,) the number of tokens of every text.
         """
         runs, embeddings = runs_of(lengths), self._embeddings
         states: torch.Tensor = embeddings.word_embeddings(ids) + embeddings.token_type_embeddings.weight[0]
@@ -51,14 +51,14 @@ class CpuLayers:
 
 
 def prepare_for_cpu(backbone: Any, dtype: torch.dtype) -> CpuLayers | None:
-    """Replace a backbone's linear layers by the ones that are fast on this CPU.
+    """Replace a backbone's linear layers by faster ones for this CPU.
 
     Args:
-        backbone: An `XlmRoberta` or a model of transformers on the CPU, in float32 where it is to compute in int8.
-        dtype: What it is to compute in.
+        backbone: An `XlmRoberta` or a model of transformers on the CPU; in float32 if dtype is int8.
+        dtype: The dtype of its products.
 
     Returns:
-        A quicker way through the same modules, or None where the architecture or this CPU allows none.
+        A faster forward pass over the same modules, or None if the architecture or this CPU allows none.
     """
     kind = Int8Linear if dtype == torch.int8 else PrepackedLinear if can_prepack(dtype) else None
     if kind is None:
@@ -66,5 +66,5 @@ def prepare_for_cpu(backbone: Any, dtype: torch.dtype) -> CpuLayers | None:
     for parent in list(backbone.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
-                setattr(parent, name, kind(child))  # one by one, so that the weights never exist twice
+                setattr(parent, name, kind(child))  # one layer at a time: all weights twice would need twice the memory
     return CpuLayers(backbone) if isinstance(backbone, XlmRoberta) else None

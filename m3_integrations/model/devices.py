@@ -1,4 +1,4 @@
-"""Which device and which type of numbers a name means here."""
+"""Choose the device and the dtype that a name stands for on this machine."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _logger = logging.getLogger(__name__)
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device of this name, or with "auto" the best one here: CUDA, Apple's GPU, the CPU.
+    """Return the device of this name; "auto" is the first available of CUDA, Apple's GPU and the CPU.
 
     Raises:
-        ValueError: If torch does not know the name or the device is not there.
+        ValueError: If torch does not know the name or the machine does not have the device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -41,14 +41,14 @@ def find_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError, ValueError, TypeError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"device {name!r} cannot be used here: {reason}") from error
-    return probe.device  # with its number: "cuda" is "cuda:0"
+    return probe.device  # with its index: "cuda" becomes "cuda:0"
 
 
 def find_devices(names: str) -> tuple[torch.device, ...]:
-    """Return the devices of these names, which commas separate, for `find_device`; all of one kind.
+    """Return the devices of several names with commas between them, each as `find_device` returns it.
 
     Raises:
-        ValueError: If one cannot be used, or a GPU and a CPU are to share the work.
+        ValueError: If one cannot be used, or they are not all of one kind, such as a GPU and a CPU.
     """
     devices = tuple(find_device(name.strip()) for name in names.split(","))
     if len({device.type for device in devices}) > 1:
@@ -57,14 +57,14 @@ def find_devices(names: str) -> tuple[torch.device, ...]:
 
 
 def find_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of this name, or with "auto" float16 on CUDA and float32 elsewhere.
+    """Return the dtype of this name; "auto" is float16 on CUDA and float32 elsewhere.
 
-    On a CPU "auto" stays float32 even where another dtype is several times faster: only float32 has FlagEmbedding's
-    numbers (to 1e-5), and stores keep vectors for years, also for machines without AMX. What would be faster is logged
-    once, at the level INFO. A dtype that the CPU only emulates is used, with a warning.
+    On a CPU "auto" stays float32 even if another dtype is several times faster. Only float32 returns FlagEmbedding's
+    numbers (to 1e-5), and a store may keep its vectors for years and be read on CPUs without AMX. A faster dtype is
+    logged once, at the level INFO. A dtype that the CPU only emulates is used, with a warning.
 
     Raises:
-        ValueError: For a name other than those in `DTYPES`, or for "int8" anywhere but on a CPU made for it.
+        ValueError: For a name that is not in `DTYPES`, or for "int8" on other devices than an x86 CPU with AVX2.
     """
     if name == "auto":
         if device.type == "cpu":
@@ -82,7 +82,7 @@ def find_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def faster_dtype(device: torch.device) -> str | None:
-    """Return the name of the dtype that is several times faster than float32 on this CPU; None if there is none."""
+    """Return the name of the dtype that is at least twice as fast as float32 on this CPU, or None."""
     if device.type != "cpu":
         return None
     if torch.cpu._is_amx_tile_supported() and can_prepack(torch.bfloat16):
@@ -91,7 +91,7 @@ def faster_dtype(device: torch.device) -> str | None:
 
 
 def is_emulated(dtype: torch.dtype) -> bool:
-    """Whether the CPU computes in this dtype by way of float32; False for processors other than x86, and unknown."""
+    """Whether the CPU converts this dtype to float32 to compute; False if unknown, and on processors other than x86."""
     cpu: Any = torch.cpu
     if not cpu._is_avx2_supported():
         return False
@@ -107,7 +107,7 @@ def is_emulated(dtype: torch.dtype) -> bool:
 def _log_faster_dtype() -> None:
     if (name := faster_dtype(torch.device("cpu"))) is not None:
         _logger.info(
-            "float32 was chosen, for FlagEmbedding's numbers; on this CPU dtype=%r %s, a little less exact",
+            "float32 was chosen, it returns FlagEmbedding's numbers; on this CPU dtype=%r %s but is less exact",
             name,
             _FASTER[name],
         )

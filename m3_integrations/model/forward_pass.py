@@ -1,4 +1,4 @@
-"""A forward pass: one batch of texts, from its launch on the device to its answer on the host."""
+"""A forward pass: one batch of texts, from its launch on the device to its results on the host."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ _DROPPED: Final = np.iinfo(np.int64).max
 
 
 class ForwardPass:
-    """A batch that the device was told to compute, and may not have computed yet. Any thread may wait for it.
+    """A batch that was sent to the device and may not be computed yet. Any thread may wait for it.
+
+    `is_finite`, `dense`, `lexical` and `multi_vector` are set by `wait`.
 
     Args:
-        results: On the device: `is_finite` (n,) and `dense` (n, d); with a head `lexical_keys` and `lexical_weights` as
-            `largest_weights` returns them; `token_vectors` (tokens of the texts that asked, d) if any asked.
-        n_token_vectors: (n,) the token vectors of every text; 0 where it did not ask.
-        stream: On CUDA, where results leave for the host, so that the next pass begins meanwhile.
+        results: On the device: `is_finite` (n,) and `dense` (n, d); with a head, `lexical_keys` and `lexical_weights`
+            from `largest_weights`; `token_vectors` (tokens, d) of the texts for which they were requested, if any.
+        n_token_vectors: (n,) the number of token vectors of every text; 0 if they were not requested.
+        stream: On CUDA, the stream that copies results to the host while the next pass runs; None elsewhere.
 
     Attributes:
-        tensors: On CUDA pinned memory of the host that is being filled, elsewhere the results themselves.
-        is_finite: (n,) bool, whether the network's values for a text are all finite; the vectors of the others mean
-            nothing. This and all that follows is there after `wait`.
+        tensors: On CUDA, pinned host memory that the copy fills; elsewhere the results themselves.
+        is_finite: (n,) bool, whether all of the network's values for a text are finite. If not, its vectors are
+            meaningless.
         dense: (n, d) float32, unit length.
         lexical: The n texts' lexical weights; None without a head.
-        multi_vector: The n texts' multi-vectors, without [CLS]; a row has no tokens where it was not asked for. None if
-            nobody asked, or without a head.
+        multi_vector: The n texts' multi-vectors, without [CLS]; a text without a request has no rows. None if no text
+            has any.
     """
 
     is_finite: NDArray[np.bool_]
@@ -51,9 +53,9 @@ class ForwardPass:
                 self._event.record(stream)
 
     def wait(self) -> ForwardPass:
-        """Return this pass with its results, as soon as the device has computed them.
+        """Wait until the device has computed the results, and return this pass with them.
 
-        On CUDA `dense` and `multi_vector` lie in pinned memory, which is scarce: copy what is kept.
+        On CUDA `dense` and `multi_vector` are views of pinned memory, which is scarce: callers copy what they keep.
         """
         if self._event is not None:
             self._event.synchronize()
@@ -69,20 +71,20 @@ class ForwardPass:
 def to_device(
     arrays: Mapping[str, IntArray], device: torch.device, stream: torch.cuda.Stream | None
 ) -> dict[str, torch.Tensor]:
-    """Copy one-dimensional arrays to a device as int64 tensors, all in one copy; on CUDA nobody waits for it."""
+    """Copy one-dimensional arrays to a device as int64 tensors, in one copy. On CUDA the host does not wait for it."""
     flat = torch.from_numpy(np.concatenate(list(arrays.values()), dtype=np.int64))
     if stream is not None:
-        # From pageable memory the host would wait. Torch holds the pinned memory until the copy is done.
+        # The host would wait for a copy from pageable memory. Torch keeps the pinned memory until the copy is done.
         flat = flat.pin_memory()
     parts = torch.split(flat.to(device, non_blocking=True), [len(array) for array in arrays.values()])
     return dict(zip(arrays, parts, strict=True))
 
 
 def _pinned_copy(tensor: torch.Tensor, stream: torch.cuda.Stream) -> torch.Tensor:
-    """Start to copy a tensor into pinned memory, on the current stream, which is this one."""
+    """Start to copy a tensor into pinned memory. This stream must be the current one."""
     copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     copy.copy_(tensor, non_blocking=True)
-    # The tensor belongs to the other stream, which must not use its memory again before this one has read it.
+    # The tensor was allocated on another stream, which must not reuse its memory before this stream has read it.
     tensor.record_stream(stream)
     return copy
 
@@ -90,20 +92,21 @@ def _pinned_copy(tensor: torch.Tensor, stream: torch.cuda.Stream) -> torch.Tenso
 def largest_weights(
     weights: torch.Tensor, rows: torch.Tensor, token_ids: torch.Tensor, ignored_ids: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keep the largest positive weight of every token of every text, and leave out the ids that carry none.
+    """Return the largest positive weight of every distinct token of every text, without the ignored ids.
 
-    Both rules are those of FlagEmbedding's M3 (paper, section 3.2). Nothing depends on how many weights stay, so that
-    the host need not wait: the results are as long as the input, and `lexical_rows` cuts them.
+    Both rules are those of FlagEmbedding's M3 (paper, section 3.2). No shape depends on how many weights remain, so the
+    host does not wait for the device: the results are as long as the input, and `lexical_rows` cuts them.
 
     Args:
         weights: (tokens,) float32.
-        rows: (tokens,) int64, which text a token belongs to.
+        rows: (tokens,) int64, the text of every token.
         token_ids: (tokens,) int64.
         ignored_ids: (ids,) int64.
 
     Returns:
-        (tokens,) int64 rising keys, each once: the text in the upper 32 bits and the id in the lower ones; then
-        int64's largest value. And (tokens,) float32, their weights; what stands beside that value means nothing.
+        (tokens,) int64 keys in rising order, each once: the text in the upper 32 bits, the token id in the lower 32.
+        The rest is filled with int64's largest value. And (tokens,) float32, the weights of the keys; those of the
+        filling are meaningless.
     """
     stays = (weights > 0) & (token_ids[:, None] != ignored_ids).all(dim=1)
     keys, order = torch.where(stays, rows << 32 | token_ids, _DROPPED).sort(stable=True)
@@ -116,7 +119,7 @@ def largest_weights(
 
 
 def lexical_rows(keys: IntArray, weights: FloatArray, n: int) -> LexicalRows:
-    """Return the lexical weights of n texts from what `largest_weights` found."""
+    """Return the lexical weights of n texts from the results of `largest_weights`."""
     end = int(np.searchsorted(keys, _DROPPED))
     rows, ids = keys[:end] >> 32, (keys[:end] & 0xFFFFFFFF).astype(np.int32)
     lengths: NDArray[np.int64] = np.bincount(rows, minlength=n)

@@ -1,4 +1,4 @@
-"""Linear layers that multiply in 8-bit integers, for CPUs that do so faster than in float32."""
+"""Linear layers that multiply 8-bit integers, for CPUs on which that is faster than float32."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from torch import nn
 _LARGEST: Final = 127
 _LARGEST_IN_7_BITS: Final = 63
 _MIDDLE: Final = 128
-"""The zero of unsigned inputs. Without AMX, oneDNN's product of signed ones takes a thousand times as long."""
+"""Added to inputs to make them unsigned: oneDNN multiplies signed ones a thousand times as slowly without AMX."""
 
 _ROWS: Final = 16
-"""Rows that oneDNN's layout is asked for; a product of 1,024 rows is as fast."""
+"""Number of input rows that oneDNN lays the weights out for. Products of 1,024 rows are as fast with this layout."""
 
 _onednn: Any = torch.ops.onednn
 
 
 class Rounded(NamedTuple):
-    """Rows in 8 bits: (rows, width) `values`, and (rows, 1) float32 `scales` that give them back."""
+    """Rows in 8 bits: (rows, width) `values` and (rows, 1) float32 `scales`. Unsigned values have `_MIDDLE` added."""
 
     values: torch.Tensor
     scales: torch.Tensor
 
 
 class Int8Linear(nn.Module):
-    """A linear layer with 8-bit weights, one scale for each output, and inputs rounded to 8 bits, one scale each.
+    """A linear layer with weights rounded to 8 bits, one scale per output, and inputs to 8 bits, one scale per token.
 
-    A scale for each token, and not one for the whole batch, keeps a text's vectors free of its neighbours'. Torch's own
-    dynamically quantised layer has one for the batch, and its tensors are deprecated from 2.13 on; these are plain.
-    Without VNNI a CPU adds pairs of products in 16 bits, where 8-bit weights overflow: there weights have 7 bits.
+    With a scale per token a text's vectors do not depend on the other texts in its batch. Torch's own dynamically
+    quantised layer has one scale per batch, and its tensors are deprecated from 2.13 on; here they are plain tensors.
+    A CPU without VNNI adds pairs of products in 16 bits, where 8-bit weights overflow: there weights have 7 bits.
 
     Args:
         linear: A layer in float32; it is not changed.
@@ -47,26 +47,26 @@ class Int8Linear(nn.Module):
         values = (linear.weight.detach() / scales).round_().to(torch.int8)
         self._is_prepacked = can_prepack_int8()
         self._width = linear.in_features
-        # (outputs, inputs), in oneDNN's own order where prepacked
+        # (outputs, inputs), in oneDNN's own layout if prepacked
         self.register_buffer("weight", _prepacked(values) if self._is_prepacked else values)
         self.register_buffer("scales", scales[:, 0])  # (outputs,)
         bias = torch.zeros(linear.out_features) if linear.bias is None else linear.bias.detach().clone()
         self.register_buffer("bias", bias)
 
     def prepare(self, states: torch.Tensor) -> Rounded:
-        """Return what `multiply` takes, once for all layers that read the same (..., inputs) float32 states.
+        """Round (..., inputs) float32 states for `multiply`; layers with the same input share the result.
 
-        A row that holds a value that is not finite gets a scale that is not.
+        A row with a value that is not finite gets a scale that is not finite.
         """
         rows = states.reshape(-1, self._width)
         scales = _scales(rows, _LARGEST)
         if self._is_prepacked:
-            # All are positive, so that cutting off the fraction rounds to the nearest.
+            # All values are positive, so + 0.5 and cutting off the fraction rounds to the nearest integer.
             return Rounded((rows / scales).add_(_MIDDLE + 0.5).to(torch.uint8), scales)
         return Rounded((rows / scales).round_().to(torch.int8), scales)
 
     def multiply(self, rows: Rounded) -> torch.Tensor:
-        """Return (rows, outputs) float32."""
+        """Return the products with the weights, plus the bias: (rows, outputs) float32."""
         if self._is_prepacked:
             products = _prepacked_products(rows.values, self.weight, self.scales)
         else:
@@ -74,12 +74,12 @@ class Int8Linear(nn.Module):
         return torch.addcmul(self.bias, products, rows.scales, out=products)
 
     def multiply_gelu(self, states: torch.Tensor) -> torch.Tensor:
-        """Return GELU of the product, with erf as in BERT."""
+        """Return GELU of the output; GELU uses erf, as in BERT."""
         gelu: torch.Tensor = torch.ops.aten.gelu_(self.multiply(self.prepare(states)))
         return gelu
 
     def multiply_add(self, states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        """Return the sum of the product and the residual."""
+        """Return the output plus the residual."""
         return self.multiply(self.prepare(states)).add_(residual)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
@@ -88,19 +88,19 @@ class Int8Linear(nn.Module):
 
 
 def has_int8_kernel() -> bool:
-    """Whether products of 8-bit integers are exact here and faster than in float32: on x86 from AVX2 on.
+    """Whether products of 8-bit integers are exact on this CPU and faster than float32: x86 with AVX2 or newer.
 
-    On other processors their speed has not been measured.
+    False on other processors: their speed has not been measured.
     """
     return torch.cpu._is_avx2_supported() and largest_weight() is not None
 
 
 @cache
 def can_prepack_int8() -> bool:
-    """Whether oneDNN's product with weights in its own order is there, and exact for all 8-bit weights (VNNI).
+    """Whether torch has oneDNN's product with weights in its own layout, exact for all 8-bit weights (with VNNI).
 
-    Torch's functions for it are not part of its public interface. Where a release lacks or changes them, and without
-    VNNI, `torch._int_mm` multiplies (12 rows by 1,024 x 4,096, with AMX: 0.61 and 0.24 ms; AVX2 alone: 1.5 and 2.5).
+    Its functions in torch are not public. If a release lacks or changes them, or the CPU has no VNNI, `torch._int_mm`
+    multiplies. (12 rows by 1,024 x 4,096: oneDNN 0.24 ms and `_int_mm` 0.61 with AMX; 2.5 and 1.5 with AVX2 alone.)
     """
     values, expected = _hard_product(_LARGEST)
     try:
@@ -114,7 +114,7 @@ def can_prepack_int8() -> bool:
 
 @cache
 def largest_weight() -> int | None:
-    """Return the largest weight that this CPU's product takes without an overflow: 127, or 63; None if neither."""
+    """Return the largest weight whose products do not overflow on this CPU: 127 or 63; None if both overflow."""
     if can_prepack_int8():
         return _LARGEST
     rows, _ = _hard_product(_LARGEST)
@@ -126,7 +126,7 @@ def largest_weight() -> int | None:
 
 
 def _hard_product(largest: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (32, 64) int8 values, most of them as large as can be, and their products with each other."""
+    """Return (32, 64) int8 values of -largest, 0 and largest, and the (32, 32) float32 products of their rows."""
     signs = torch.arange(32 * 64).view(32, 64) % 7 % 3 - 1
     values = (signs * largest).to(torch.int8)
     return values, (values.int() @ values.int().t()).float()
@@ -138,7 +138,7 @@ def _prepacked(values: torch.Tensor) -> torch.Tensor:
 
 
 def _prepacked_products(values: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Return (rows, outputs) float32 of (rows, width) uint8 values, by the weights' scales."""
+    """Return (rows, outputs) float32: the products of (rows, width) uint8 values with the weights and scales."""
     zeros = _zeros(len(scales))
     products: torch.Tensor = _onednn.qlinear_pointwise(
         values, 1.0, _MIDDLE, weight, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
@@ -152,6 +152,9 @@ def _zeros(n: int) -> torch.Tensor:
 
 
 def _scales(rows: torch.Tensor, largest: int) -> torch.Tensor:
-    """Return (rows, 1) float32, what 1 stands for in every row; not finite for a row that is not."""
+    """Return (rows, 1) float32, the scale of every row: its largest absolute value divided by largest.
+
+    A row with a value that is not finite has a scale that is not finite.
+    """
     most = torch.maximum(rows.amax(dim=1, keepdim=True), rows.amin(dim=1, keepdim=True).neg_())
     return most.clamp_min_(torch.finfo(torch.float32).tiny).div_(largest)

@@ -1,4 +1,4 @@
-"""The network: a backbone and three heads, from token ids to vectors in one forward pass."""
+"""The network: a backbone with BGE-M3's heads, from token ids to vectors in one forward pass."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class M3Network(nn.Module):
     """XLM-RoBERTa, or another encoder that transformers knows, with BGE-M3's heads.
 
     Args:
-        backbone: An `XlmRoberta`, or a model of transformers that gives `last_hidden_state`.
-        heads: None for a checkpoint that gives dense vectors only.
+        backbone: An `XlmRoberta`, or a model of transformers that returns `last_hidden_state`.
+        heads: None for a checkpoint that has dense vectors only.
         pad_id: The token id that fills a padded batch.
         ignored_ids: (ids,) token ids that never carry a lexical weight.
         pooling: How the dense vector is made. With "mean" the checkpoint has no heads.
@@ -38,14 +38,14 @@ class M3Network(nn.Module):
             each text, all as long as the longest.
 
     Attributes:
-        modes: All three, or dense alone for a checkpoint without heads.
+        modes: All three, or only dense for a checkpoint without heads.
         dim: Length of a dense vector.
         multi_vector_dim: Length of a token's vector; None without heads.
         vocabulary_size: How many token ids the network has embeddings for.
         max_positions: The most tokens of a text that the checkpoint has positions for, or was made for.
 
     Raises:
-        ValueError: If batches are to be packed for an architecture whose positions are not known.
+        ValueError: If is_packed is true and the backbone is not an `XlmRoberta`.
     """
 
     def __init__(
@@ -91,15 +91,16 @@ class M3Network(nn.Module):
         ignored_ids: IntArray,
         is_packed: bool | None = None,
     ) -> M3Network:
-        """Load from a checkpoint folder; nothing is ever initialised at random.
+        """Load a network from a checkpoint folder. No weight is initialised at random.
 
         Args:
             folder: The checkpoint.
-            device: Where the network computes.
-            dtype: What it computes in; with int8 the backbone's linear layers, and all else in float32.
+            device: The device that computes.
+            dtype: The dtype of the network. With int8 only the backbone's linear layers use it; the rest is float32.
             pad_id: As in the class.
             ignored_ids: As in the class.
-            is_packed: None packs batches where torch has a kernel for them and the architecture's positions are known.
+            is_packed: As in the class. None packs batches if the backbone is an `XlmRoberta` and has fast attention for
+                them on this device.
 
         Raises:
             ValueError: If anything is missing, damaged or mis-shaped, the dense vector is made in a way that is not
@@ -133,14 +134,13 @@ class M3Network(nn.Module):
 
     @torch.inference_mode()
     def launch(self, batch: Sequence[Tokens], *, multi_vector: Sequence[bool]) -> ForwardPass:
-        """Start one forward pass; on CUDA it is done later, and nothing here waits for it.
+        """Start one forward pass. On CUDA it ends later, and this call does not wait for it.
 
-        That is why all indices are made on the host: where the device itself found out how many there are, the host
-        would have to ask it.
+        All indices are made on the host: if the device computed them, the host would have to wait for their number.
 
         Args:
             batch: One or more texts, none longer than `max_positions`.
-            multi_vector: (n,) whose token vectors to compute too; lexical weights come in any case.
+            multi_vector: (n,) whether to compute a text's token vectors; lexical weights are always computed.
         """
         lengths = np.array([len(tokens.ids) for tokens in batch], dtype=np.int64)
         ids = np.concatenate([tokens.ids for tokens in batch], dtype=np.int64)
@@ -154,17 +154,18 @@ class M3Network(nn.Module):
     def _arrays(
         self, batch: Sequence[Tokens], lengths: IntArray, ids: IntArray, asked: NDArray[np.bool_]
     ) -> dict[str, IntArray]:
-        """Return where things lie among the tokens of all texts, one after another, and how the batch is laid out.
+        """Return the token ids of all texts, one text after another, and the indices that a pass needs.
 
         Returns:
-            ids: (tokens,) the tokens.
+            ids: (tokens,) the token ids.
+            ignored_ids: The attribute of this name.
             rows: (tokens,) the text of every token.
-            cls_positions, cls_rows: (cls,) the [CLS] tokens that the tokenizer put in, and their texts.
-            cls_counts: (n,) how many a text has.
-            text_positions: The other tokens of the texts that asked for token vectors.
-            positions, boundaries: Of a packed batch, see `packed_positions` and `packed_attention`.
-            padded_ids, real, lengths: Of a padded batch: all ids row by row, and which of them are tokens.
-            padded_positions: The positions row by row, where transformers does not count them itself.
+            cls_positions, cls_rows: (cls,) the [CLS] tokens that the tokenizer added, and their texts.
+            cls_counts: (n,) the number of added [CLS] of every text.
+            text_positions: The other tokens of the texts for which token vectors were requested.
+            positions, boundaries: For a packed batch, see `packed_positions` and `packed_attention`.
+            padded_ids, real, lengths: For a padded batch: all ids row by row, and the indices of those that are tokens.
+            padded_positions: For a padded batch of an `XlmRoberta`: the positions row by row.
         """
         starts = np.cumsum(lengths) - lengths
         counts = np.array([tokens.n_cls for tokens in batch], dtype=np.int64)
@@ -192,7 +193,7 @@ class M3Network(nn.Module):
         return arrays
 
     def _packed(self, here: Mapping[str, torch.Tensor], lengths: IntArray) -> torch.Tensor:
-        """Return the last hidden states of all texts in one row without padding."""
+        """Return the last hidden states of a packed batch, (tokens, hidden)."""
         if self._cpu_layers is not None:
             return self._cpu_layers(here["ids"], here["positions"], lengths.tolist())
         attend = packed_attention(self.backbone, here["boundaries"], lengths.tolist())
@@ -200,7 +201,7 @@ class M3Network(nn.Module):
         return hidden[0]
 
     def _padded(self, here: Mapping[str, torch.Tensor], lengths: IntArray) -> torch.Tensor:
-        """Return the last hidden states of the real tokens of a padded batch, one text after another."""
+        """Return the last hidden states of a padded batch without its padding, (tokens, hidden)."""
         shape = len(lengths), int(lengths.max())
         is_real = torch.arange(shape[1], device=here["real"].device) < here["lengths"][:, None]
         if isinstance(self.backbone, XlmRoberta):
@@ -210,18 +211,18 @@ class M3Network(nn.Module):
             )
             return states.flatten(0, 1)[here["real"]]
         mask: torch.Tensor | None = is_real.long()
-        if self._config.model_type in _MASKLESS:  # others may make a mask of their own
+        if self._config.model_type in _MASKLESS:  # other architectures may build their own mask
             if (lengths == shape[1]).all():
-                mask = None  # there is nothing to mask, and attention without a mask is faster
+                mask = None  # no padding: attention without a mask is faster
             elif self._config._attn_implementation == "sdpa":
-                # As transformers would make it, had it not to ask the device first whether anything is masked.
+                # The mask that transformers would make; but it first asks the device whether any token is masked.
                 mask = is_real[:, None, None, :].expand(-1, 1, shape[1], -1)
         output = self.backbone(input_ids=here["padded_ids"].view(shape), attention_mask=mask)
         hidden: torch.Tensor = output.last_hidden_state  # (batch, longest, hidden)
         return hidden.flatten(0, 1)[here["real"]]
 
     def _results(self, hidden: torch.Tensor, here: Mapping[str, torch.Tensor], n: int) -> dict[str, torch.Tensor]:
-        """Compute what a `ForwardPass` is made of, on the device."""
+        """Return the results that `ForwardPass` takes, computed on the device from (tokens, hidden) states."""
         rows = here["rows"]
         is_bad = ~torch.isfinite(hidden).all(dim=1)  # (tokens,)
         # The mean of every text's [CLS] states: one, or one every `MCLS_INTERVAL` tokens; or that of all states.
@@ -237,16 +238,16 @@ class M3Network(nn.Module):
         if self.multi_vector_head is not None and len(here["text_positions"]):
             vectors = self.multi_vector_head(hidden[here["text_positions"]])
             is_bad[here["text_positions"]] |= ~torch.isfinite(vectors).all(dim=1)
-            # They travel in float32, 4 kB a token where half precision takes 2: at 0.6 million tokens a second that is
-            # 2.4 GB/s of the 25 to 55 that a pinned copy reaches beside the next pass, while widening them on the host
-            # would keep most of a core busy (0.67 million tokens a second in numpy).
+            # Copied to the host in float32, 4 kB per token; half precision would take 2. At 0.6 million tokens a second
+            # that is 2.4 GB/s, and a pinned copy reaches 25 to 55 during the next pass. To convert float16 to float32
+            # on the host would keep most of a core busy: numpy converts 0.67 million tokens a second.
             results["token_vectors"] = F.normalize(vectors.float(), dim=-1)  # (tokens, d)
         bad_tokens = torch.zeros(n, dtype=torch.int32, device=hidden.device).index_add_(0, rows, is_bad.int())
         return results | {"is_finite": bad_tokens == 0}
 
 
 def _padded(values: IntArray, mask: NDArray[np.bool_], filling: int) -> IntArray:
-    """Return a row for each text, one after another: values where the (n, tokens) mask is True, filling elsewhere."""
+    """Return a flat (n * longest,) array: values where the (n, longest) mask is True, filling elsewhere."""
     rows = np.full(mask.shape, filling, dtype=np.int64)
     rows[mask] = values
     return rows.ravel()

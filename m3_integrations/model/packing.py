@@ -1,4 +1,4 @@
-"""Attention over a packed batch: texts one after another in a single row, none of which sees another."""
+"""Attention over a packed batch: all texts in one row, one after another, and no text attends to another."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _MOST_HEAD_WIDTH: Final = 256
 
 
 def packed_attention(backbone: Any, boundaries: torch.Tensor, lengths: Sequence[int]) -> Attention:
-    """Return what attends within the texts of a packed batch, and not across them.
+    """Return the attention of a packed batch, in which tokens attend to the tokens of their own text only.
 
     Args:
-        backbone: Whose device and numbers decide how.
+        backbone: Its device, dtype and sizes decide which attention is used.
         boundaries: (n + 1,) on the device, the first token of every text and the end of the last.
-        lengths: The tokens of every text, known to the host: a layer that had to ask the device would wait for it.
+        lengths: (n,) the tokens of every text, on the host: to read them from the device would mean to wait for it.
     """
     if not has_varlen_kernel(backbone):
         return partial(_attend_per_text, lengths=list(lengths))
@@ -35,28 +35,28 @@ def packed_attention(backbone: Any, boundaries: torch.Tensor, lengths: Sequence[
 def _attend_per_text(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, lengths: list[int]
 ) -> torch.Tensor:
-    """Attend with one call for each text, on devices and in dtypes that the kernel does not know."""
+    """Compute attention by `attend_per_text`, for devices and dtypes without the kernel."""
     q, k, v = (states[0].transpose(0, 1).flatten(1) for states in (query, key, value))  # (tokens, heads * width)
     mixed = attend_per_text(q, k, v, runs_of(lengths), query.shape[1])
     return mixed.view(1, len(mixed), query.shape[1], -1)
 
 
 def runs_of(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """Return how many texts of the same length follow each other, and that length, for all texts in their order."""
+    """Return (number of texts, length) for every run of successive texts of equal length, in order."""
     return [(len(list(run)), length) for length, run in groupby(lengths)]
 
 
 def attend_per_text(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, runs: Sequence[tuple[int, int]], n_heads: int
 ) -> torch.Tensor:
-    """Return (tokens, heads * width): every text's tokens attend to each other, and to no other text's.
+    """Return (tokens, heads * width), the attention of every token to the tokens of its own text.
 
     Args:
-        query: (tokens, heads * width), the texts one after another.
+        query: (tokens, heads * width), one text after another.
         key: Likewise.
         value: Likewise.
-        runs: What `runs_of` returns: texts of equal length that follow each other take one call.
-        n_heads: The attention heads.
+        runs: The result of `runs_of`; every run takes one call of torch's attention.
+        n_heads: The number of attention heads.
     """
     parts, sizes = [], [n * length for n, length in runs]
     for (n, length), *rows in zip(runs, *(torch.split(states, sizes) for states in (query, key, value)), strict=True):
@@ -67,10 +67,11 @@ def attend_per_text(
 
 
 def padded_attention(is_real: torch.Tensor | None) -> Attention:
-    """Return what attends within the texts of a padded batch.
+    """Return the attention of a padded batch, which ignores padding.
 
     Args:
-        is_real: (n, tokens) bool on the device, False at padding; None without any: no mask is faster than one.
+        is_real: (n, tokens) bool on the device, False at padding. None if there is no padding: attention without a mask
+            is faster.
     """
     if is_real is None:
         return partial(_attend_by_row, mask=None)
@@ -84,7 +85,7 @@ def _attend_by_row(
 
 
 def has_varlen_kernel(backbone: Any) -> bool:
-    """Whether torch has a kernel for texts of different lengths here: on CUDA from Ampere on, in half precision."""
+    """Whether torch has a kernel for texts of different lengths: on CUDA GPUs since Ampere, in half precision."""
     device, dtype = backbone.device, backbone.dtype
     head_width = backbone.config.hidden_size // backbone.config.num_attention_heads
     return (
@@ -98,15 +99,15 @@ def has_varlen_kernel(backbone: Any) -> bool:
 
 
 def packed_positions(ids: IntArray, lengths: IntArray, padding_index: int) -> IntArray:
-    """Return XLM-RoBERTa's position of every token: from padding_index + 1 in each text.
+    """Return XLM-RoBERTa's position of every token, (tokens,) int64; each text begins with padding_index + 1.
 
-    As in the reference, a token that is padding's own id (a text may spell "<pad>") has the position padding_index,
-    and those after it count on as though it were not there.
+    A token with the id of padding (the text may contain "<pad>") has the position padding_index and is not counted.
+    Transformers does the same.
 
     Args:
-        ids: (tokens,) of the texts, one after another.
+        ids: (tokens,) token ids, one text after another.
         lengths: (n,) tokens of every text, 1 or more.
-        padding_index: Of the position embeddings.
+        padding_index: The padding index of the position embeddings, which is also the id of padding.
     """
     counts = ids != padding_index
     running = np.concatenate([[0], np.cumsum(counts)])

@@ -1,4 +1,4 @@
-"""Linear layers whose weights oneDNN has laid out for its products, for passes of few tokens and of many."""
+"""Linear layers whose weights are stored in oneDNN's own layout."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 _ROWS: Final = 16
-"""Rows that the layout is asked for. From 1 to 1,024 the products take the same time whatever is asked for here."""
+"""Number of input rows that the layout is made for. Products of 1 to 1,024 rows take the same time with any number."""
 
 _mkldnn: Any = torch.ops.mkldnn
 
@@ -17,15 +17,15 @@ _mkldnn: Any = torch.ops.mkldnn
 class PrepackedLinear(nn.Module):
     """A linear layer in float32 or bfloat16 on a CPU, equal to `nn.Linear` up to the order of its sums.
 
-    `nn.Linear` brings the weight into another order in every pass. That costs as much as the product itself where a
-    pass has few tokens (a query of 12 tokens: 3.3 to 3.5 ms for each product of 1,024 with 4,096, prepacked 1.9; in
-    bfloat16 with AMX 0.9 and 0.6). At 1,024 tokens both take the same time.
+    `nn.Linear` converts the weight to oneDNN's layout in every pass. With few tokens that costs as much as the product:
+    12 tokens by a weight of 1,024 x 4,096 take 3.3 to 3.5 ms, and 1.9 prepacked; in bfloat16 with AMX 0.9 and 0.6. At
+    1,024 tokens both take the same time.
 
     Args:
         linear: A layer of `nn.Linear`; it is not changed.
 
     Attributes:
-        weight: (outputs, inputs) in oneDNN's own order; `to_dense` returns the same bits in the usual one.
+        weight: (outputs, inputs) in oneDNN's own layout; `to_dense` returns the same bits in the usual layout.
         bias: (outputs,) or None.
     """
 
@@ -38,22 +38,22 @@ class PrepackedLinear(nn.Module):
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
 
     def prepare(self, states: torch.Tensor) -> torch.Tensor:
-        """Return what `multiply` takes: the states themselves."""
+        """Return the states unchanged; `Int8Linear` rounds them here."""
         return states
 
     def multiply(self, states: torch.Tensor) -> torch.Tensor:
-        """Return (..., outputs) for (..., inputs)."""
+        """Return the layer's output, (..., outputs) for (..., inputs)."""
         product: torch.Tensor = _mkldnn._linear_pointwise(states, self.weight, self.bias, "none", [], "")
         return product
 
     def multiply_gelu(self, states: torch.Tensor) -> torch.Tensor:
-        """Return GELU of the product, with erf as in BERT, in the same call."""
+        """Return GELU of the output, computed in the same call; GELU uses erf, as in BERT."""
         product: torch.Tensor = _mkldnn._linear_pointwise(states, self.weight, self.bias, "gelu", [], "none")
         return product
 
     def multiply_add(self, states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        """Return the sum of the product and the residual."""
-        # Not in the same call: torch's prepares it anew each time, for 1.3 ms.
+        """Return the output plus the residual."""
+        # Two calls: torch's fused one prepares the product anew each time, which takes 1.3 ms.
         return self.multiply(states).add_(residual)
 
     forward = multiply
@@ -61,10 +61,10 @@ class PrepackedLinear(nn.Module):
 
 @cache
 def can_prepack(dtype: torch.dtype) -> bool:
-    """Whether torch's functions for it are there, work and return the right numbers in this dtype.
+    """Whether torch's functions for prepacked layers exist and return the right numbers in this dtype.
 
-    They are not part of torch's public interface: where a release lacks or changes them, `nn.Linear` stays. On other
-    processors than x86 their speed has not been measured.
+    They are not public: if a release lacks or changes them, `nn.Linear` stays. False on processors other than x86:
+    their speed has not been measured.
     """
     if dtype not in {torch.float32, torch.bfloat16} or not torch.cpu._is_avx2_supported():
         return False

@@ -1,8 +1,8 @@
 """XLM-RoBERTa, BGE-M3's backbone, as a plain module of torch.
 
-Transformers has it too, and is asked for every other architecture, for files that do not fit, and for training.
-But importing its models takes 2 to 3 s of CPU, twice what torch itself takes, and its forward pass asks in every layer
-for things that are not used here. Modules and weights have its names, so that files go both ways.
+Importing transformers' models takes 2 to 3 s of CPU, twice as long as torch itself, so they are used only for other
+architectures, for files that this module cannot read, and for training. Modules and weights have transformers' names:
+both load the same files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from m3_integrations.checkpoint import read_tensors, weight_files
 from m3_integrations.checkpoint.files import CONFIG, DAMAGE, XLM_ROBERTA
 
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""From queries, keys and values, each (rows, heads, tokens, width), to their mixture: (rows, tokens, heads, width)."""
+"""Takes queries, keys and values, each (rows, heads, tokens, width); returns (rows, tokens, heads, width)."""
 
 _SETTINGS: Final = {
     "is_decoder": False,
@@ -32,17 +32,17 @@ _SETTINGS: Final = {
     "position_embedding_type": "absolute",
     "quantization_config": None,
 }
-"""Settings for which this module is right only if they are absent or have these values."""
+"""Settings that must be absent or have these values: this module computes nothing else."""
 
 _OF_A_LAYER: Final = re.compile(r"\blayers?\.\d+\.")
 
 
 @dataclass(frozen=True, slots=True)
 class XlmRobertaConfig:
-    """What config.json says of the network, with the defaults that transformers has.
+    """The network's sizes from config.json; absent ones have transformers' defaults.
 
     Attributes:
-        source: All that the file holds.
+        source: The whole content of the file.
     """
 
     source: Mapping[str, Any]
@@ -59,7 +59,7 @@ class XlmRobertaConfig:
 
     @classmethod
     def read(cls, folder: Path) -> XlmRobertaConfig | None:
-        """Read config.json; None if it is absent, damaged, or of what this module does not compute."""
+        """Read config.json; return None if it is absent or damaged, or describes a network that this module lacks."""
         try:
             source = json.loads((folder / CONFIG).read_bytes())
             config = cls(source, **{f.name: source[f.name] for f in fields(cls)[1:] if f.name in source})
@@ -78,10 +78,10 @@ class XlmRobertaConfig:
 
 
 class XlmRoberta(nn.Module):
-    """The encoder, without a pooling layer and without dropout: for inference.
+    """The encoder for inference, without a pooling layer and without dropout.
 
     Args:
-        config: Its sizes.
+        config: The network's sizes.
     """
 
     def __init__(self, config: XlmRobertaConfig) -> None:
@@ -97,7 +97,7 @@ class XlmRoberta(nn.Module):
         Args:
             ids: (rows, tokens) int64.
             positions: (rows, tokens) int64, see `packed_positions`.
-            attend: Mixes the tokens of a text.
+            attend: Computes the attention within every text.
         """
         states: torch.Tensor = self.embeddings(ids, positions)
         for layer in self.encoder["layer"].children():
@@ -106,16 +106,16 @@ class XlmRoberta(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.embeddings.position_embeddings.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the embeddings."""
+        """The dtype of the embeddings."""
         return self.embeddings.position_embeddings.weight.dtype
 
     def save_pretrained(self, folder: Path, *, state_dict: Mapping[str, torch.Tensor]) -> None:
-        """Write config.json and, with these weights, model.safetensors, as transformers has them."""
+        """Write config.json, and these weights as model.safetensors, in transformers' format."""
         source = {name: value for name, value in self.config.source.items() if name != "torch_dtype"}
         changed = {"architectures": ["XLMRobertaModel"], "dtype": str(self.dtype).removeprefix("torch.")}
         (folder / CONFIG).write_text(json.dumps(source | changed, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -133,19 +133,19 @@ class _Embeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
     def forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        states = self.word_embeddings(ids) + self.token_type_embeddings.weight[0]  # every token is of the first type
+        states = self.word_embeddings(ids) + self.token_type_embeddings.weight[0]  # every token has type 0
         normed: torch.Tensor = self.LayerNorm(states + self.position_embeddings(positions))
         return normed
 
 
 def _table(rows: int, width: int, padding: int | None = None) -> nn.Embedding:
-    """Return embeddings that are not drawn at random: on the meta device that imports torch._dynamo, 1 s of CPU."""
+    """Return embeddings without random values: drawing them on the meta device imports torch._dynamo, 1 s of CPU."""
     table: nn.Embedding = nn.Embedding.from_pretrained(torch.empty(rows, width), padding_idx=padding)  # type: ignore[no-untyped-call]
     return table
 
 
 class _Residual(nn.Module):
-    """A linear layer whose outputs are added to what came in earlier, and normed."""
+    """A linear layer, the sum with its block's input, and a layer norm."""
 
     def __init__(self, inputs: int, config: XlmRobertaConfig) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ def load_encoder(folder: Path, dtype: torch.dtype) -> nn.Module:
         An `XlmRoberta`, or a model of transformers for other architectures.
 
     Raises:
-        ValueError: As `load_backbone`.
+        ValueError: For the reasons of `load_backbone`.
     """
     config = XlmRobertaConfig.read(folder)
     backbone, state = None, None
@@ -191,29 +191,32 @@ def load_encoder(folder: Path, dtype: torch.dtype) -> nn.Module:
             backbone = XlmRoberta(config)
         state = _read_weights(folder, backbone, dtype)
     if state is None:
-        # It knows older names of weights too, and says what is wrong with the files.
+        # Transformers also reads older names of weights, and raises an error that names the fault in the files.
         from m3_integrations.checkpoint.architectures import load_backbone  # noqa: PLC0415 - see there
 
         theirs = load_backbone(folder, dtype)
         if backbone is None:
             return theirs
         state = theirs.state_dict()
-    assert backbone is not None  # noqa: S101 - or there would be no weights
+    assert backbone is not None  # noqa: S101 - without a backbone state is None, and `theirs` was returned
     backbone.load_state_dict(state, assign=True)
     return backbone.eval().requires_grad_(False)
 
 
 def _read_weights(folder: Path, backbone: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor] | None:
-    """Read the weights of a backbone; None if one is absent, unreadable or of another size, or a layer is too many.
+    """Read the weights of a backbone.
 
-    They are copied: what is mapped from a file changes, or is gone, when somebody writes the file anew.
+    They are copied: memory that is mapped from a file changes or is lost when the file is rewritten.
+
+    Returns:
+        The weights by name; None if one is absent, unreadable or of another shape, or the files have more layers.
     """
     shapes = {name: tensor.shape for name, tensor in backbone.state_dict().items()}
     found: dict[str, torch.Tensor] = {}
     try:
         for path in weight_files(folder):
             for stored, read in read_tensors(path):
-                name = stored.removeprefix("roberta.")  # a language model's files have it
+                name = stored.removeprefix("roberta.")  # in files of language models
                 if name in shapes:
                     found[name] = read().to(dtype, copy=True)
                 elif _OF_A_LAYER.search(name):

@@ -93,7 +93,7 @@ class _Rows:
     def _bounds(self, i: int) -> tuple[int, int]:
         n = len(self.offsets) - 1
         if not -n <= i < n:
-            raise IndexError(f"row {i} does not exist: there are {n} rows")
+            raise IndexError(f"index {i} is out of range for {n} rows")
         return int(self.offsets[i % n]), int(self.offsets[i % n + 1])
 
     def _gather(self, rows: IntArray) -> tuple[IntArray, IntArray]:
@@ -266,7 +266,7 @@ class M3Vectors:
             raise TypeError(f"texts are chosen by integers, a slice or a list of integers, got {rows!r}")
         chosen = chosen.astype(np.int64)
         if np.any((chosen < -self._n) | (chosen >= self._n)):
-            raise IndexError(f"rows {rows} do not all exist: there are {self._n} texts")
+            raise IndexError(f"index {rows} is out of range for {self._n} texts")
         return self.take(chosen % max(self._n, 1))
 
     def take(self, rows: IntArray) -> M3Vectors:

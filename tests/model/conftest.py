@@ -1,4 +1,4 @@
-"""Networks over one checkpoint that differ in how they lay out a batch, and the texts that all of them read."""
+"""Networks over one checkpoint with different layouts of a batch, and the texts that they read."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ def tokenizer(checkpoint: Path) -> Tokenizer:
 
 @pytest.fixture
 def load(checkpoint: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> Load:
-    """Load a network; with `is_plain` without the CPU's own layers, so as it is on other devices."""
+    """Load a network; with `is_plain` without the layers for CPUs, as on other devices."""
 
     def load(
         *,
@@ -55,7 +55,7 @@ def encode(network: M3Network, batch: Sequence[Tokens], asked: Sequence[bool] | 
 
 
 def assert_same(actual: ForwardPass, expected: ForwardPass, tolerance: float = 1e-5) -> None:
-    """All three outputs within tolerance * max(1, |expected|); a weight that near to 0 may be there or not."""
+    """Compare all three outputs within tolerance * max(1, |expected|); a weight within it of 0 may be absent."""
     assert actual.lexical is not None
     assert expected.lexical is not None
     assert actual.multi_vector is not None

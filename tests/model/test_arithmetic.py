@@ -1,4 +1,4 @@
-"""Which arithmetic is chosen, and how far bfloat16 and int8 are from float32: in vectors, scores and ranking."""
+"""The choice of the dtype, and how far bfloat16 and int8 are from float32: in vectors, scores and ranking."""
 
 import logging
 import os
@@ -27,10 +27,10 @@ BOUNDS = {
     "bfloat16": {"vectors": 0.01, "weights": 0.014, "dense": 0.01, "lexical": 0.033, "multi_vector": 0.006},
     "int8": {"vectors": 0.025, "weights": 0.005, "dense": 0.048, "lexical": 0.026, "multi_vector": 0.025},
 }
-"""Largest differences from float32 on `tiny`: twice what was measured over 104 texts and all pairs of them."""
+"""Largest differences from float32 on `tiny`: twice the measured ones, over 104 texts and all pairs of them."""
 
 OVERLAP = {"bfloat16": 0.98, "int8": 0.95}
-"""The share of the ten best that stays the same, at least (measured: 0.99 and 0.97)."""
+"""The least share of the ten best that must stay the same (measured: 0.99 and 0.97)."""
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_a_dtype_that_the_cpu_emulates_is_warned_of(monkeypatch: pytest.MonkeyPa
         assert find_dtype("bfloat16", CPU) is torch.bfloat16
     assert not is_emulated(torch.float32)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    assert find_dtype("bfloat16", CPU) is torch.bfloat16  # a warning would be an error here
+    assert find_dtype("bfloat16", CPU) is torch.bfloat16  # pytest turns a warning into an error
 
 
 _AS_WITH_AVX2_ALONE = """
@@ -147,7 +147,7 @@ print(can_prepack_int8(), largest_weight(), np.abs(one.dense - other.dense).max(
 
 @pytest.mark.skipif(not torch.cpu._is_avx2_supported(), reason="no x86 CPU with AVX2")
 def test_int8_has_weights_of_7_bits_where_8_would_overflow() -> None:
-    """OneDNN is held to AVX2, where the sums of two products saturate at 16 bits; torch's own choice is AVX2 too."""
+    """OneDNN and torch are limited to AVX2, where sums of two products saturate at 16 bits."""
     environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
     run = subprocess.run(
         [sys.executable, "-c", _AS_WITH_AVX2_ALONE], env=environment, capture_output=True, text=True, check=True

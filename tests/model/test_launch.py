@@ -1,4 +1,4 @@
-"""Starting a pass without waiting for the device, and what then comes out of it."""
+"""A pass starts without waiting for the device, and returns the right results later."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from tests.model.conftest import Load, assert_same, encode
 def test_a_launch_asks_nothing_of_the_device(
     load: Load, tokenizer: Tokenizer, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fake tensors have no values, so that every step whose result depends on them raises; on CUDA it would wait."""
+    """Fake tensors have no values: a step that reads a value raises. On CUDA the same step would wait."""
     network = load(is_packed=layout.startswith("packed"), is_plain=True)
     if layout == "packed for the kernel":
         monkeypatch.setattr(packing, "has_varlen_kernel", lambda _: True)
@@ -36,7 +36,7 @@ def test_a_launch_asks_nothing_of_the_device(
 def test_no_mask_is_asked_whether_it_masks_anything(
     load: Load, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Transformers asks that of a mask it is to widen itself, but not where tensors have no values."""
+    """Transformers reads the values of a mask that it widens itself, but not of fake tensors."""
 
     def refuse(_: torch.Tensor) -> bool:
         raise AssertionError("the value of a tensor is asked for")
@@ -105,16 +105,16 @@ def test_arrays_come_back_as_they_were_sent() -> None:
 def test_cuda_gives_the_cpus_numbers_without_waiting(
     load: Load, tokenizer: Tokenizer, dtype: torch.dtype, tolerance: float
 ) -> None:
-    """The tolerances are expectations that no GPU has confirmed yet.
+    """The tolerances are expectations: this test has not run on a GPU yet.
 
-    They are twice what the same packed batch differs by on the CPU, measured on both checkpoints: 0.0015 (dense),
-    0.0027 (token vectors) and 0.0063 (lexical, relative from 1 up) in float16; 0.012, 0.024 and 0.047 in bfloat16.
+    They are twice the differences of the same packed batch on the CPU, measured on both checkpoints: 0.0015 (dense),
+    0.0027 (token vectors) and 0.0063 (lexical, relative above 1) in float16; 0.012, 0.024 and 0.047 in bfloat16.
     """
     network = load(dtype=dtype, device="cuda")
     assert network.is_packed == (dtype != torch.float32 and torch.cuda.get_device_capability() >= (8, 0))
     texts = tokenizer(TEXTS, max_length=60)
     expected = encode(load(), texts)
-    encode(network, texts)  # what is set up once may wait
+    encode(network, texts)  # the first pass may wait: it sets up the device
     torch.cuda.set_sync_debug_mode("error")
     try:
         launched = [network.launch(texts, multi_vector=[True] * len(texts)) for _ in range(3)]

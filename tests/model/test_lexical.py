@@ -1,4 +1,4 @@
-"""One weight per distinct token, made on the device: exactly what a plain loop makes."""
+"""One weight per distinct token, computed on the device: equal to the result of a plain loop."""
 
 import numpy as np
 import torch
@@ -30,8 +30,8 @@ def test_exactly_what_the_host_makes_of_random_tokens() -> None:
     for trial in range(200):
         n, tokens = int(random.integers(1, 9)), int(random.integers(1, 60))
         rows = np.sort(random.integers(0, n, tokens))  # some texts have none
-        ids = random.integers(0, 4 if trial % 10 == 0 else 12, tokens)  # now and then all are ignored
-        # Few distinct values, so that a token's largest weight ties; negative ones and NaN carry none.
+        ids = random.integers(0, 4 if trial % 10 == 0 else 12, tokens)  # in every tenth trial all are ignored
+        # Few distinct values, so that largest weights tie. Negative values and NaN count as no weight.
         weights = random.choice(np.array([-1, 0, 0.25, 0.5, 3e-8, 2, np.nan, np.inf], np.float32), tokens)
         expected = lexical_of_tokens(rows, ids, np.where(np.isin(ids, IGNORED), 0, weights), n)
         result = on_device(rows, ids, weights, n)

@@ -1,4 +1,4 @@
-"""Packed batches: equal to padded ones and to texts alone, and three mistakes that would be wrong without an error."""
+"""Packed batches equal padded ones and single texts; and three mistakes that raise no error change the numbers."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +20,7 @@ from tests.model.conftest import Load, assert_same, encode
 
 
 def tokens_of(tokenizer: Tokenizer, network: M3Network, pooling: Pooling = "cls") -> list[Tokens]:
-    """From 3 tokens and empty texts to as many as there are positions, literal special tokens among them."""
+    """Texts from 2 tokens (an empty text) to as many as there are positions; some contain special tokens."""
     return tokenizer(["the", *TEXTS], max_length=network.max_positions, pooling=pooling)
 
 
@@ -28,7 +28,7 @@ def tokens_of(tokenizer: Tokenizer, network: M3Network, pooling: Pooling = "cls"
 def test_packed_equals_padded_equals_alone(
     load: Load, tokenizer: Tokenizer, pooling: Pooling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenizer_module, "MCLS_INTERVAL", 20)  # so that 64 positions hold several [CLS]
+    monkeypatch.setattr(tokenizer_module, "MCLS_INTERVAL", 20)  # 64 positions then hold several [CLS]
     packed, padded = load(is_packed=True), load(is_packed=False)
     texts = tokens_of(tokenizer, packed, pooling)
     lengths = [len(text) for text in texts]
@@ -80,7 +80,7 @@ def attend_to_all(query: Any, key: Any, value: Any, **_: object) -> Any:
 def test_a_mistake_in_packing_would_show(
     load: Load, tokenizer: Tokenizer, mistake: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """None of the three raises; so the checkpoints must be such that `test_packed_equals_padded` cannot miss one."""
+    """No mistake raises: `test_packed_equals_padded_equals_alone` must find it, so it must change the vectors."""
     network = load(is_packed=True, is_plain=True)
     texts = tokenizer(["rotate the keys", "why do bridges have joints", "how long should tea steep"], max_length=60)
     right = encode(network, texts).dense
@@ -119,7 +119,7 @@ def test_positions_are_those_of_transformers(load: Load, tokenizer: Tokenizer) -
 def test_the_kernel_is_called_with_what_every_release_of_torch_takes(
     load: Load, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the CPU there is no kernel, so one with its first seven parameters takes its place."""
+    """The CPU has no kernel: a function with its first seven parameters replaces it."""
 
     def varlen_attn(q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, max_q: int, max_k: int, /) -> Any:  # noqa: PLR0917
         assert q.shape == k.shape == v.shape == (cu_q[-1], heads, width)
