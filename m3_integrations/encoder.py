@@ -1,6 +1,6 @@
-"""`M3Encoder`: texts to dense, lexical and multi-vector views, from one network that a whole process shares.
+"""`M3Encoder`: texts to dense, lexical and multi-vector views, from one network that the whole process shares.
 
-Long because every argument, property and error of the package's first door is explained here.
+Long because it explains every argument, property and error of the package's main class.
 """
 
 from __future__ import annotations
@@ -50,35 +50,35 @@ from m3_integrations.vectors import (
 
 _WINDOW_TEXTS: Final = 2048
 _WINDOW_TOKENS: Final = 65_536
-"""Tokens encoded at a time where memory is bounded: 256 MB of multi-vectors at most, for BGE-M3, and as much again for
-those that are being encoded while these are used."""
+"""Tokens of a batch of a stream: for BGE-M3 about 256 MB of multi-vectors, and as much again for the next batch, which
+is encoded while the caller uses this one."""
 
 _INTERACTIVE_TOKENS: Final = 4096
-"""Queries of up to so many characters in all get their multi-vectors computed and cached unasked (16 MB at most for
-BGE-M3), since reranking comes next. By count of operations it is 0.4 % of the pass."""
+"""Queries with at most this many characters in all get all modes computed and cached, for a later reranking: about
+16 MB of multi-vectors for BGE-M3. To compute them adds 0.3 % to the operations of the pass."""
 
 
 class M3Encoder:
-    """A handle on a network: its own length limits, pooling, instruction and cache size, on weights it may share.
+    """A handle on a network. Length limits, pooling and instruction belong to the handle; handles may share weights.
 
-    All methods may be called from any number of threads and tasks at once: their texts share forward passes, short
-    requests go before long ones, and an error is its caller's alone. A handle can be pickled: the settings travel, and
-    the other side shares its own process's network. It does not survive a fork: a call in the child raises.
+    Any number of threads and tasks may call all methods at once: their texts share forward passes, short requests go
+    before long ones, and an error reaches only the caller whose text caused it. A pickle holds the settings, and the
+    process that loads it shares its own network. After a fork, a call in the child raises.
 
     Args:
         model: A checkpoint folder, a repository of the Hugging Face hub such as "BAAI/bge-m3", or "tiny", the
             checkpoint in this package.
-        shared: Whether the handle shares the process's one network for this checkpoint, device and dtype. Handles
-            that differ in anything else still share it. False loads a network for this handle alone.
-        device: Any device of torch or its name, or "auto" or None: CUDA, Apple's GPU or the CPU, the first that is
-            there. Several names with commas between them ("cuda:0,cuda:1") put a copy on each, and all work off one
+        shared: Whether the handle shares the process's network for this checkpoint, device and dtype. All other
+            settings may differ between the handles of one network. False loads a network for this handle alone.
+        device: Any device of torch or its name. "auto" or None is the first available of CUDA, Apple's GPU and the CPU.
+            Several names with commas between them ("cuda:0,cuda:1") put a copy on each device; all take texts from one
             queue.
-        dtype: "float32", "float16", "bfloat16", or "auto" or None: float16 on CUDA, else float32, which has the numbers
-            of FlagEmbedding. On a CPU with AMX "bfloat16" takes about a third of the time. "int8" is for x86 CPUs:
-            linear layers in 8 bits, less than half of the time with VNNI, and less exact than bfloat16. What would be
-            faster than "auto" is logged once (INFO); a dtype that the CPU only emulates is warned of.
+        dtype: "float32", "float16", "bfloat16" or "int8". "auto" or None is float16 on CUDA, else float32, which has
+            FlagEmbedding's numbers. On a CPU with AMX "bfloat16" takes about a third of the time. "int8" is for x86
+            CPUs: with VNNI it takes less than half of the time, and it is less exact than bfloat16. A dtype that is
+            faster than "auto" is logged once (INFO). A dtype that the CPU only emulates causes a warning.
         revision: Branch, tag or commit on the hub.
-        max_length: The most tokens of a text, special tokens included; never more than the checkpoint's positions.
+        max_length: The most tokens of a text, special tokens included. The checkpoint's positions are a second limit.
         query_instruction: Put before every query. BGE-M3 needs none, BGE v1.5 does.
         query_max_length: The same limit for queries; `max_length` if None.
         pooling: How a dense vector is made. None: as the checkpoint's files say, "cls" for BGE-M3, "mean" for many
@@ -133,7 +133,7 @@ class M3Encoder:
         self._engine: Engine | None = self._open()
 
     def close(self) -> None:
-        """Release this handle; the network goes with its last one. A closed handle raises on use."""
+        """Release this handle; the network is freed with its last handle. Later calls raise RuntimeError."""
         self._is_closed, self._engine = True, None
 
     def __enter__(self) -> Self:
@@ -186,12 +186,12 @@ class M3Encoder:
 
     @property
     def device(self) -> str:
-        """Where the network lives, for instance "cuda:0"; several with commas between them."""
+        """The network's device, for instance "cuda:0"; several with commas between them."""
         return ",".join(map(str, self._live_engine().devices))
 
     @property
     def dtype(self) -> str:
-        """Type of the network's weights, for instance "float16". What is returned is float32 always."""
+        """The dtype of the network, for instance "float16". Vectors and scores are always float32."""
         return str(self._live_engine().dtype).removeprefix("torch.")
 
     @property
@@ -211,12 +211,12 @@ class M3Encoder:
 
     @property
     def max_length(self) -> int:
-        """The most tokens of a document: what was asked for, or the checkpoint's positions if those are fewer."""
+        """The most tokens of a document: the setting, or the checkpoint's positions if those are fewer."""
         return self._limit("document")
 
     @property
     def query_max_length(self) -> int:
-        """The same for a query."""
+        """The most tokens of a query: the setting, or the checkpoint's positions if those are fewer."""
         return self._limit("query")
 
     @property
@@ -226,19 +226,19 @@ class M3Encoder:
 
     @property
     def stats(self) -> EncoderStats:
-        """What the network has done so far, for all its handles."""
+        """The network's counters so far, for all its handles together."""
         return self._live_engine().counters.stats
 
     @property
     def fingerprint(self) -> str:
-        """Which model it is: 32 hexadecimal digits of its configuration, vocabulary, heads and weights.
+        """32 hexadecimal digits that identify the model by its configuration, vocabulary, heads and weights.
 
-        The same for a copy under another name, in another dtype or file format.
+        A copy under another name, in another dtype or file format has the same fingerprint.
         """
         return self._live_engine().fingerprint
 
     def _limit(self, kind: Kind, max_length: int | None = None) -> int:
-        """Return the most tokens of a text: what a call asks for, else the setting, at most the positions there are."""
+        """Return the most tokens of a text: max_length, or the setting if None; at most the checkpoint's positions."""
         if kind not in get_args(Kind):
             raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
         limit = self._max_length[kind] if max_length is None else check_length(max_length)
@@ -255,14 +255,14 @@ class M3Encoder:
     ) -> M3Vectors:
         """Return the vectors of texts, in their order.
 
-        A text that occurs twice is encoded once. A text over the length limit is cut; one warning per call says how
-        many were. A few short queries get all modes computed, whatever is asked, so that a query that is embedded,
-        then sparse-embedded and then reranked costs one pass; they are kept in the cache, not returned.
+        A text that occurs twice is encoded once. A text over the length limit is cut; one warning per call states how
+        many were. For a few short queries all modes are computed and cached, and the requested ones returned: a query
+        that is embedded, then sparse-embedded and then reranked costs one pass.
 
         Args:
-            texts: Any iterable of strings, read once; empty ones are fine, and so is none at all.
+            texts: Any iterable of strings, read once; it may be empty, and so may the strings.
             kind: "query" puts the query instruction before every text and applies the query's length limit.
-            modes: Which views to give; by default all that the checkpoint has.
+            modes: The modes to return; by default all that the checkpoint has.
             max_length: The most tokens of a text in this call.
             show_progress: Whether to draw a progress bar.
 
@@ -271,9 +271,9 @@ class M3Encoder:
             ValueError: For an unknown kind or mode, a mode without a head, a length under 3, or a text that is not
                 valid Unicode.
             RuntimeError: If the encoder was closed, after a fork, or if the worker's thread was killed.
-            FloatingPointError: If half precision overflowed.
-            torch.OutOfMemoryError: If a text by itself is too long for the device's memory. (Passes of several texts
-                are made smaller until they fit.)
+            FloatingPointError: If the network's values are not finite, as after an overflow in half precision.
+            torch.OutOfMemoryError: If a single text is too long for the device's memory. (Passes of several texts are
+                made smaller until they fit.)
         """
         prepared, options = self._prepared(texts, kind, modes, max_length)
         call = Call(self._live_engine(), prepared, options)
@@ -296,7 +296,7 @@ class M3Encoder:
         modes: Sequence[Mode] | None = None,
         max_length: int | None = None,
     ) -> M3Vectors:
-        """Do what `encode` does without blocking the event loop; a task that is cancelled leaves the queue."""
+        """Return what `encode` returns, without blocking the event loop. If the task is cancelled, so is the call."""
         vectors, is_cut = await self.aencode_marked(texts, kind=kind, modes=modes, max_length=max_length)
         if n_cut := int(is_cut.sum()):
             warn_of_cut(n_cut, len(vectors), self._limit(kind, max_length))
@@ -310,16 +310,16 @@ class M3Encoder:
         modes: Sequence[Mode] | None = None,
         max_length: int | None = None,
     ) -> tuple[M3Vectors, NDArray[np.bool_]]:
-        """Return what `aencode` does, and instead of a warning (n,) bool, whether each text was cut."""
+        """Return what `aencode` returns, and (n,) bool, whether each text was cut, instead of a warning."""
         prepared, options = self._prepared(texts, kind, modes, max_length)
         return await aencode(self._live_engine(), prepared, options)
 
     def tokenize(
         self, texts: Iterable[str], *, kind: Kind = "document", max_length: int | None = None
     ) -> list[list[str]]:
-        """Return the tokens of texts as the network reads them, [CLS] left out: one for every row of a multi-vector.
+        """Return the tokens of texts without [CLS], one for every row of the multi-vector. The last token is [SEP].
 
-        Arguments and errors are those of `encode`. The last one is [SEP].
+        Arguments and errors are those of `encode`.
         """
         instructed, options = self._prepared(texts, kind, None, max_length)
         return self._live_engine().tokenizer.tokens(instructed, max_length=options.max_length, pooling=self.pooling)
@@ -342,7 +342,7 @@ class M3Encoder:
         return [np.maximum(spans - n, 0) for spans, n in zip(found, before, strict=True)]
 
     def tokenizer_json(self) -> str:
-        """Return the tokenizer as a file tokenizer.json has it, with which another process can count tokens."""
+        """Return the content of the tokenizer's tokenizer.json, with which another process can count tokens."""
         return self._live_engine().tokenizer.to_json()
 
     def encode_batches(
@@ -354,10 +354,10 @@ class M3Encoder:
         max_length: int | None = None,
         show_progress: bool = False,
     ) -> Iterator[M3Vectors]:
-        """Return the vectors of any number of texts, in their order and in bounded memory, some thousand at a time.
+        """Yield the vectors of any number of texts, in their order and in bounded memory, at most 2,048 at a time.
 
-        Arguments and errors are those of `encode`; texts may be any iterable and is read as the batches are taken, two
-        ahead: the device works on one while the caller uses another.
+        Arguments and errors are those of `encode`. Texts are read while the batches are taken: the device encodes the
+        next batch while the caller uses one.
         """
         if isinstance(texts, str):
             raise TypeError("texts must be strings, got one string: pass [text]")
@@ -381,7 +381,7 @@ class M3Encoder:
             for vectors, is_cut in encode_ahead(calls(), advance):
                 n_texts, n_cut = n_texts + len(vectors), n_cut + int(is_cut.sum())
                 yield vectors
-                check_not_forked()  # what was begun is never finished there
+                check_not_forked()  # a forked child cannot finish the pass that its parent began
         if n_cut:
             warn_of_cut(n_cut, n_texts, limit)
 
@@ -393,9 +393,9 @@ class M3Encoder:
         max_length: int | None,
         position: int = 0,
     ) -> tuple[Sequence[str], EncodeOptions]:
-        """Check what is asked of a call, and return the texts as the network reads them and the call's options.
+        """Check a call's arguments; return its texts with the instruction, and its options.
 
-        Position is what an error calls the first text.
+        Position is the number of the first text in error messages.
         """
         limit = self._limit(kind, max_length)
         texts = check_texts(texts, position)
@@ -414,7 +414,7 @@ class M3Encoder:
 
         Args:
             query: Encoded as `kind="query"`.
-            texts: Encoded as documents, some thousand at a time, so that any number of them can be scored.
+            texts: Encoded as documents, in batches, so that any number of them fits in memory.
             weights: How the modes count in `combined`: any `WeightsLike`; equal if None.
 
         Raises:
@@ -431,7 +431,7 @@ class M3Encoder:
     def score_pairs(self, pairs: Iterable[tuple[str, str]], *, weights: WeightsLike | None = None) -> M3Scores:
         """Score pairs of a query and a text, in their order. Each text is encoded once, however many pairs it is in.
 
-        The vectors of all the different queries are held in memory; the documents' are not.
+        The vectors of all distinct queries are in memory at once, those of the documents batch by batch.
 
         Arguments and errors are those of `score`.
         """
@@ -473,6 +473,7 @@ class M3Encoder:
 
         Raises:
             FileExistsError: If the folder holds a checkpoint already.
+            ValueError: If the encoder computes in int8: its weights are rounded.
         """
         engine = self._live_engine()
         save_checkpoint(
@@ -486,13 +487,17 @@ class M3Encoder:
 
 
 def _name(model: str | os.PathLike[str]) -> str:
-    """Return what a pickle calls the checkpoint: a folder's absolute path, otherwise its name."""
+    """Return the model's name for pickles: a folder's absolute path, otherwise the name as it was passed.
+
+    Raises:
+        ValueError: If the name is empty or a URL.
+    """
     if not os.fspath(model):
         raise ValueError("model must be a folder or the name of a checkpoint, got an empty string")
     if os.fspath(model).startswith(("http://", "https://")):
         raise ValueError(
             f"{model} is a server's URL, and M3Encoder loads a model into this process: open RemoteEncoder({model!r}), "
-            "which every door takes that takes an M3Encoder"
+            "it is accepted wherever an M3Encoder is"
         )
     folder = Path(model).expanduser()
     if isinstance(model, os.PathLike) or (model != BUNDLED and folder.is_dir()):
@@ -502,8 +507,8 @@ def _name(model: str | os.PathLike[str]) -> str:
 
 @contextmanager
 def _progress(total: int | None) -> Iterator[Callable[[int], object]]:
-    """Show a progress bar, and yield what moves it on."""
+    """Show a progress bar, and yield the function that advances it."""
     with tqdm(total=total, desc="encoding", unit="text") as bar:
         yield bar.update
         if total is not None:
-            bar.update(total - bar.n)  # what the cache gave
+            bar.update(total - bar.n)  # the texts from the cache

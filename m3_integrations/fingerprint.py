@@ -13,7 +13,7 @@ import torch
 from m3_integrations.checkpoint import head_files, read_pooling, read_tensors, weight_files
 
 _SAMPLE: Final = 4096
-"""The most values read from each tensor, evenly spaced. Fine-tuning changes all values; reading 2 GB takes seconds."""
+"""The most values used from each tensor, evenly spaced: fine-tuning changes all of them, and all 2 GB take seconds."""
 
 _CONFIG_KEYS: Final = (
     "model_type",

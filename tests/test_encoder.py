@@ -26,7 +26,7 @@ def assert_same(one: M3Vectors, other: M3Vectors, tolerance: float = 1e-5) -> No
 
 
 def assert_same_weights(one: dict[int, float], other: dict[int, float], tolerance: float) -> None:
-    """Equal, but a weight within the tolerance of the ReLU's zero may be there or not."""
+    """Compare values; a weight within the tolerance of 0 may be absent, since the ReLU drops it."""
     for token in one.keys() | other.keys():
         assert abs(one.get(token, 0) - other.get(token, 0)) <= tolerance * max(1, abs(one.get(token, 0))), token
 
@@ -171,7 +171,7 @@ def test_long_texts_are_cut_counted_and_warned_of_once_per_call(encoder: M3Encod
     assert caught[0].filename == __file__
     assert [len(rows) for rows in vectors.multi_vector] == [127, 1, 127]
     assert encoder.stats.truncated_texts == 2
-    with pytest.warns(UserWarning, match="1 of 1"):  # from the cache too
+    with pytest.warns(UserWarning, match="1 of 1"):  # also for vectors from the cache
         encoder.encode([LONG])
     assert encoder.stats.truncated_texts == 3
     with pytest.warns(UserWarning, match="longer than 10 tokens"):
@@ -202,7 +202,7 @@ def test_query_instruction_and_length_apply_to_queries_alone(small: Path, encode
 
 
 def test_mcls_averages_the_cls_states_of_a_long_text(small: Path, wide: Path) -> None:
-    """Against transformers' backbone driven by hand, with a short interval so that 64 positions hold several."""
+    """Compare with transformers' backbone; the interval is short, so that 64 positions hold several [CLS]."""
     import torch
 
     from m3_integrations import tokenizer
@@ -294,7 +294,7 @@ def test_what_is_returned_is_float32(encoder: M3Encoder) -> None:
 @pytest.mark.filterwarnings("ignore:.*longer than", "ignore:.*it is emulated")
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 6e-3), ("bfloat16", 6e-2)])
 def test_half_precision_is_near_full_precision(small: Path, encoder: M3Encoder, dtype: str, tolerance: float) -> None:
-    """Measured on these random weights: 0.0025 in float16 and 0.024 in bfloat16, lexical 0.0063 and 0.046."""
+    """Measured differences on these random weights: 0.0025 in float16, 0.024 in bfloat16; lexical 0.0063 and 0.046."""
     half = M3Encoder(small, device="cpu", dtype=dtype)
     full, rounded = encoder.encode(TEXTS), half.encode(TEXTS)
     np.testing.assert_allclose(rounded.dense, full.dense, atol=tolerance)
@@ -339,9 +339,9 @@ async def test_aencode_works_in_a_thread_of_its_own_while_the_loop_goes_on(
 
     monkeypatch.setattr(network, "launch", gated)
     task = asyncio.create_task(encoder.aencode(["a text"]))
-    while not seen:  # were the loop blocked, this would never be reached
+    while not seen:  # a blocked loop would never reach this line
         await asyncio.sleep(0.001)
-    encoder.close()  # what has begun is finished all the same
+    encoder.close()  # the call that has begun is finished nevertheless
     gate.set()
     assert len(await task) == 1
     assert seen[0].startswith("m3-encoder")

@@ -1,4 +1,4 @@
-"""What is encoded once, and what the cache keeps of it."""
+"""Which texts are encoded only once, and which vectors the cache keeps."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def test_dense_and_lexical_asked_for_separately_cost_one_pass(encoder: M3Encoder
     encoder.encode(["a document"], modes=("dense",))
     encoder.encode(["a document"], modes=("lexical",))
     assert encoder.stats.forward_passes == 1
-    encoder.encode(["a document"])  # token vectors of a document were not computed yet
+    encoder.encode(["a document"])  # its token vectors were not computed above
     assert encoder.stats.forward_passes == 2
 
 

@@ -1,4 +1,4 @@
-"""Scores of pairs, straight from texts."""
+"""Scores of pairs of texts."""
 
 from pathlib import Path
 from typing import Any

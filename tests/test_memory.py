@@ -1,4 +1,4 @@
-"""Memory stays flat however long the stream is."""
+"""Memory does not grow with the length of a stream."""
 
 import gc
 import os
@@ -29,8 +29,8 @@ def test_encode_batches_over_50_000_texts_holds_memory_flat(small: Path) -> None
     readings, done = [], 0
     for vectors in encoder.encode_batches(stream()):
         done += len(vectors)
-        assert taken - done <= 2048 + 1  # read no further than one batch ahead
+        assert taken - done <= 2048 + 1  # at most one batch ahead was read
         readings.append(resident_mb())
     assert done == 50_000
     settled = readings[len(readings) // 4]
-    assert max(readings[len(readings) // 4 :]) - settled < 20  # all vectors together would be 110 MB
+    assert max(readings[len(readings) // 4 :]) - settled < 20  # the vectors of the whole stream would be 110 MB

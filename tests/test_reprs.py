@@ -1,4 +1,4 @@
-"""What a prompt or a log shows of every public object: short, its model and its size, and no address."""
+"""The repr of every public object is short, names its model and its size, and holds no memory address."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""One network for everybody: many handles, many threads, other processes."""
+"""Many handles and threads share one network; processes do not."""
 
 import asyncio
 import gc
@@ -47,7 +47,7 @@ def test_handles_with_different_settings_hold_one_network(small: Path, wide: Pat
 
 
 def test_a_second_handle_costs_no_memory(tmp_path: Path) -> None:
-    """In a process of its own, with a network of 77 MB in its widest layers alone."""
+    """Run in a new process, with a network whose widest layers alone have 77 MB."""
     code = f"""
 import gc, os, sys
 sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
@@ -83,7 +83,7 @@ def test_the_network_goes_with_its_last_handle(small: Path, tmp_path: Path) -> N
     assert len(two.encode(["still works"])) == 1
     two.close()
     end = time.monotonic() + 30
-    while alive() is not None and time.monotonic() < end:  # the worker's thread may be leaving its last pass
+    while alive() is not None and time.monotonic() < end:  # the worker's thread may still return from its last pass
         gc.collect()
     assert alive() is None
 
@@ -209,7 +209,7 @@ def test_a_fork_raises_at_once_and_never_hangs(small: Path, monkeypatch: pytest.
         lambda: next(begun),
     )
     for use in uses:
-        for lock in locks:  # held by somebody at the moment of the fork, and never released in the child
+        for lock in locks:  # held during the fork, and never released in the child
             with lock:
                 reader, writer = os.pipe()
                 child = os.fork()

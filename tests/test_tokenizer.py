@@ -67,7 +67,7 @@ def test_mcls_puts_a_cls_before_every_interval_within_the_limit(small: Path, max
     assert all(ids[i] == 0 for i in positions)
     kept = [token for i, token in enumerate(ids[:-1]) if i not in positions]
     assert kept == plain[: len(kept)]
-    # As long as the limit allows: one more token would not fit, and a [CLS] never stands without text behind it.
+    # The text is as long as the limit allows: no further token fits, and every [CLS] has text behind it.
     assert len(ids) == min(
         max_length - (max_length % 257 == 2 and max_length > 2), len(plain) + -(-len(plain) // 256) + 1
     )

@@ -27,7 +27,7 @@ _SMALL_FILES: Final = (
 )
 
 _HubError: Final[type[Exception]] = next(b for b in HfHubHTTPError.__mro__ if b.__name__ == "HTTPError")
-"""Base class of the HTTP client's errors, timeouts included. The hub's version decides if it is httpx or httpx2."""
+"""Base class of the errors of huggingface_hub's HTTP client, timeouts included. The client is httpx or httpx2."""
 
 _HUB_TIMEOUT_S: Final = 20.0
 """Time limit of the first request, which asks the hub whether it has the repository."""

@@ -1,4 +1,4 @@
-"""One network and all who share it: queue, workers, cache, counters, and which networks this process holds."""
+"""One network and what its handles share: queue, workers, cache and counters; and the networks of this process."""
 
 from m3_integrations.engine.engine import Call, EncodeOptions, EncoderStats, Engine, aencode, encode_ahead
 from m3_integrations.engine.opening import check_not_forked, open_engine

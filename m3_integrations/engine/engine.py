@@ -1,4 +1,4 @@
-"""A network on one or more devices with all that its handles share, and one call of `encode` on it."""
+"""A network on one or more devices with what its handles share, and one call of `encode` on it."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ from m3_integrations.model import M3Network
 from m3_integrations.tokenizer import Pooling
 from m3_integrations.vectors import M3Vectors, Mode
 
-# A small working set is faster on a CPU (a feed-forward layer's activations stay near the cache), a large one on a GPU.
+# On a CPU small passes are faster: a feed-forward layer's activations stay near the cache. On a GPU large ones are.
 _TOKENS_PER_PASS_ON_CPU: Final = 1024
 _TOKENS_PER_PASS: Final = 16_384
 
 _SHORT_CHARACTERS: Final = 640
-"""Calls up to this size are tokenized and finished within the event loop, which takes 0.2 to 0.5 ms."""
+"""Asynchronous calls up to this size are tokenized and finished in the event loop, which takes 0.2 to 0.5 ms."""
 
 _CHARACTERS_PER_TEXT: Final = 64
-"""What a text costs beside its characters, counted in characters."""
+"""Added to the size of a call for every text: the cost of a text of any length."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncoderStats:
-    """What a network has done since it was loaded, for all its handles together.
+    """Counters of a network since it was loaded, for all its handles together.
 
     Attributes:
         forward_passes: Batches that went through the network.
-        encoded_texts: Texts that went through it.
-        encoded_tokens: Their tokens, padding not counted.
-        cache_hits: Texts that were answered from the cache.
-        truncated_texts: Texts asked for that were longer than their limit.
+        encoded_texts: Texts in these batches.
+        encoded_tokens: Their tokens, without padding.
+        cache_hits: Texts whose vectors came from the cache.
+        truncated_texts: Texts of calls that were longer than their limit; those from the cache count too.
     """
 
     forward_passes: int = 0
@@ -59,14 +59,14 @@ class EncoderStats:
 
 @dataclass(frozen=True, slots=True)
 class EncodeOptions:
-    """What is asked of one call.
+    """The options of one call.
 
     Attributes:
         modes: The modes to return.
         computed_modes: The modes to compute and to cache, `modes` among them.
         max_length: The most tokens of a text, no more than the network has positions for.
-        pooling: How the dense vector is read off.
-        is_cached: Whether vectors may come from the cache and go into it.
+        pooling: How the dense vector is made.
+        is_cached: Whether vectors are read from the cache and written to it.
     """
 
     modes: tuple[Mode, ...]
@@ -77,19 +77,18 @@ class EncodeOptions:
 
 
 class Engine:
-    """A network with its tokenizer, its cache, and the queue through which every caller's texts reach the devices.
+    """A network with its tokenizer, its cache, and the queue from which the devices take every caller's texts.
 
     Args:
         folder: The checkpoint.
-        devices: Where the network lives; a copy, and a worker, on each of them.
-        dtype: Its weights' type.
+        devices: Each of them gets a copy of the network and a worker.
+        dtype: The dtype that the network computes in.
 
     Attributes:
         network: The network on the first device.
-        stats: The counters now.
 
     Raises:
-        ValueError: If the checkpoint is incomplete or damaged.
+        ValueError: If the checkpoint is incomplete or damaged, or its tokenizer has more ids than the network.
     """
 
     def __init__(self, folder: Path, devices: tuple[torch.device, ...], dtype: torch.dtype) -> None:
@@ -111,24 +110,24 @@ class Engine:
             _TOKENS_PER_PASS_ON_CPU if is_on_cpu else _TOKENS_PER_PASS,
             is_packed=self.network.is_packed,
             n_workers=len(devices),
-            # It must not hold the engine, which would then never go.
+            # It must not refer to the engine: a running worker would then keep a network without handles.
             start_worker=partial(start_worker, is_pipelined=not is_on_cpu, count=self.counters.add),
         )
         weakref.finalize(self, self.scheduler.close)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Which model it is; see `checkpoint_fingerprint`."""
+        """The result of `checkpoint_fingerprint`."""
         return checkpoint_fingerprint(self.folder, self.tokenizer.vocabulary)
 
     @cached_property
     def executor(self) -> ThreadPoolExecutor:
-        """Threads for asynchronous callers, apart from the event loop's own pool, which others need too."""
+        """Threads for asynchronous callers. The event loop's own pool is left to the rest of the program."""
         return ThreadPoolExecutor(thread_name_prefix="m3-encoder")
 
 
 class _Counters:
-    """Counts for `EncoderStats`, from any thread."""
+    """`EncoderStats` that any thread may add to."""
 
     def __init__(self) -> None:
         self.stats = EncoderStats()
@@ -141,15 +140,15 @@ class _Counters:
 
 
 class Call:
-    """One call of `encode` in three steps: made (which tokenizes), started, finished.
+    """One call of `encode` in three steps: the constructor tokenizes, `start` queues, `finish` returns the vectors.
 
-    Texts that the cache knows are taken from it; one that occurs twice is encoded once. The call holds the network, so
-    that closing a handle meanwhile does not matter.
+    Texts that are in the cache are taken from it; a text that occurs twice is encoded once. The call refers to the
+    network, so it works even if the handle is closed meanwhile.
 
     Args:
-        engine: Whose network, cache and queue are used.
+        engine: Its network, cache and queue are used.
         texts: Strings, instruction included.
-        options: What is asked of them.
+        options: The options of the call.
     """
 
     def __init__(self, engine: Engine, texts: Sequence[str], options: EncodeOptions) -> None:
@@ -164,7 +163,7 @@ class Call:
         self._request = Request(self._tokens, engine.networks, multi_vector="multi_vector" in options.computed_modes)
 
     def start(self) -> Future[None]:
-        """Queue what the cache does not know; the future ends when all of it has been encoded, or with the error."""
+        """Queue the texts that are not in the cache; the future ends when all are encoded, or with the error."""
         if self._missing:
             self._engine.scheduler.add(self._request)
         else:
@@ -172,11 +171,11 @@ class Call:
         return self._request.future
 
     def wait(self, on_pass: Callable[[int], object] | None = None) -> None:
-        """Return when all has been encoded, or raise the error; a caller who is interrupted leaves the queue.
+        """Wait until all texts are encoded, or raise the error. If the caller is interrupted, the call is cancelled.
 
         Args:
-            on_pass: Called after every forward pass with the number of this call's texts in it, in the caller's thread:
-                a terminal that blocks must not hold up anybody else.
+            on_pass: Called after every forward pass with the number of this call's texts in it. It runs in the caller's
+                thread, so that a blocking terminal does not delay other callers.
         """
         try:
             while (n := self._request.finished_texts.get()) is not None:
@@ -188,10 +187,10 @@ class Call:
             raise
 
     def cancel(self) -> None:
-        """Take what has not been encoded out of the queue; the call has no results then.
+        """Remove the texts that are not encoded yet from the queue; the call then has no results.
 
-        It forgets the request: an error in its future holds this call by its traceback, and the two would keep each
-        other, and the network, until the garbage collector comes.
+        The request is dropped: an error in its future refers to this call by its traceback. The cycle would keep the
+        network in memory until the garbage collector runs.
         """
         request = self.__dict__.pop("_request", None)
         if request is not None:
@@ -221,10 +220,10 @@ class Call:
 def encode_ahead(
     calls: Iterable[Call], on_pass: Callable[[int], object] | None = None
 ) -> Iterator[tuple[M3Vectors, NDArray[np.bool_]]]:
-    """Finish one call after another, each in the queue before the results of the one before it are taken.
+    """Yield the results of one call after another; the next call is in the queue before a result is yielded.
 
-    So the device works while the next texts are read and tokenized, and while the caller uses what it was given. An
-    error in reading or tokenizing comes after the vectors of the calls before.
+    So the device works while the next texts are read and tokenized, and while the caller uses a result. An error in
+    reading or tokenizing is raised after the results of the calls before it.
     """
     upcoming = iter(calls)
     current = next(upcoming, None)
@@ -238,7 +237,7 @@ def encode_ahead(
                 following = next(upcoming, None)  # while the device works
                 if following is not None:
                     following.start()
-            except Exception as error:  # raised below, in its turn
+            except Exception as error:  # raised below, after the current call's result
                 problem = error
             current.wait(on_pass)
             yield current.finish()
@@ -252,10 +251,10 @@ def encode_ahead(
 
 
 async def aencode(engine: Engine, texts: Sequence[str], options: EncodeOptions) -> tuple[M3Vectors, NDArray[np.bool_]]:
-    """Make, start and finish a call; no thread waits meanwhile. A task that is cancelled leaves the queue.
+    """Make, start and finish a call without a thread that waits. If the task is cancelled, so is the call.
 
-    A short call is tokenized and finished within the event loop. That takes less time than the way to a thread and
-    back, and it does not wait there behind other callers' long texts.
+    A short call is tokenized and finished in the event loop: that takes less time than to hand it to a thread, where it
+    could also wait behind other callers' long texts.
     """
     loop = asyncio.get_running_loop()
     is_short = sum(len(text) + _CHARACTERS_PER_TEXT for text in texts) <= _SHORT_CHARACTERS
@@ -268,6 +267,6 @@ async def aencode(engine: Engine, texts: Sequence[str], options: EncodeOptions) 
         await asyncio.wrap_future(call.start())
     except BaseException:
         call.cancel()
-        del call, engine  # the error's traceback holds this frame, and a task that failed holds the error
+        del call, engine  # a failed task keeps the error, whose traceback keeps this frame: it would keep the network
         raise
     return call.finish() if is_short else await loop.run_in_executor(engine.executor, call.finish)

@@ -1,4 +1,4 @@
-"""Which networks this process holds, and that none outlives a fork or the process's end."""
+"""The networks of this process: shared between handles, refused after a fork, shut down at the end."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from m3_integrations.engine.queue import Scheduler
 
 _EngineKey = tuple[str, tuple[tuple[str, int, int], ...], tuple[str, ...], torch.dtype]
 _engines: WeakValueDictionary[_EngineKey, Engine] = WeakValueDictionary()
-# Of every network, also of one whose last handle was closed during its last pass: the worker holds its queue alone.
+# The queue of every network. A worker keeps its queue through its last pass, even if the network's handles are closed.
 _schedulers: WeakSet[Scheduler] = WeakSet()
-# One network at a time: while transformers loads one, torch's default dtype is that network's, for the whole process.
+# One network is loaded at a time: meanwhile transformers sets torch's default dtype for the whole process.
 _loading_lock = threading.Lock()
 _loading_process_ids: list[int] = []
 
 _SHUT_DOWN_TIMEOUT_S: Final = 30.0
-"""How long the end of the process waits for a forward pass."""
+"""How long the process waits at its end for a running forward pass."""
 
 
 def check_not_forked() -> None:
-    """Raise RuntimeError in a process that was forked off one that has loaded a network, or was about to.
+    """Raise RuntimeError in a process that was forked off one that has loaded a network, or was loading one.
 
-    The threads and locks of that process do not exist here, so that a forward pass might wait for ever.
+    A fork does not copy the parent's threads, and locks may stay locked: a forward pass could block without end.
     """
     if _loading_process_ids and os.getpid() not in _loading_process_ids:
         raise RuntimeError(
@@ -43,8 +43,8 @@ def check_not_forked() -> None:
 def open_engine(folder: Path, devices: tuple[torch.device, ...], dtype: torch.dtype, *, shared: bool) -> Engine:
     """Load a network, or return the one that this process already holds for the same files, devices and dtype.
 
-    A network is dropped when the last handle that uses it has been closed or forgotten. A checkpoint whose files were
-    rewritten in place counts as another one.
+    A network is freed when its last handle is closed or garbage collected. If a checkpoint's files were rewritten in
+    place, the network is loaded anew.
 
     Raises:
         RuntimeError: In a process forked off one that has loaded a network.
@@ -55,7 +55,7 @@ def open_engine(folder: Path, devices: tuple[torch.device, ...], dtype: torch.dt
         atexit.register(_shut_down)
     _loading_process_ids[:] = [os.getpid()]
     key = (str(folder), _signature(folder), tuple(map(str, devices)), dtype)
-    if shared and (held := _engines.get(key)) is not None:  # without waiting for another network's loading
+    if shared and (held := _engines.get(key)) is not None:  # without a wait for a network that is being loaded
         return held
     with _loading_lock:
         held = _engines.get(key) if shared else None
@@ -70,10 +70,10 @@ def open_engine(folder: Path, devices: tuple[torch.device, ...], dtype: torch.dt
 def _shut_down() -> None:
     """End every waiting request with an error, and wait for the passes that are running.
 
-    At the end of a process, before the interpreter goes: a thread that comes back from torch later would crash it.
+    It runs at the end of the process: a thread that returns from torch during the interpreter's shutdown would crash.
     """
     if os.getpid() not in _loading_process_ids:
-        return  # forked: the threads are not here
+        return  # a forked child has no such threads
     schedulers = list(_schedulers)
     for scheduler in schedulers:
         scheduler.close()
@@ -82,7 +82,7 @@ def _shut_down() -> None:
 
 
 def _signature(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Return the names, sizes and times of the files that make the network; others may come and go."""
+    """Return the names, sizes and times of the files that the network is loaded from."""
     files = [folder / "config.json", *folder.glob("tokenizer*"), *weight_files(folder), *head_files(folder)]
     files += [*folder.glob("modules.json"), *folder.glob("*_Pooling/config.json"), *folder.glob("sentence_bert_*.json")]
     there = [(str(path.relative_to(folder)), path.stat()) for path in sorted(files) if path.is_file()]

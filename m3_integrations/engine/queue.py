@@ -1,4 +1,4 @@
-"""The queue: which waiting texts share the next forward pass, whoever asked for them."""
+"""The queue: it chooses the waiting texts, from all callers, that share the next forward pass."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ from m3_integrations.vectors import LexicalRows, M3Vectors, MultiVectorRows, off
 _logger = logging.getLogger(__name__)
 
 _SHARE: Final = 4
-"""What short requests and long ones owe each other. A request of at most a quarter of a pass is short. A pass of long
-ones comes after four of short ones at the latest, and is a quarter as large until four of them have run in a row. So a
-long request never starves, and a short one that comes soon after another waits for a quarter of a pass at most."""
+"""How short and long requests share the device. A request of at most a quarter of a pass is short. After at most four
+passes of short requests comes one of long requests. It is a quarter as large, until four such passes ran in a row. So a
+long request always gets a turn, and a short request that follows another soon waits for at most a quarter of a pass."""
 
 _MAX_PADDING: Final = 1.5
-"""A padded pass computes at most so many times the tokens of its texts."""
+"""A padded pass computes at most this many times the tokens of its texts."""
 
 _GROWTH: Final = 1 + 1 / 256
-"""What a good pass adds to passes that a lack of memory made small: about 180 passes undo one halving."""
+"""Growth of the pass size with every good pass after a lack of memory: about 180 passes undo one halving."""
 
 
 class Request:
-    """Texts of one caller on their way through the network. Ends once: with all vectors, an error, or cancelled.
+    """The texts of one call while they are encoded. A request ends once: complete, with an error, or cancelled.
 
     Args:
-        texts: One or more; each is encoded.
+        texts: The texts to encode.
         networks: The network on every worker's device.
-        multi_vector: Whether token vectors are wanted.
+        multi_vector: Whether to compute token vectors.
 
     Attributes:
         future: Ends with the request.
-        finished_texts: The number of texts that every pass has finished, as it finishes them; None comes last.
-        is_alone: Whether its texts share no pass with others, since such a pass failed.
-        is_short: Whether it overtakes long requests.
+        finished_texts: Gets the number of this request's texts in every finished pass, and None at the end.
+        is_alone: Whether its texts must not share a pass with other requests, because such a pass failed.
+        is_short: Whether it goes before long requests.
     """
 
     def __init__(self, texts: Sequence[Tokens], networks: Sequence[M3Network], *, multi_vector: bool) -> None:
@@ -56,7 +56,7 @@ class Request:
         self.finished_texts: SimpleQueue[int | None] = SimpleQueue()
         self.is_alone = self.is_short = False
         self._order = [(length, -i) for i, length in enumerate(self.lengths)]
-        self._waiting = sorted(range(len(texts)), key=self._order.__getitem__)  # the longest, first of equals, last
+        self._waiting = sorted(range(len(texts)), key=self._order.__getitem__)  # by length; the longest is at the end
         self._n_left = len(texts)
         self._has_ended = False
         self._lock = threading.Lock()
@@ -72,11 +72,11 @@ class Request:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether texts of it wait for a pass."""
+        """Whether some of its texts wait for a pass."""
         return bool(self._waiting) and not self._has_ended and not self.future.cancelled()
 
     def take_fitting(self, budget: PassBudget) -> list[int]:
-        """Move texts into a pass until none fits: the longest first, then those that need little padding beside it."""
+        """Move texts into a pass until none fits, the longest first; return their positions."""
         positions: list[int] = []
         while self._waiting:
             place = len(self._waiting) - 1
@@ -88,17 +88,17 @@ class Request:
         return positions
 
     def put_back(self, positions: Sequence[int]) -> None:
-        """Let texts wait again."""
+        """Put texts back among those that wait."""
         for position in positions:
             insort(self._waiting, position, key=self._order.__getitem__)
 
     def receive(self, positions: Sequence[int], output: ForwardPass, first: int) -> None:
-        """Copy the results of these texts, which are rows first and following of a pass; the last of them end it."""
+        """Copy the results of these texts from a pass, beginning with its row first. The last texts end the request."""
         if self._has_ended or self.future.cancelled():
             return
         rows = slice(first, first + len(positions))
         if not output.is_finite[rows].all():
-            self.end(FloatingPointError("the network gave values that are not finite: load it with dtype='float32'"))
+            self.end(FloatingPointError("the network's values are not finite: load it with dtype='float32'"))
             return
         self._dense[positions] = output.dense[rows]
         if output.lexical is not None:
@@ -115,7 +115,7 @@ class Request:
             self.end()
 
     def end(self, error: BaseException | None = None) -> None:
-        """End well, or with an error, unless it has ended."""
+        """End the request, with an error if there is one. Does nothing if it has already ended."""
         with self._lock:
             if self._has_ended:
                 return
@@ -128,7 +128,7 @@ class Request:
         self.finished_texts.put(None)
 
     def vectors(self, vocabulary: Sequence[str]) -> M3Vectors:
-        """Return the vectors of all texts, in their order, after the request has ended well."""
+        """Return the vectors of all texts, in their order. The request must have ended without an error."""
         lexical = None
         if self._has_lexical:
             parts = [rows for _, rows in self._lexical]
@@ -144,15 +144,15 @@ class Request:
 
 @dataclass(slots=True)
 class PassBudget:
-    """Counts what a forward pass holds, and takes texts as long as there is room.
+    """Counts the texts and tokens of a forward pass, and decides whether another text fits.
 
     Attributes:
-        max_tokens: Tokens that the network may compute, padding included; one text may be longer.
-        is_packed: Whether texts are laid end to end, or padded to the longest of them.
+        max_tokens: Tokens that the pass may have, padding included; a single text may be longer.
+        is_packed: Whether texts are packed without padding, or padded to the longest.
         n_texts: Texts so far.
         longest: Tokens of the longest of them.
         tokens: Tokens of all of them.
-        is_full: Whether not even the shortest text fits.
+        is_full: Whether no text fits any more.
     """
 
     max_tokens: float
@@ -163,11 +163,11 @@ class PassBudget:
     is_full: bool = False
 
     def add(self, length: int) -> bool:
-        """Count a text of so many tokens if it fits, and return whether it does; into an empty pass any text fits."""
+        """Count a text of this many tokens if it fits, and return whether it does. Any text fits in an empty pass."""
         tokens, longest = self.tokens + length, max(self.longest, length)
         if self.n_texts:
             cost = tokens if self.is_packed else (self.n_texts + 1) * longest
-            # Padding costs as much as text. In a small pass it hardly counts beside reading the weights.
+            # Padding costs as much as text, except in a small pass, whose time is spent reading the weights.
             most = self.max_tokens if self.is_packed else max(_MAX_PADDING * tokens, self.max_tokens / 8)
             if cost > min(most, self.max_tokens):
                 return False
@@ -184,20 +184,20 @@ class Share(NamedTuple):
 
 
 class Scheduler:
-    """A queue that any number of threads fill and the workers of one or more devices empty.
+    """A queue to which any thread adds requests, and from which the workers of one or more devices take texts.
 
-    Short requests go first, together, oldest first. Long ones take turns, and get a pass after every few passes of
-    short requests, so that nobody waits for ever.
+    Short requests go first, together, oldest first. Long requests take turns, and get a pass after at most four passes
+    of short ones, so every request is served.
 
     Args:
-        max_tokens: Tokens of a pass, padding included.
+        max_tokens: The most tokens of a pass, padding included.
         is_packed: Whether a pass costs the sum of its texts' tokens, or its rows times its longest text.
-        n_workers: How many workers there are to be.
-        start_worker: Starts one, given the queue and a number; called when a request comes and it is not there.
+        n_workers: The number of workers.
+        start_worker: Starts a worker, given the queue and the worker's number. Called by `add` if it does not run.
 
     Attributes:
-        threads: Those of the workers that have not ended.
-        max_tokens: Tokens of a pass now: fewer after a lack of memory, until enough passes have gone well.
+        threads: The threads of the workers that have not ended.
+        max_tokens: The present limit: lower after a lack of memory, until enough passes succeeded.
     """
 
     def __init__(
@@ -223,10 +223,10 @@ class Scheduler:
         self._process_id = os.getpid()
 
     def add(self, request: Request) -> None:
-        """Queue a request, and start the workers that are not there.
+        """Queue a request, and start the workers that do not run.
 
         Raises:
-            RuntimeError: If the queue was closed, or the system gives no thread.
+            RuntimeError: If the queue was closed, or the system cannot start a thread.
         """
         with self._changed:
             if self._is_closed:
@@ -239,25 +239,29 @@ class Scheduler:
             self._changed.notify()
 
     def take(self, *, wait: bool = True) -> list[Share]:
-        """Return the texts of the next pass; none if the queue was closed, or if none waits and wait is false."""
+        """Return the texts of the next pass; [] if the queue is closed.
+
+        Args:
+            wait: Whether to wait if the queue is empty; if False, [] is returned.
+        """
         with self._changed:
             while True:
                 self._drop_ended()
                 if shares := self._choose():
-                    self._changed.notify()  # another worker looks for more
+                    self._changed.notify()  # another worker may take what is left
                     return shares
                 if self._short or self._long:
-                    continue  # a caller left just now, others may be there
+                    continue  # a request was cancelled during `_choose`: look again
                 if self._is_closed or not wait:
                     return []
                 self._changed.wait()
 
     def put_back(self, shares: Sequence[Share], *, alone: bool) -> None:
-        """Let the texts of a pass that failed wait again, before all others.
+        """Put the texts of a failed pass back into the queue, before all others.
 
         Args:
-            shares: What `take` returned.
-            alone: Whether each request is to have passes of its own from now on.
+            shares: The result of `take`.
+            alone: Whether each of these requests must not share a pass with others from now on.
         """
         with self._changed:
             for request, positions in reversed(shares):
@@ -270,23 +274,23 @@ class Scheduler:
             self._changed.notify()
 
     def halve(self, n_tokens: int) -> None:
-        """Make passes at most half as large as one of so many tokens, which was too large for the memory; log it."""
+        """Limit passes to half of n_tokens, the size of a pass that did not fit in memory, and log it."""
         with self._changed:
             level = logging.WARNING if self.max_tokens == self._usual_max_tokens else logging.INFO
             self.max_tokens = max(min(self.max_tokens, n_tokens) // 2, 1)
         _logger.log(level, "out of memory: a forward pass holds at most %d tokens for now", self.max_tokens)
 
     def count_good_pass(self) -> None:
-        """Note a pass that did not fail: passes grow again, since others may have given memory back."""
+        """Raise the lowered limit a little after a pass that succeeded: other programs may have freed memory."""
         if self.max_tokens < self._usual_max_tokens:
             with self._changed:
                 self.max_tokens = min(self._usual_max_tokens, self.max_tokens * _GROWTH)
 
     def leave(self, worker: int, error: BaseException | None) -> None:
-        """Note that a worker has ended; if it was the last one, everybody who waits gets an error."""
+        """Note that a worker has ended. If it was the last one, all waiting requests end with an error."""
         with self._changed:
             self._workers.discard(worker)
-            self._changed.notify_all()  # it may have been woken for work that it did not take
+            self._changed.notify_all()  # the worker may have been woken for texts that it did not take
             waiting = [] if self._workers else self._clear()
         for request in waiting:
             request.end(worker_died(error))
@@ -294,7 +298,7 @@ class Scheduler:
     def close(self) -> None:
         """Take no more requests, end every waiting one with an error, and let the workers end."""
         if os.getpid() != self._process_id:
-            return  # after a fork the lock may be held by a thread that is not there
+            return  # after a fork the lock may be held by a thread that does not exist in the child
         with self._changed:
             self._is_closed = True
             waiting = self._clear()
@@ -310,12 +314,12 @@ class Scheduler:
 
     def _drop_ended(self) -> None:
         for lane in (self._short, self._long):
-            for _ in range(len(lane)):  # once around, so that the others keep their order
+            for _ in range(len(lane)):  # one full round keeps the order
                 if (request := lane.popleft()).is_waiting:
                     lane.append(request)
 
     def _choose(self) -> list[Share]:
-        """Take the texts of the next pass out of the requests of one lane: all that fit, in the lane's order."""
+        """Take the texts of the next pass from the short or the long requests: as many as fit, in the queue's order."""
         is_long_turn = bool(self._long) and (not self._short or self._turns >= _SHARE)
         lane = self._long if is_long_turn else self._short
         is_small = is_long_turn and self._turns > -_SHARE
@@ -330,12 +334,12 @@ class Scheduler:
                 break
         if shares:
             self._turns = min(self._turns, 0) - 1 if is_long_turn else max(self._turns, 0) + 1
-        lane.rotate(-1)  # what is left of the first comes after the others
+        lane.rotate(-1)  # the first request goes to the end with its remaining texts
         return shares
 
 
 def worker_died(error: BaseException | None) -> RuntimeError:
-    """Return the error of a request whose worker ended before it could answer; the next request starts another."""
+    """Return the error for requests whose worker ended before it encoded them. The next request starts a new worker."""
     reason = f": {error!r}" if error is not None else ""
     died = RuntimeError(f"the encoder's worker thread ended before these texts were encoded{reason}; ask again")
     died.__cause__ = error

@@ -1,4 +1,4 @@
-"""The thread that runs one device's forward passes, and sees to it that every request is answered."""
+"""The thread that runs one device's forward passes, and ends every request that it took."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from m3_integrations.model import ForwardPass
 def start_worker(
     scheduler: Scheduler, number: int, *, is_pipelined: bool, count: Callable[..., object]
 ) -> threading.Thread:
-    """Start the thread of one device: a daemon, so that a program which forgets an encoder can end.
+    """Start the thread of one device. It is a daemon: a program that does not close its encoder can end.
 
-    Between passes it holds the queue alone, so that a network that nobody else holds is given back.
+    Between passes the thread refers only to the queue, so a network without handles is freed.
 
     Args:
-        scheduler: Where requests wait.
-        number: Which of a request's networks is its own.
-        is_pipelined: Whether the device works by itself: then the next pass is launched before the results of the last
-            one are handed out.
-        count: Called after every pass that went well with what it adds to `EncoderStats`.
+        scheduler: The queue.
+        number: The index of this device's network in `Request.networks`.
+        is_pipelined: Whether the device works asynchronously. The next pass is then launched before the results of the
+            last one are copied to the requests.
+        count: Called after every pass that succeeded, with its increments for `EncoderStats`.
     """
     worker = _Worker(scheduler, number, is_pipelined=is_pipelined, count=count)
     thread = threading.Thread(target=worker.run, name=f"m3-encoder-pass-{number}", daemon=True)
@@ -35,20 +35,20 @@ def start_worker(
 
 
 class _Worker:
-    """Takes texts, launches their pass, hands out its results."""
+    """Takes texts from the queue, launches their pass, and copies the results to the requests."""
 
     def __init__(self, scheduler: Scheduler, number: int, *, is_pipelined: bool, count: Callable[..., object]) -> None:
         self._scheduler, self._number, self._is_pipelined, self._count = scheduler, number, is_pipelined, count
         self._launched: deque[ForwardPass] = deque()
-        self._unanswered: list[list[Share]] = []  # of every pass that was begun, the oldest first; at most two
+        self._unanswered: list[list[Share]] = []  # of every launched pass, oldest first; at most two
 
     def run(self) -> None:
-        """Run passes until the queue is closed; whatever ends the thread otherwise, nobody is left waiting."""
+        """Run passes until the queue is closed. If an error ends the thread, the requests it took end with an error."""
         ended_by: BaseException | None = None
         try:
             while self._step():
                 pass
-        except BaseException as error:  # every caller gets it
+        except BaseException as error:  # the requests of its passes end with it
             ended_by = error
             for request, _ in itertools.chain(*self._unanswered):
                 request.end(worker_died(error))
@@ -57,7 +57,7 @@ class _Worker:
             self._scheduler.leave(self._number, ended_by)
 
     def _step(self) -> bool:
-        """Take texts, launch their pass, hand out the oldest pass; return False at the end."""
+        """Take texts, launch their pass, and hand out the oldest pass; return False if the queue is closed."""
         shares = self._scheduler.take(wait=not self._launched)
         if not shares and not self._launched:
             return False
@@ -75,7 +75,7 @@ class _Worker:
             self._launched.append(shares[0].request.networks[self._number].launch(batch, multi_vector=asked))
         except Exception as error:  # it goes to the callers
             while self._launched:
-                self._hand_out()  # the pass before, whose memory may be what was missing
+                self._hand_out()  # the previous pass: this frees its memory
             self._recover(shares, error)
 
     def _hand_out(self) -> None:
@@ -83,7 +83,7 @@ class _Worker:
         try:
             output = launched.wait()
         except Exception as error:  # it goes to the callers
-            del launched  # its tensors; the error's traceback holds this frame
+            del launched  # the error's traceback refers to this frame, which would keep the pass's tensors
             self._recover(shares, error)
             return
         self._scheduler.count_good_pass()
@@ -99,8 +99,13 @@ class _Worker:
         self._unanswered.remove(shares)
 
     def _recover(self, shares: list[Share], error: Exception) -> None:
-        """Decide what becomes of a pass that failed: smaller ones, or each request alone, or its one request failed."""
-        traceback.clear_frames(error.__traceback__)  # the failed pass's tensors; a caller may keep the error
+        """Handle a failed pass.
+
+        After a lack of memory its texts run again in smaller passes. After another error its requests run again, each
+        alone. If it had only one request, or ran out of memory with one text, the request ends with the error.
+        """
+        # A caller may keep the error, and its frames would keep the failed pass's tensors.
+        traceback.clear_frames(error.__traceback__)
         n_texts = sum(len(positions) for _, positions in shares)
         if _is_out_of_memory(error) and n_texts > 1:
             if torch.cuda.is_available():
@@ -112,8 +117,8 @@ class _Worker:
         else:
             shares[0].request.end(error)
         self._unanswered.remove(shares)
-        # Frames behind the error's traceback hold this list. With the request in it, which holds the error, all of them
-        # and the network would stay until the garbage collector comes by, which knows nothing of a GPU's memory.
+        # Frames of the error's traceback refer to this list, and its requests refer to the error. This cycle would keep
+        # the network until the garbage collector runs, which does not watch a GPU's memory.
         shares.clear()
 
 

@@ -198,7 +198,7 @@ def load_encoder(folder: Path, dtype: torch.dtype) -> nn.Module:
         if backbone is None:
             return theirs
         state = theirs.state_dict()
-    assert backbone is not None  # noqa: S101 - without a backbone state is None, and `theirs` was returned
+    assert backbone is not None  # noqa: S101 - otherwise `theirs` was returned above
     backbone.load_state_dict(state, assign=True)
     return backbone.eval().requires_grad_(False)
 

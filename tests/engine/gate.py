@@ -1,4 +1,4 @@
-"""A network whose passes a test holds up, looks at, and lets fail."""
+"""A network whose passes a test can stop, inspect and let fail."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ WORDS = ("stone", "bridge", "water", "key", "the", "letter", "it", "seven")
 
 
 def never(_: Sequence[Tokens]) -> None:
-    """Let every pass succeed."""
+    """Do nothing: every pass succeeds."""
 
 
 class Gate:
-    """Stands before the forward passes of an encoder's network.
+    """Stops the forward passes of an encoder's network while it is closed.
 
     Args:
-        encoder: One with a network of its own.
+        encoder: An encoder with an unshared network.
         fault: Called with the texts of every pass; may raise.
-        is_open: Whether passes go through at once.
+        is_open: Whether passes run without stopping.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Gate:
             network.launch = partial(self._launch, network.launch)  # type: ignore[method-assign]
 
     def open(self) -> None:
-        """Let the pass that waits go on, and all later ones."""
+        """Let the stopped pass and all later ones run."""
         self._is_open.set()
 
     def _launch(self, real: Callable[..., ForwardPass], batch: Sequence[Tokens], **settings: Any) -> ForwardPass:
@@ -54,7 +54,7 @@ class Gate:
         return real(batch, **settings)
 
     def wait_for(self, *, waiting: int) -> None:
-        """Return when a pass stands at the gate, and so many requests wait behind it."""
+        """Return when a pass is stopped and this many requests wait in the queue."""
         end = time.monotonic() + 60
         while not self.batches or self._n_waiting() < waiting:
             assert time.monotonic() < end, "the requests did not come"
@@ -67,7 +67,7 @@ class Gate:
 
 
 def pipelined(encoder: M3Encoder) -> M3Encoder:
-    """Let the next pass start before the last one's results are out, as on a GPU."""
+    """Launch the next pass before the results of the last one are handed out, as on a GPU."""
     engine = encoder._live_engine()
     engine.scheduler._start_worker = partial(start_worker, is_pipelined=True, count=engine.counters.add)
     return encoder

@@ -1,4 +1,4 @@
-"""A stream of texts: the device works on the next batch while the caller uses the last one."""
+"""A stream of texts: the device encodes the next batch while the caller uses the last one."""
 
 import threading
 import time
@@ -22,7 +22,7 @@ def alone(small: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[M3Encoder]:
 def wait_until(is_true: Callable[[], bool]) -> None:
     end = time.monotonic() + 60
     while not is_true():
-        assert time.monotonic() < end, "it never came to be"
+        assert time.monotonic() < end, "the condition did not become true"
         time.sleep(0.001)
 
 
@@ -90,4 +90,4 @@ def test_an_error_of_a_pass_ends_the_stream_with_nothing_left_in_the_queue(
     has_ended.set()
     opener.join()
     alone.encode(["it"])
-    assert n_passes == 3, "one that failed, one of the next part that had begun, and the last"
+    assert n_passes == 3, "the failed pass, one of the next part that was queued already, and the last"

@@ -1,4 +1,4 @@
-"""Handles that are closed, networks that are shut down, processes that end: nobody is left waiting."""
+"""Closed handles, networks that are shut down and processes that end: every request ends."""
 
 import os
 import subprocess
@@ -40,7 +40,7 @@ def test_shutting_down_answers_everybody(alone: M3Encoder) -> None:
         threading.Timer(0.05, gate.open).start()
         gate.engine.scheduler.close()
     errors = [answer.exception() for answer in answers]
-    assert errors.count(None) == 1, "the one whose pass was running"
+    assert errors.count(None) == 1, "only the request whose pass was running has no error"
     assert sum("shut down" in str(error) for error in errors) == len(WORDS) - 1
     with pytest.raises(RuntimeError, match="shut down"):
         alone.encode(["late"])
@@ -68,7 +68,7 @@ print("over")
 
 
 def test_a_process_that_ends_with_an_error_amid_a_stream_ends_cleanly() -> None:
-    """The handle is closed and forgotten while its worker is in a pass."""
+    """The handle is closed and garbage collected while its worker runs a pass."""
     code = """
 import sys
 from m3_integrations import M3Encoder
@@ -81,7 +81,7 @@ try:
 except OSError:
     sys.exit(3)
 """
-    for _ in range(3):  # it aborted every second time or so
+    for _ in range(3):  # with the fault about every second process aborted
         result = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", code], check=False, capture_output=True, text=True, timeout=120
         )

@@ -1,4 +1,4 @@
-"""Whatever goes wrong: every request gets its vectors or its own error, and the next one works."""
+"""After any fault every request gets its vectors or its own error, and the next request works."""
 
 import asyncio
 import logging
@@ -20,14 +20,14 @@ from tests.test_encoder import assert_same
 
 
 def contains(encoder: M3Encoder, word: str) -> int:
-    """Give the id of a word that is one token."""
+    """Return the id of a word that is one token."""
     (token,) = encoder._live_engine().tokenizer([word], max_length=9)
     assert len(token) == 3
     return int(token.ids[1])
 
 
 def ask_behind_the_gate(encoder: M3Encoder, gate: Gate, texts: Sequence[str]) -> list[object]:
-    """Send each text from a thread of its own while the gate is closed; give each one's vectors or error."""
+    """Send each text from another thread while the gate is closed; return the vectors or the error of each."""
 
     def ask(text: str) -> object:
         try:
@@ -49,7 +49,7 @@ def test_callers_share_a_pass(alone: M3Encoder) -> None:
     expected = [alone.encode([word]) for word in WORDS]
     gate = Gate(alone)
     answers = ask_behind_the_gate(alone, gate, WORDS)
-    assert len(gate.batches) == 2, "one for the first, one for all the others"
+    assert len(gate.batches) == 2, "one pass for the first text, one for all the others"
     for answer, vectors in zip(answers, expected, strict=True):
         assert_same(answer, vectors)  # type: ignore[arg-type]
 
@@ -138,7 +138,7 @@ def test_a_text_too_large_for_the_memory_fails_its_caller_alone(alone: M3Encoder
     long, short = ask_behind_the_gate(alone, gate, ["bread " * 100, "water"])
     assert long is error
     assert_same(short, expected)  # type: ignore[arg-type]
-    assert alone._live_engine().scheduler.max_tokens > 1, "other callers' passes must not shrink for it"
+    assert alone._live_engine().scheduler.max_tokens > 1, "a failed pass of one text must not make others smaller"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -157,7 +157,7 @@ def test_a_dying_worker_answers_everybody_and_the_next_call_works(alone: M3Encod
         assert isinstance(answer, RuntimeError)
         assert "worker thread ended" in str(answer)
         assert answer.__cause__ is killer
-    assert len({id(answer) for answer in answers}) == len(answers), "each has an error of its own"
+    assert len({id(answer) for answer in answers}) == len(answers), "every request has its own error object"
     assert_same(alone.encode(["water"]), expected)
 
 
@@ -268,7 +268,7 @@ def test_a_gpu_and_a_cpu_share_no_queue(small: Path) -> None:
 
 
 def test_dense_vectors_of_shared_passes_do_not_mix(alone: M3Encoder) -> None:
-    """Each caller asks for other modes; each gets its own texts' values and no more."""
+    """Every caller asks for other modes, and gets only those, with its own texts' values."""
     gate = Gate(alone)
     with ThreadPoolExecutor(3) as pool:
         first = pool.submit(alone.encode, ["first"])

@@ -1,4 +1,4 @@
-"""Which texts share a pass, in which order, and that nobody waits for ever."""
+"""Which texts share a pass and in which order, and that every request is served."""
 
 import logging
 import random
@@ -77,7 +77,7 @@ def test_padding_never_costs_more_than_half_of_the_texts() -> None:
 
 
 def test_sorted_texts_hardly_need_padding() -> None:
-    """Log-normal lengths, median 80; in the order of arrival, ten at a time, it would be 2.8 times the tokens."""
+    """Log-normal lengths, median 80. Passes of ten in the order of arrival would compute 2.8 times the tokens."""
     chance = random.Random(0)
     lengths = [min(max(round(80 * chance.lognormvariate(0, 0.85)), 8), 512) for _ in range(1000)]
     queue = scheduler(1024)
@@ -103,12 +103,12 @@ def test_a_text_longer_than_a_pass_goes_alone() -> None:
 
 
 def test_a_short_request_waits_for_one_long_pass_at_most() -> None:
-    """Whenever it comes while long ones wait, at most one pass of theirs runs before its own."""
+    """A short request comes while long ones wait: at most one of their passes runs before its own."""
     chance = random.Random(1)
     queue = scheduler(100)
     added(queue, "long", [20] * 2000)
     for turn in range(300):
-        for _ in range(chance.randrange(7)):  # passes of long ones, or of short ones that came before
+        for _ in range(chance.randrange(7)):  # passes of long requests, or of earlier short ones
             queue.take()
             if chance.random() < 0.5:
                 added(queue, "earlier", [5])
@@ -129,7 +129,7 @@ def test_while_short_requests_come_a_pass_of_long_ones_is_small() -> None:
         assert [cost(each) <= 25 for each in shares if names(each)[0][0] == "long"] in ([True], [])
     sizes = [cost(queue.take()) for _ in range(20)]
     assert sizes == sorted(sizes)
-    assert sizes[-1] == 100, "whole again when none has come for a while"
+    assert sizes[-1] == 100, "passes are full again when no short request came for a while"
 
 
 @pytest.mark.parametrize("n_tokens", [3, 25])
@@ -138,7 +138,7 @@ def test_long_requests_never_starve_however_many_short_ones_come(n_tokens: int) 
     added(queue, "long", [20] * 40)
     order = []
     for _ in range(60):
-        for _ in range(100 // n_tokens):  # whole passes of them, again and again
+        for _ in range(100 // n_tokens):  # several full passes
             added(queue, "short", [n_tokens])
         order.append(names(queue.take())[0][0])
     gaps = "".join("L" if name == "long" else "s" for name in order).split("L")
@@ -209,7 +209,7 @@ def test_passes_grow_again_when_none_has_failed_for_long(caplog: pytest.LogCaptu
     while queue.max_tokens < 1000:
         queue.count_good_pass()
         n_good += 1
-    assert 100 < n_good < 300, "neither at once, so that it fails again and again, nor never"
+    assert 100 < n_good < 300, "passes grow back, but not at once, which would fail again"
     with caplog.at_level(logging.INFO):
         queue.halve(200)
     assert queue.max_tokens == 100
@@ -223,7 +223,7 @@ def test_a_cancelled_request_takes_no_place() -> None:
     assert long.future.cancel()
     assert short.future.cancel()
     assert queue.take(wait=False) == []
-    finish(first)  # comes too late, and does no harm
+    finish(first)  # comes too late and changes nothing
     with pytest.raises(CancelledError):
         long.future.result(0)
 
@@ -311,8 +311,8 @@ def test_a_system_without_threads_is_an_error_and_leaves_nothing_in_the_queue() 
 
 @pytest.mark.parametrize("is_packed", [False, True])
 def test_every_text_has_its_turn_once_within_the_passes_before_it(is_packed: bool) -> None:
-    """Random arrivals while passes run. While a request waits, every other one has at most a turn for each of its own,
-    and a turn of a long one comes after four passes of short ones at the latest."""
+    """Random arrivals while passes run. While a request waits, every other request gets at most one turn for each
+    turn of this one, and a long request gets its turn after at most four passes of short ones."""
     for seed in range(30):
         chance = random.Random(seed)
         queue, seen, now = scheduler(100, is_packed=is_packed), dict[int, list[int]](), 0

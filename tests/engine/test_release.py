@@ -1,4 +1,4 @@
-"""What a failed pass leaves behind: nothing that only the garbage collector would find."""
+"""A failed pass frees its memory at once, without the garbage collector."""
 
 import asyncio
 import gc
@@ -16,7 +16,7 @@ from m3_integrations.engine import Engine
 
 
 class Activations:
-    """Stands for the tensors of a pass: a tensor's memory is seen by weak references to its owner alone."""
+    """Stands for the tensors of a pass: a weak reference to it shows when they are freed."""
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def failing(small: Path, held: list[weakref.ref[Activations]]) -> M3Encoder:
 
 
 def is_gone(reference: Callable[[], object]) -> bool:
-    """The worker's thread may need a moment to come back from its last pass."""
+    """Wait: the worker's thread may need a moment to return from its last pass."""
     end = time.monotonic() + 5
     while reference() is not None and time.monotonic() < end:
         time.sleep(0.001)
@@ -51,7 +51,7 @@ def test_an_error_that_is_kept_keeps_no_tensors_of_the_pass(small: Path) -> None
     held: list[weakref.ref[Activations]] = []
     with failing(small, held) as encoder, pytest.raises(torch.OutOfMemoryError) as kept:
         encoder.encode(["a text"])
-    assert kept.traceback[-1].name == "launch", "where it went wrong can still be read"
+    assert kept.traceback[-1].name == "launch", "the traceback still shows where the error was raised"
     assert len(held) == 1
     assert is_gone(held[0])
 

@@ -1,4 +1,4 @@
-"""Callers of every kind at once, with faults at random, and a check of what each of them got."""
+"""Callers of every kind at once, with random faults, and a check of every answer."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ TEXTS = [f"{word} {i} " * (1 + i % 7) for i, word in enumerate(("stone", "water"
 
 
 class Faults:
-    """Raises out of passes at random, and surely once in a while; poisonous texts fail every pass that they are in.
+    """Raises in random passes, and in some certain ones; a text with the poison fails every pass that it is in.
 
     Args:
-        seed: Of the random numbers.
-        poison: The token that no pass survives.
+        seed: The seed of the random numbers.
+        poison: The token id that fails a pass.
     """
 
     def __init__(self, seed: int, poison: int) -> None:
@@ -39,7 +39,7 @@ class Faults:
     def __call__(self, batch: Sequence[Tokens]) -> None:
         if any(self._poison in tokens.ids for tokens in batch):
             raise ValueError("poison")
-        # After a lack of memory passes are small, so that few large ones may come: the first must not slip by.
+        # The first large pass always fails: after a lack of memory passes are small, and large ones may be few.
         if sum(map(len, batch)) > 300 and (self._happens(0.05) or next(self._n_large_passes) == 0):
             self.n_raised["out of memory"] += 1
             raise torch.OutOfMemoryError("injected: out of memory")
@@ -53,7 +53,7 @@ class Faults:
 
 @dataclass
 class Tally:
-    """What the callers got, counted, and what should not have been."""
+    """Counts of the callers' outcomes, and a list of wrong answers."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -68,9 +68,9 @@ class Caller:
         encoder: The shared network; no cache.
         expected: The vectors of `TEXTS`, encoded beforehand.
         gate: Counts the passes.
-        tally: Where results are counted.
-        seed: Of the random numbers.
-        tolerance: By how much a number may differ from the expected one.
+        tally: Counts the outcomes.
+        seed: The seed of the random numbers.
+        tolerance: The largest allowed difference from an expected number.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Caller:
             before = len(self._gate.batches)
             try:
                 outcome = kind()
-            except BaseException as error:  # which no caller may get
+            except BaseException as error:  # no caller may get any other error
                 with self._tally.lock:
                     self._tally.wrong.append(f"{kind.__name__}: {error!r}")
                 return
@@ -139,7 +139,7 @@ class Caller:
         raise AssertionError("half a character was encoded")
 
     def _ask_closed(self) -> str:
-        """Another thread closes this caller's handle meanwhile: it gets its vectors, or hears that it was closed."""
+        """Another thread closes this caller's handle meanwhile: it gets its vectors, or a closed handle's error."""
         handle = copy.copy(self._encoder)
         closing = threading.Thread(target=handle.close)
         closing.start()
@@ -191,11 +191,11 @@ def run_traffic(
     callers = [
         Caller(encoder, expected, gate, tally, seed=seed * 100_003 + i, tolerance=tolerance) for i in range(n_threads)
     ]
-    # As daemons: one that waits for ever must not keep the process from saying so.
+    # Daemons: a thread that blocks without end must not stop the test from failing.
     threads = [threading.Thread(target=caller.run, args=(n_requests,), daemon=True) for caller in callers]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(100)
-        assert not thread.is_alive(), "a caller waits for ever"
+        assert not thread.is_alive(), "a caller has not returned"
     return tally, faults, gate
