@@ -33,7 +33,7 @@ def dense_scores(query: FloatArray, documents: FloatArray) -> FloatArray:
         documents: (n, d) float32.
 
     Returns:
-        (n,) float32 in [-1, 1].
+        (n,) float32 in [-1, 1], up to rounding.
     """
     return documents @ query
 
@@ -83,7 +83,7 @@ def max_sim(query: FloatArray, documents: MultiVectorRows, rows: IntArray | None
         rows: (m,) which documents to score; all if None. They are not copied.
 
     Returns:
-        (n,) or (m,) float32 in [-1, 1]; 0 where either side has no tokens.
+        (n,) or (m,) float32 in [-1, 1], up to rounding; 0 where either side has no tokens.
     """
     rows = np.arange(len(documents)) if rows is None else rows
     queries = MultiVectorRows(offsets_of([len(query)]), query)

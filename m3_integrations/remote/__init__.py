@@ -1,4 +1,4 @@
-"""The encoder of an `m3 serve`, for all processes of a host: one model load between them."""
+"""The encoder of an `m3 serve`: all processes of a host share one loaded model."""
 
 from m3_integrations.remote.encoder import RemoteEncoder
 

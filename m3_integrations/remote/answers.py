@@ -1,4 +1,4 @@
-"""What a server of `m3 serve` answers, checked before it is used: which model it has, vectors, tokens, scores."""
+"""Read and check the answers of an `m3 serve`: its model, vectors, tokens and scores."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ API: Final = 1
 """Version of the interface that this package speaks."""
 
 ENVELOPE_BYTES: Final = 1 << 20
-"""What an answer may have beside its values, and the whole of one that has none."""
+"""The most bytes of an answer beside its values."""
 
 _LONGEST_EXPANSION: Final = 18
-"""Characters that NFKC, which tokenizers normalise by, makes of one at most."""
+"""The most characters that NFKC makes of one; tokenizers normalise by it."""
 
 _INSTRUCTION_TOKENS: Final = 1024
-"""The server's query instruction, whose length this side does not know, has fewer tokens."""
+"""Assumed most tokens of the server's query instruction, which the client does not know."""
 
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What a server says of its encoder.
+    """A server's description of its encoder.
 
     Attributes:
-        model: What the server calls the model.
-        fingerprint: Which model it is.
+        model: The model's name at the server.
+        fingerprint: The model's fingerprint.
         dim: Length of a dense vector.
         token_dim: Length of a token vector; 0 without that mode.
-        modes: What the checkpoint has heads for.
+        modes: The modes that the checkpoint has heads for.
         max_length: The most tokens of a document.
         query_max_length: The most tokens of a query.
-        dtype: Type of the network's weights.
-        pooling: How a dense vector is read off.
+        dtype: The dtype of the network.
+        pooling: How a dense vector is made.
         most_texts: The most texts, or pairs, of a request.
         most_bytes: The most bytes of a request's body.
-        most_tokens: The most tokens of a request's texts, each counted as its characters or its limit.
+        most_tokens: The most tokens of a request. A text counts as its characters, and at most as its length limit.
     """
 
     model: str
@@ -70,10 +70,10 @@ class About:
 
 
 def read_about(url: str, body: bytes) -> About:
-    """Read what a server says of its encoder.
+    """Read a server's description of its encoder.
 
     Raises:
-        ValueError: If it is no m3 serve, or one of another version of the interface.
+        ValueError: If the server is no m3 serve, or has another version of the interface.
     """
     try:
         found = json.loads(body)
@@ -95,17 +95,17 @@ def read_about(url: str, body: bytes) -> About:
             int(limits["texts"]), int(limits["body_bytes"]), int(limits["tokens"]),
         )  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{url} says of its encoder what cannot be read ({error!r}): {found!r}") from error
+        raise ValueError(f"{url} describes its encoder in a way that cannot be read ({error!r}): {found!r}") from error
     if (
         min(about.dim, about.max_length, about.most_texts, about.most_bytes, about.most_tokens) < 1
         or about.token_dim < 0
     ):
-        raise ValueError(f"{url} says of its encoder what cannot be: {found!r}")
+        raise ValueError(f"{url} describes its encoder with impossible numbers: {found!r}")
     return about
 
 
 def most_vector_bytes(about: About, texts: Iterable[str], *, is_query: bool, max_length: int | None) -> int:
-    """Return the most bytes that an answer with the vectors of texts can have."""
+    """Return the most bytes of an answer with the vectors of these texts."""
     limit = about.max_length if max_length is None else max_length
     size = ENVELOPE_BYTES
     for text in texts:
@@ -121,7 +121,7 @@ def read_vectors(
     """Return the vectors of n texts in these modes, and how many of the texts were cut.
 
     Raises:
-        ValueError: If the answer holds anything else.
+        ValueError: If the answer lacks one of these arrays or holds others.
     """
     try:
         arrays = load(body)
@@ -135,7 +135,7 @@ def read_vectors(
     except ValueError as error:
         _refuse(url, str(error), error)
     if arrays:
-        _refuse(url, f"{', '.join(sorted(arrays))}, which nobody asked for")
+        _refuse(url, f"{', '.join(sorted(arrays))}, which was not requested")
     return vectors, n_cut
 
 
@@ -154,7 +154,7 @@ def read_tokens(url: str, body: bytes, n: int) -> list[list[str]]:
     """Return the tokens of n texts.
 
     Raises:
-        ValueError: If the answer holds anything else.
+        ValueError: If the answer does not hold a list of strings for each of n texts.
     """
     tokens = _json(url, body, "tokens")
     if not isinstance(tokens, list) or len(tokens) != n or not all(_is_strings(each) for each in tokens):
@@ -184,7 +184,7 @@ def read_vocabulary(url: str, body: bytes) -> tuple[str, ...]:
     """Return the token of every id.
 
     Raises:
-        ValueError: If the answer holds anything else.
+        ValueError: If the answer does not hold a list of strings.
     """
     tokens = _json(url, body, "tokens")
     if not _is_strings(tokens):
@@ -197,7 +197,7 @@ def _is_strings(value: Any) -> bool:
 
 
 def _json(url: str, body: bytes, name: str) -> Any:
-    """Return a value of a JSON object."""
+    """Return the value with this name from a JSON object; raise ValueError if there is none."""
     try:
         return json.loads(body)[name]
     except (ValueError, KeyError, TypeError) as error:
@@ -205,10 +205,10 @@ def _json(url: str, body: bytes, name: str) -> Any:
 
 
 def read_scores(url: str, body: bytes, n: int, modes: Sequence[Mode]) -> tuple[M3Scores, list[int], list[int]]:
-    """Return the scores of n pairs in these modes, and the pairs whose query, and whose text, was cut.
+    """Return the scores of n pairs in these modes, the pairs whose query was cut, and the pairs whose text was cut.
 
     Raises:
-        ValueError: If the answer holds anything else.
+        ValueError: If the answer does not hold n finite scores in each mode, or row numbers of pairs.
     """
     columns: dict[str, FloatArray] = {}
     for name in ("combined", *modes):

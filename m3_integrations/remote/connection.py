@@ -1,4 +1,4 @@
-"""Requests to one `m3 serve` from all threads and event loops of a process, and repetitions where they help."""
+"""Requests to one `m3 serve` from all threads and event loops of a process; they are repeated if that can help."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from m3_integrations.remote.wire import BrokenError, Reply, UnreachableError, Wi
 
 _LONGEST_BACKOFF_S: Final = 5.0
 _RESETS: Final = 4
-"""How often a request is sent again after its connection broke, or a proxy lost the server."""
+"""How often a request is sent again after its connection broke or a proxy lost the server."""
 
 _JSON: Final = "application/json"
 _BINARY: Final = "application/octet-stream"
@@ -30,7 +30,7 @@ _BINARY: Final = "application/octet-stream"
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """What is sent: a body to post, or None to get, and how long the answer may be."""
+    """A request: POST with this body, or GET if it is None; `max_bytes` is the most bytes of the answer."""
 
     path: str
     body: bytes | None
@@ -40,12 +40,12 @@ class _Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a server answered with status 200.
+    """A server's answer with status 200.
 
     Attributes:
-        body: All of it.
-        fingerprint: Of the model that the server says it has, or None where it says nothing.
-        seconds: How long it took, with all repetitions.
+        body: The whole body.
+        fingerprint: The fingerprint of the server's model; None if the answer has none.
+        seconds: The time until the answer, repetitions included.
     """
 
     body: bytes
@@ -57,8 +57,8 @@ def check_url(url: str) -> str:
     """Return the URL of a server without a slash at its end.
 
     Raises:
-        TypeError: If it is no string.
-        ValueError: If it is no plain URL by HTTP or HTTPS.
+        TypeError: If it is not a string.
+        ValueError: If it is not an http or https URL, or has a user's name, a query or a fragment.
     """
     if not isinstance(url, str):
         raise TypeError(f"url must be a string such as 'http://127.0.0.1:8000', got {url!r}")
@@ -66,21 +66,25 @@ def check_url(url: str) -> str:
     if parts.username is not None or parts.password is not None:
         raise ValueError(f"the URL of {parts.hostname} has a user's name in it: leave it out and pass api_key=")
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError(f"url must be that of a server, such as 'http://127.0.0.1:8000', got {url!r}")
+        raise ValueError(f"url must be a server's URL, such as 'http://127.0.0.1:8000', got {url!r}")
     return url.rstrip("/")
 
 
 class Connection:
-    """Requests to one server from any thread, repeated where that can help, and their errors in words.
+    """Requests to one server from any thread, repeated if that can help; failures become built-in errors.
 
-    Its connections live on a thread with an event loop of their own, so that synchronous and asynchronous callers share
-    them whatever loops come and go. The first request starts it. A forked child starts another.
+    All connections belong to one background thread with its event loop, so synchronous callers and callers in any event
+    loop share them. The first request starts the thread. A forked child starts another one.
 
     Args:
-        url: Of the server.
+        url: The server's URL.
         api_key: Sent as a bearer token; nothing is sent if None.
-        timeout_s: For one request, with all its repetitions.
-        closed: What an error says after `close`.
+        timeout_s: Time limit of one request, repetitions included.
+        closed: The message of errors after `close`.
+
+    Raises:
+        TypeError: If url is not a string.
+        ValueError: If timeout_s is not greater than 0, api_key is not printable ASCII, or url is not a server's URL.
     """
 
     def __init__(self, url: str, *, api_key: str | None, timeout_s: float, closed: str) -> None:
@@ -95,23 +99,23 @@ class Connection:
         self._lines: dict[int, _Line] = {}
 
     def close(self) -> None:
-        """End the thread and its connections. What is under way is cancelled."""
+        """End the thread and its connections. Running requests are cancelled."""
         line = self._lines.pop(os.getpid(), None)
         if line is not None:
             line.end()
 
     def start(self, path: str, sent: dict[str, Any] | bytes | None, *, max_bytes: int) -> Future[Answer]:
-        """Begin a request and return its future, which may be cancelled: the server then learns that nobody waits.
+        """Begin a request and return its future. If the future is cancelled, the connection to the server is closed.
 
         Args:
-            path: Below the URL.
-            sent: What is posted, as JSON unless it is bytes; None gets instead.
-            max_bytes: A longer answer is refused.
+            path: The path below the URL.
+            sent: The body of a POST, sent as JSON unless it is bytes; None sends a GET.
+            max_bytes: A longer answer raises ValueError.
         """
         process_id = os.getpid()
         line = self._lines.get(process_id)
         if line is None:
-            # By one step that no thread can interrupt: a lock could be held by another thread at the time of a fork.
+            # setdefault is atomic. A lock could be held by another thread during a fork, and stay locked in the child.
             line = self._lines.setdefault(process_id, _Line(self._url, self._headers, self._closed))
         if sent is None or isinstance(sent, bytes):
             request = _Request(path, sent, _BINARY, max_bytes)
@@ -120,7 +124,7 @@ class Connection:
         return line.submit(partial(self._finished, request))
 
     def result(self, future: Future[Answer]) -> Answer:
-        """Wait for an answer; a caller who is interrupted takes the request back."""
+        """Wait for an answer. If the caller is interrupted, the request is cancelled."""
         try:
             return future.result()
         except CancelledError as error:
@@ -130,7 +134,7 @@ class Connection:
             raise
 
     async def aresult(self, future: Future[Answer]) -> Answer:
-        """Wait for an answer; a task that is cancelled takes the request back."""
+        """Wait for an answer. If the task is cancelled, so is the request."""
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError as error:
@@ -155,7 +159,7 @@ class Connection:
         return Answer(reply.body, reply.headers.get("x-m3-fingerprint"), time.monotonic() - began)
 
     async def _repeated(self, request: _Request, wire: Wire, until: float, troubles: list[str]) -> Reply:
-        """Send a request until it has an answer that another try would not change."""
+        """Send a request again until its answer is one that another try would not change."""
         url, resets = self._url, 0
         for attempt in count():
             wait_s = 0.0
@@ -184,11 +188,11 @@ class Connection:
             if asyncio.get_running_loop().time() + pause_s > until:
                 raise TimeoutError
             await asyncio.sleep(pause_s)
-        raise AssertionError("counting has no end")
+        raise AssertionError("count() does not end")
 
 
 def _check_status(url: str, path: str, reply: Reply) -> None:
-    """Raise the error that a status stands for."""
+    """Raise the error for a status other than 200."""
     status = reply.status
     if status == 200:
         return
@@ -196,7 +200,7 @@ def _check_status(url: str, path: str, reply: Reply) -> None:
         raise PermissionError(f"{url} does not accept the API key ({status}): pass the server's own as api_key=")
     message = _message(reply.body)
     if status == 403:
-        raise PermissionError(f"{url} does not allow this, whatever the API key ({status}): {message}")
+        raise PermissionError(f"{url} does not allow this with any API key ({status}): {message}")
     if status == 507:
         raise OSError(f"{url} could not read or write its store ({status}): {message}")
     if status in {408, 504}:
@@ -205,17 +209,17 @@ def _check_status(url: str, path: str, reply: Reply) -> None:
         raise ValueError(f"{url} refused the request ({status}): {message}")
     if status >= 500:
         raise RuntimeError(f"{url} failed ({status}): {message}")
-    place = f", and sends on to {reply.headers['location']}" if "location" in reply.headers else ""
-    raise ValueError(f"{url} answers, but it is no m3 serve: {path} gives {status}{place}")
+    place = f", and redirects to {reply.headers['location']}" if "location" in reply.headers else ""
+    raise ValueError(f"{url} answers, but it is no m3 serve: {path} returns {status}{place}")
 
 
 def _is_of_a_proxy(status: int, body: bytes) -> bool:
-    """Return whether a proxy before the server answers that it lost it midway: the server's own errors are JSON."""
+    """Whether an error comes from a proxy that lost the server; errors of the server itself are JSON."""
     return status in {500, 502} and _error_of(body) is None
 
 
 def _message(body: bytes) -> str:
-    """Return what an error's body says, or its beginning."""
+    """Return the message in an error's body, or the beginning of the body."""
     said = _error_of(body)
     return repr(body[:200].decode(errors="replace")) if said is None else said
 
@@ -228,7 +232,7 @@ def _error_of(body: bytes) -> str | None:
 
 
 def _seconds(retry_after: str | None) -> float:
-    """Return the seconds of a Retry-After header; 0 for none, and for a date."""
+    """Return the seconds of a Retry-After header; 0 if there is none, or if it is a date."""
     try:
         seconds = float(retry_after or 0)
     except ValueError:
@@ -240,7 +244,7 @@ _Opened = tuple[asyncio.AbstractEventLoop, asyncio.Event, Wire]
 
 
 class _Line:
-    """Connections on a thread of this process."""
+    """The background thread of one process, with its event loop and connections."""
 
     def __init__(self, url: str, headers: dict[str, str], closed: str) -> None:
         self._url, self._headers, self._closed = url, headers, closed
@@ -278,7 +282,7 @@ class _Line:
 
 def _stop(process_id: int, loop: asyncio.AbstractEventLoop, ended: asyncio.Event) -> None:
     if process_id == os.getpid():  # in a forked child the loop's thread does not exist
-        with contextlib.suppress(RuntimeError):  # the loop is closed already
+        with contextlib.suppress(RuntimeError):  # the loop is already closed
             loop.call_soon_threadsafe(ended.set)
 
 
@@ -292,9 +296,9 @@ def _run(url: str, headers: dict[str, str], ready: Future[_Opened]) -> None:
 
 
 async def _live(url: str, headers: dict[str, str], ready: Future[_Opened]) -> None:
-    """Keep connections open until the event. What is under way then is cancelled.
+    """Keep connections open until the event `ended` is set, then cancel running requests.
 
-    Nothing here closes them on GeneratorExit: a forked child that drops this coroutine would take them out of the
+    GeneratorExit must not close the connections: a forked child that drops this coroutine would remove them from the
     parent's epoll.
     """
     ended = asyncio.Event()

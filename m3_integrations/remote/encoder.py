@@ -1,4 +1,4 @@
-"""`RemoteEncoder`: the encoder of an `m3 serve`, for every process of a host and without a network in it.
+"""`RemoteEncoder`: the encoder of an `m3 serve`, for processes that do not load the network.
 
 Long because it has all of `M3Encoder`'s methods, with their arguments and errors.
 """
@@ -54,34 +54,34 @@ _TOKEN_BYTES_PER_CHARACTER: Final = 256
 
 
 class RemoteEncoder:
-    """The encoder of an `m3 serve`: what `M3Encoder` returns, by HTTP, and no model in this process.
+    """The encoder of an `m3 serve`: returns what `M3Encoder` returns, over HTTP, without a model in this process.
 
-    Settings such as the device, the query instruction and the length limits are the server's. All methods may be called
-    from any number of threads, tasks and event loops at once, which share connections. A request that meets a busy
-    server (429, 503), a broken connection or a proxy that lost the server (500, 502 that are not the server's own) is
-    sent again within `timeout_s`, as encoding changes nothing. It works after a fork. A pickle has the URL, the
-    settings and what the server said of its model: the API key is in it. Neither torch nor transformers is loaded.
-    Proxies that the environment names are not used.
+    The server sets the device, the query instruction, the length limits and so on. Any number of threads, tasks and
+    event loops may call all methods at once; they share connections. A request is sent again within `timeout_s` if the
+    server is busy (429, 503), the connection broke, or a proxy lost the server (500 or 502, not from the server
+    itself): encoding twice does no harm. It works after a fork. A pickle holds the URL, the settings with the API key,
+    and the server's description of its model. Neither torch nor transformers is imported. Proxies named in the
+    environment are not used.
 
     Args:
-        url: Of the server, such as "http://127.0.0.1:8000".
+        url: The server's URL, such as "http://127.0.0.1:8000".
         api_key: One of the server's keys, if it has any.
-        timeout_s: How long one request may take, its repetitions included. A call with many texts is many requests.
+        timeout_s: Time limit of one request, repetitions included. A call with many texts sends many requests.
 
     Raises:
-        ConnectionError: If nothing answers; later calls too.
-        PermissionError: If the server does not accept the key; later calls too.
-        TimeoutError: If an answer takes longer than `timeout_s`; later calls too.
-        ValueError: If the URL is none, or what answers is no m3 serve, or speaks another version of the interface;
-            later calls too, if the server has another model by then.
-        RuntimeError: If the server fails; later calls too.
+        ConnectionError: If nothing answers. This error and the following may also come from later calls.
+        PermissionError: If the server does not accept the key.
+        TimeoutError: If an answer takes longer than `timeout_s`.
+        ValueError: If url is not a server's URL, or the server is no m3 serve, has another version of the interface, or
+            has another model since the encoder was opened.
+        RuntimeError: If the server fails.
     """
 
     def __init__(self, url: str, *, api_key: str | None = None, timeout_s: float = 300.0) -> None:
         self.model = url
         """The URL, as it was passed."""
         self.settings: Mapping[str, Any] = {"api_key": api_key, "timeout_s": timeout_s}
-        """The further arguments that it was opened with."""
+        """The other arguments of the constructor."""
         self._url = check_url(url)
         self._is_closed = False
         self._open()
@@ -100,7 +100,7 @@ class RemoteEncoder:
         )
 
     def close(self) -> None:
-        """Close the connections. A closed encoder raises on use, and so do calls that are under way."""
+        """Close the connections. Running calls and later ones raise RuntimeError."""
         self._is_closed = True
         self._connection.close()
 
@@ -138,7 +138,7 @@ class RemoteEncoder:
 
     @property
     def fingerprint(self) -> str:
-        """Which model it is; see `M3Encoder.fingerprint`."""
+        """The model's fingerprint, see `M3Encoder.fingerprint`."""
         return self._about.fingerprint
 
     @property
@@ -148,7 +148,7 @@ class RemoteEncoder:
 
     @property
     def dtype(self) -> str:
-        """Type of the network's weights at the server. What is returned is float32 always."""
+        """The dtype of the server's network. Vectors and scores are always float32."""
         return self._about.dtype
 
     @property
@@ -158,7 +158,7 @@ class RemoteEncoder:
 
     @property
     def vocabulary(self) -> Sequence[str]:
-        """The token of every id; asked of the server at first use."""
+        """The token of every id, fetched from the server at first use."""
         return self._vocabulary
 
     def encode(
@@ -178,9 +178,9 @@ class RemoteEncoder:
         Raises:
             TypeError: If texts is one string, or holds anything but strings.
             ValueError: For an unknown kind or mode, a mode without a head, a length under 3, a text that is not valid
-                Unicode or longer than the server takes, and as the class has it.
+                Unicode, or one that is longer than the server accepts. Also for the reasons of the class.
             RuntimeError: If the encoder was closed or the server failed.
-            ConnectionError: If nothing answers. PermissionError and TimeoutError as the class has them.
+            ConnectionError: If nothing answers. PermissionError and TimeoutError as for the class.
         """
         texts = check_texts(texts)
         wanted = self._checked(kind, modes, max_length)
@@ -195,7 +195,7 @@ class RemoteEncoder:
         modes: Sequence[Mode] | None = None,
         max_length: int | None = None,
     ) -> M3Vectors:
-        """Do what `encode` does without blocking the event loop; the requests of a cancelled task are cancelled."""
+        """Return what `encode` returns, without blocking the event loop. A cancelled task cancels its requests."""
         texts = check_texts(texts)
         wanted = self._checked(kind, modes, max_length)
         parts, n_cut = list[M3Vectors](), 0
@@ -223,10 +223,10 @@ class RemoteEncoder:
         max_length: int | None = None,
         show_progress: bool = False,
     ) -> Iterator[M3Vectors]:
-        """Return the vectors of any number of texts, in their order and in bounded memory, some hundred at a time.
+        """Yield the vectors of any number of texts, in their order and in bounded memory, at most 256 at a time.
 
-        Arguments and errors are those of `encode`; texts may be any iterable and is read as the batches are taken, up
-        to eight ahead.
+        Arguments and errors are those of `encode`. Texts are read while the batches are taken, up to eight batches
+        ahead.
         """
         if isinstance(texts, str):
             raise TypeError("texts must be strings, got one string: pass [text]")
@@ -256,10 +256,10 @@ class RemoteEncoder:
     def tokenize(
         self, texts: Iterable[str], *, kind: Kind = "document", max_length: int | None = None
     ) -> list[list[str]]:
-        """Return the tokens of texts as the network reads them, [CLS] left out: one for every row of a multi-vector.
+        """Return the tokens of texts without [CLS], one for every row of the multi-vector. The last token is [SEP].
 
-        Arguments and errors are those of `encode`. The last one is [SEP]. After some hundred calls the server's
-        tokenizer is fetched, and this process splits documents itself.
+        Arguments and errors are those of `encode`. After 256 calls for documents the server's tokenizer is fetched, and
+        this process tokenizes documents itself.
         """
         texts = check_texts(texts)
         self._checked(kind, None, max_length)
@@ -302,7 +302,7 @@ class RemoteEncoder:
         return self.score_pairs([(query, text) for text in check_texts(texts)], weights=weights)
 
     def score_pairs(self, pairs: Iterable[tuple[str, str]], *, weights: WeightsLike | None = None) -> M3Scores:
-        """Score pairs of a query and a text, in their order; the vectors stay at the server.
+        """Score pairs of a query and a text, in their order. The server computes the scores and sends no vectors.
 
         Arguments and errors are those of `score`; the warning of texts that were cut is that of `M3Encoder`.
         """
@@ -335,7 +335,7 @@ class RemoteEncoder:
         return M3Scores(**columns)
 
     def _checked(self, kind: Kind, modes: Sequence[Mode] | None, max_length: int | None) -> tuple[Mode, ...]:
-        """Check what is asked of a call, and return its modes."""
+        """Check a call's arguments, and return its modes."""
         self._check_open()
         if kind not in get_args(Kind):
             raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
@@ -360,7 +360,7 @@ class RemoteEncoder:
         return RequestsAhead(text_requests(self._url, self._about, texts, max_length), begin)
 
     def _read(self, answer: Answer, texts: Sequence[str], modes: Sequence[Mode]) -> tuple[M3Vectors, int]:
-        """Return the vectors of texts, of the model that this encoder was opened with, and how many were cut."""
+        """Return the vectors of texts and how many were cut; raise ValueError if the server's model has changed."""
         if answer.fingerprint is None:
             raise ValueError(f"{self._url} does not say which model its vectors are of: is it an m3 serve?")
         self._check_model(answer)
@@ -370,7 +370,7 @@ class RemoteEncoder:
         if answer.fingerprint not in {None, self.fingerprint}:
             raise ValueError(
                 f"{self._url} has the model {answer.fingerprint} now, and had {self._about.model} "
-                f"({self.fingerprint}) when this encoder was opened: vectors of two models cannot be compared, so open "
+                f"({self.fingerprint}) when this encoder was opened: vectors of two models cannot be compared, open "
                 "another RemoteEncoder"
             )
 
@@ -389,7 +389,7 @@ class RemoteEncoder:
 
 
 class _Vocabulary(Sequence[str]):
-    """The token of every id, fetched when the first is asked for: BGE-M3's are 250,002, and few need them."""
+    """The token of every id, fetched at first use: BGE-M3 has 250,002 tokens, and few callers need them."""
 
     def __init__(self, fetch: Callable[[], tuple[str, ...]]) -> None:
         self._fetch = fetch
@@ -418,6 +418,6 @@ class _Vocabulary(Sequence[str]):
 
 @contextmanager
 def _progress(total: int | None) -> Iterator[Callable[[int], object]]:
-    """Show a progress bar, and yield what moves it on."""
+    """Show a progress bar, and yield the function that advances it."""
     with tqdm(total=total, desc="encoding", unit="text") as bar:
         yield bar.update

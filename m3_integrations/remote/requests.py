@@ -1,4 +1,4 @@
-"""Calls cut into requests that a server accepts, and whose answers fit in bounded memory."""
+"""Divide calls into requests that the server accepts and whose answers fit in bounded memory."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ T = TypeVar("T")
 
 _REQUEST_TEXTS: Final = 256
 _REQUEST_TOKENS: Final = 8192
-"""Counted as characters: some 2,000 tokens of English, and at most 34 MB of an answer, for BGE-M3. A CPU has them ready
-well within the server's time limit."""
+"""Counted as characters: about 2,000 tokens of English. An answer from BGE-M3 has at most 36 MB, if no text has more
+tokens than characters. A CPU encodes them well within the server's time limit."""
 
 _UNDER_WAY: Final = 8
 _SLOW_S: Final = 3.0
-"""A server that takes longer for a request is busy enough with one of a call at a time: eight would share its device,
-and all would come near the time limit."""
+"""If an answer takes longer, a call sends one request at a time: eight would share the server's device, and all would
+come near the time limit."""
 
 _FRAME_BYTES: Final = 512
-"""Room for what a body has beside its texts."""
+"""The most bytes of a body beside its texts."""
 
 
 class RequestsAhead(Generic[T]):
-    """The requests of one call, in their order and up to eight at a time, so that the server always has one to work on.
+    """The requests of one call, sent in order and up to eight at a time, so that the server is never idle between them.
 
     Args:
-        upcoming: What each request is about; read as far as requests are begun.
-        begin: Begins one.
+        upcoming: The content of each request; it is read only as far as requests are begun.
+        begin: Begins the request with this content.
     """
 
     def __init__(self, upcoming: Iterator[T], begin: Callable[[T], Future[Answer]]) -> None:
@@ -43,9 +43,9 @@ class RequestsAhead(Generic[T]):
         self._n_allowed = 1
 
     def next(self) -> tuple[T, Future[Answer]] | None:
-        """Return the next request, which is under way, or None after the last.
+        """Return the oldest request that is not done, its content and its future; None after the last.
 
-        An error in reading what is upcoming is raised in its turn: after the requests before.
+        An error in reading `upcoming` is raised after the requests before it are done.
         """
         try:
             while self._problem is None and len(self._under_way) < self._n_allowed:
@@ -62,22 +62,22 @@ class RequestsAhead(Generic[T]):
         return None
 
     def done(self, answer: Answer) -> None:
-        """Go on to the next request; how long the answer took decides how many are begun."""
+        """Remove the oldest request; its answer's time decides how many requests may run at once."""
         self._under_way.popleft()
         self._n_allowed = _UNDER_WAY if answer.seconds < _SLOW_S else 1
 
     def cancel(self) -> None:
-        """Take back what is under way."""
+        """Cancel all running requests."""
         for _, future in self._under_way:
             future.cancel()
 
 
 def text_requests(url: str, about: About, texts: Iterable[str], max_length: int | None) -> Iterator[Sequence[str]]:
-    """Cut a stream of texts into what one request takes, as far as it is read.
+    """Yield the texts of one request after another.
 
     Raises:
-        TypeError: If one is no string, with its position.
-        ValueError: If one is not valid Unicode, or longer than the server takes.
+        TypeError: If a text is not a string; the message has its position.
+        ValueError: If a text is not valid Unicode, or longer than the server accepts.
     """
     position = 0
     for window in windows(
@@ -93,10 +93,10 @@ def text_requests(url: str, about: About, texts: Iterable[str], max_length: int 
 
 
 def pair_requests(url: str, about: About, pairs: Sequence[tuple[str, str]]) -> Iterator[Sequence[tuple[str, str]]]:
-    """Cut pairs into what one request takes.
+    """Yield the pairs of one request after another.
 
     Raises:
-        ValueError: If one is longer than the server takes.
+        ValueError: If a pair is longer than the server accepts.
     """
     n = max(min(_REQUEST_TEXTS, about.most_texts) // 2, 1)
     for start in range(0, len(pairs), n):
@@ -106,7 +106,7 @@ def pair_requests(url: str, about: About, pairs: Sequence[tuple[str, str]]) -> I
 
 
 def _fitting(url: str, about: About, sizes: Sequence[int], position: int) -> Iterator[tuple[int, int]]:
-    """Yield the first row, and the row after the last, of parts whose bodies the server accepts."""
+    """Yield (first, end) of successive parts whose bodies the server accepts."""
     room = about.most_bytes - _FRAME_BYTES
     first = total = 0
     for row, size in enumerate(sizes):
@@ -123,5 +123,5 @@ def _fitting(url: str, about: About, sizes: Sequence[int], position: int) -> Ite
 
 
 def _size_bytes(text: str) -> int:
-    """Return the bytes of a text in a request's body, with what separates it from the next."""
+    """Return the most bytes that a text takes in a request's body, separators included."""
     return len(json.dumps(text, ensure_ascii=False).encode()) + 4

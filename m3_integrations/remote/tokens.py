@@ -1,4 +1,4 @@
-"""The server's tokenizer in this process, once a caller has counted so many tokens that it pays."""
+"""The server's tokenizer in this process, fetched when the number of calls shows that this saves time."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tokenizers import Tokenizer as Backend
 from m3_integrations.tokenizer import Tokenizer
 
 _CALLS_BEFORE: Final = 256
-"""Calls that the server answers itself: they take as long as fetching BGE-M3's tokenizer, which is 17 MB."""
+"""Calls that the server answers; together they take as long as to fetch BGE-M3's tokenizer, which has 17 MB."""
 
 
 class FetchedTokenizer:
-    """A tokenizer that is fetched by a later call.
+    """A tokenizer that is fetched from the server after `_CALLS_BEFORE` calls.
 
     Args:
-        url: Of the server.
+        url: The server's URL, for messages.
         fetch: Returns the server's tokenizer.json.
     """
 
@@ -29,10 +29,10 @@ class FetchedTokenizer:
         self._tokenizer: Tokenizer | None = None
 
     def after_many_calls(self) -> Tokenizer | None:
-        """Count a call, and return the tokenizer if there were many before.
+        """Count a call, and return the tokenizer if there were `_CALLS_BEFORE` before, else None.
 
         Raises:
-            ValueError: If what was fetched is no tokenizer, and as fetching does.
+            ValueError: If the answer is not a tokenizer. Errors of `fetch` are raised too.
         """
         with self._lock:
             self._n_calls += 1

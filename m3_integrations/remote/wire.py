@@ -1,6 +1,6 @@
 """HTTP/1.1 to one server over asyncio's streams, with h11 for the protocol.
 
-No httpx, which stands on h11 too: its layers took 0.7 ms more of each request, and of bulk twice the CPU time
+httpx, which uses h11 too, took 0.7 ms longer for each request, and twice the CPU time for many texts
 (tests/benchmarks/bench_serve.py).
 """
 
@@ -18,13 +18,13 @@ import h11
 
 _CONNECT_TIMEOUT_S: Final = 5.0
 _KEPT_ALIVE_S: Final = 20.0
-"""Shorter than the server's 30 s, so that a request seldom meets a connection that the server is just closing."""
+"""Shorter than the server's 30 s, so that the server seldom closes a connection while a request is sent on it."""
 
 _MOST_CONNECTIONS: Final = 64
 _MOST_IDLE: Final = 16
 _ERROR_BYTES: Final = 1 << 20
 _READ_BYTES: Final = 1 << 18
-"""As much as asyncio takes from a socket at a time."""
+"""The most bytes that asyncio reads from a socket at a time."""
 
 
 class UnreachableError(Exception):
@@ -32,17 +32,17 @@ class UnreachableError(Exception):
 
 
 class BrokenError(Exception):
-    """A connection ended, or what came is no HTTP, before an answer was complete."""
+    """A connection ended before the answer was complete, or the answer is not HTTP."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a server answered.
+    """A server's answer.
 
     Attributes:
-        status: Of the response.
-        headers: By their names in lower case.
-        body: All of it.
+        status: The HTTP status.
+        headers: The headers by their names in lower case.
+        body: The whole body.
     """
 
     status: int
@@ -51,11 +51,11 @@ class Reply:
 
 
 class Wire:
-    """Connections to one server, kept open between requests. It belongs to one event loop.
+    """Connections to one server, kept open between requests. A wire belongs to one event loop.
 
     Args:
-        url: Of the server; paths are below it.
-        headers: Of every request.
+        url: The server's URL; all paths are below it.
+        headers: Headers of every request.
     """
 
     def __init__(self, url: str, headers: Mapping[str, str]) -> None:
@@ -73,15 +73,15 @@ class Wire:
         """Send a request once and return its answer.
 
         Args:
-            path: Below the URL.
-            body: What is posted; None gets instead.
-            max_bytes: A longer answer of status 200 is refused.
-            content_type: Of the body.
+            path: The path below the URL.
+            body: The body of a POST; None sends a GET.
+            max_bytes: A longer answer with status 200 raises ValueError.
+            content_type: The type of the body.
 
         Raises:
             UnreachableError: If no connection can be opened.
             BrokenError: If the connection ends before the answer does.
-            ValueError: If the answer is longer, or encoded although that was not asked for.
+            ValueError: If the answer is longer, or has a content encoding, which was not requested.
         """
         headers = list(self._headers)
         if body is not None:
@@ -92,7 +92,7 @@ class Wire:
             try:
                 reply = await link.exchange(self._url, request, body or b"", max_bytes)
             except (Exception, asyncio.CancelledError) as error:
-                # Not on GeneratorExit: a forked child that drops this coroutine would take the connection out of the
+                # Not on GeneratorExit: a forked child that drops this coroutine would remove the connection from the
                 # parent's epoll.
                 link.abort()
                 if isinstance(error, OSError | h11.ProtocolError):
@@ -107,7 +107,7 @@ class Wire:
             self._idle.pop().abort()
 
     def _kept(self) -> _Link | None:
-        """Return the connection that was used last, if it can be used still; those that cannot are closed."""
+        """Return the last used connection that is still usable, or None; close the others that are not."""
         while self._idle:
             link = self._idle.pop()
             if link.is_usable():
@@ -131,7 +131,7 @@ class Wire:
 
 
 class _Link:
-    """A connection."""
+    """One connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
@@ -142,7 +142,7 @@ class _Link:
         protocol = self._protocol
         sent = [protocol.send(request), protocol.send(h11.Data(data=body)), protocol.send(h11.EndOfMessage())]
         self._writer.write(b"".join(part for part in sent if part))
-        with contextlib.suppress(ConnectionError):  # a server may refuse a request before it has read it: see below
+        with contextlib.suppress(ConnectionError):  # the server may refuse a request before it has read all of it
             await self._writer.drain()
         response = None
         parts: list[bytes] = []
@@ -168,7 +168,7 @@ class _Link:
                 raise ConnectionError("the server closed the connection")
 
     def is_done(self) -> bool:
-        """Return whether another request can follow, and make ready for it."""
+        """Whether the connection can take another request; if so, prepare it."""
         if self._protocol.our_state is not h11.DONE or self._protocol.their_state is not h11.DONE:
             return False
         self._protocol.start_next_cycle()
@@ -176,7 +176,7 @@ class _Link:
         return True
 
     def is_usable(self) -> bool:
-        """Return whether the server has not closed the connection, and will not soon."""
+        """Whether the connection is open and was idle for less than `_KEPT_ALIVE_S`."""
         is_open = not (self._reader.at_eof() or self._reader.exception() or self._writer.is_closing())
         return is_open and asyncio.get_running_loop().time() - self._idle_since < _KEPT_ALIVE_S
 

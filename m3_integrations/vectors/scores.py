@@ -38,7 +38,7 @@ class M3Scores:
 
     @property
     def dense(self) -> FloatArray:
-        """(n,) float32, the cosine of the dense vectors, in [-1, 1]."""
+        """(n,) float32, the cosine of the dense vectors, in [-1, 1] up to rounding."""
         return self._column("dense")
 
     @property
@@ -48,7 +48,10 @@ class M3Scores:
 
     @property
     def multi_vector(self) -> FloatArray:
-        """(n,) float32, the mean over query tokens of the best cosine with a document token, in [-1, 1]."""
+        """(n,) float32, the mean over query tokens of the best cosine with a document token.
+
+        In [-1, 1] up to rounding.
+        """
         return self._column("multi_vector")
 
     def _column(self, mode: Mode) -> FloatArray:

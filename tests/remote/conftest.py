@@ -1,4 +1,4 @@
-"""A real `m3 serve` on loopback, its encoder within reach, and a server that answers whatever a test says."""
+"""A real `m3 serve` on loopback with its encoder, and a server whose answers a test can choose."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from m3_integrations.serve.running import make_server
 @contextmanager
 def served(encoder: M3Encoder, **settings: Any) -> Iterator[str]:
     """Serve an encoder in a thread, and yield the URL."""
-    # Told to be TCP: of other sockets asyncio does not turn Nagle's algorithm off, which costs 40 ms a request.
+    # Only if the protocol is TCP does asyncio turn Nagle's algorithm off, which would cost 40 ms for each request.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     listener.listen()
@@ -40,7 +40,7 @@ def served(encoder: M3Encoder, **settings: Any) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def local(small: Path) -> Iterator[M3Encoder]:
-    """The encoder that is served."""
+    """The encoder that the server uses."""
     with M3Encoder(small, shared=False, device="cpu", query_instruction="find: ") as encoder:
         yield encoder
 
@@ -60,16 +60,16 @@ def remote(url: str) -> Iterator[RemoteEncoder]:
 
 
 Reply = tuple[int, dict[str, str], bytes]
-"""Status, headers and body."""
+"""Status, headers and body of an answer."""
 
 
 @dataclass
 class Scripted:
-    """A server of the wire whose next answers a test can put in place of the right ones."""
+    """A server whose next answers a test can replace."""
 
     url: str = ""
     script: list[Reply | str] = field(default_factory=list)
-    """Taken in turn; "reset" breaks the connection, "hang" never answers."""
+    """The next answers, in order; "reset" breaks the connection, "hang" never answers."""
 
     asked: list[tuple[float, str, Any, dict[str, str]]] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
@@ -77,7 +77,7 @@ class Scripted:
 
 @pytest.fixture
 def scripted(url: str) -> Iterator[Scripted]:
-    """It hands on to the real server what no script answers."""
+    """A server that answers from its script; requests beyond the script go to the real server."""
     import httpx
 
     state = Scripted()
@@ -124,7 +124,7 @@ def scripted(url: str) -> Iterator[Scripted]:
         daemon_threads = False
 
         def handle_error(self, request: Any, client_address: Any) -> None:
-            """A client that went away is what some tests are about."""
+            """Print nothing: in some tests clients close their connections on purpose."""
 
     server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})

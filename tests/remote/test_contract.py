@@ -1,4 +1,4 @@
-"""What an encoder does, whether its network is in this process or behind `m3 serve`."""
+"""The behaviour that `M3Encoder` and `RemoteEncoder` share."""
 
 import asyncio
 import warnings
@@ -143,7 +143,7 @@ def test_lexical_weights_name_their_tokens(each: AnyEncoder, local: M3Encoder) -
 
 
 def test_texts_that_are_cut_for_scoring_are_counted_once_and_warned_of_once(each: AnyEncoder) -> None:
-    """Over the wire these are several requests, most of which have the long query."""
+    """`RemoteEncoder` sends several requests here, and most of them contain the long query."""
     long = "word " * 300
     texts = [long, *(f"keys {i}" for i in range(20)), long, "rain " * 200]
     with pytest.warns(UserWarning, match="3 of 23 texts were longer than 128 tokens") as caught:

@@ -1,4 +1,4 @@
-"""What `RemoteEncoder` does when the server, the network or the process does not do what it should."""
+"""`RemoteEncoder` when the server, the network or the process fails."""
 
 import asyncio
 import gc
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.enable_socket
 BUSY: Reply = (429, {"Content-Type": "application/json"}, b'{"error": {"message": "too much waits"}}')
 ENDING: Reply = (503, {"Retry-After": "0.3"}, b'{"error": {"message": "this server is ending"}}')
 LOST: Reply = (500, {"Content-Type": "text/plain"}, b"Internal Server Error")
-"""What a proxy says of a server that died while it worked."""
+"""A proxy's answer for a server that died during a request."""
 
 
 @pytest.mark.parametrize("trouble", [[BUSY], [ENDING], ["reset"], [LOST], [BUSY, "reset", LOST, ENDING, BUSY]])
@@ -122,7 +122,7 @@ def test_a_key_that_cannot_be_sent_is_refused(key: str) -> None:
 
 @pytest.mark.parametrize("url", ["localhost:8000", "", "ftp://host", "http://", "http://host/?a=b"])
 def test_what_is_no_url_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match="url must be that of a server"):
+    with pytest.raises(ValueError, match="url must be a server's URL"):
         RemoteEncoder(url)
 
 
@@ -140,8 +140,8 @@ def test_a_url_with_a_password_is_refused_and_not_shown() -> None:
     ("reply", "message"),
     [
         ((200, {"Content-Type": "text/html"}, b"<html>Welcome"), "no m3 serve: its answer begins '<html>Welcome'"),
-        ((404, {}, b'{"status": {"error": "Not found"}}'), "no m3 serve: /v1/encoder gives 404"),
-        ((301, {"Location": "http://else.where/"}, b""), "gives 301, and sends on to http://else.where/"),
+        ((404, {}, b'{"status": {"error": "Not found"}}'), "no m3 serve: /v1/encoder returns 404"),
+        ((301, {"Location": "http://else.where/"}, b""), "returns 301, and redirects to http://else.where/"),
         ((200, {}, b'{"title": "qdrant", "version": "1.17"}'), "no m3 serve"),
         ((200, {}, b"[1]"), "no m3 serve"),
         ((200, {}, b'{"api": 2, "version": "9.0"}'), r"speaks version 2 .*9\.0\), and this package version 1: upgrade"),
@@ -157,7 +157,7 @@ def test_what_is_no_server_of_ours_is_refused(scripted: Scripted, reply: Reply, 
 
 
 def answer(encoder: RemoteEncoder, *, metadata: dict[str, str] | None = None, **changed: Any) -> Reply:
-    """The vectors of one text, with other tensors in place of some."""
+    """The vectors of one text, with some tensors replaced."""
     tensors = {
         "dense": np.zeros((1, encoder.dim), np.float32),
         "lexical.offsets": np.array([0, 1]),
@@ -184,14 +184,14 @@ def answer(encoder: RemoteEncoder, *, metadata: dict[str, str] | None = None, **
         ({"lexical_of_indices": np.zeros(1, np.int64)}, "type int64"),
         ({"multi_vector_of_offsets": np.array([1, 2])}, "multi-vectors that do not fit together"),
         ({"multi_vector_of_flat": np.zeros((2, 63), np.float32)}, "not \\(-1, 64\\)"),
-        ({"sparse": np.zeros(1)}, "sparse, which nobody asked for"),
+        ({"sparse": np.zeros(1)}, "sparse, which was not requested"),
         ({"metadata": {}}, "no vectors"),
     ],
 )
 def test_vectors_of_another_shape_are_refused(scripted: Scripted, changed: dict[str, Any], message: str) -> None:
     with RemoteEncoder(scripted.url) as encoder:
         scripted.script = [answer(encoder)]
-        assert encoder.encode(["keys"]).dense.shape == (1, 64)  # as it stands it is fine
+        assert encoder.encode(["keys"]).dense.shape == (1, 64)  # the unchanged answer is accepted
         scripted.script = [answer(encoder, **changed)]
         with pytest.raises(ValueError, match=message):
             encoder.encode(["keys"])
@@ -258,7 +258,7 @@ def test_another_model_at_the_same_url_is_refused(scripted: Scripted) -> None:
         (504, TimeoutError, "its own time limit: it is wrong"),
         (408, TimeoutError, "its own time limit: it is wrong"),
         (403, PermissionError, "API key"),
-        (404, ValueError, "no m3 serve: /v1/encode gives 404"),
+        (404, ValueError, "no m3 serve: /v1/encode returns 404"),
     ],
 )
 async def test_an_error_says_what_the_server_said(
@@ -393,7 +393,7 @@ def test_many_threads_and_event_loops_share_an_encoder(remote: RemoteEncoder, lo
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_it_works_in_a_forked_child_and_then_in_the_parent(url: str) -> None:
-    """In a process without a network, whose threads a fork would break."""
+    """Run in a new process without a network, whose threads would not survive the fork."""
     program = f"""
 import gc, os, sys
 from m3_integrations import RemoteEncoder

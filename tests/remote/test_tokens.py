@@ -1,4 +1,4 @@
-"""A caller who counts the tokens of many texts gets the server's tokenizer, and then asks it no more."""
+"""A caller who tokenizes many times fetches the server's tokenizer, and then sends no more requests."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""Whoever takes an encoder or a model takes an `m3 serve`: adapters of both frameworks, and the command line."""
+"""Adapters of both frameworks and the command line accept an `m3 serve` wherever they accept an encoder or a model."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Connections are kept, and what ends or garbles them is told apart, on a server that plays a script of bytes."""
+"""Connections are reused, and each way to end or damage one has its error, tested on a server with scripted bytes."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 class Server:
-    """Answers every request with the next bytes of a script, and closes the connection after the last."""
+    """Answer every request with the next bytes of a script, and close the connection after the last."""
 
     def __init__(self, script: list[bytes]) -> None:
         self.script, self.n_connections, self.requests = script, 0, list[bytes]()
