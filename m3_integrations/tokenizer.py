@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer as Backend
 
 Pooling = Literal["cls", "mcls", "mean"]
-"""How the dense vector is made: from one [CLS], as the mean of one [CLS] every `MCLS_INTERVAL` tokens, or as the mean of
-all tokens."""
+"""How the dense vector is made: from one [CLS], as the mean of one [CLS] every `MCLS_INTERVAL` tokens, or as the mean
+of all tokens."""
 
 MCLS_INTERVAL: Final = 256
 """Text tokens after each [CLS] under MCLS pooling (paper, appendix B.2)."""

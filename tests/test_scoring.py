@@ -92,9 +92,12 @@ def test_combined_is_the_weighted_mean_and_absent_modes_are_dropped_first() -> N
 
 def test_scores_equal_float64_brute_force_on_random_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(1)
+    monkeypatch.setattr(scoring, "_MIN_STEP", 1)
     for trial in range(60):
-        # A tiny block size cuts the documents in every possible way.
+        # Tiny sizes cut the documents and the products in every possible way.
         monkeypatch.setattr(scoring, "_BLOCK_SIZE", int(random.integers(1, 200)))
+        monkeypatch.setattr(scoring, "_UNTHREADED_SIZE", int(random.integers(1, 400)))
+        monkeypatch.setattr(scoring, "_THREADED_SIZE", int(random.integers(400, 2000)))
         query, documents = random_vectors(random, 1), random_vectors(random, int(random.integers(1, 40)))
         weights = ModeWeights(*random.uniform(0.1, 2, 3))
         scores, expected = scoring.score_vectors(query, documents, weights), brute_force(query, documents)
