@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from m3_integrations.training.losses import LossSettings
+from m3_integrations.training.split import SPLIT_KINDS
 
 STAGES: Final = ("retromae", "contrastive", "unified")
 """The paper's three stages, in their order."""
@@ -66,6 +67,19 @@ class TrainingConfig:
         keep_checkpoints: How many of the last ones stay.
         dead_head_patience: Batches in a row with a dead head before training stops.
         loss: Numbers of the loss.
+        batch_size_by_length: Instead of batch_size, that of each length group: "1000" = 768 for the examples whose
+            longest passage has at most 1,000 tokens and more than the group before. See the README for the paper's.
+        keep_last_batch: Whether the examples of an epoch that do not fill a batch are one.
+        same_dataset_within_batch: Whether a batch holds examples of one file only.
+        shuffle_ratio: The part of the passages of more than 100 characters that are cut in three and put together in
+            another order; the paper has 0.002.
+        sub_batch_tokens: Texts are encoded so many tokens at a time, padding included, by `split_batch`; 0 for all at
+            once.
+        split_batch: "gradient_cache" or "checkpointing": see `Split`. The second needs gradient_checkpointing.
+        negatives_cross_device: Whether the passages of all devices are each query's negatives, in all modes.
+        free_layers: How many of the backbone's last layers are trained; 0 for the heads alone, -1 for everything.
+        start_weight: How much of the weights that training began with is in the result, from 0 to below 1: against
+            forgetting (Xiao et al. 2023, "LM-Cocktail"). A checkpoint on the way has none of it.
     """
 
     model: str
@@ -101,6 +115,15 @@ class TrainingConfig:
     keep_checkpoints: int = 2
     dead_head_patience: int = 20
     loss: LossSettings = field(default_factory=LossSettings)
+    batch_size_by_length: dict[str, int] = field(default_factory=dict)
+    keep_last_batch: bool = False
+    same_dataset_within_batch: bool = False
+    shuffle_ratio: float = 0.0
+    sub_batch_tokens: int = 0
+    split_batch: str = "gradient_cache"
+    negatives_cross_device: bool = True
+    free_layers: int = -1
+    start_weight: float = 0.0
 
     def __repr__(self) -> str:
         """Only what is not the default."""
@@ -127,6 +150,29 @@ class TrainingConfig:
         if not self.train_data:
             raise ValueError("train_data must name at least one file")
         self._check_stage()
+        self._check_batching()
+
+    def _check_batching(self) -> None:
+        groups = self.batch_size_by_length
+        for name, size in groups.items():
+            if not name.isdecimal() or size < 1:
+                raise ValueError(f'batch_size_by_length must be as "1000" = 768 has it, got {name!r} = {size}')
+        if groups and (longest := max(map(int, groups))) < self.passage_max_length:
+            raise ValueError(
+                f"batch_size_by_length ends at {longest} tokens, and passage_max_length is {self.passage_max_length}"
+            )
+        if not 0 <= self.shuffle_ratio <= 1:
+            raise ValueError(f"shuffle_ratio must be from 0 to 1, got {self.shuffle_ratio}")
+        if self.sub_batch_tokens < 0:
+            raise ValueError(f"sub_batch_tokens must be 0 or more, got {self.sub_batch_tokens}")
+        if self.split_batch not in SPLIT_KINDS:
+            raise ValueError(f"split_batch must be one of {', '.join(SPLIT_KINDS)}, got {self.split_batch!r}")
+        if self.sub_batch_tokens and self.split_batch == "checkpointing" and not self.gradient_checkpointing:
+            raise ValueError('split_batch = "checkpointing" saves nothing without gradient_checkpointing = true')
+        if self.free_layers < -1:
+            raise ValueError(f"free_layers must be -1 or more, got {self.free_layers}")
+        if not 0 <= self.start_weight < 1:
+            raise ValueError(f"start_weight must be 0 or more and below 1, got {self.start_weight}")
 
     def _check_stage(self) -> None:
         if self.stage not in STAGES:
@@ -136,6 +182,10 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be above 0 and below 1, got {getattr(self, name)}")
         if self.best_by not in {"auto", *self.columns}:
             raise ValueError(f"best_by must be auto or one of {', '.join(self.columns)}, got {self.best_by!r}")
+        if self.stage == "retromae" and (self.sub_batch_tokens or self.batch_size_by_length):
+            raise ValueError(
+                "retromae has no sub_batch_tokens and no batch_size_by_length: put them into [contrastive] or [unified]"
+            )
         if self.early_stop and self.eval_data is None:
             raise ValueError(f"early_stop = {self.early_stop} needs eval_data: there is nothing that could get worse")
 

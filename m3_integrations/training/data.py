@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,9 +17,13 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from m3_integrations.tokenizer import Tokenizer
+from m3_integrations.training.plan import BatchPlan
 
-_POOL_BATCHES: Final = 100
-"""Examples are sorted by length within this many batches at a time, so that a batch is alike, another each epoch."""
+_LEAST_SHUFFLED: Final = 100
+"""Characters: a text that is not longer is never cut into segments."""
+
+_MEASURED_AT_ONCE: Final = 1000
+"""Examples whose texts are tokenized together to learn their lengths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +35,30 @@ class Example:
         positives: At least one.
         negatives: May be empty.
         instruction: Put before the query, and before none of its passages; None for the run's own.
+        positive_scores: A teacher's, one for each positive; empty without a teacher.
+        negative_scores: The same for the negatives.
+        source: The number of the file among all that were read.
     """
 
     query: str
     positives: tuple[str, ...]
     negatives: tuple[str, ...]
     instruction: str | None = None
+    positive_scores: tuple[float, ...] = ()
+    negative_scores: tuple[float, ...] = ()
+    source: int = 0
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether a teacher scored every passage."""
+        return bool(self.positive_scores) and len(self.negative_scores) == len(self.negatives)
 
 
 def read_examples(paths: Sequence[Path]) -> list[Example]:
-    """Read FlagEmbedding's training data: one JSON object per line with query, pos, neg and maybe prompt.
+    """Read FlagEmbedding's training data: one JSON object per line with query, pos and neg.
 
-    Other keys that FlagEmbedding knows (pos_scores, neg_scores, type, batch_size and so on) may be there and are not
-    used: the teacher here is the ensemble of the three modes.
+    It may have a prompt, and a teacher's pos_scores and neg_scores. Other keys that FlagEmbedding knows (type,
+    batch_size and so on) may be there and are not used.
 
     Args:
         paths: Files, or folders whose .jsonl files are read in the order of their names.
@@ -50,27 +67,26 @@ def read_examples(paths: Sequence[Path]) -> list[Example]:
         FileNotFoundError: If a path is not there, or a folder has no .jsonl file.
         ValueError: If a line is not such an object; the message names the file and the line.
     """
-    examples: list[Example] = []
+    files: list[Path] = []
     for path in paths:
-        files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-        if not files:
+        found = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+        if not found:
             raise FileNotFoundError(f"{path} has no .jsonl file")
-        for file in files:
-            examples.extend(_read(file))
-    return examples
+        files.extend(found)
+    return [example for source, file in enumerate(files) for example in _read(file, source)]
 
 
-def _read(path: Path) -> Iterator[Example]:
+def _read(path: Path, source: int) -> Iterator[Example]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
-                    yield _parse(json.loads(line.decode("utf-8-sig")))
+                    yield _parse(json.loads(line.decode("utf-8-sig")), source)
                 except ValueError as error:
                     raise ValueError(f"{path}, line {number}: {error}") from error
 
 
-def _parse(row: Any) -> Example:
+def _parse(row: Any, source: int) -> Example:
     if not isinstance(row, dict) or not isinstance(row.get("query"), str):
         raise ValueError('needs an object with "query", a string')  # noqa: TRY004 - the file's content is wrong
     positives, negatives, prompt = row.get("pos"), row.get("neg", []), row.get("prompt")
@@ -83,7 +99,16 @@ def _parse(row: Any) -> Example:
         raise ValueError(f'"prompt" must be a string, got {type(prompt).__name__}')
     for text in (row["query"], *positives, *negatives, prompt or ""):
         text.encode()  # half a surrogate pair is a ValueError here, and would be one of the tokenizer's at its batch
-    return Example(row["query"], tuple(positives), tuple(negatives), prompt)
+    scores = [_parse_scores(row, name, len(row.get(name) or ())) for name in ("pos", "neg")]
+    return Example(row["query"], tuple(positives), tuple(negatives), prompt, scores[0], scores[1], source)
+
+
+def _parse_scores(row: dict[str, Any], name: str, count: int) -> tuple[float, ...]:
+    scores = row.get(f"{name}_scores") or []
+    is_list = isinstance(scores, list) and all(isinstance(each, int | float) for each in scores)
+    if not is_list or not all(map(math.isfinite, scores)) or len(scores) not in {0, count}:
+        raise ValueError(f'"{name}_scores" must be a list of {count} finite numbers, as "{name}" has, got {scores!r}')
+    return tuple(float(score) for score in scores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,21 +122,32 @@ class PaddedTexts:
 class TrainingBatches(Dataset[dict[str, torch.Tensor]]):
     """All batches of a run, in order: batch i is decided by the seed and i alone.
 
-    So a run that was killed goes on with exactly the batches that it had not seen, whatever was drawn before.
+    So a run that was killed goes on with exactly the batches that it had not seen, whatever was drawn before. Every
+    process of a run on several devices plans the same batches and returns its own share of the queries of each.
 
     Args:
         examples: The data.
         tokenizer: Of the network.
-        batch_size: Queries in a batch.
+        batch_size: Queries in a batch, over all processes; or, by the most tokens of a length group, those of its
+            batches.
         group_size: Passages per query: one positive and group_size - 1 negatives, some twice if there are too few.
         query_max_length: The most tokens of a query, special tokens included.
         passage_max_length: The same for passages.
         instruction: Put before queries whose example has no prompt.
         steps: How many batches.
         seed: For the order and for which positive and negatives are taken.
+        one_source: Whether a batch holds examples of one file only.
+        keeps_last: Whether the examples of an epoch that do not fill a batch are one.
+        shuffle_ratio: The part of the passages longer than 100 characters that are cut in three segments, put together
+            in another order (paper, appendix B.1: 0.2 %).
+        needs_scores: Whether a teacher's scores are used.
+        process: Which process this is, from 0.
+        processes: How many train together.
+        is_gathered: Whether the network scores its queries with the passages of all processes, or with its own.
 
     Raises:
-        ValueError: If there are fewer examples than a batch needs, or negatives are wanted and an example has none.
+        ValueError: If there are fewer examples than a batch needs, a batch has fewer queries than there are processes,
+            negatives are wanted and an example has none, or scores are wanted and an example has none.
     """
 
     def __init__(
@@ -119,82 +155,141 @@ class TrainingBatches(Dataset[dict[str, torch.Tensor]]):
         examples: Sequence[Example],
         tokenizer: Tokenizer,
         *,
-        batch_size: int,
+        batch_size: int | Mapping[int, int],
         group_size: int,
         query_max_length: int,
         passage_max_length: int,
         instruction: str = "",
         steps: int,
         seed: int,
+        one_source: bool = False,
+        keeps_last: bool = False,
+        shuffle_ratio: float = 0.0,
+        needs_scores: bool = False,
+        process: int = 0,
+        processes: int = 1,
+        is_gathered: bool = True,
     ) -> None:
-        if len(examples) < batch_size:
-            raise ValueError(f"{len(examples)} examples do not fill one batch of {batch_size}")
         if group_size > 1 and any(not example.negatives for example in examples):
             raise ValueError(f"group_size {group_size} needs negatives, and an example has none: use 1, or mine some")
-        self._examples, self._tokenizer = examples, tokenizer
-        self._batch_size, self._group_size = batch_size, group_size
+        if needs_scores and (bare := next((each for each in examples if not each.has_scores), None)):
+            raise ValueError(f"an example has no pos_scores and neg_scores, which a teacher needs: {bare.query!r}")
+        smallest = batch_size if isinstance(batch_size, int) else min(batch_size.values(), default=0)
+        if smallest < processes:
+            raise ValueError(f"a batch of {smallest} queries leaves some of {processes} processes without any")
+        self._examples, self._tokenizer, self._group_size = examples, tokenizer, group_size
         self._query_max_length, self._passage_max_length = query_max_length, passage_max_length
-        self._instruction = instruction
-        self._steps, self._seed = steps, seed
-        self._lengths = self._measure()
-        self._epoch: int | None = None
-        self._plan: NDArray[np.int64] = np.empty((0, batch_size), dtype=np.int64)
+        self._instruction, self._steps, self._seed = instruction, steps, seed
+        self._shuffle_ratio, self._needs_scores = shuffle_ratio, needs_scores
+        self._process, self._processes, self._is_gathered = process, processes, is_gathered
+        self._plan = BatchPlan(
+            self._measure(),
+            np.array([example.source for example in examples], dtype=np.int64),
+            batch_size,
+            one_source=one_source,
+            keeps_last=keeps_last,
+            seed=seed,
+        )
 
     def _measure(self) -> NDArray[np.int64]:
-        """Return about how many tokens the first positive of every example has: (examples,)."""
-        firsts = [example.positives[0] for example in self._examples]
-        tokens = self._tokenizer(firsts, max_length=self._passage_max_length)
-        return np.array([len(text) for text in tokens], dtype=np.int64)
+        """Return the tokens of the longest passage that each example may bring: (examples,)."""
+        lengths: list[int] = []
+        for start in range(0, len(self._examples), _MEASURED_AT_ONCE):
+            part = self._examples[start : start + _MEASURED_AT_ONCE]
+            texts = [each.positives + (each.negatives if self._group_size > 1 else ()) for each in part]
+            flat = [text for own in texts for text in own]
+            tokens = iter(self._tokenizer(flat, max_length=self._passage_max_length))
+            lengths.extend(max(len(next(tokens)) for _ in own) for own in texts)
+        return np.array(lengths, dtype=np.int64)
 
     @property
     def batches_per_epoch(self) -> int:
         """How many batches are a pass over the data."""
-        return len(self._examples) // self._batch_size
+        return self._plan.batches_per_epoch
 
     def __len__(self) -> int:
         return self._steps
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        """Return one batch: the padded queries and passages; passage i * group_size answers query i."""
+        """Return this process's part of one batch, for which the following holds.
+
+        query_ids, query_mask, passage_ids, passage_mask: the padded texts; passage i * group_size answers query i.
+        positives: (queries,) int64: the column of each query's positive among the passages that it is scored with.
+        known_answers: (queries, those passages) bool: which of them the data call an answer to the query.
+        share: scalar: what the mean over these queries counts in the mean over the processes' means.
+        teacher_scores: (queries, group_size), if needed.
+        """
         if not 0 <= step < self._steps:
             raise IndexError(f"batch {step} of {self._steps}")
-        epoch, place = divmod(step, self.batches_per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._plan = epoch, self._plan_epoch(epoch)
+        rows = [self._examples[row] for row in self._plan.rows(step)]
         draw = random.Random(f"{self._seed} {step}")  # noqa: S311 - a choice that anyone may foresee
-        queries: list[str] = []
-        passages: list[str] = []
-        for row in self._plan[place]:
-            example = self._examples[row]
-            instruction = self._instruction if example.instruction is None else example.instruction
-            queries.append(instruction + example.query)
-            passages.extend(self._choose(example, draw))
+        groups = [self._choose(example, draw) for example in rows]
+        first, last = (len(rows) * process // self._processes for process in (self._process, self._process + 1))
+        own, seen = range(first, last), range(len(rows)) if self._is_gathered else range(first, last)
+        queries = [self._instruct(rows[i]) + rows[i].query for i in own]
         query = pad_texts(queries, self._tokenizer, max_length=self._query_max_length)
+        passages = [text for i in own for text in self._shuffle(groups[i][0], f"{self._seed} {step} {i}")]
         passage = pad_texts(passages, self._tokenizer, max_length=self._passage_max_length)
-        return {
+        batch = {
             "query_ids": query.input_ids,
             "query_mask": query.attention_mask,
             "passage_ids": passage.input_ids,
             "passage_mask": passage.attention_mask,
+            "positives": torch.tensor([(i - seen.start) * self._group_size for i in own]),
+            "known_answers": self._find_answers(rows, groups, own, seen),
+            "share": torch.tensor(len(own) * self._processes / len(rows)),
         }
+        if self._needs_scores:
+            batch["teacher_scores"] = torch.tensor([groups[i][1] for i in own])
+        return batch
 
-    def _plan_epoch(self, epoch: int) -> NDArray[np.int64]:
-        """Return the rows of every batch of an epoch: (batches, batch_size). A batch that is not full is left out."""
-        generator = np.random.default_rng([self._seed, epoch])
-        order = generator.permutation(len(self._examples))
-        pool = self._batch_size * _POOL_BATCHES
-        parts = [order[start : start + pool] for start in range(0, len(order), pool)]
-        order = np.concatenate([part[np.argsort(self._lengths[part], kind="stable")] for part in parts])
-        count = len(order) // self._batch_size
-        batches = order[: count * self._batch_size].reshape(count, self._batch_size)
-        return generator.permutation(batches, axis=0)
+    def _instruct(self, example: Example) -> str:
+        return self._instruction if example.instruction is None else example.instruction
 
-    def _choose(self, example: Example, draw: random.Random) -> list[str]:
-        wanted = self._group_size - 1
-        pool = list(example.negatives)
+    def _choose(self, example: Example, draw: random.Random) -> tuple[list[str], list[float]]:
+        """Return a positive and negatives, and the teacher's scores of them if there are any."""
+        positive = draw.choice(range(len(example.positives)))
+        wanted, pool = self._group_size - 1, list(range(len(example.negatives)))
         if wanted > len(pool) > 0:
             pool *= -(-wanted // len(pool))
-        return [draw.choice(example.positives), *draw.sample(pool, wanted)]
+        negatives = draw.sample(pool, wanted)
+        texts = [example.positives[positive], *(example.negatives[i] for i in negatives)]
+        if not example.has_scores:
+            return texts, []
+        return texts, [example.positive_scores[positive], *(example.negative_scores[i] for i in negatives)]
+
+    def _find_answers(
+        self, rows: Sequence[Example], groups: Sequence[tuple[list[str], list[float]]], own: range, seen: range
+    ) -> torch.Tensor:
+        """Return which passages answer each query, by its own example and others with the same query."""
+        answers: dict[str, set[str]] = {}
+        for example in rows:
+            answers.setdefault(self._instruct(example) + example.query, set()).update(example.positives)
+        columns: dict[str, list[int]] = {}
+        for column, text in enumerate(text for i in seen for text in groups[i][0]):
+            columns.setdefault(text, []).append(column)
+        known = torch.zeros(len(own), len(seen) * self._group_size, dtype=torch.bool)
+        for row, i in enumerate(own):
+            texts = answers[self._instruct(rows[i]) + rows[i].query]
+            known[row, [column for text in texts for column in columns.get(text, ())]] = True
+        return known
+
+    def _shuffle(self, texts: list[str], seed: str) -> list[str]:
+        """Cut some of the longer texts in three and return all, those with their segments in another order."""
+        if not self._shuffle_ratio:
+            return texts
+        draw = random.Random(seed)  # noqa: S311 - a choice that anyone may foresee
+        return [shuffle_segments(text, draw) if draw.random() < self._shuffle_ratio else text for text in texts]
+
+
+def shuffle_segments(text: str, draw: random.Random) -> str:
+    """Return a text cut in three segments of like length, in a random order; a short one as it is."""
+    if len(text) <= _LEAST_SHUFFLED:
+        return text
+    cuts = [0, len(text) // 3, 2 * len(text) // 3, len(text)]
+    segments = [text[start:end] for start, end in itertools.pairwise(cuts)]
+    draw.shuffle(segments)
+    return " ".join(segments)
 
 
 def pad_texts(texts: Sequence[str], tokenizer: Tokenizer, *, max_length: int) -> PaddedTexts:

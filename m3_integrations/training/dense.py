@@ -12,6 +12,7 @@ from torch import nn
 from m3_integrations.checkpoint import Heads, load_heads, load_tokenizer, save_checkpoint
 from m3_integrations.checkpoint.architectures import load_backbone
 from m3_integrations.tokenizer import Tokenizer
+from m3_integrations.training.gathering import gather_views
 from m3_integrations.training.network import TrainingNetwork
 from m3_integrations.training.scores import TextViews
 from m3_integrations.training.trainer import M3Trainer
@@ -45,13 +46,8 @@ class DenseNetwork(TrainingNetwork):
         heads = load_heads(folder, backbone.config.hidden_size, torch.float32)
         return cls(backbone, heads, load_tokenizer(folder))
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> TextViews:
-        """Return the views of n texts, of which the dense one alone has anything: token vectors have no dimensions.
-
-        Args:
-            input_ids: (n, tokens) int64, padded on the right.
-            attention_mask: (n, tokens) int64, 1 at real tokens.
-        """
+    def _encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> TextViews:
+        """Return the views of n texts, of which the dense one alone has anything: token vectors have no dimensions."""
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return TextViews(
             dense=F.normalize(hidden[:, 0], dim=-1),
@@ -101,10 +97,15 @@ class DenseTrainer(M3Trainer):
         """
         queries = model(inputs["query_ids"], inputs["query_mask"])
         passages = model(inputs["passage_ids"], inputs["passage_mask"])
+        if self.is_gathered:
+            passages = gather_views(passages)
         scores = queries.dense @ passages.dense.T  # (queries, passages)
-        group_size = scores.shape[1] // scores.shape[0]
-        positives = torch.arange(len(scores), device=scores.device) * group_size
-        loss = F.cross_entropy(scores / self.loss_settings.temperature, positives)
+        logits, positives = scores / self.loss_settings.temperature, inputs["positives"]
+        if self.loss_settings.mask_known_answers:
+            is_positive = F.one_hot(positives, scores.shape[1]).bool()
+            logits = logits.masked_fill(inputs["known_answers"] & ~is_positive, -torch.inf)
+        loss = F.cross_entropy(logits, positives)
         self.watch.check_dense(scores, loss)
-        self.note({"dense": loss}, inputs)
-        return (loss, {"scores": scores}) if return_outputs else loss
+        self.note({"dense": loss * inputs["share"]}, inputs)
+        total = loss * inputs["share"]
+        return (total, {"scores": scores}) if return_outputs else total

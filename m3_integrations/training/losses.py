@@ -1,14 +1,17 @@
-"""The training loss of BGE-M3: InfoNCE in every mode, and self-knowledge distillation from their ensemble."""
+"""The training loss of BGE-M3: InfoNCE in every mode, and distillation from their ensemble and from a reranker."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 
 from m3_integrations.training.scores import BatchScores
+
+_KD_LOSSES: Final = ("kl_div", "m3_kd_loss")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +27,14 @@ class LossSettings:
         lexical_lambda: lambda 2.
         multi_vector_lambda: lambda 3.
         self_distillation: Whether the ensemble teaches the modes.
+        knowledge_distillation: Whether the scores in the data (pos_scores and neg_scores, a reranker's) teach every
+            mode and the ensemble; beside the ensemble, or instead of it without self_distillation.
+        kd_loss_type: How they teach, by FlagEmbedding's names: see `compute_loss`.
+        in_batch_negatives: Whether the passages of other queries are negatives too, beside a query's own.
+        mask_known_answers: Whether a passage that the data call an answer to a query is never its negative, whichever
+            query of the batch it stands with. Texts are compared as they are.
+        false_negative_margin: A passage is no negative where its ensemble score, the weighted mean of the three raw
+            scores, exceeds the positive's by more than this; infinite for never.
     """
 
     temperature: float = 0.02
@@ -34,6 +45,11 @@ class LossSettings:
     lexical_lambda: float = 0.1
     multi_vector_lambda: float = 1.0
     self_distillation: bool = True
+    knowledge_distillation: bool = False
+    kd_loss_type: str = "kl_div"
+    in_batch_negatives: bool = True
+    mask_known_answers: bool = True
+    false_negative_margin: float = math.inf
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:
@@ -44,6 +60,10 @@ class LossSettings:
             raise ValueError(
                 f"weights and lambdas must be 0 or more and finite, and one weight more, got {weights} and {lambdas}"
             )
+        if self.kd_loss_type not in _KD_LOSSES:
+            raise ValueError(f"kd_loss_type must be one of {', '.join(_KD_LOSSES)}, got {self.kd_loss_type!r}")
+        if math.isnan(self.false_negative_margin):
+            raise ValueError("false_negative_margin must be a number, got nan")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +72,8 @@ class LossTerms:
 
     Attributes:
         total: What is minimised.
-        dense: InfoNCE of the dense scores, before its lambda. So are the next three.
+        dense: InfoNCE of the dense scores, with knowledge distillation if there is any, before its lambda. So are the
+            next three.
         lexical: Of the lexical scores.
         multi_vector: Of the multi-vector scores.
         ensemble: Of the weighted sum of the three scores.
@@ -71,7 +92,15 @@ class LossTerms:
     multi_vector_distillation: torch.Tensor
 
 
-def compute_loss(scores: BatchScores, positives: torch.Tensor, settings: LossSettings | None = None) -> LossTerms:
+def compute_loss(
+    scores: BatchScores,
+    positives: torch.Tensor,
+    settings: LossSettings | None = None,
+    *,
+    group_size: int = 1,
+    known_answers: torch.Tensor | None = None,
+    teacher_scores: torch.Tensor | None = None,
+) -> LossTerms:
     """Return the loss of the paper's section 3.3 in its fourth version (arXiv 2402.03216v4).
 
     With every score divided by the temperature, s_inter = w1 s_dense + w2 s_lex + w3 s_mul;
@@ -82,27 +111,77 @@ def compute_loss(scores: BatchScores, positives: torch.Tensor, settings: LossSet
     is what BGE-M3 was trained with, as its code shows: the lexical head begins at random, its poor scores must not
     lead the teacher, and so it counts 0.3 in the ensemble and 0.1 in the loss.
 
+    With knowledge distillation each of the four L is another, with t the softmax of the teacher's scores over a
+    query's own group, at temperature 1 (FlagEmbedding's two forms, by its names). "kl_div": InfoNCE as before, plus the
+    cross entropy of t with the softmax over the group. "m3_kd_loss": the sum over the group of t_i times InfoNCE with
+    passage i as the positive and passages 0 to i - 1 of the group left out; no InfoNCE beside it.
+
     Args:
         scores: Of every query with every passage.
-        positives: (queries,) int64: the column of the passage that answers each query.
+        positives: (queries,) int64: the column of the passage that answers each query. The rest of its group follows.
         settings: The paper's if None.
+        group_size: Passages in each query's group.
+        known_answers: (queries, passages) bool: the passages that the data call an answer, the positive or others.
+        teacher_scores: (queries, group_size): the reranker's, any scale.
+
+    Raises:
+        ValueError: If knowledge distillation is on without teacher_scores.
     """
     settings = settings or LossSettings()
-    dense = scores.dense / settings.temperature
-    lexical = scores.lexical / settings.temperature
-    multi_vector = scores.multi_vector / settings.temperature
-    ensemble = (
-        settings.dense_weight * dense + settings.lexical_weight * lexical + settings.multi_vector_weight * multi_vector
+    if settings.knowledge_distillation and teacher_scores is None:
+        raise ValueError("knowledge_distillation needs teacher_scores: pos_scores and neg_scores in the data")
+    weights = (settings.dense_weight, settings.lexical_weight, settings.multi_vector_weight)
+    raw = (scores.dense, scores.lexical, scores.multi_vector)
+    raw_ensemble = weights[0] * raw[0] + weights[1] * raw[1] + weights[2] * raw[2]
+    own = positives[:, None] + torch.arange(group_size, device=positives.device)  # (queries, group): their columns
+    allowed = _find_allowed((raw_ensemble / sum(weights)).detach(), own, settings, known_answers)
+    *modes, ensemble = (
+        (score / settings.temperature).masked_fill(~allowed, -torch.inf) for score in (*raw, raw_ensemble)
     )
-    contrastive = [F.cross_entropy(logits, positives) for logits in (dense, lexical, multi_vector)]
-    of_ensemble = F.cross_entropy(ensemble, positives)
-    total = (_weigh(contrastive, settings) + of_ensemble) / 4
-    distilled = [torch.zeros_like(of_ensemble)] * 3
+    teacher = teacher_scores.softmax(dim=1) if teacher_scores is not None and settings.knowledge_distillation else None
+    contrastive = [_contrast(logits, own, teacher, settings) for logits in (*modes, ensemble)]
+    total = (_weigh(contrastive[:3], settings) + contrastive[3]) / 4
+    distilled = [torch.zeros_like(total)] * 3
     if settings.self_distillation:
-        teacher = ensemble.detach().softmax(dim=1)
-        distilled = [F.cross_entropy(logits, teacher) for logits in (dense, lexical, multi_vector)]
+        target = ensemble.detach().softmax(dim=1)
+        distilled = [_cross_entropy(logits, target) for logits in modes]
         total = (total + _weigh(distilled, settings) / 3) / 2
-    return LossTerms(total, contrastive[0], contrastive[1], contrastive[2], of_ensemble, *distilled)
+    return LossTerms(total, *contrastive, *distilled)
+
+
+def _find_allowed(
+    ensemble: torch.Tensor, own: torch.Tensor, settings: LossSettings, known_answers: torch.Tensor | None
+) -> torch.Tensor:
+    """Return which passages stand in the softmax of each query: its positive and its negatives, (queries, passages)."""
+    of_positive = ensemble.gather(1, own[:, :1])
+    allowed = ensemble - of_positive <= settings.false_negative_margin
+    if not settings.in_batch_negatives:
+        allowed &= torch.zeros_like(allowed).scatter(1, own, value=True)
+    if known_answers is not None and settings.mask_known_answers:
+        allowed &= ~known_answers
+    # A teacher knows how good each passage of the group is; none of them is a false negative.
+    kept = own if settings.knowledge_distillation else own[:, :1]
+    return allowed.scatter(1, kept, value=True)
+
+
+def _contrast(
+    logits: torch.Tensor, own: torch.Tensor, teacher: torch.Tensor | None, settings: LossSettings
+) -> torch.Tensor:
+    """Return InfoNCE with the positive as the target, or with all that a teacher says of the group."""
+    if teacher is None or settings.kd_loss_type == "kl_div":
+        loss = F.cross_entropy(logits, own[:, 0])
+        return loss if teacher is None else loss + _cross_entropy(logits.gather(1, own), teacher)
+    total = torch.zeros_like(logits[:, 0])
+    for place in range(own.shape[1]):
+        rest = logits.scatter(1, own[:, :place], -torch.inf)
+        total = total + teacher[:, place] * F.cross_entropy(rest, own[:, place], reduction="none")
+    return total.mean()
+
+
+def _cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return the cross entropy with a distribution, where a logit may be -inf if its target is 0."""
+    logs = logits.log_softmax(dim=1)
+    return -(target * logs.masked_fill(logits == -torch.inf, 0.0)).sum(dim=1).mean()
 
 
 def _weigh(losses: list[torch.Tensor], settings: LossSettings) -> torch.Tensor:

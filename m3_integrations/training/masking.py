@@ -84,6 +84,8 @@ class MaskedBatches(Dataset[dict[str, torch.Tensor]]):
         decoder_mask: Which part of the other tokens the decoder does not see, drawn anew for every token it predicts.
         steps: How many batches.
         seed: For the order and the masks.
+        process: Which of the processes that train together this is; it gets its part of every batch.
+        processes: How many they are.
 
     Raises:
         ValueError: If there are fewer texts than a batch needs, or the tokenizer has no mask.
@@ -100,9 +102,14 @@ class MaskedBatches(Dataset[dict[str, torch.Tensor]]):
         decoder_mask: float,
         steps: int,
         seed: int,
+        process: int = 0,
+        processes: int = 1,
     ) -> None:
         if len(texts) < batch_size:
             raise ValueError(f"{len(texts)} texts do not fill one batch of {batch_size}")
+        if batch_size < processes:
+            raise ValueError(f"a batch of {batch_size} texts leaves some of {processes} processes without any")
+        self._own = slice(batch_size * process // processes, batch_size * (process + 1) // processes)
         if tokenizer.mask_id is None:
             raise ValueError("the tokenizer has no token for what is masked, which RetroMAE needs")
         self._texts, self._tokenizer, self._mask_id = texts, tokenizer, tokenizer.mask_id
@@ -123,7 +130,7 @@ class MaskedBatches(Dataset[dict[str, torch.Tensor]]):
         return self._steps
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        """Return one batch of n texts, padded to the longest.
+        """Return this process's n texts of one batch, padded to the longest of the batch.
 
         Returns:
             input_ids and masked_ids: (n, tokens) int64, as they are and with the encoder's masks. attention_mask: 1 at
@@ -148,7 +155,7 @@ class MaskedBatches(Dataset[dict[str, torch.Tensor]]):
         ]
         visible &= ~np.eye(ids.shape[1], dtype=bool)
         visible[:, :, 0] = True
-        return {
+        batch = {
             "input_ids": padded.input_ids,
             "masked_ids": torch.from_numpy(np.where(is_masked, self._mask_id, ids)),
             "attention_mask": padded.attention_mask,
@@ -156,6 +163,7 @@ class MaskedBatches(Dataset[dict[str, torch.Tensor]]):
             "is_masked": torch.from_numpy(is_masked),
             "visible": torch.from_numpy(visible),
         }
+        return {name: values[self._own] for name, values in batch.items()}
 
     def _plan_epoch(self, epoch: int) -> NDArray[np.int64]:
         """Return the rows of every batch of an epoch: (batches, batch_size). A batch that is not full is left out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +14,7 @@ from m3_integrations.checkpoint import Heads, load_heads, load_tokenizer, read_p
 from m3_integrations.checkpoint.architectures import load_backbone
 from m3_integrations.tokenizer import Tokenizer
 from m3_integrations.training.scores import TextViews
+from m3_integrations.training.split import Split, encode_split
 
 
 class TrainingNetwork(nn.Module):
@@ -22,9 +24,13 @@ class TrainingNetwork(nn.Module):
         backbone: A model of transformers that gives `last_hidden_state`.
         heads: The multi-vector and the lexical head.
         tokenizer: Says which ids carry no lexical weight.
+
+    Attributes:
+        split: How a batch is cut into sub-batches; None to encode it whole.
     """
 
     ignored_ids: torch.Tensor
+    split: Split | None = None
 
     def __init__(self, backbone: nn.Module, heads: Heads, tokenizer: Tokenizer) -> None:
         super().__init__()
@@ -58,6 +64,11 @@ class TrainingNetwork(nn.Module):
             input_ids: (n, tokens) int64, padded on the right.
             attention_mask: (n, tokens) int64, 1 at real tokens.
         """
+        if self.split is None:
+            return self._encode(input_ids, attention_mask)
+        return encode_split(self._encode, input_ids, attention_mask, self.split)
+
+    def _encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> TextViews:
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         is_real = attention_mask.bool()
         weights = torch.relu(self.lexical_head(hidden)).squeeze(-1)  # (n, tokens)
@@ -72,11 +83,34 @@ class TrainingNetwork(nn.Module):
             vector_mask=has_vector,
         )
 
+    def checkpoint_activations(self) -> None:
+        """Keep the input of each layer alone, and compute the rest again for the gradient."""
+        backbone: Any = self.backbone
+        new = getattr(backbone, "activation_checkpointing_enable", None)  # its name since transformers 5.24
+        (new or backbone.gradient_checkpointing_enable)({"use_reentrant": False})
+
     def freeze_position_embeddings(self) -> None:
         """Leave the positions as they are."""
         for name, parameter in self.backbone.named_parameters():
             if "position_embeddings" in name:
                 parameter.requires_grad_(False)
+
+    def freeze_backbone(self, free_layers: int = 0) -> None:
+        """Leave the backbone as it is, but for its last layers.
+
+        Args:
+            free_layers: How many layers are trained; 0 for the heads alone.
+
+        Raises:
+            ValueError: If the backbone has fewer layers.
+        """
+        layers = {name: re.search(r"\blayers?\.(\d+)\.", name) for name, _ in self.backbone.named_parameters()}
+        numbers = {name: int(found[1]) for name, found in layers.items() if found}
+        count = max(numbers.values(), default=-1) + 1
+        if free_layers > count:
+            raise ValueError(f"free_layers must be at most {count}, the backbone's layers, got {free_layers}")
+        for name, parameter in self.backbone.named_parameters():
+            parameter.requires_grad_(numbers.get(name, -1) >= count - free_layers)
 
     def save(self, folder: Path, *, is_replacing: bool = False) -> None:
         """Write the checkpoint in BGE-M3's format, as `save_checkpoint` does.

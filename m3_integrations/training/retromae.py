@@ -220,6 +220,8 @@ class RetroMAETrainer(M3Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            return
         network: RetroMAENetwork = self.accelerator.unwrap_model(self.model)
         network.save_decoder(Path(output_dir or self.args.output_dir))
 

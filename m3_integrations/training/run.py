@@ -16,6 +16,7 @@ from transformers import TrainerState, TrainingArguments, set_seed
 from m3_integrations.checkpoint import BUNDLED, find_checkpoint, head_files, weight_files
 from m3_integrations.checkpoint.architectures import without_bars
 from m3_integrations.training.card import CARD, describe_stage, extend_record, write_card
+from m3_integrations.training.cocktail import mix_in_start
 from m3_integrations.training.config import TrainingConfig
 from m3_integrations.training.data import Example, TrainingBatches, read_examples
 from m3_integrations.training.dense import DenseNetwork, DenseTrainer
@@ -26,13 +27,14 @@ from m3_integrations.training.plot import plot_losses, plot_quality
 from m3_integrations.training.positions import extend_positions
 from m3_integrations.training.progress import Progress
 from m3_integrations.training.retromae import RetroMAENetwork, RetroMAETrainer
+from m3_integrations.training.split import Split
 from m3_integrations.training.stages import FINAL_FOLDER, load_stages
 from m3_integrations.training.trainer import M3Trainer, Measure, find_last_checkpoint, is_exhausted, read_state
 
 _SETTINGS_FILE: Final = "settings.json"
 _FREE: Final = frozenset({
     "model", "train_data", "output_dir", "gradient_checkpointing", "device", "log_every", "save_every",
-    "keep_checkpoints", "dead_head_patience", "eval_data",
+    "keep_checkpoints", "dead_head_patience", "eval_data", "sub_batch_tokens", "split_batch",
 })  # fmt: skip
 """Settings that a run may go on with whatever they were: the weights are the checkpoint's, and data are compared."""
 
@@ -82,12 +84,14 @@ def _train(config: TrainingConfig, *, show_progress: bool) -> Path:
     final = config.output_dir / FINAL_FOLDER
     if _has_ended(config):
         raise FileExistsError(f"{final} holds this run's result already: choose another output_dir")
-    progress = Progress(config.stage, is_shown=show_progress)
     data, validation, last = _read_data(config), _open_validation(config), find_last_checkpoint(config.output_dir)
-    _hold_to_settings(config, data, _digest(validation), is_going_on=last is not None)
+    arguments = _arguments(config, is_evaluated=validation is not None, is_new=last is None)
+    progress = Progress(config.stage, is_shown=show_progress and arguments.should_save)
+    if arguments.should_save or last is not None:  # of several processes the first writes them down
+        _hold_to_settings(config, data, _digest(validation), is_going_on=last is not None)
     set_seed(config.seed)
     base = find_checkpoint(config.model)
-    trainer = _open_trainer(config, base, data, progress, validation, is_new=last is None)
+    trainer = _open_trainer(config, base, data, progress, validation, arguments=arguments)
     if last is not None:
         trainer.state = read_state(last)
         progress.say(f"goes on from {last}, step {trainer.state.global_step:,} of {trainer.args.max_steps:,}")
@@ -156,32 +160,48 @@ def _open_trainer(
     progress: Progress,
     measure: Measure | None,
     *,
-    is_new: bool,
+    arguments: TrainingArguments,
 ) -> M3Trainer:
     """Return the trainer of a stage, at its first step."""
-    make_network, make_trainer = _KINDS[config.stage]
-    network = make_network.load(base)
-    if config.positions:
-        extend_positions(network.backbone, network.tokenizer, config.positions)
+    network = _load(config, base)
+    if config.free_layers >= 0:
+        network.freeze_backbone(config.free_layers)
+    if config.sub_batch_tokens:
+        network.split = Split(max_tokens=config.sub_batch_tokens, kind=config.split_batch)
     if config.freeze_position_embeddings:
         network.freeze_position_embeddings()
     if config.gradient_checkpointing:
-        network.backbone.gradient_checkpointing_enable()
-    batches = _mask(config, data, network) if config.stage == "retromae" else _pair(config, data, network)
-    return make_trainer(
+        network.checkpoint_activations()
+    make_batches = _mask if config.stage == "retromae" else _pair
+    return _KINDS[config.stage][1](
         network,
-        batches,
-        _arguments(config, is_evaluated=measure is not None, is_new=is_new),
+        make_batches(config, data, network, arguments),
+        arguments,
         loss_settings=config.loss,
         watch=HeadWatch(config.dead_head_patience),
         progress=progress,
         measure=measure,
         early_stop=config.early_stop,
         steps_before_distillation=config.steps_before_distillation,
+        is_gathered=_is_gathered(config),
     )
 
 
-def _mask(config: TrainingConfig, texts: Sequence[str], network: RetroMAENetwork) -> MaskedBatches:
+def _load(config: TrainingConfig, base: Path) -> Any:
+    """Return the network of a stage as training begins with it."""
+    network = _KINDS[config.stage][0].load(base)
+    if config.positions:
+        extend_positions(network.backbone, network.tokenizer, config.positions)
+    return network
+
+
+def _is_gathered(config: TrainingConfig) -> bool:
+    return config.negatives_cross_device and config.loss.in_batch_negatives
+
+
+def _mask(
+    config: TrainingConfig, texts: Sequence[str], network: RetroMAENetwork, arguments: TrainingArguments
+) -> MaskedBatches:
     return MaskedBatches(
         texts,
         network.tokenizer,
@@ -191,22 +211,34 @@ def _mask(config: TrainingConfig, texts: Sequence[str], network: RetroMAENetwork
         decoder_mask=config.decoder_mask,
         steps=config.steps,
         seed=config.seed,
+        process=arguments.process_index,
+        processes=arguments.world_size,
     )
 
 
 def _pair(
-    config: TrainingConfig, examples: Sequence[Example], network: DenseNetwork | TrainingNetwork
+    config: TrainingConfig,
+    examples: Sequence[Example],
+    network: DenseNetwork | TrainingNetwork,
+    arguments: TrainingArguments,
 ) -> TrainingBatches:
     return TrainingBatches(
         examples,
         network.tokenizer,
-        batch_size=config.batch_size,
+        batch_size={int(most): size for most, size in config.batch_size_by_length.items()} or config.batch_size,
         group_size=1 if config.stage == "contrastive" else config.train_group_size,
         query_max_length=config.query_max_length,
         passage_max_length=config.passage_max_length,
         instruction=config.query_instruction,
         steps=config.steps,
         seed=config.seed,
+        one_source=config.same_dataset_within_batch,
+        keeps_last=config.keep_last_batch,
+        shuffle_ratio=config.shuffle_ratio,
+        needs_scores=config.stage == "unified" and config.loss.knowledge_distillation,
+        process=arguments.process_index,
+        processes=arguments.world_size,
+        is_gathered=_is_gathered(config),
     )
 
 
@@ -224,6 +256,8 @@ def _finish(config: TrainingConfig, base: Path, trainer: M3Trainer, *, examples:
     plot_losses(state.log_history, config.output_dir / "loss.png")
     if config.eval_data is not None:
         plot_quality(state.log_history, config.output_dir / "quality.png")
+    if config.start_weight:
+        _mix(network, _load(config, base), config.start_weight, has_heads=bool(head_files(base)))
     final = config.output_dir / FINAL_FOLDER
     done = describe_stage(
         config.changed(),
@@ -237,6 +271,14 @@ def _finish(config: TrainingConfig, base: Path, trainer: M3Trainer, *, examples:
     card = write_card(final, extend_record(base, done, hub_name=hub_name))
     network.save(final, is_replacing=True)
     return card
+
+
+def _mix(network: TrainingNetwork, start: TrainingNetwork, start_weight: float, *, has_heads: bool) -> None:
+    """Average the trained weights with the start's; heads that the start did not have stay as they are."""
+    if has_heads:
+        mix_in_start(network, start, start_weight)
+    else:
+        mix_in_start(network.backbone, start.backbone, start_weight)
 
 
 def _has_ended(config: TrainingConfig) -> bool:
@@ -278,6 +320,8 @@ def _arguments(config: TrainingConfig, *, is_evaluated: bool, is_new: bool) -> T
         save_steps=config.save_every,
         save_total_limit=config.keep_checkpoints,
         disable_tqdm=True,  # our own lines, not a bar
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,  # no buffer changes, and writing one between two passes stops the backward one
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         report_to=[],

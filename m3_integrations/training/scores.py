@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from torch.utils.checkpoint import checkpoint
+
+_PRODUCTS_AT_ONCE: Final = 2**24
+"""MaxSim keeps at most so many inner products (64 MiB in float32); those of 64 queries of 32 tokens with 64 passages of
+2,048 tokens would be 1 GiB, and as much again for their gradient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +74,44 @@ def _highest_weights(texts: TextViews, columns: torch.Tensor) -> torch.Tensor:
 def multi_vector_scores(queries: TextViews, passages: TextViews) -> torch.Tensor:
     """Return the mean, over a query's tokens, of the best inner product with a passage token: (queries, passages).
 
-    Padding of a passage never wins, even where every real product is negative.
+    Padding of a passage never wins, even where every real product is negative. Where all products are too many, they
+    are computed for some passages at a time, and again for the gradient.
     """
-    products = torch.einsum("qid,pjd->qpij", queries.token_vectors, passages.token_vectors)
-    best = products.masked_fill(~passages.vector_mask[None, :, None, :], -torch.inf).amax(dim=-1)  # (q, p, tokens)
-    best = best.masked_fill(~queries.vector_mask[:, None, :], 0.0)
-    counts = queries.vector_mask.sum(dim=1)
-    return best.sum(dim=-1) / counts[:, None]
+    of_passage = queries.vector_mask.numel() * passages.vector_mask.shape[1]
+    size = max(1, _PRODUCTS_AT_ONCE // of_passage)
+    parts = zip(torch.split(passages.token_vectors, size), torch.split(passages.vector_mask, size), strict=True)
+    query = queries.token_vectors, queries.vector_mask
+    if size >= len(passages.vector_mask):
+        return _max_sim(*query, passages.token_vectors, passages.vector_mask)
+    return torch.cat([_recompute(*query, vectors, mask) for vectors, mask in parts], dim=1)
+
+
+def _recompute(*arguments: torch.Tensor) -> torch.Tensor:
+    scores: torch.Tensor = checkpoint(_max_sim, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return scores
+
+
+def _max_sim(
+    query_vectors: torch.Tensor, query_mask: torch.Tensor, vectors: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    products = torch.einsum("qid,pjd->qpij", query_vectors, vectors)
+    best = products.masked_fill(~mask[None, :, None, :], -torch.inf).amax(dim=-1)  # (q, p, tokens)
+    best = best.masked_fill(~query_mask[:, None, :], 0.0)
+    return best.sum(dim=-1) / query_mask.sum(dim=1)[:, None]
+
+
+def join_views(parts: Sequence[TextViews]) -> TextViews:
+    """Return the views of the texts of all parts, one after the other, padded to the longest of all."""
+    longest = max(part.token_ids.shape[1] for part in parts)
+    return TextViews(
+        dense=torch.cat([part.dense for part in parts]),
+        token_ids=torch.cat([_pad(part.token_ids, longest) for part in parts]),
+        token_weights=torch.cat([_pad(part.token_weights, longest) for part in parts]),
+        token_vectors=torch.cat([_pad(part.token_vectors, longest) for part in parts]),
+        vector_mask=torch.cat([_pad(part.vector_mask, longest) for part in parts]),
+    )
+
+
+def _pad(values: torch.Tensor, length: int) -> torch.Tensor:
+    """Return values of shape (n, tokens, ...) with zeros behind: (n, length, ...)."""
+    return F.pad(values, (0, 0) * (values.dim() - 2) + (0, length - values.shape[1]))

@@ -110,9 +110,11 @@ def _check_type(place: str, name: str, value: object, kind: str) -> None:
     """Hold a value of the file to the annotation of its setting."""
     accepted: dict[str, tuple[type, ...]] = {
         "int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "Path": (str,), "Path | None": (str,),
+        "dict[str, int]": (dict,),
     }  # fmt: skip
     types = accepted.get(kind, (str, list))
     is_misplaced_flag = isinstance(value, bool) and kind != "bool"
     is_misfilled_list = isinstance(value, list) and not all(isinstance(each, str) for each in value)
-    if not isinstance(value, types) or is_misplaced_flag or is_misfilled_list:
+    is_misfilled_table = isinstance(value, dict) and not all(type(each) is int for each in value.values())
+    if not isinstance(value, types) or is_misplaced_flag or is_misfilled_list or is_misfilled_table:
         raise ValueError(f"{place}: {name} must be of type {kind}, got {value!r}")

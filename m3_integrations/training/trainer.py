@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerState, TrainingArguments
 
 from m3_integrations.training.data import TrainingBatches
+from m3_integrations.training.gathering import from_first, gather_views, is_distributed, sum_over_processes
 from m3_integrations.training.health import HeadWatch
 from m3_integrations.training.losses import LossSettings, compute_loss
 from m3_integrations.training.masking import MaskedBatches
@@ -41,6 +43,7 @@ class M3Trainer(Trainer):  # type: ignore[misc]
         measure: Measures the network where the arguments ask for evaluations; None where they do not.
         early_stop: Training ends after so many evaluations in a row without a better one; 0 for never.
         steps_before_distillation: Batches on which the modes learn alone.
+        is_gathered: Whether the passages of all processes are each query's; the batches must have been told the same.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class M3Trainer(Trainer):  # type: ignore[misc]
         measure: Measure | None = None,
         early_stop: int = 0,
         steps_before_distillation: int = 0,
+        is_gathered: bool = True,
     ) -> None:
         evaluated = None if measure is None else batches  # the Trainer wants some; `measure` has its own
         super().__init__(
@@ -65,16 +69,15 @@ class M3Trainer(Trainer):  # type: ignore[misc]
         self.loss_settings, self.watch = loss_settings, watch
         self._progress, self._measure = progress, measure
         self._early_stop, self._steps_before_distillation = early_stop, steps_before_distillation
+        self.is_gathered = is_gathered and is_distributed()
         self._sums: dict[str, float] = defaultdict(float)
         self._count = 0
         self.model_accepts_loss_kwargs = False
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return the batches in the order they were planned."""
+        """Return the batches in the order they were planned: each holds this process's share already."""
         batches = self.train_dataset
-        loader = DataLoader(batches, batch_size=1, sampler=SequentialSampler(batches), collate_fn=_only)
-        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
-        return prepared
+        return DataLoader(batches, batch_size=1, sampler=SequentialSampler(batches), collate_fn=_only)
 
     def compute_loss(
         self,
@@ -83,20 +86,31 @@ class M3Trainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,  # noqa: ARG002 - the Trainer's signature
     ) -> Any:
-        """Encode queries and passages and give the loss of the batch.
+        """Encode queries and passages and return the loss of the batch.
+
+        On several devices it is such that the mean over the processes of its gradients, which is what they take, is
+        the gradient of the joined batch.
 
         Raises:
             HeadDiedError: If a head has died.
         """
         queries = model(inputs["query_ids"], inputs["query_mask"])
         passages = model(inputs["passage_ids"], inputs["passage_mask"])
+        if self.is_gathered:
+            passages = gather_views(passages)
         scores = score_batch(queries, passages)
-        group_size = len(inputs["passage_ids"]) // len(inputs["query_ids"])
-        positives = torch.arange(len(inputs["query_ids"]), device=scores.dense.device) * group_size
-        terms = compute_loss(scores, positives, self._settings_now())
+        terms = compute_loss(
+            scores,
+            inputs["positives"],
+            self._settings_now(),
+            group_size=len(inputs["passage_ids"]) // len(inputs["query_ids"]),
+            known_answers=inputs["known_answers"],
+            teacher_scores=inputs.get("teacher_scores"),
+        )
         self.watch.check(queries, passages, scores, terms)
-        self.note({name: getattr(terms, name) for name in _LOGGED}, inputs)
-        return (terms.total, {"scores": scores}) if return_outputs else terms.total
+        self.note({name: getattr(terms, name) * inputs["share"] for name in _LOGGED}, inputs)
+        total = terms.total * inputs["share"]
+        return (total, {"scores": scores}) if return_outputs else total
 
     def _settings_now(self) -> LossSettings:
         """Return the numbers of the loss; the ensemble teaches nothing before the modes have learned alone."""
@@ -105,9 +119,10 @@ class M3Trainer(Trainer):  # type: ignore[misc]
         return dataclasses.replace(self.loss_settings, self_distillation=False) if is_alone else self.loss_settings
 
     def note(self, terms: Mapping[str, torch.Tensor], inputs: Mapping[str, torch.Tensor]) -> None:
-        """Add the terms of a batch's loss, and its tokens, to what is logged next."""
-        for name, term in terms.items():
-            self._sums[name] += term.item()
+        """Add the terms of a batch's loss, their means over the processes, and its tokens to what is logged next."""
+        sums = sum_over_processes(torch.stack([term.detach() for term in terms.values()]))
+        for name, total in zip(terms, sums.tolist(), strict=True):
+            self._sums[name] += total / self.args.world_size
         self._count += 1
         self._progress.count(sum(int(mask.sum()) for name, mask in inputs.items() if name.endswith("_mask")))
 
@@ -126,7 +141,8 @@ class M3Trainer(Trainer):  # type: ignore[misc]
         if self._measure is None:
             raise RuntimeError("this trainer has nothing to measure with")
         network: TrainingNetwork = self.accelerator.unwrap_model(self.model)
-        metrics = {f"eval_{name}": value for name, value in self._measure(network).items()}
+        found = from_first(partial(self._measure, network))
+        metrics = {f"eval_{name}": value for name, value in found.items()}
         self.log(dict(metrics))
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -143,6 +159,11 @@ class M3Trainer(Trainer):  # type: ignore[misc]
         """Write the checkpoint, over what a killed run may have left half written."""
         network: TrainingNetwork = self.accelerator.unwrap_model(self.model)
         network.save(Path(output_dir or self.args.output_dir), is_replacing=True)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Write each process's random state, all of them before the file that says that the checkpoint is whole."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         network: TrainingNetwork = self.accelerator.unwrap_model(model or self.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,17 @@ def write_examples(path: Path, count: int = 24) -> Path:
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def without_dropout(small: Path, tmp_path: Path) -> Path:
+    """The small checkpoint without dropout, so that a batch in parts computes what the whole one does."""
+    folder = tmp_path / "without_dropout"
+    shutil.copytree(small, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +44,10 @@ def test_flagembeddings_lines_are_read_as_they_are(tmp_path: Path) -> None:
         '{"query": "q", "pos": ["a", "b"], "neg": ["c"], "pos_scores": [1.0, 0.5], "neg_scores": [0.1],'
         ' "prompt": "find: ", "type": "normal"}\n\n{"query": "r", "pos": ["d"]}\n'
     )
-    expected = [Example("q", ("a", "b"), ("c",), "find: "), Example("r", ("d",), ())]
+    expected = [Example("q", ("a", "b"), ("c",), "find: ", (1.0, 0.5), (0.1,)), Example("r", ("d",), ())]
     assert read_examples([path]) == expected
-    assert read_examples([tmp_path, path]) == expected * 2
+    again = [dataclasses.replace(example, source=1) for example in expected]
+    assert read_examples([tmp_path, path]) == expected + again
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from m3_integrations.training.losses import LossSettings, compute_loss
-from m3_integrations.training.scores import BatchScores, TextViews, lexical_scores, multi_vector_scores, score_batch
+from m3_integrations.training.scores import (
+    BatchScores,
+    TextViews,
+    join_views,
+    lexical_scores,
+    multi_vector_scores,
+    score_batch,
+)
 
 Array = NDArray[np.float64]
 
@@ -159,3 +166,29 @@ def test_numbers_out_of_range_are_refused(name: str, value: float) -> None:
         LossSettings(**{name: value})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="one weight more"):
         LossSettings(dense_weight=0, lexical_weight=0, multi_vector_weight=0)
+
+
+def test_max_sim_in_parts_equals_max_sim_at_once_with_its_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, passages = random_views(11, 3, 5, 4, 9), random_views(12, 7, 6, 4, 9)
+    weights = torch.randn(3, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    results = []
+    for at_once in (10**9, 2 * 3 * 5 * 6):  # all, or two passages
+        vectors = [views.token_vectors.clone().requires_grad_() for views in (queries, passages)]
+        pair = [
+            dataclasses.replace(views, token_vectors=each)
+            for views, each in zip((queries, passages), vectors, strict=True)
+        ]
+        monkeypatch.setattr("m3_integrations.training.scores._PRODUCTS_AT_ONCE", at_once)
+        scores = multi_vector_scores(pair[0], pair[1])
+        results.append((scores, *torch.autograd.grad((scores * weights).sum(), vectors)))
+    for whole, part in zip(*results, strict=True):
+        torch.testing.assert_close(part, whole, rtol=0, atol=1e-12)
+
+
+def test_joined_views_are_padded_with_what_scores_nothing() -> None:
+    parts = [random_views(13, 2, 4, 3, 9), random_views(14, 3, 7, 3, 9)]
+    queries, joined = random_views(15, 2, 5, 3, 9), join_views(parts)
+    expected = [score_batch(queries, part) for part in parts]
+    got = score_batch(queries, joined)
+    for mode in ("dense", "lexical", "multi_vector"):
+        torch.testing.assert_close(getattr(got, mode), torch.cat([getattr(each, mode) for each in expected], dim=1))
