@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,8 @@ def train(
     from m3_integrations.training import run_training
 
     folder = run_training(config)
+    if os.environ.get("RANK", "0") != "0":
+        return  # of several processes under torchrun the first one speaks
     Console().print(
         f"The trained checkpoint is in {escape(str(folder))}, with a card of what was done; "
         f"the losses are in {escape(str(folder.parent / 'loss.png'))}.",

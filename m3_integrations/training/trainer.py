@@ -156,7 +156,9 @@ class M3Trainer(Trainer):  # type: ignore[misc]
         return is_best
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:  # noqa: ARG002
-        """Write the checkpoint, over what a killed run may have left half written."""
+        """Write the checkpoint, over what a killed run may have left half written; of several processes the first."""
+        if not self.args.should_save:
+            return
         network: TrainingNetwork = self.accelerator.unwrap_model(self.model)
         network.save(Path(output_dir or self.args.output_dir), is_replacing=True)
 

@@ -22,6 +22,8 @@ def write_examples(path: Path, count: int = 24) -> Path:
             "query": texts[i % len(texts)][:20] or "a",
             "pos": [f"{texts[i % len(texts)]} {i}"],
             "neg": [f"{texts[(i + 3) % len(texts)]} no", f"{texts[(i + 5) % len(texts)]} {'longer ' * (i % 7)}"],
+            "pos_scores": [2.0],
+            "neg_scores": [1.0 - i / 9, -0.5],
         }
         for i in range(count)
     ]
@@ -68,4 +70,6 @@ def write_config(tmp_path: Path, small: Path) -> WriteConfig:
 
 
 def _toml(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(each)}" for key, each in value.items()) + "}"
     return json.dumps(value)
