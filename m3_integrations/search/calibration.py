@@ -111,6 +111,19 @@ class Calibration:
         odds = standardised @ np.array(self.coefficients) + self.intercept
         return np.asarray(1 / (1 + np.exp(-np.clip(odds, -500, 500))))
 
+    def of_best(
+        self, ids: Sequence[str], scores: Mapping[Mode, FloatArray], query: LexicalWeights
+    ) -> tuple[str, float]:
+        """Return the best candidate's id and the probability that it answers, 0 to 1.
+
+        Args:
+            ids: Of one candidate or more.
+            scores: (n,) float32 for every mode.
+            query: The query's lexical weights.
+        """
+        best, features = answer_features(scores, query, self.weights)
+        return ids[best], float(self.probabilities(features[None])[0])
+
     def is_for(self, modes: Sequence[Mode], weights: ModeWeights) -> bool:
         """Return whether it was fitted for searches that rank by the weighted mean of these modes."""
         if set(modes) != set(MODES):

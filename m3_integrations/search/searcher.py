@@ -12,7 +12,6 @@ import numpy as np
 
 from m3_integrations.scoring import combine, top_rows
 from m3_integrations.search.adding import add_texts
-from m3_integrations.search.calibration import answer_features
 from m3_integrations.search.diagnosis import Asked, diagnose
 from m3_integrations.search.explanation import Explanation, explain_record
 from m3_integrations.search.given import with_dense
@@ -275,9 +274,14 @@ class Searcher:
             else fuse_rankings(ids, scores, bm25, options)
         )
         ranked = top_rows(final, len(final))
-        first, probability = self._answering(vectors, ids, ranking, scores, options, is_given=among is not None)
-        if probability is not None and probability < (options.min_probability or 0):
-            return []
+        # Of given candidates none is the best of all records, so their probability is not known.
+        calibration = options.calibration_for(() if among is not None else ranking)
+        answering: tuple[str, float] | None = None
+        if calibration is not None and ids:
+            calibration.check_model(self.encoder.fingerprint, self.encoder.model)
+            answering = calibration.of_best(ids, scores, vectors.lexical[0])
+            if answering[1] < (options.min_probability or 0):
+                return []
         if among is not None and list(ranking) == ["lexical"]:
             ranked = ranked[final[ranked] > 0]  # a text without a shared token is no lexical hit
         if options.score_threshold is not None:
@@ -291,30 +295,9 @@ class Searcher:
                 if (record := records.get(ids[i])) is not None:
                     each: dict[str, float] = {mode: float(values[i]) for mode, values in scores.items()}
                     each |= {"bm25": bm25[record.id]} if record.id in bm25 else {}
-                    each |= {"probability": probability} if record.id == first and probability is not None else {}
+                    each |= {"probability": answering[1]} if answering and record.id == answering[0] else {}
                     hits.append(Hit(record.id, record.text, dict(record.metadata), float(final[i]), each))
         return hits
-
-    def _answering(
-        self,
-        vectors: M3Vectors,
-        ids: Sequence[str],
-        ranking: Sequence[Mode],
-        scores: Mapping[Mode, FloatArray],
-        options: SearchOptions,
-        *,
-        is_given: bool,
-    ) -> tuple[str, float | None]:
-        """Return the best candidate's id and how probable it is that it answers; None without a calibration for that.
-
-        Where the caller gives the candidates, there is none: what a search does not find is not among the others.
-        """
-        calibration = options.calibration_for(() if is_given else ranking)
-        if calibration is None or not ids:
-            return "", None
-        calibration.check_model(self.encoder.fingerprint, self.encoder.model)
-        best, features = answer_features(scores, vectors.lexical[0], calibration.weights)
-        return ids[best], float(calibration.probabilities(features[None])[0])
 
     def explain(self, query: str, id: str) -> Explanation:  # noqa: A002 - the record's id
         """Return why a record matches a query: its scores, the shared tokens, and what each query token found.
