@@ -179,3 +179,18 @@ def test_what_is_saved_tokenizes_as_what_was_loaded(
     with M3Encoder(checkpoint, shared=False, device="cpu") as encoder:
         encoder.save(tmp_path / "saved")
     assert ids_of(load_tokenizer(tmp_path / "saved"), answers["texts"]) == ids
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_flagembedding_gives_the_same_weights_to_the_same_tokens(checkpoint: Path, answers: dict[str, Any]) -> None:
+    reason = "FlagEmbedding is not installed: pip install FlagEmbedding==1.4.2"
+    flag = pytest.importorskip("FlagEmbedding", reason=reason, exc_type=ImportError)
+    model = flag.BGEM3FlagModel(str(checkpoint), use_fp16=False, devices="cpu", colbert_dim=8)
+    theirs = model.encode(answers["texts"], return_sparse=True, max_length=512)
+    with M3Encoder(checkpoint, shared=False, device="cpu", max_length=512) as encoder:
+        vectors = encoder.encode(answers["texts"])
+    for row in range(500):
+        weights = {int(token): float(weight) for token, weight in theirs["lexical_weights"][row].items()}
+        rows = vectors.lexical[row]
+        assert weights == pytest.approx(dict(zip(rows.indices.tolist(), rows.values.tolist(), strict=True)), abs=1e-5)
+    assert abs(theirs["dense_vecs"] - vectors.dense).max() < 1e-5
