@@ -146,11 +146,11 @@ class M3Encoder:
 
     def __getstate__(self) -> dict[str, Any]:
         self._live_engine()
-        return self.__dict__ | {"_engine": None, "_is_shared": True}  # opened on first use: unpickling cannot fail
+        return self.__dict__ | {"_engine": None, "_is_shared": True}  # opened at first use: unpickling cannot fail
 
     def __copy__(self) -> Self:
         twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__, _engine=self._live_engine())  # the same network, also one loaded alone
+        twin.__dict__.update(self.__dict__, _engine=self._live_engine())  # the same network, even if shared=False
         return twin
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -361,7 +361,7 @@ class M3Encoder:
         """
         if isinstance(texts, str):
             raise TypeError("texts must be strings, got one string: pass [text]")
-        self._prepared([], kind, modes, max_length)  # a wrong argument is refused now, not with the first batch
+        self._prepared([], kind, modes, max_length)  # raises for a wrong argument now, not at the first batch
         return self._batches(texts, kind, modes, max_length, show_progress=show_progress)
 
     def _batches(

@@ -125,6 +125,6 @@ class _Worker:
 def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    # A plain RuntimeError from the CPU, from Apple's GPU, from CUDA for pinned memory and kernels, and from cuBLAS.
+    # The CPU, Apple's GPU, CUDA (for pinned memory and for kernels) and cuBLAS raise a plain RuntimeError.
     signs = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)

@@ -1,4 +1,4 @@
-"""The three views of texts as arrays: lexical weights, multi-vectors, and all three views together."""
+"""A text's views as arrays: lexical weights, multi-vectors, and all three views together."""
 
 from __future__ import annotations
 
