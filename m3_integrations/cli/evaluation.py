@@ -17,7 +17,7 @@ from m3_integrations.vectors import MODES, Mode, ModeWeights
 
 if TYPE_CHECKING:
     from m3_integrations.encoder import M3Encoder
-    from m3_integrations.evaluation import Dataset, EvaluationResult, FittedCalibration, TunedWeights
+    from m3_integrations.evaluation import Dataset, EvaluationResult, FittedCalibration, TunedWeights, Verdict
     from m3_integrations.evaluation.tables import Table
     from m3_integrations.remote import RemoteEncoder
 
@@ -65,10 +65,8 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
         for folder in evaluation.find_folders(data)
     ]
     models = list(dict.fromkeys(model or ["tiny"]))
-    if calibrate is not None and len(models) * len(datasets) > 1:
-        raise ValueError(f"--calibrate is for one model on one dataset, got {len(models)} and {len(datasets)}")
-    if calibrate is not None and not calibrate.absolute().parent.is_dir():
-        raise FileNotFoundError(f"no folder for the calibration {calibrate}: make it, or name another file")
+    if calibrate is not None:
+        _check_calibration(calibrate, len(models), len(datasets))
     opened = partial(open_model, shared=False, device=device, max_length=max_length)
     common = _common_modes(opened, models)
     columns = check_columns(modes.split(","), common, _joined(models)) if modes else possible_columns(common)
@@ -93,10 +91,8 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
                     metric = results[0].metrics[0]
                     tuned.append(evaluation.tune_weights(encoder, dataset, metric=metric, protocol=protocol, work=work))
                 if calibrate is not None:
-                    of_search = chosen.get("search:all")
-                    fitted.append(
-                        evaluation.calibrate(encoder, dataset, weights=of_search, protocol=protocol, work=work)
-                    )
+                    used = chosen.get("search:all")
+                    fitted.append(evaluation.calibrate(encoder, dataset, weights=used, protocol=protocol, work=work))
                     fitted[0].calibration.save(calibrate)
     tables = [*make_tables(results, compared_with, tuned), *map(reliability_table, fitted)]
     verdicts = [*make_verdicts(results, tuned), *map(judge_calibration, fitted)]
@@ -105,10 +101,7 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
     for note in notes(results):
         console.print(f"- {escape(note)}", style="dim", highlight=False)
     console.print(f"results.json, tables.md, plot.png and runs/ are in {escape(str(out))}", highlight=False)
-    for verdict in verdicts:
-        console.print(f"\n[bold]{escape(verdict.about)}[/bold]", highlight=False, soft_wrap=True)
-        for sentence in verdict.sentences:
-            console.print(escape(sentence), highlight=False, soft_wrap=True)
+    _print_verdicts(verdicts, console)
 
 
 def _common_modes(opened: Callable[[str], M3Encoder | RemoteEncoder], models: Sequence[str]) -> tuple[Mode, ...]:
@@ -132,6 +125,13 @@ def _check_datasets(
         dataset.check_metrics(metrics)
         if tune:
             check_tuning(dataset, modes, model)
+
+
+def _check_calibration(file: Path, n_models: int, n_datasets: int) -> None:
+    if n_models * n_datasets > 1:
+        raise ValueError(f"--calibrate is for one model on one dataset, got {n_models} and {n_datasets}")
+    if not file.absolute().parent.is_dir():
+        raise FileNotFoundError(f"no folder for the calibration {file}: make it, or name another file")
 
 
 def _joined(models: Sequence[str]) -> str:
@@ -175,3 +175,10 @@ def _print_tables(tables: Sequence[Table], console: Console) -> None:
         console.print(shown)
         for line in table.explanations:
             console.print(escape(line), style="dim", highlight=False, soft_wrap=True)
+
+
+def _print_verdicts(verdicts: Sequence[Verdict], console: Console) -> None:
+    for verdict in verdicts:
+        console.print(f"\n[bold]{escape(verdict.about)}[/bold]", highlight=False, soft_wrap=True)
+        for sentence in verdict.sentences:
+            console.print(escape(sentence), highlight=False, soft_wrap=True)

@@ -23,6 +23,7 @@ from m3_integrations.cli.shared import (
 )
 
 if TYPE_CHECKING:
+    from m3_integrations.evaluation import JudgedQueries
     from m3_integrations.store import Store
     from m3_integrations.store.migrating import MigrationReport
 
@@ -55,13 +56,9 @@ def migrate(
     device: Device = "auto",
 ) -> None:
     """Encode a store's records with another model into a store beside it; run again, it brings what changed since."""
-    from m3_integrations.search import Searcher
     from m3_integrations.store.migrating import finish_switch, migrate_store, switch_folder
 
-    if questions is not None:  # the extra, before hours go into encoding
-        from m3_integrations.evaluation import diff_searches, read_queries
-
-        judged = read_queries(questions)
+    judged = None if questions is None else _read(questions)
     console, folder = PipedConsole(), folder_of(store)
     if switch and (folder is None or to is not None):
         raise ValueError("--switch is for a folder and the store beside it: on a server, open the new store instead")
@@ -81,10 +78,12 @@ def migrate(
         with open_place(where, collection=beside, multi_vector=kept) as target:
             report = migrate_store(source, target, encoder, delete_absent=to is None or delete, show_progress=True)
             _print_report(report, target.count(), where if beside is None else f"{where} ({beside})", console)
-            if questions is not None:
-                old_encoder = open_model(old_model, device=device)
-                sides = Searcher(old_encoder, source), Searcher(encoder, target)
-                found = diff_searches(*sides, judged, explained=_SHOWN)
+            if judged is not None:
+                from m3_integrations.evaluation import diff_searches
+                from m3_integrations.search import Searcher
+
+                old_side = Searcher(open_model(old_model, device=device), source)
+                found = diff_searches(old_side, Searcher(encoder, target), judged, explained=_SHOWN)
                 print_diff(found, "the old store", "the new one", _SHOWN, console)
     if found is not None and is_worse(found, None):
         what = "the new store is worse" + (", so it is not switched to" if switch else "")
@@ -92,12 +91,15 @@ def migrate(
         raise typer.Exit(IS_WORSE)
     if switch and folder is not None:
         aside = switch_folder(folder, old, encoder.fingerprint)
-        console.print(
-            f"{escape(store)} is of {escape(model)} now, and the old store is {escape(str(aside))}: the same line with "
-            "the old model goes back",
-            highlight=False,
-            soft_wrap=True,
-        )
+        said = f"{store} is of {model} now, the old store is {aside}: the same line with the old model goes back"
+        console.print(escape(said), highlight=False, soft_wrap=True)
+
+
+def _read(questions: Path) -> JudgedQueries:
+    """Read the questions before hours go into encoding, which also shows whether the extra is there."""
+    from m3_integrations.evaluation import read_queries
+
+    return read_queries(questions)
 
 
 def _beside(store: str, source: Store, fingerprint: str, collection: str | None) -> tuple[str, str | None]:
