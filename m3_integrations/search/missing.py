@@ -195,7 +195,7 @@ class Missing:
         yield f"  score {self.score:.3f} ({scores})"
         if not self._is_first and self.last_score is not None and self.score is not None:
             more = self.last_score - self.score
-            yield f"  the last of the first {self.options.k} has {self.last_score:.3f}, {more:.3f} more"
+            yield f"  rank {self.options.k} has {self.last_score:.3f}, {more:.3f} more"
         if self.excluded_by and self._is_first and self._is_above:
             yield "  so only the filter keeps it out"
         if not self._is_above:

@@ -17,14 +17,17 @@ _SPACELESS: Final = "。！？｡।॥」』】）”’"  # noqa: RUF001 - lik
 _END: Final = re.compile(
     rf"""
     (?:
-        # Not "J. Smith", "z. B.", "19. Jahrhundert", "Dr. Smith", "No. 7".
-        (?<!\b\w)(?<!\b\d\d)(?<!\b[A-Z][a-z]) \.+ {_CLOSERS} (?=\s)
+        (?<!\b[^\W\d])(?<!\b[A-Z][a-z])  # not "J. Smith", "z. B.", "Dr. Smith", "No. 7"
+        \.+ {_CLOSERS} (?=\s)
       | [{_MARKS}]+ {_CLOSERS} (?:\s|(?<=[{_SPACELESS}]))
       | \n\s*\n | \n (?=\s*[-*•\d])                  # paragraphs, lists
     )
     \s*""",
     re.VERBOSE,
 )
+
+_GERMAN: Final = re.compile(r"\b(?:und|der|das)\b")
+"""A text with one of these words writes ordinals as in "19. Jahrhundert"; elsewhere these go on in lower case."""
 
 _LONGEST: Final = 1000
 """Characters. A longer stretch without an end mark, such as a table, is cut at line ends or spaces."""
@@ -34,14 +37,17 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
     """Return the first character of every sentence and the one after its last, white space around it left out.
 
     A sentence ends at an end mark before white space, or at one of Chinese or Japanese. A full stop ends none after a
-    single letter, a number of one or two digits or two letters such as "Dr", and before a word in lower case: it may be
-    of an abbreviation or an ordinal. A blank line and the start of a list's line end a sentence too. What is longer
-    than 1,000 characters is cut at a line's end or a space.
+    single letter or two such as "Dr", before a word in lower case, and in German after a number of one or two digits:
+    it may be of an abbreviation or an ordinal. A blank line and the start of a list's line end a sentence too. What is
+    longer than 1,000 characters is cut at a line's end or a space.
     """
     spans: list[tuple[int, int]] = []
-    start = 0
+    start, is_german = 0, _GERMAN.search(text) is not None
     for found in _END.finditer(text):
-        if found[0][0] == "." and text[found.end() : found.end() + 1].islower():
+        is_stop = found[0].startswith(".")
+        if is_stop and text[found.end() : found.end() + 1].islower():
+            continue
+        if is_stop and is_german and re.search(r"\b\d\d?$", text[max(0, found.start() - 3) : found.start()]):
             continue
         spans.extend(_pieces(text, start, found.end()))
         start = found.end()

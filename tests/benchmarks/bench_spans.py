@@ -31,7 +31,7 @@ from m3_integrations.search import Evidence, Sentence
 from m3_integrations.search.sentences import sentence_spans
 
 K = 4
-PARAGRAPHS = 4
+PARAGRAPHS = 3
 """In a long document."""
 
 
@@ -98,40 +98,40 @@ def by_chance(evidence: Evidence, chance: np.random.Generator) -> Evidence:
     return Evidence(evidence.id, evidence.text, tuple(sentences), evidence.modes, evidence.read_to)
 
 
-def spans_of(
+def evidence_of_answers(
     encoder: M3Encoder, english: Language, here: Language, answers: list[Answer]
-) -> Iterator[tuple[bool, ...]]:
-    """Whether each question's paragraph was found, then whether its answer was kept, and by chance; and the share."""
-    searcher, chance = Searcher(encoder, open_store()), np.random.default_rng(0)
+) -> Iterator[tuple[Answer, Evidence | None]]:
+    """The evidence of each question in its paragraph; None where the paragraph was not found."""
+    searcher = Searcher(encoder, open_store())
     searcher.add(here.texts.values(), ids=here.texts)
     for answer in answers:
-        wanted, paragraph = places(answer, english, here), english.paragraph_of[answer.question]
-        if not wanted:
-            continue
-        question = here.questions[answer.question]
-        if paragraph not in {hit.id for hit in searcher.search(question, k=K)}:
-            yield (False,)
-            continue
-        (evidence,) = searcher.spans(question, [paragraph])
-        kept = evidence.keep()
-        share = sum(b - a for a, b in kept) / len(evidence.text)
-        yield True, holds(kept, wanted), holds(by_chance(evidence, chance).keep(), wanted), share  # type: ignore[misc]
+        if places(answer, english, here):
+            question, paragraph = here.questions[answer.question], english.paragraph_of[answer.question]
+            is_found = paragraph in {hit.id for hit in searcher.search(question, k=K)}
+            yield answer, searcher.spans(question, [paragraph])[0] if is_found else None
 
 
 def print_languages(encoder: M3Encoder, folder: Path, answers: list[Answer]) -> None:
     english = read_language(folder / "en")
-    print(f"paragraphs; found is among the best {K}; kept is half of the text at most, unless one sentence is longer")
-    print("language  part      questions  found  answer kept (95 %)      by chance  share kept")
+    print(f"paragraphs; found is among the best {K}")
+    print("language  part      max_share  questions  found  answer kept (95 %)      by chance  share kept")
     for language in ("en", "de", "es", "ru", "zh"):
         here = english if language == "en" else read_language(folder / language)
-        for part in ("seen", "held-out"):
-            rows = list(spans_of(encoder, english, here, [each for each in answers if each.part == part]))
-            found = [row for row in rows if row[0]]
-            hits, lucky, share = (np.array([row[i] for row in found], float) for i in (1, 2, 3))
-            low, high = interval(int(hits.sum()), len(hits))
+        rows, chance = list(evidence_of_answers(encoder, english, here, answers)), np.random.default_rng(0)
+        for part, max_share in (("seen", 0.5), ("held-out", 0.5), ("both", 0.5), ("both", 0.55)):
+            chosen = [(answer, evidence) for answer, evidence in rows if part in {answer.part, "both"}]
+            hits, lucky, shares = list[bool](), list[bool](), list[float]()
+            for answer, evidence in chosen:
+                if evidence is not None:
+                    wanted, kept = places(answer, english, here), evidence.keep(max_share=max_share)
+                    hits.append(holds(kept, wanted))
+                    lucky.append(holds(by_chance(evidence, chance).keep(max_share=max_share), wanted))
+                    shares.append(sum(b - a for a, b in kept) / len(evidence.text))
+            low, high = interval(sum(hits), len(hits))
             print(
-                f"{language:9} {part:9} {len(rows):9}  {len(found):5}  {hits.mean():.3f} ({low:.3f} to {high:.3f})"
-                f"  {lucky.mean():9.3f}  {share.mean():10.2f}"
+                f"{language:9} {part:9} {max_share:9} {len(chosen):10}  {len(hits):5}  "
+                f"{np.mean(hits):.3f} ({low:.3f} to {high:.3f})  {np.mean(lucky):9.3f}  {np.mean(shares):10.2f}",
+                flush=True,
             )
 
 
@@ -161,24 +161,25 @@ def print_long(encoder: M3Encoder, folder: Path, answers: list[Answer]) -> None:
         f"{len(windows)} windows of {size} characters; {len(answers)} questions, the best {K}"
     )
     print("records                         number  document found  answer in what is returned  characters")
-    for name, limit in ((f"whole, {size} characters of each", size), (f"whole, {2 * size} of each", 2 * size)):
-        found, hits, n = [], [], 0
+    for k, limit in ((1, 4 * size), (2, 2 * size), (4, size), (2, 4 * size)):
+        found, hits, n = list[bool](), list[bool](), 0
         for answer in answers:
             document, start = starts[english.paragraph_of[answer.question]]
             question = english.questions[answer.question]
-            best = whole.search(question, k=K, weights="mldr")
+            best = whole.search(question, k=k, weights="mldr")
             found.append(document in {hit.id for hit in best})
             kept = {e.id: e.keep(max_characters=limit) for e in whole.spans(question, best)}
             n += sum(b - a for spans in kept.values() for a, b in spans)
             hits.append(holds(kept.get(document, []), [(start + answer.start, start + answer.end)]))
+        name = f"whole, {limit} characters of {k}"
         print(f"{name:30} {len(texts):7} {np.mean(found):15.3f} {np.mean(hits):27.3f} {n / len(answers):11.0f}")
-    found, hits, n = [], [], 0
+    found, hits, n = list[bool](), list[bool](), 0
     for answer in answers:
         document, start = starts[english.paragraph_of[answer.question]]
-        best = [windows[hit.id] for hit in pieces.search(english.questions[answer.question], k=K)]
-        found.append(document in {each for each, *_ in best})
-        kept_here = [(a, a + len(text)) for each, a, text in best if each == document]
-        n += sum(len(text) for *_, text in best)
+        four = [windows[hit.id] for hit in pieces.search(english.questions[answer.question], k=K)]
+        found.append(document in {owner for owner, *_ in four})
+        kept_here = [(a, a + len(text)) for owner, a, text in four if owner == document]
+        n += sum(len(text) for *_, text in four)
         hits.append(holds(kept_here, [(start + answer.start, start + answer.end)]))
     print(f"{'windows':30} {len(windows):7} {np.mean(found):15.3f} {np.mean(hits):27.3f} {n / len(answers):11.0f}")
 
