@@ -1,5 +1,6 @@
 """Why a search does not find a record: against brute force, and the page in words."""
 
+from collections.abc import Mapping
 from difflib import SequenceMatcher
 from pathlib import Path
 
@@ -9,9 +10,12 @@ import pytest
 from m3_integrations import M3Encoder, ModeWeights, Searcher, SearchOptions, open_store
 from m3_integrations.search import SearchKeywords
 from m3_integrations.search.options import MODES_OF
-from m3_integrations.store import matches
+from m3_integrations.store import FilterLike, Hits, matches
 from m3_integrations.store.filters import parse_filter
+from m3_integrations.store.memory import MemoryStore
 from m3_integrations.store.unmet import as_said, unmet_clauses
+from m3_integrations.vectors import M3Vectors, Mode
+from tests.fakes import FakeEncoder
 from tests.test_filters import random_filter, random_metadata
 from tests.test_fusion_and_bm25 import brute_force as bm25_scores
 from tests.test_scoring import brute_force
@@ -124,6 +128,9 @@ def test_bm25_is_a_leg(random: np.random.Generator) -> None:
     assert [place.leg for place in found.legs] == ["dense", "bm25"]
     assert (found.legs[1].rank, found.legs[1].n_pool) == (12, 5)
     assert found.legs[1].score == pytest.approx(scores[there[11]])
+    alone = searcher.explain_missing(query, wanted, bm25="replace", mode="lexical", pool_size=5)
+    assert [(place.leg, place.rank) for place in alone.legs] == [("bm25", 12)]
+    assert alone.needed_pool_size == 12
 
 
 def test_a_record_that_a_filter_excludes_is_explained_without_the_filter(random: np.random.Generator) -> None:
@@ -255,3 +262,29 @@ def test_without_token_vectors_spelling_tells_what_is_near(tiny: M3Encoder, tmp_
             ]
             assert bool(match.document_token) is bool(like)
             assert not like or match.document_token in like
+
+
+def test_a_record_that_an_approximate_index_missed_is_told(random: np.random.Generator) -> None:
+    """A store whose dense leg forgets one record, as an index of a graph may."""
+
+    class Forgetful(MemoryStore):
+        def candidates(
+            self, query: M3Vectors, limits: Mapping[Mode, int], filter: FilterLike = None  # noqa: A002
+        ) -> dict[Mode, Hits]:  # fmt: skip
+            found = super().candidates(query, {mode: n + 1 for mode, n in limits.items()}, filter)
+            rows = {
+                mode: [i for i, id_ in enumerate(h.ids) if id_ != "best"][: limits[mode]] for mode, h in found.items()
+            }
+            return {mode: Hits([h.ids[i] for i in rows[mode]], h.scores[rows[mode]]) for mode, h in found.items()}
+
+    searcher, query = Searcher(FakeEncoder(), Forgetful(), SearchOptions(mode="dense", pool_size=5)), "keys vault tea"
+    searcher.add(make_texts(random, 30))
+    vectors = searcher.encoder.encode([query], kind="query")
+    searcher.store.upsert(["best"], ["a text"], [{}], vectors)
+    found = searcher.explain_missing(query, "best")
+    assert [place.is_missed for place in found.legs] == [True]
+    assert not found.is_candidate
+    assert found.needed_pool_size is None
+    page = " ".join(str(found).split())
+    assert "the engine's index is approximate and missed it" in page
+    assert "a larger pool_size makes the engine look further" in page

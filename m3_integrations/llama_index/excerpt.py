@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Final
 
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, TextNode
@@ -14,7 +14,7 @@ from m3_integrations.llama_index.nodes import with_results
 from m3_integrations.search import Evidence, check_store, find_evidence
 from m3_integrations.store import Store
 
-SPANS_KEY = "m3_spans"
+_SPANS_KEY: Final = "m3_spans"
 
 
 class M3Excerpt(EncoderFields, BaseNodePostprocessor):
@@ -96,7 +96,7 @@ class M3Excerpt(EncoderFields, BaseNodePostprocessor):
             return found
         own = evidence.within(start, start + len(content))
         kept = own.keep(max_share=self.max_share, max_characters=self.max_characters, neighbours=self.neighbours)
-        node = with_results(found.node, {SPANS_KEY: [list(span) for span in kept]})
+        node = with_results(found.node, {_SPANS_KEY: [list(span) for span in kept]})
         if isinstance(node, TextNode):
             node.set_content(self.separator.join(content[a:b] for a, b in kept) or content)
         return found.model_copy(update={"node": node})

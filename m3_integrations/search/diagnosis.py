@@ -14,7 +14,7 @@ from m3_integrations.search.legs import Bm25Leg, fuse_rankings
 from m3_integrations.search.missing import DEEPEST, LegPlace, Missing, NearMatch
 from m3_integrations.search.options import SearchOptions
 from m3_integrations.search.spans import read_tokens
-from m3_integrations.store import Store
+from m3_integrations.store import Record, Store
 from m3_integrations.store.unmet import unmet_clauses
 from m3_integrations.vectors import MODES, PRESETS, Encoder, FloatArray, M3Vectors, Mode, ModeWeights
 
@@ -74,10 +74,6 @@ def diagnose(asked: Asked, id_: str) -> Missing:
     is_candidate = any(place.is_in_pool for place in places)
     ranks = [place.rank for place in places if place.rank is not None and place.rank > options.pool_size]
     needed = min(ranks) if ranks and not is_candidate else None
-    explanation = explain_record(asked.encoder, asked.query, record)
-    (read,) = read_tokens(asked.encoder, [record])
-    read_to = int(asked.encoder.token_spans([asked.query], kind="query")[0][-1, 1])
-    shared = {match.token for match in explanation.lexical}
     return Missing(
         asked.query,
         id_,
@@ -87,26 +83,38 @@ def diagnose(asked: Asked, id_: str) -> Missing:
         legs=tuple(places),
         is_candidate=is_candidate,
         needed_pool_size=needed,
-        text_length=len(record.text),
-        text_read_to=read.read_to,
-        query_read_to=read_to if asked.query[read_to:].strip() else len(asked.query),
-        shared=tuple(explanation.lexical),
-        near=tuple(
-            _near_by_vectors(asked.vectors, explanation.multi_vector, shared)
-            if explanation.multi_vector
-            else _near_by_spelling(asked.vectors, read.tokens, shared)
-        ),
         **_ranks(asked, id_, options.pool_size if needed is None else needed),
+        **_tokens(asked, record),
     )
+
+
+def _tokens(asked: Asked, record: Record) -> dict[str, Any]:
+    """Return what `Missing` says of the tokens that both have and that nearly match, and of what was read."""
+    explanation = explain_record(asked.encoder, asked.query, record)
+    shared = {match.token for match in explanation.lexical}
+    (read,) = read_tokens(asked.encoder, [record])
+    if explanation.multi_vector:
+        near = _near_by_vectors(asked.vectors, explanation.multi_vector, shared)
+    else:
+        near = _near_by_spelling(asked.vectors, read.tokens, shared)
+    read_to = int(asked.encoder.token_spans([asked.query], kind="query")[0][-1, 1])
+    return {
+        "shared": tuple(explanation.lexical),
+        "near": tuple(near),
+        "text_length": len(record.text),
+        "text_read_to": read.read_to,
+        "query_read_to": read_to if asked.query[read_to:].strip() else len(asked.query),
+    }
 
 
 def _places(asked: Asked, id_: str) -> Iterator[LegPlace]:
     """Yield where the record stands in each leg."""
     pool = max(asked.options.pool_size, asked.options.k)
-    found = asked.store.candidates(asked.vectors, dict.fromkeys(asked.legs, pool), asked.options.filter)
-    _, scores = asked.store.scores(asked.vectors, [id_], asked.legs)
+    limits = dict.fromkeys(asked.legs, pool)
+    found = asked.store.candidates(asked.vectors, limits, asked.options.filter) if limits else {}
+    there, scores = asked.store.scores(asked.vectors, [id_], asked.legs)
     for leg in asked.legs:
-        hits, score = found[leg], float(scores[leg][0])
+        hits, score = found[leg], float(scores[leg][0]) if there else None  # None if it was deleted meanwhile
         ids, is_in_pool = hits.ids, id_ in hits.ids
         if not is_in_pool and len(ids) == pool < DEEPEST:
             alone = asked.vectors.select((leg,))  # or a server would score all of these in every mode
@@ -142,8 +150,8 @@ def _ranks(asked: Asked, id_: str, pool_size: int) -> dict[str, Any]:
     last = ranked[: options.k][-1:]
     said: dict[str, Any] = {"n_candidates": len(ids), "last_score": float(values[last[0]]) if len(last) else None}
     if id_ not in ids:
-        _, alone = asked.store.scores(asked.vectors, [id_], asked.ranking)
-        return said | {"scores": {mode: float(column[0]) for mode, column in alone.items()}}
+        there, alone = asked.store.scores(asked.vectors, [id_], asked.ranking)
+        return said | {"scores": {mode: float(column[0]) for mode, column in alone.items()} if there else {}}
     row = ids.index(id_)
 
     def rank(weights: ModeWeights) -> int:

@@ -104,8 +104,8 @@ class Missing:
         excluded_by: The clauses of the filter that the record does not fulfil.
         legs: Where it stands in each leg that finds candidates.
         is_candidate: Whether a leg's pool has it.
-        needed_pool_size: The smallest `pool_size` that makes it a candidate; None if it is one, or if no leg has it
-            among its first `DEEPEST`.
+        needed_pool_size: The smallest `pool_size` that makes it a candidate; None if it is one, if no leg has it
+            among its first `DEEPEST`, or if an approximate index missed it.
         scores: Its raw score in every mode that ranks.
         score: Its final score; None without a rank.
         rank: Its final rank, from 1; None if no pool reaches it.
@@ -182,6 +182,8 @@ class Missing:
             yield f"  {leg.leg:8} {leg}"
         if self.needed_pool_size is not None:
             yield f"pool_size={self.needed_pool_size} would make it a candidate."
+        elif any(leg.is_missed for leg in self.legs):
+            yield "Its score is high enough: a larger pool_size makes the engine look further."
         elif not self.is_candidate:
             yield f"No leg has it among its first {max(DEEPEST, pool):,}: a larger pool_size does not help."
 
