@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch.utils.checkpoint import checkpoint
 
-_PRODUCTS_AT_ONCE: Final = 2**24
-"""MaxSim keeps at most so many inner products (64 MiB in float32); those of 64 queries of 32 tokens with 64 passages of
+_PRODUCTS_AT_ONCE: Final = 2**22
+"""MaxSim keeps at most so many inner products (16 MiB in float32); those of 64 queries of 32 tokens with 64 passages of
 2,048 tokens would be 1 GiB, and as much again for their gradient."""
 
 

@@ -54,6 +54,17 @@ def test_paths_are_relative_to_the_file_and_defaults_are_the_papers(tmp_path: Pa
         (LEAST + "loss = 3", "loss must be a table"),
         (re.sub("train_data.*", "train_data = [1]", LEAST), "train_data must be of type .*, got \\[1\\]"),
         (LEAST + "# \udcff", "is not TOML"),
+        (LEAST + 'batch_size_by_length = {"512" = "8"}', "batch_size_by_length must be of type .*, got {'512': '8'}"),
+        (LEAST + 'batch_size_by_length = {"512" = 8, long = 4}', "\"1000\" = 768 has it, got 'long' = 4"),
+        (LEAST + 'batch_size_by_length = {"512" = 0}', "got '512' = 0"),
+        (LEAST + 'batch_size_by_length = {"64" = 8}', "ends at 64 tokens, and passage_max_length is 128"),
+        (LEAST + "shuffle_ratio = 2", "shuffle_ratio must be from 0 to 1, got 2"),
+        (LEAST + "sub_batch_tokens = -1", "sub_batch_tokens must be 0 or more, got -1"),
+        (LEAST + 'split_batch = "half"', "split_batch must be one of checkpointing, gradient_cache, got 'half'"),
+        (LEAST + 'sub_batch_tokens = 9\nsplit_batch = "checkpointing"', "saves nothing without gradient_checkpointing"),
+        (LEAST + "free_layers = -2", "free_layers must be -1 or more, got -2"),
+        (LEAST + "start_weight = 1", "start_weight must be 0 or more and below 1, got 1"),
+        (LEAST + '[loss]\nkd_loss_type = "kl"', "kd_loss_type must be one of kl_div, m3_kd_loss, got 'kl'"),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path: Path, text: str, message: str) -> None:
