@@ -9,7 +9,7 @@ import shutil
 import sys
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final, NoReturn
 
@@ -100,10 +100,9 @@ class EdgeStore(QdrantStore):
         self._lock = threading.RLock()
         self._shard: edge.EdgeShard | None = None
         self._indexed_paths: set[str] = set()
-        self._names: dict[edge.PointId, str] = {}  # the records' ids, and the other way round
-        self._points: dict[str, edge.PointId] = {}
-        self._n_unindexed = 0
-        self._has_said_due = False
+        self._names: dict[int, str] = {}  # the records' ids by the numbers of their UUIDs, which hash in C
+        self._points: dict[str, Any] = {}  # and the other way round
+        self._n_unindexed, self._has_said_due = 0, False
         self._n_logged_bytes = _MAX_LOGGED_BYTES  # what a crash left in the log: the first change writes it out
         self._broken_by: Exception | None = None
         self._is_log_enough = _IS_LOG_ENOUGH
@@ -208,37 +207,38 @@ class EdgeStore(QdrantStore):
         if not named:
             return {}
         if len(self._names) > _MAX_REMEMBERED:
-            self._names.clear()
-            self._points.clear()
-        asked = {
-            mode: {self._points.get(id_) or uuid.UUID(point_id(id_)): id_ for id_ in ids}
-            for mode, ids in (among or {}).items()
-        }
+            self._names, self._points = {}, {}
+        asked = {mode: {self._point_of(id_) for id_ in ids} for mode, ids in (among or {}).items()}
         requests = [
             edge.QueryRequest(
                 limit=limits[mode],
                 query=edge.Query.Nearest(vector, using=mode),
-                filter=edge.Filter(must=[edge.HasIdCondition(set(asked[mode]))]) if asked else where,
+                filter=edge.Filter(must=[edge.HasIdCondition(asked[mode])]) if asked else where,
                 with_payload=False,
                 params=edge.SearchParams(hnsw_ef=max(128, limits[mode]), exact=bool(asked)),
             )
             for mode, vector in named.items()
         ]
-        answers = self._opened().query_batch(edge.QueryBatchRequest(requests))
-        found = [[(hit.id, hit.score) for hit in answer] for answer in answers]  # each look at an id makes a new UUID
-        if not asked:
-            self._read_names([point for hits in found for point, _ in hits])
-        return {
-            mode: [((asked[mode] if asked else self._names)[point], score) for point, score in hits]
-            for mode, hits in zip(named, found, strict=True)
-        }
+        answers: list[list[Any]] = self._opened().query_batch(edge.QueryBatchRequest(requests))
+        found = [[(hit.id.int, hit.score) for hit in answer] for answer in answers]  # an id is a new UUID every time
+        if unknown := {point for hits in found for point, _ in hits} - self._names.keys():
+            self._read_names(unknown)
+        names = self._names
+        return {mode: [(names[point], score) for point, score in hits] for mode, hits in zip(named, found, strict=True)}
 
-    def _read_names(self, points: Sequence[edge.PointId]) -> None:
+    def _point_of(self, name: str) -> Any:
+        """Return a record's point, which is a UUID, and remember it."""
+        if name not in self._points:
+            self._points[name] = point = uuid.UUID(point_id(name))
+            self._names[point.int] = name
+        return self._points[name]
+
+    def _read_names(self, unknown: set[int]) -> None:
         """Learn whose points these are: that takes as long as finding them, and never changes."""
-        if unknown := [point for point in points if point not in self._names]:
-            for record in self._opened().retrieve(unknown, edge.PayloadSelector.Include(["id"]), False):
-                name = (record.payload or {})["id"]
-                self._names[record.id], self._points[name] = name, record.id
+        points: list[Any] = [uuid.UUID(int=number) for number in unknown]
+        records: list[Any] = self._opened().retrieve(points, edge.PayloadSelector.Include(["id"]), False)
+        for point, name in [(record.id, record.payload["id"]) for record in records]:
+            self._names[point.int], self._points[name] = name, point
 
     def _optimize(self) -> None:
         self._check_writable()

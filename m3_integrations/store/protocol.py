@@ -5,7 +5,7 @@ Fusion and weights are not a store's: they are made from its raw scores.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
@@ -202,7 +202,7 @@ class Store(Protocol):
         ids: Sequence[str],
         modes: Sequence[Mode],
         known: Mapping[Mode, Hits] | None = None,
-        likely: Sequence[str] = (),  # noqa: ARG002
+        likely: Iterable[str] = (),  # noqa: ARG002
     ) -> tuple[list[str], dict[Mode, FloatArray], list[Record]]:
         """Return what `scores` does, and records that came along.
 

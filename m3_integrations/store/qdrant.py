@@ -9,7 +9,7 @@ import os
 import threading
 import uuid
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, Final
 
@@ -232,7 +232,7 @@ class QdrantStore(Store):
         ids: Sequence[str],
         modes: Sequence[Mode],
         known: Mapping[Mode, Hits] | None = None,
-        likely: Sequence[str] = (),
+        likely: Iterable[str] = (),
     ) -> tuple[list[str], dict[Mode, FloatArray], list[Record]]:
         """Return exact raw scores, and records that came along, as `Store.scores_and_records`.
 
@@ -295,7 +295,7 @@ class QdrantStore(Store):
         ]
 
     def _search_among(
-        self, named: Mapping[Mode, Any], limits: Mapping[Mode, int], among: Among, likely: Sequence[str]  # noqa: ARG002
+        self, named: Mapping[Mode, Any], limits: Mapping[Mode, int], among: Among, likely: Iterable[str]  # noqa: ARG002
     ) -> tuple[Found, Sequence[Any]]:  # fmt: skip
         """Search among records, and return the points of the likely ones too where that takes no further call."""
         return self._search(named, limits, among=among), []

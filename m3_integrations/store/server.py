@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Literal, TypeVar, get_args
 
@@ -245,12 +245,12 @@ class ServerStore(QdrantStore):
         return self._query(named, limits, where, among or {}, ())[0]
 
     def _search_among(
-        self, named: Mapping[Mode, Any], limits: Mapping[Mode, int], among: Among, likely: Sequence[str]
+        self, named: Mapping[Mode, Any], limits: Mapping[Mode, int], among: Among, likely: Iterable[str]
     ) -> tuple[Found, Sequence[Any]]:
         return self._query(named, limits, None, among, likely)
 
     def _query(
-        self, named: Mapping[Mode, Any], limits: Mapping[Mode, int], where: Any, among: Among, likely: Sequence[str]
+        self, named: Mapping[Mode, Any], limits: Mapping[Mode, int], where: Any, among: Among, likely: Iterable[str]
     ) -> tuple[Found, Sequence[Any]]:
         """Search in every mode, and read likely records, in one call."""
         if not named:
@@ -267,13 +267,12 @@ class ServerStore(QdrantStore):
             )
             for mode, vector in named.items()
         ]
-        if likely:
-            points = [point_id(id_) for id_ in likely]
+        if points := [point_id(id_) for id_ in likely]:
             requests.append(models.QueryRequest(filter=_one_of(points), limit=len(points), with_payload=True))
         answers = self._ask(
             lambda client, name: _with_numbers(client).query_batch_points(name, requests, **self._reads)
         )
-        records = answers.pop().points if likely else []
+        records = answers.pop().points if points else []
         found: Found = {}
         for mode, answer in zip(named, answers, strict=True):
             ids = [asked[mode][str(hit.id)] if asked else (hit.payload or {})["id"] for hit in answer.points]
