@@ -5,8 +5,8 @@
 One step is the views of the queries and the passages, the scores in all modes, the loss with distillation, and the
 gradients of all weights. The network is XLM-RoBERTa of a small size with random weights and no dropout. The peak is
 what a step holds at once beyond the network and the texts, its gradients included, counted from every allocation that
-torch makes. Seconds are those of that one step, counting included, beside whatever else runs. The last column is the greatest
-difference of a gradient from the whole batch's, relative to the greatest gradient.
+torch makes. Seconds are those of that one step, counting included, beside whatever else runs. The last column is the
+greatest difference of a gradient from the whole batch's, relative to the greatest gradient.
 """
 
 from __future__ import annotations
