@@ -40,7 +40,7 @@ def describe_stage(
     """Return what a stage did, as JSON has it.
 
     Args:
-        settings: Those that were not the defaults.
+        settings: Those that were not the defaults; of paths only the names are kept.
         model: What it began with; of a folder only its name, or its run's, is kept.
         data: What it was trained on; only the names are kept.
         examples: How many examples or texts that was.
@@ -54,6 +54,7 @@ def describe_stage(
         "model": _name(Path(model)) if Path(model).is_dir() else model,
         "data": [path.name for path in data],
         "examples": examples,
+        "eval_data": settings["eval_data"].name if "eval_data" in settings else None,
         "steps": max((entry["step"] for entry in history), default=0),
         "epochs": round(max((entry["epoch"] for entry in history), default=0.0), 4),
         "settings": {name: _plain(value) for name, value in settings.items() if name not in _PATHS},
@@ -137,7 +138,7 @@ def _stage_lines(stage: Mapping[str, Any]) -> Iterator[str]:
         losses = ", ".join(f"{_words(name)} {value:.3f}" for name, value in stage["losses"].items())
         yield f"At the end: {losses}."
     if stage["evaluations"]:
-        yield from ("", "nDCG@10 on the validation set:", "")
+        yield from ("", f"nDCG@10 on {_code(stage['eval_data'])}, the validation set:", "")
         yield from _table(_chosen(stage["evaluations"], stage["best_step"]), stage["best_step"])
     yield from ("", "| setting | value |", "|---|---|")
     for name, value in stage["settings"].items():

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from transformers import TrainerState, TrainingArguments, set_seed
@@ -30,6 +30,9 @@ from m3_integrations.training.retromae import RetroMAENetwork, RetroMAETrainer
 from m3_integrations.training.split import Split
 from m3_integrations.training.stages import FINAL_FOLDER, load_stages
 from m3_integrations.training.trainer import M3Trainer, Measure, find_last_checkpoint, is_exhausted, read_state
+
+if TYPE_CHECKING:
+    from m3_integrations.training.validation import Validation
 
 _SETTINGS_FILE: Final = "settings.json"
 _FREE: Final = frozenset({
@@ -109,7 +112,7 @@ def _read_data(config: TrainingConfig) -> Sequence[Example] | Sequence[str]:
     return read_texts(config.train_data) if config.stage == "retromae" else read_examples(config.train_data)
 
 
-def _open_validation(config: TrainingConfig) -> Any:
+def _open_validation(config: TrainingConfig) -> Validation | None:
     """Return what measures the network, or None."""
     if config.eval_data is None:
         return None
@@ -125,7 +128,7 @@ def _open_validation(config: TrainingConfig) -> Any:
     )
 
 
-def _digest(validation: Any) -> str | None:
+def _digest(validation: Validation | None) -> str | None:
     return None if validation is None else validation.digest
 
 

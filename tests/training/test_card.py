@@ -26,7 +26,7 @@ HISTORY = [
 
 def stage(name: str = "contrastive") -> dict[str, object]:
     return describe_stage(
-        {"stage": name, "steps": 10, "batch_size": 7, "output_dir": Path("out")},
+        {"stage": name, "steps": 10, "batch_size": 7, "output_dir": Path("out"), "eval_data": Path("b/asked")},
         model="some/repository", data=[Path("a/pairs.jsonl")], examples=1234, history=HISTORY, best_step=5,
     )  # fmt: skip
 
@@ -45,6 +45,7 @@ def test_the_card_tells_data_steps_settings_numbers_and_versions(tmp_path: Path)
         "Data: `pairs.jsonl` (1,234 examples).",
         "10 steps, 1.00 epochs.",
         "At the end: dense loss 1.250, loss 1.500.",
+        "nDCG@10 on `asked`, the validation set:",
         "| step | dense |",
         "| 0 | 0.2500 |",
         "| 5 (kept) | 0.7500 |",
