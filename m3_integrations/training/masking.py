@@ -150,9 +150,8 @@ class MaskedBatches(Dataset[dict[str, torch.Tensor]]):
         draw = np.random.default_rng([self._seed, 1, step])
         is_text = is_real & ~np.isin(ids, self._tokenizer.ignored_ids)
         is_masked = _choose(is_text, self._encoder_mask, draw)
-        visible = (draw.random((*ids.shape, ids.shape[1]), dtype=np.float32) >= self._decoder_mask) & is_real[
-            :, None, :
-        ]
+        visible = draw.random((*ids.shape, ids.shape[1]), dtype=np.float32) >= self._decoder_mask
+        visible &= is_real[:, None, :]
         visible &= ~np.eye(ids.shape[1], dtype=bool)
         visible[:, :, 0] = True
         batch = {

@@ -21,11 +21,11 @@ class Progress(TrainerCallback):  # type: ignore[misc]
 
     Args:
         stage: What is trained.
-        is_shown: Whether lines are written.
+        is_shown: Whether lines are written; of several processes that train together one writes them.
     """
 
     def __init__(self, stage: str, *, is_shown: bool) -> None:
-        self._stage, self._is_shown = stage, is_shown
+        self._stage, self.is_shown = stage, is_shown
         self._tokens = 0
         self._train_s = 0.0
         self._mark = self._start = time.perf_counter()
@@ -33,7 +33,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
 
     def say(self, text: str) -> None:
         """Write a line."""
-        if self._is_shown:
+        if self.is_shown:
             tqdm.write(f"{self._stage}: {text}", file=sys.stderr)
 
     def count(self, tokens: int) -> None:
