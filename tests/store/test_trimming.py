@@ -111,7 +111,7 @@ def copy_with_holes(source: str, target: str) -> None:
 _KILLED_AT_EVERY_LINE = """
 import os, shutil, sys
 from pathlib import Path
-
+from m3_integrations.store import log
 
 def kill_at(line_number):
     seen = 0
@@ -133,7 +133,9 @@ for n in range(1, 400):
         sys.settrace(kill_at(n))
         log.trim_log(copies / str(n) / "engine" / "wal")
         os._exit(0)
-    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in {0, 9}, status
+    if status == 0:
         break
     wal = copies / str(n) / "engine" / "wal"
     state = sorted(path.name for path in wal.parent.glob("wal*"))
