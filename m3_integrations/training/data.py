@@ -137,9 +137,9 @@ class TrainingBatches(Dataset[dict[str, torch.Tensor]]):
         steps: How many batches.
         seed: For the order and for which positive and negatives are taken.
         one_source: Whether a batch holds examples of one file only.
-        keeps_last: Whether the examples of an epoch that do not fill a batch are one.
+        keeps_last: Whether the examples of an epoch that do not fill a batch are one, if there is one for each process.
         shuffle_ratio: The part of the passages longer than 100 characters that are cut in three segments, put together
-            in another order (paper, appendix B.1: 0.2 %).
+            in another order (the paper has 0.2 %).
         needs_scores: Whether a teacher's scores are used.
         process: Which process this is, from 0.
         processes: How many train together.
@@ -188,6 +188,7 @@ class TrainingBatches(Dataset[dict[str, torch.Tensor]]):
             batch_size,
             one_source=one_source,
             keeps_last=keeps_last,
+            least=processes,
             seed=seed,
         )
 

@@ -24,10 +24,11 @@ class BatchPlan:
         batch_size: Queries in a batch; or, by the most tokens of a group, those of its batches.
         one_source: Whether a batch holds examples of one source only.
         keeps_last: Whether the examples that do not fill a batch are one; otherwise other ones are left out each epoch.
+        least: A rest of fewer examples is no batch all the same; such as one for each process.
         seed: Of the order.
 
     Raises:
-        ValueError: If a group does not fill one batch and is not kept, or a text is longer than the last group's.
+        ValueError: If a group makes up no batch, or a text is longer than the last group's.
     """
 
     def __init__(
@@ -38,9 +39,10 @@ class BatchPlan:
         *,
         one_source: bool = False,
         keeps_last: bool = False,
+        least: int = 1,
         seed: int,
     ) -> None:
-        self._lengths, self._keeps_last, self._seed = lengths, keeps_last, seed
+        self._lengths, self._seed = lengths, seed
         longest = int(lengths.max(initial=0))
         sizes = {longest: batch_size} if isinstance(batch_size, int) else dict(sorted(batch_size.items()))
         if not sizes or longest > max(sizes):
@@ -48,8 +50,12 @@ class BatchPlan:
         self._groups = _form_groups(lengths, sources if one_source else None, sizes)
         if not self._groups:
             raise ValueError("there are no examples")
-        short = [(len(rows), size) for rows, size in self._groups if len(rows) < size]
-        if short and not keeps_last:
+        # A rest of this many examples is left out of every epoch's batches of a group.
+        self._left = [
+            0 if keeps_last and len(rows) % size >= least else len(rows) % size for rows, size in self._groups
+        ]
+        pairs = zip(self._groups, self._left, strict=True)
+        if short := [(len(rows), size) for (rows, size), left in pairs if left == len(rows)]:
             count, size = short[0]
             whose = "" if len(self._groups) == 1 else " of one length group or file"
             raise ValueError(f"{count} examples{whose} do not fill one batch of {size}: use keep_last_batch or less")
@@ -59,7 +65,7 @@ class BatchPlan:
     @property
     def batches_per_epoch(self) -> int:
         """How many batches are a pass over the data."""
-        return sum(_count_batches(len(rows), size, self._keeps_last) for rows, size in self._groups)
+        return sum(-(-(len(rows) - left) // size) for (rows, size), left in zip(self._groups, self._left, strict=True))
 
     def rows(self, step: int) -> NDArray[np.int64]:
         """Return the examples of one batch: (queries,)."""
@@ -71,18 +77,14 @@ class BatchPlan:
     def _plan_epoch(self, epoch: int) -> list[NDArray[np.int64]]:
         generator = np.random.default_rng([self._seed, epoch])
         batches: list[NDArray[np.int64]] = []
-        for rows, size in self._groups:
+        for (rows, size), left in zip(self._groups, self._left, strict=True):
             order = rows[generator.permutation(len(rows))]
-            order = order[: _count_batches(len(rows), size, self._keeps_last) * size]  # before the long ones are last
+            order = order[: len(rows) - left]  # before the long ones are last
             pool = size * _POOL_BATCHES
             parts = [order[start : start + pool] for start in range(0, len(order), pool)]
             order = np.concatenate([part[np.argsort(self._lengths[part], kind="stable")] for part in parts])
             batches.extend(order[start : start + size] for start in range(0, len(order), size))
         return [batches[place] for place in generator.permutation(len(batches))]
-
-
-def _count_batches(examples: int, size: int, keeps_last: bool) -> int:
-    return -(-examples // size) if keeps_last else examples // size
 
 
 def _form_groups(

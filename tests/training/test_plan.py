@@ -77,6 +77,16 @@ def test_a_batch_of_one_source_has_one_file_and_the_last_may_be_kept() -> None:
     assert sorted(np.concatenate(batches).tolist()) == list(range(12))
 
 
+def test_a_rest_that_leaves_a_process_without_a_query_is_no_batch(tokenizer: Tokenizer) -> None:
+    plan = BatchPlan(LENGTHS, FILES, 5, keeps_last=True, least=3, seed=0)
+    assert [len(plan.rows(step)) for step in range(plan.batches_per_epoch)] == [5, 5]
+    assert BatchPlan(LENGTHS, FILES, 5, keeps_last=True, least=2, seed=0).batches_per_epoch == 3
+    with pytest.raises(ValueError, match="1 examples of one length group or file do not fill one batch of 3"):
+        BatchPlan(LENGTHS, FILES, {30: 3, 50: 3}, keeps_last=True, least=2, seed=0)
+    batches = make_batches(make_examples(9), tokenizer, keeps_last=True, process=1, processes=2)
+    assert [len(batches[step]["query_ids"]) for step in range(4)] == [2] * 4
+
+
 def test_a_batch_is_decided_by_its_number_whatever_was_asked_before() -> None:
     forward, backward = (
         BatchPlan(LENGTHS, FILES, {10: 3, 50: 2}, one_source=True, keeps_last=True, seed=7) for _ in "ab"
