@@ -109,6 +109,7 @@ class MaskedBatches(Dataset[dict[str, torch.Tensor]]):
             raise ValueError(f"{len(texts)} texts do not fill one batch of {batch_size}")
         if batch_size < processes:
             raise ValueError(f"a batch of {batch_size} texts leaves some of {processes} processes without any")
+        self._processes = processes
         self._own = slice(batch_size * process // processes, batch_size * (process + 1) // processes)
         if tokenizer.mask_id is None:
             raise ValueError("the tokenizer has no token for what is masked, which RetroMAE needs")
@@ -136,7 +137,8 @@ class MaskedBatches(Dataset[dict[str, torch.Tensor]]):
             input_ids and masked_ids: (n, tokens) int64, as they are and with the encoder's masks. attention_mask: 1 at
             real tokens. is_text and is_masked: (n, tokens) bool, where there is a token to predict, and which of them
             the encoder must. visible: (n, tokens, tokens) bool, which tokens the decoder sees in each row: [CLS]
-            always, the row's own token never.
+            always, the row's own token never. shares: (2,) float32, what the means over these texts' masked tokens, and
+            over all their tokens, count in the mean over the processes' means: 1 if there is one process.
         """
         if not 0 <= step < self._steps:
             raise IndexError(f"batch {step} of {self._steps}")
@@ -162,7 +164,9 @@ class MaskedBatches(Dataset[dict[str, torch.Tensor]]):
             "is_masked": torch.from_numpy(is_masked),
             "visible": torch.from_numpy(visible),
         }
-        return {name: values[self._own] for name, values in batch.items()}
+        own = {name: values[self._own] for name, values in batch.items()}
+        counted = [(int(own[name].sum()), max(int(batch[name].sum()), 1)) for name in ("is_masked", "is_text")]
+        return own | {"shares": torch.tensor([n * self._processes / total for n, total in counted])}
 
     def _plan_epoch(self, epoch: int) -> NDArray[np.int64]:
         """Return the rows of every batch of an epoch: (batches, batch_size). A batch that is not full is left out."""

@@ -158,6 +158,8 @@ class RetroMAENetwork(DenseNetwork):
         decoded = self.decoder(queries, context, batch["visible"])
         encoder = self._mean_loss(hidden[batch["is_masked"]], ids[batch["is_masked"]])
         decoder = self._mean_loss(decoded[batch["is_text"]], ids[batch["is_text"]])
+        if (shares := batch.get("shares")) is not None:
+            encoder, decoder = encoder * shares[0], decoder * shares[1]
         return RetroMAELoss(encoder + decoder, encoder, decoder)
 
     @property

@@ -95,6 +95,23 @@ def test_two_processes_train_as_one_does_and_resume_bit_for_bit(
     assert [name for name in expected if not expected[name].equal(got[name])] == []
 
 
+@pytest.mark.parametrize("stage", ["retromae", "contrastive"])
+def test_two_processes_train_the_early_stages_as_one_does(
+    write_config: WriteConfig, without_dropout: Path, tmp_path: Path, stage: str
+) -> None:
+    options: dict[str, object] = {"model": str(without_dropout), "stage": stage, "batch_size": 5, "steps": 4}
+    run_training(write_config("one", **options), show_progress=False)
+    train = ["-c", "from m3_integrations.cli import app; import torch; torch.set_num_threads(1); app()", "train"]
+    both = run_on_two([*train, str(write_config("two", **options))])
+    assert both.returncode == 0, both.stderr.decode()
+    one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")
+    names = {name for name in one[0] if name.endswith("loss") or name == "grad_norm"}
+    assert len(names) == {"retromae": 4, "contrastive": 3}[stage]
+    for mine, theirs in zip(one, two, strict=True):
+        for name in names & mine.keys():
+            assert theirs[name] == pytest.approx(mine[name], rel=1e-3), name
+
+
 def test_only_the_layers_that_are_free_are_trained(write_config: WriteConfig, small: Path) -> None:
     before = weights_of(small)
     for free_layers, layers in ((0, ()), (1, ("2",)), (2, ("1", "2"))):
