@@ -33,7 +33,7 @@ class M3Document(Document):
 
     @property
     def m3_scores(self) -> dict[str, float]:
-        """The raw score in every mode that ranked it, and "bm25" where BM25 found it."""
+        """The raw score in every mode that ranked it; "bm25" and "probability" as `Hit` has them."""
         return self._m3_scores
 
     @classmethod

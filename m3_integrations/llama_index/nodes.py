@@ -33,7 +33,7 @@ class M3NodeWithScore(NodeWithScore):
     """A node with its final score, and with the score in every mode."""
 
     m3_scores: dict[str, float] = Field(default_factory=dict)
-    """The raw score in every mode that ranked the node, and "bm25" where BM25 found it."""
+    """The raw score in every mode that ranked the node; "bm25" and "probability" as `Hit` has them."""
 
     @classmethod
     def class_name(cls) -> str:
