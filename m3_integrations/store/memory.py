@@ -186,11 +186,16 @@ class MemoryStore(Store):
             if not self._blocks:
                 return {mode: Hits([], np.empty(0, np.float32)) for mode in limits}
             check_query(query, self._sizes, list(limits))
-            eligible = self._is_alive
+            blocks, eligible = list(self._blocks), self._is_alive.copy()
             if parse_filter(filter) is not None:
-                eligible = np.zeros_like(self._is_alive)
+                eligible[:] = False
                 eligible[self._matching(filter)] = True
-            return {mode: self._best(query, mode, n, eligible) for mode, n in limits.items()}
+        # Without the lock: blocks never change, so that searches run beside each other and beside changes.
+        best = {mode: _best(blocks, query, mode, n, eligible) for mode, n in limits.items()}
+        with self._usable():
+            if all(row in self._records for rows, _ in best.values() for row in rows):
+                return {mode: Hits([self._records[row].id for row in rows], of) for mode, (rows, of) in best.items()}
+            return self.candidates(query, limits, filter)  # a record was deleted or replaced meanwhile: none is now
 
     def scores(
         self,
@@ -206,14 +211,15 @@ class MemoryStore(Store):
             result = {mode: np.zeros(len(found), dtype=np.float32) for mode in modes}
             if self._sizes:
                 check_query(query, self._sizes, modes)
-            for block in self._blocks:
-                here = np.flatnonzero((rows >= block.rows[0]) & (rows <= block.rows[-1]))
-                if not len(here):
-                    continue
-                local = np.searchsorted(block.rows, rows[here])
-                for mode, values in raw_scores(query, block.vectors, modes, local).items():
-                    result[mode][here] = values
-            return found, result
+            blocks = list(self._blocks)
+        for block in blocks:  # without the lock, as in candidates
+            here = np.flatnonzero((rows >= block.rows[0]) & (rows <= block.rows[-1]))
+            if not len(here):
+                continue
+            local = np.searchsorted(block.rows, rows[here])
+            for mode, values in raw_scores(query, block.vectors, modes, local).items():
+                result[mode][here] = values
+        return found, result
 
     def optimize(self) -> None:
         """Put all records into one block now."""
@@ -247,13 +253,6 @@ class MemoryStore(Store):
             block = next(block for block in self._blocks if block.rows[0] <= row <= block.rows[-1])
             vectors = block.vectors.take(np.searchsorted(block.rows, [row]))
         return Record(record.id, record.text, copy.deepcopy(record.metadata), vectors, record.is_pooled)
-
-    def _best(self, query: M3Vectors, mode: Mode, n: int, eligible: _Mask) -> Hits:
-        scores = np.concatenate([block.leg(query, mode) for block in self._blocks])
-        rows = np.concatenate([block.rows for block in self._blocks])
-        keep = np.flatnonzero(eligible[rows] & (scores > 0) if mode == "lexical" else eligible[rows])
-        best = keep[top_rows(scores[keep], n)]
-        return Hits([self._records[row].id for row in rows[best].tolist()], scores[best])
 
     def _forget(self, rows: Sequence[int]) -> None:
         for row in rows:
@@ -329,3 +328,14 @@ class _Block:
         touched = np.repeat(starts - offsets[:-1], counts) + np.arange(offsets[-1])
         products = np.repeat(query.values, counts).astype(np.float64) * weights[touched]
         return np.bincount(positions[touched], weights=products, minlength=len(self.rows)).astype(np.float32)
+
+
+def _best(
+    blocks: Sequence[_Block], query: M3Vectors, mode: Mode, n: int, eligible: _Mask
+) -> tuple[list[int], FloatArray]:
+    """Return the rows of the n best eligible records and their scores, best first; equal ones in the rows' order."""
+    scores = np.concatenate([block.leg(query, mode) for block in blocks])
+    rows = np.concatenate([block.rows for block in blocks])
+    keep = np.flatnonzero(eligible[rows] & (scores > 0) if mode == "lexical" else eligible[rows])
+    best = keep[top_rows(scores[keep], n)]
+    return rows[best].tolist(), scores[best]

@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, get_args
@@ -120,6 +121,35 @@ def measure_wide_tables() -> None:
                 still.append(ticking.longest_s)
         took, stood = 1000 * float(np.median(seconds)), 1000 * float(np.median(still))
         print(f"  {what:<46} {took:7.1f} ms, another thread stood still for {stood:5.1f} ms at most")
+
+
+def measure_callers(n: int) -> None:
+    """Print searches a second of 1, 8 and 64 threads over one store, in memory and in a folder, all modes."""
+    print(f"\nmany callers: {n} records with 40 token vectors, all modes, searches a second (CPU ms a search)")
+    collection = Collection(n, 40)
+    queries = collection.queries(N_QUERIES)
+    batches = list(collection.batches())
+    with tempfile.TemporaryDirectory() as place:
+        for what, where in (("in memory", None), ("in a folder", Path(place) / "store")):
+            with open_store(where) as store:
+                for batch in batches:
+                    store.upsert(*batch)
+                store.optimize()
+                searcher = Searcher(KnownQueries(queries), store)
+                print(f"    {what:<14}" + "   ".join(search_together(searcher, callers) for callers in (1, 8, 64)))
+
+
+def search_together(searcher: Searcher, callers: int, n: int = 128) -> str:
+    """Let so many threads share n searches, five times after a warm-up; give the medians: a second, and CPU ms each."""
+    rates, cpu_ms = [], []
+    with ThreadPoolExecutor(callers) as pool:
+        for turn in range(6):
+            start, cpu = time.perf_counter(), time.process_time()
+            list(pool.map(lambda i: searcher.search(str(i % N_QUERIES), k=K), range(n)))
+            if turn:
+                rates.append(n / (time.perf_counter() - start))
+                cpu_ms.append(1000 * (time.process_time() - cpu) / n)
+    return f"{callers:>3} threads {np.median(rates):6.0f} ({np.median(cpu_ms):5.1f})"
 
 
 class Ticking:
@@ -253,6 +283,7 @@ def main() -> None:
         ("storage", 2_000),
         ("loop", 1_000),
         ("wide", 1),
+        ("callers", 2_000),
     ):
         parser.add_argument(f"--{name}", type=int, default=size)
     parser.add_argument("--xquad", type=Path)
@@ -269,6 +300,8 @@ def main() -> None:
         measure_storage(asked.storage, asked.xquad)
     if asked.wide:
         measure_wide_tables()
+    if asked.callers:
+        measure_callers(asked.callers)
     if asked.loop:
         asyncio.run(measure_loop(asked.loop))
 

@@ -62,3 +62,27 @@ def test_equal_scores_keep_the_order_of_insertion(random: np.random.Generator) -
     vectors, store = random_vectors(random, 1), open_store()
     add(store, [Record(id_, "", {}, vectors) for id_ in "dbca"])
     assert store.candidates(vectors, {"dense": 3, "lexical": 3})["dense"].ids == ["d", "b", "c"]
+
+
+@pytest.mark.parametrize("change", ["delete", "replace"])
+def test_what_changes_during_a_search_is_searched_as_it_is_afterwards(
+    random: np.random.Generator, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    store, there = MemoryStore(), records(random, [f"r{i}" for i in range(20)])
+    add(store, there)
+    query = random_vectors(random, 1)
+    first, *others = store.candidates(query, {"dense": 20})["dense"].ids
+    best, changed = memory._best, list[str]()
+
+    def change_first(*given: object) -> object:
+        if not changed:  # the lock is free, so that another thread could do this
+            changed.append(first)
+            if change == "delete":
+                store.delete([first])
+            else:
+                add(store, [record for record in there if record.id == first])
+        return best(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(memory, "_best", change_first)
+    found = store.candidates(query, {"dense": 5})["dense"].ids
+    assert found == (others[:5] if change == "delete" else [first, *others[:4]])
