@@ -28,7 +28,8 @@ class Split:
             backbone's own gradient checkpointing keeps, the input of each layer. "gradient_cache" keeps nothing but
             the views (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup"):
             each sub-batch is encoded again for its gradient. Both compute every activation twice, so that
-            gradient_cache with the backbone's gradient checkpointing computes it three times and needs the least.
+            gradient_cache with the backbone's gradient checkpointing computes it three times, and in the same memory a
+            sub-batch may have more tokens.
 
     Raises:
         ValueError: If max_tokens is less than 1 or kind is another.
