@@ -36,7 +36,7 @@ def make_examples(count: int) -> list[Example]:
     return [
         Example(
             query=f"query {i}",
-            positives=(f"answer {i} {'long ' * (i % 9)}", f"other {i}"),
+            positives=(f"answer {i} {'salt one river two ' * (i % 9)}", f"other {i}"),
             negatives=tuple(f"no {i} {j}" for j in range(3)),
             positive_scores=(float(i), i + 0.5),
             negative_scores=tuple(-i - j / 10 for j in range(3)),
