@@ -53,9 +53,10 @@ _WINDOW_TOKENS: Final = 65_536
 """Tokens of a batch of a stream: for BGE-M3 about 256 MB of multi-vectors, and as much again for the next batch, which
 is encoded while the caller uses this one."""
 
-_INTERACTIVE_TOKENS: Final = 4096
-"""Queries with at most this many characters in all get all modes computed and cached, for a later reranking: about
-16 MB of multi-vectors for BGE-M3. To compute them adds 0.3 % to the operations of the pass."""
+_INTERACTIVE_CHARACTERS: Final = 4096
+"""Queries of at most this many characters in all get all modes computed and cached, for a later reranking. Of each
+query as many characters count as its limit has tokens. That is about 16 MB of multi-vectors for BGE-M3, and adds 0.3 %
+to the operations of the pass."""
 
 
 class M3Encoder:
@@ -231,7 +232,7 @@ class M3Encoder:
 
     @property
     def fingerprint(self) -> str:
-        """32 hexadecimal digits that identify the model by its configuration, vocabulary, heads and weights.
+        """32 hexadecimal digits that identify the model by its configuration, pooling, vocabulary, heads and weights.
 
         A copy under another name, in another dtype or file format has the same fingerprint.
         """
@@ -404,7 +405,7 @@ class M3Encoder:
         check_heads(self.model, there, wanted)
         is_cached = self._cache_size_bytes > 0
         if kind == "query":
-            if is_cached and sum(min(len(text), limit) for text in texts) <= _INTERACTIVE_TOKENS:
+            if is_cached and sum(min(len(text), limit) for text in texts) <= _INTERACTIVE_CHARACTERS:
                 computed = there
             texts = [self._query_instruction + text for text in texts]
         return texts, EncodeOptions(wanted, computed, limit, self.pooling, is_cached)

@@ -18,7 +18,8 @@ from m3_integrations.store.memory import MemoryStore
 from m3_integrations.vectors import PRESETS, Encoder, Mode, ModeWeights, WeightsLike, check_heads, resolve_weights
 
 SearchMode = Literal["dense", "lexical", "dense+lexical", "multi_vector", "all"]
-"""Which modes rank the candidates that the dense and the lexical leg have found."""
+"""Which modes rank. The dense and the lexical leg find candidates. Where one of these modes ranks alone, only its leg
+does."""
 
 Fusion = Literal["weighted", "rrf"]
 """How scores of several modes become one: their weighted mean, or reciprocal rank fusion."""

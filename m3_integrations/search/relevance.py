@@ -1,4 +1,4 @@
-"""A result's score on a scale from 0 to 1."""
+"""A result's score on a scale from 0 to 1. It is no probability: `calibration` has that."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@
 
 Every run trains `tiny` with the cookbook's settings on its 600 pairs. One thing differs: the ensemble teaches the modes
 or not; and a query has the batch's other passages alone as negatives, or three mined ones of its own as well (`m3 mine`
-over the runbooks, ranks 3 to 30, a batch of 8 queries, so that a step has as many passages). nDCG@10 of 100 questions
+over the runbooks, ranks 3 to 30). Every arm sees the same number of queries. nDCG@10 of 100 questions
 about cases that no run saw, the mean over the seeds; equal scores count against the answer. Intervals and p-values are
 over the questions.
 """
@@ -76,7 +76,7 @@ def run(data: Path, output: Path, *, seed: int, distils: bool, group_size: int) 
             train_data=(data,),
             output_dir=output,
             steps=60,
-            batch_size=32 // group_size,
+            batch_size=32,
             train_group_size=group_size,
             query_max_length=48,
             passage_max_length=64,
