@@ -1,4 +1,4 @@
-"""An encoder, and a store if one is given, over HTTP: one network for every process and language that can post JSON."""
+"""An encoder over HTTP, and a store if one is given: one loaded model answers every client that can post JSON."""
 
 try:
     from m3_integrations.serve.app import create_app

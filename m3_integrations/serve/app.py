@@ -1,4 +1,4 @@
-"""`create_app`: all doors behind one gate."""
+"""`create_app`: all routes behind one gate."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from m3_integrations.serve.store import store_routes
 from m3_integrations.store import Store
 
 _SHOWN_FAULTS: Final = 3
-"""Faults of a body that an error names."""
+"""An error message names at most this many faults of a request's body."""
 
 _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": ErrorAnswer, "description": description}
@@ -59,18 +59,19 @@ def create_app(
     name: str | None = None,
     local_only: bool | None = None,
 ) -> Gate:
-    """Return an ASGI app with every door over one encoder, and over a store if one is given.
+    """Return an ASGI app that serves one encoder, and a store if one is given.
 
-    It belongs in one process: several workers would each load the model. The caller closes encoder and store.
+    Run the app in one process: each further worker would load the model again. The caller closes the encoder and the
+    store.
 
     Args:
         encoder: Encodes and scores. Its fingerprint is read now, which takes seconds for a large model.
-        store: Adds the doors of search and records. It is bound to the encoder's model.
-        api_keys: A request must name one of these; without any, everybody may ask. `read_keys` reads them.
-        limits: How much may be asked; `Limits()` if None.
-        name: What the model is called; by default what it was opened by, of a folder its last part.
-        local_only: Whether requests must be to an address or to localhost, not to another name; by default if there are
-            no keys. False behind a proxy that passes its own name on.
+        store: Adds the routes for search and records. It is bound to the encoder's model.
+        api_keys: A request must name one of these. Without keys every request is accepted. `read_keys` reads them.
+        limits: Limits on each request and on the number of requests; `Limits()` if None.
+        name: The model's name for clients. Default: the name it was opened with, or the last part of a folder's path.
+        local_only: Whether the host that a request names must be an IP address or localhost. Default: True without
+            keys, else False. Set it to False behind a proxy that passes its own name on.
 
     Raises:
         TypeError: If api_keys is one string.
@@ -93,7 +94,7 @@ def gated(
     keys: KeyRing,
     local_only: bool | None = None,
 ) -> Gate:
-    """Return an app with these routes, and those of whoever runs it, behind a gate; arguments as `create_app`."""
+    """Return a gate in front of these routes and of /health, /ready and /metrics; arguments as for `create_app`."""
     metrics = Metrics(stats)
     app = FastAPI(
         title="m3 serve",
@@ -109,19 +110,19 @@ def gated(
 
     @app.get("/health", tags=["operation"])
     async def health() -> StateAnswer:
-        """Return at once, as long as the process is alive."""
+        """Answer at once while the process is alive."""
         return StateAnswer(status="ok")
 
     @app.get("/ready", tags=["operation"])
     async def ready() -> StateAnswer:
-        """Return whether requests are taken: 503 once the server is ending."""
+        """Answer 200 while the server accepts requests, and 503 once it is ending."""
         if gate.is_ending:
             raise Refusal(503, "this server is ending")
         return StateAnswer(status="ready")
 
     @app.get("/metrics", response_class=Response, tags=["operation"])
     async def show_metrics() -> Response:
-        """Return the server's figures in Prometheus' text format."""
+        """Return the server's metrics in Prometheus' text format."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     is_local = keys.is_empty if local_only is None else local_only
@@ -131,7 +132,7 @@ def gated(
 
 
 async def _answer_error(_: Request, error: Exception) -> Response:
-    if isinstance(error, ValidationError):  # a ValueError too, but of an answer of ours
+    if isinstance(error, ValidationError):  # a ValueError as well, but the fault is in our answer
         raise error
     if isinstance(error, Refusal):
         refusal = error
@@ -145,7 +146,7 @@ async def _answer_error(_: Request, error: Exception) -> Response:
 
 
 def _faults(error: RequestValidationError) -> str:
-    """Return where a body is wrong; not what stands there, which may be a text."""
+    """Return the places where a body is wrong, without the values: a value may be a user's text."""
     faults = error.errors()
     shown = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults[:_SHOWN_FAULTS]]
     rest = f"; and {len(faults) - _SHOWN_FAULTS} more" if len(faults) > _SHOWN_FAULTS else ""

@@ -1,6 +1,6 @@
-"""The doors that other servers have too: OpenAI's embeddings and models, and the rerankers' /rerank.
+"""Routes that other servers have too: OpenAI's /v1/embeddings and /v1/models, and /rerank.
 
-Fields that these shapes have and that change nothing here, such as `user`, are skipped: clients send them unasked.
+Unknown fields, such as `user`, are ignored: OpenAI's clients send them without being asked.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class EmbeddingsQuestion(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens that the network read."""
+    """Number of tokens that the network read."""
 
     prompt_tokens: int
     total_tokens: int
 
 
 class Embedding(BaseModel):
-    """One text's dense vector, of unit length: numbers, or the base64 of little-endian float32."""
+    """One text's dense vector, unit length, as numbers or as base64 of little-endian float32."""
 
     object: Literal["embedding"] = "embedding"
     index: int
@@ -64,7 +64,7 @@ class EmbeddingsAnswer(BaseModel):
 
 
 class Model(BaseModel):
-    """A model that can be asked."""
+    """A model that the server offers."""
 
     id: str
     object: Literal["model"] = "model"
@@ -73,7 +73,7 @@ class Model(BaseModel):
 
 
 class ModelsAnswer(BaseModel):
-    """The one model of the server."""
+    """The server's only model."""
 
     object: Literal["list"] = "list"
     data: list[Model]
@@ -86,7 +86,10 @@ class DocumentText(BaseModel):
 
 
 class RerankQuestion(BaseModel):
-    """A query, and documents to rank for it. TEI calls the documents `texts`, and is answered in its own shape."""
+    """A query, and documents to rank for it.
+
+    A request with `texts`, as TEI calls the documents, is answered in TEI's format.
+    """
 
     model_config = ConfigDict(strict=True)
 
@@ -102,7 +105,7 @@ class RerankQuestion(BaseModel):
 
 
 class RankedDocument(BaseModel):
-    """A document with its score: the weighted mean of its three modes', higher is better, not bounded above."""
+    """A document with its score: the weighted mean of the three modes' scores, higher is better, not bounded above."""
 
     index: int
     relevance_score: float
@@ -117,7 +120,7 @@ class RerankAnswer(BaseModel):
 
 
 class RankedText(BaseModel):
-    """A document with its score, as TEI answers."""
+    """A document with its score, in TEI's format."""
 
     index: int
     score: float
@@ -129,14 +132,14 @@ def conventional_routes(encoder: M3Encoder, limits: Limits, name: str) -> APIRou
 
     Args:
         encoder: Encodes and scores.
-        limits: How much may be asked.
-        name: What the model is called; requests for another one are refused.
+        limits: Limits on each request.
+        name: The model's name; requests for another model are refused.
     """
     router = APIRouter()
 
     @router.get("/v1/models", tags=["OpenAI"])
     async def list_models() -> ModelsAnswer:
-        """Return the one model of the server."""
+        """Return the server's only model."""
         return ModelsAnswer(data=[Model(id=name)])
 
     @router.post("/v1/embeddings", response_model=EmbeddingsAnswer, tags=["OpenAI"])
@@ -198,11 +201,11 @@ def _texts_of(given: str | Sequence[Any]) -> list[str]:
 
 
 def _count_tokens(encoder: M3Encoder, texts: Sequence[str]) -> int:
-    return sum(len(tokens) + 1 for tokens in encoder.tokenize(texts))  # [CLS] is not among them
+    return sum(len(tokens) + 1 for tokens in encoder.tokenize(texts))  # + 1: tokenize() leaves [CLS] out
 
 
 def _embeddings(dense: FloatArray, name: str, n_tokens: int, encoding_format: str) -> bytes:
-    """Return OpenAI's answer as JSON. It is put together row by row: json holds the interpreter while it writes."""
+    """Return OpenAI's answer as JSON. One `json.dumps` a row: a single call would hold the interpreter's lock."""
     rows = (
         json.dumps(
             {

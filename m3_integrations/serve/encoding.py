@@ -1,7 +1,7 @@
-"""The doors to all three views: encoding, scoring, tokens, and what the model is.
+"""Routes for encoding, scoring, tokens, and the model's description.
 
-Vectors travel as safetensors: a checked header and raw little-endian arrays, without pickle, and with a library that
-the package needs anyway. An npz is a zip archive, and slower; Arrow would be one more dependency.
+Vectors are sent as safetensors: a checked header and raw little-endian arrays, without pickle. The package depends on
+safetensors anyway. An npz file is a zip archive and slower; Arrow would be one more dependency.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from m3_integrations.vectors import (
 )
 
 _API: Final = 1
-"""Rises when a client of before would misread an answer."""
+"""Version of the answers' format. It rises when an older client would misread an answer."""
 
 _SMALL_BYTES: Final = 1 << 18
-"""What is copied within the event loop: in less time than the way to a thread and back takes."""
+"""Up to this size an answer is copied in the event loop, which takes less time than handing it to a thread."""
 
 _BINARY: Final = "application/octet-stream"
 
@@ -53,14 +53,14 @@ def encoding_routes(encoder: M3Encoder, limits: Limits, name: str) -> APIRouter:
 
     Args:
         encoder: Encodes and scores.
-        limits: How much may be asked.
-        name: What the model is called.
+        limits: Limits on each request.
+        name: The model's name.
     """
     router, fingerprint, about = APIRouter(tags=["three views"]), encoder.fingerprint, _about(encoder, limits, name)
 
     @router.get("/v1/encoder")
     async def describe() -> EncoderAnswer:
-        """Return which model the server has, and what it can be asked."""
+        """Return the server's model, its settings and the limits on a request."""
         return about
 
     @router.post(
@@ -69,12 +69,12 @@ def encoding_routes(encoder: M3Encoder, limits: Limits, name: str) -> APIRouter:
         responses={200: {"content": {_BINARY: {"schema": {"type": "string", "format": "binary"}}}}},
     )
     async def encode(question: EncodeQuestion) -> Response:
-        """Return texts in all views as safetensors.
+        """Return the vectors of texts as safetensors.
 
-        Tensors, of the modes that were asked for alone: `dense` (n, d) float32; `lexical.offsets` (n + 1) int64,
+        The tensors, only for the modes that were asked for: `dense` (n, d) float32; `lexical.offsets` (n + 1) int64,
         `lexical.indices` int32 and `lexical.values` float32; `multi_vector.offsets` (n + 1) int64 and
-        `multi_vector.flat` (tokens, d) float32. The metadata's `truncated` is the number of texts that were cut. The
-        header `X-M3-Fingerprint` says which model it was.
+        `multi_vector.flat` (tokens, d) float32. `truncated` in the metadata is the number of texts that were cut. The
+        header `X-M3-Fingerprint` identifies the model.
         """
         limits.check_number(len(question.texts), "texts")
         limits.check_tokens(question.texts, question.max_length or encoder.max_length)
@@ -90,7 +90,7 @@ def encoding_routes(encoder: M3Encoder, limits: Limits, name: str) -> APIRouter:
 
     @router.post("/v1/tokenize", response_model_exclude_none=True)
     async def tokenize(question: TokenizeQuestion) -> TokenizeAnswer:
-        """Return the tokens of texts as the network reads them, [CLS] left out, and where they stand if asked."""
+        """Return the tokens of texts as the network reads them, without [CLS]; if asked, with their places."""
         limits.check_number(len(question.texts), "texts")
         asked: dict[str, Any] = {"kind": question.kind, "max_length": question.max_length}
         tokens = await asyncio.to_thread(encoder.tokenize, question.texts, **asked)
@@ -101,14 +101,14 @@ def encoding_routes(encoder: M3Encoder, limits: Limits, name: str) -> APIRouter:
 
     @router.get("/v1/vocabulary")
     async def vocabulary() -> VocabularyAnswer:
-        """Return the token of every id that lexical weights name."""
+        """Return the token of every id; the ids are those of the lexical weights."""
         return VocabularyAnswer(tokens=list(encoder.vocabulary))
 
     @router.get("/v1/tokenizer", response_class=Response, responses={200: {"content": {"application/json": {}}}})
     async def tokenizer() -> Response:
         """Return the model's tokenizer.json, for a client that counts the tokens of many texts.
 
-        It is what the library `tokenizers` reads. The header `X-M3-Fingerprint` says which model it is of.
+        The library `tokenizers` reads it. The header `X-M3-Fingerprint` identifies the model.
         """
         body = await asyncio.to_thread(encoder.tokenizer_json)
         return Response(body, media_type="application/json", headers={"X-M3-Fingerprint": fingerprint})
@@ -155,14 +155,17 @@ def to_safetensors(vectors: M3Vectors, n_cut: int) -> bytes:
 async def ascore_pairs(
     encoder: M3Encoder, pairs: Sequence[tuple[str, str]], weights: ModeWeights
 ) -> tuple[M3Scores, NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return what `M3Encoder.score_pairs` does, and whether each pair's query, and its text, was cut, (n,) bool each.
+    """Return the scores of n pairs as `M3Encoder.score_pairs` does, and which queries and which texts were cut.
 
-    A task that is cancelled leaves the queue.
+    A cancelled task leaves the encoder's queue.
 
     Args:
-        encoder: Encodes the different queries, and the different texts in bounded memory.
-        pairs: Of a query and a text.
-        weights: How the modes count.
+        encoder: Encodes each different query and text once. Texts are encoded in windows, which bounds the memory.
+        pairs: Pairs of a query and a text.
+        weights: How much each mode counts.
+
+    Returns:
+        The scores; (n,) bool, whether a pair's query was cut; (n,) bool, whether its text was cut.
 
     Raises:
         ValueError: If the weights lie only on modes that the model lacks.

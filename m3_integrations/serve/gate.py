@@ -1,4 +1,4 @@
-"""What every request passes: keys, limits, a place to work, the time limit, and the log line at the end."""
+"""`Gate`: checks each request's key and size, queues it, ends it at the time limit, and writes its log line."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 _WITHOUT_KEY: Final = frozenset({"/health", "/ready", "/docs", "/openapi.json"})
 _AT_ONCE: Final = _WITHOUT_KEY | {"/metrics", "/v1/models", "/v1/encoder"}
-"""Paths that are answered whatever waits: they ask nothing of the encoder."""
+"""Paths that are answered without a place in a queue: they do not use the encoder."""
 
 STORE_THREADS: Final = 8
-"""Calls of a store under way at a time: most engines let in one, and a server more."""
+"""Store calls that run at a time. Most engines run one at a time; a server runs several."""
 
 _SHORT_BYTES: Final = 4096
-"""A request with so large a body, such as a search, is short: it does not wait for places that bulk has taken."""
+"""A request whose body is at most this large, such as a search, is short: it does not wait behind large requests."""
 
 _LONG_SHARE: Final = 8
-"""One place in so many is for longer requests: 8 fill the passes, and 64 answers could be 16 GB of token vectors."""
+"""Longer requests have `max_running // 8` places. 8 fill the passes; 64 answers could hold 16 GB of token vectors."""
 
 _PIECE_BYTES: Final = 1 << 18
-"""Bytes of a body that are handed on at a time, so that a slow reader's connection holds no whole body."""
+"""Bytes of an answer that are sent at a time, so that a slow reader's connection does not buffer a whole answer."""
 
 _SHOWN_FRAMES: Final = 8
-"""Innermost calls that the log names where the server failed."""
+"""When the server fails, the log names this many of the innermost calls."""
 
 _GONE: Final = 499
-"""The status that logs and metrics show for a client that went away."""
+"""The status that logs and metrics show for a client that closed its connection."""
 
 
 class _ClientGoneError(Exception):
@@ -62,20 +62,20 @@ class _Answer:
 class Gate:
     """An ASGI app around the routes.
 
-    A body is read whole, under the limits, before the routes see the request. At most `max_running` short requests are
-    under way, and an eighth as many longer ones; the next ones wait in their order. Those to a store alone have places
-    of their own too, so that no kind keeps another out. Within the encoder short texts go first. A request ends early
-    when its time is over or its client goes away: its task is cancelled, which takes its texts out of the encoder's
-    queue.
+    The gate reads a body completely, within the limits, before the routes see the request. At most `max_running` short
+    requests run at a time, and an eighth as many longer ones; further requests wait in their order. Requests to
+    /v1/store have separate places, so that no kind of request blocks another. Within the encoder short texts go first.
+    A request ends early when its time is over or its client closes the connection: its task is cancelled, which takes
+    its texts out of the encoder's queue.
 
     Args:
         app: The routes.
-        paths: Those that there are; logs and metrics call all others "other".
-        keys: Who may ask.
-        limits: How much may be asked.
-        metrics: Where requests are counted.
-        local_only: Whether only requests to an address or to localhost are answered. Without keys that keeps out pages
-            in a browser on this machine: a page can make its own name lead here, and then ask as itself.
+        paths: The paths of the routes; logs and metrics call every other path "other".
+        keys: The accepted API keys.
+        limits: Limits on each request and on the number of requests.
+        metrics: Counts the requests.
+        local_only: Whether the host that a request names must be an IP address or localhost. Without keys this keeps
+            out web pages in a browser on this machine: a page can point its own domain name at this server.
     """
 
     def __init__(
@@ -96,11 +96,11 @@ class Gate:
 
     @property
     def is_ending(self) -> bool:
-        """Whether no more requests are taken."""
+        """Whether the server refuses new requests because it is ending."""
         return self._is_ending
 
     def end(self) -> None:
-        """Refuse with 503 what waits and what comes from now on; what is under way goes on."""
+        """Refuse waiting and new requests with 503; running requests finish."""
         self._is_ending = True
         for lane in self._lanes:
             lane.end()
@@ -129,16 +129,16 @@ class Gate:
             status = answer.status
             await self._send(answer, send)
             n_sent = len(answer.body)
-        except (_ClientGoneError, TimeoutError, OSError):  # nobody reads an answer
+        except (_ClientGoneError, TimeoutError, OSError):  # the client does not read the answer
             status = _GONE
         finally:
             seconds = time.monotonic() - began
             self._metrics.count(path, status, seconds)
-            # The path of a route, no query string, no message: nothing that a text could be in.
+            # Only the path of a route, without query string or message: those may contain a user's text.
             _logger.info("%s %s %d %.1f ms %d bytes", scope["method"], path, status, seconds * 1000, n_sent)
 
     async def _answer(self, scope: MutableMapping[str, Any], receive: Receive) -> _Answer:
-        headers = dict(reversed(scope["headers"]))  # of equal ones the first counts
+        headers = dict(reversed(scope["headers"]))  # of headers with the same name the first counts
         self._check(scope["path"], headers)
         if scope["path"] in _AT_ONCE:
             return await self._run(scope, b"")
@@ -164,7 +164,7 @@ class Gate:
             raise ending()
 
     async def _body(self, headers: MutableMapping[bytes, bytes], receive: Receive) -> bytes:
-        """Return the whole body; one that says it is too large is refused unread."""
+        """Return the whole body; refuse it unread if its declared length is over the limit."""
         most = self._limits.max_body_bytes
         declared = headers.get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > most:
@@ -178,7 +178,7 @@ class Gate:
                     if message["type"] == "http.disconnect":
                         raise _ClientGoneError
                     part, is_more = message.get("body", b""), message.get("more_body", False)
-                    n_bytes += len(part)  # a body in chunks does not say its size before
+                    n_bytes += len(part)  # a chunked body does not declare its size
                     if n_bytes > most:
                         raise _too_large(most)
                     parts.append(part)
@@ -189,7 +189,7 @@ class Gate:
     async def _before(
         self, deadline: float, lane: Lane, scope: MutableMapping[str, Any], body: bytes, receive: Receive
     ) -> _Answer:
-        """Return the routes' answer, unless the time is over before, or the client goes away."""
+        """Return the routes' answer; raise if the deadline passes or the client closes the connection first."""
         work = asyncio.create_task(self._in_turn(lane, scope, body))
         gone = asyncio.create_task(_until_gone(receive))
         try:
@@ -226,7 +226,7 @@ class Gate:
         try:
             await self._app(scope, receive, keep)
         except Exception as error:
-            # Neither the message nor the lines of code: both may quote a text.
+            # Log neither the message nor lines of code: both may quote a user's text.
             frames = traceback.extract_tb(error.__traceback__)[-_SHOWN_FRAMES:]
             places = ", ".join(f"{frame.filename}:{frame.lineno}" for frame in frames)
             _logger.error("%s failed with %s at %s", scope["method"], type(error).__name__, places)  # noqa: TRY400
@@ -235,7 +235,7 @@ class Gate:
         return _Answer(start["status"], list(start["headers"]), b"".join(part.get("body", b"") for part in rest))
 
     async def _send(self, answer: _Answer, send: Send) -> None:
-        """Hand on an answer in pieces; a reader that takes longer than a request may gets no more."""
+        """Send an answer in pieces; raise TimeoutError if the client takes longer than `timeout_s` to read it."""
         async with asyncio.timeout(self._limits.timeout_s):
             await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
             body = memoryview(answer.body)
@@ -261,7 +261,7 @@ def _too_large(most: int) -> Refusal:
 
 
 def _is_local(host: bytes) -> bool:
-    """Return whether a header "Host" is an address or localhost; a port may follow."""
+    """Return whether a header "Host" is an IP address or localhost; a port may follow."""
     name = host.decode("latin-1").rpartition("]")[0].removeprefix("[") or host.decode("latin-1").partition(":")[0]
     try:
         ipaddress.ip_address(name)

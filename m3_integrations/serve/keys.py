@@ -1,4 +1,4 @@
-"""Who may ask: keys from a file or the environment, compared in constant time."""
+"""API keys from a file or the environment, compared in constant time."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import Final
 
 _VARIABLE: Final = "M3_API_KEYS"
 _KEY: Final = re.compile(r"[!-~]+")
-"""What can stand in a header: printable ASCII without blanks."""
+"""Characters that a header can hold: printable ASCII without blanks."""
 
 
 def read_keys(file: str | os.PathLike[str] | None = None) -> tuple[str, ...]:
-    """Return the keys in a file, one a line, or else those in the environment's M3_API_KEYS, separated by commas.
+    """Return the keys in a file, one per line, or those in the environment variable M3_API_KEYS, separated by commas.
 
-    Empty lines, and lines that begin with "#", are skipped.
+    Empty entries, and entries that begin with "#", are skipped.
 
     Args:
-        file: None means the environment; without the variable there are no keys.
+        file: A file of keys. None reads the environment; if the variable is not set, there are no keys.
 
     Raises:
         OSError: If the file cannot be read.
-        ValueError: If the file, or the variable that is set, has no key, or a key has other characters than printable
-            ASCII. An error never quotes a key.
+        ValueError: If the file, or the variable that is set, has no key, or a key is not printable ASCII without
+            blanks. An error never quotes a key.
     """
     if file is not None:
         where, parts = str(file), Path(file).read_text(encoding="utf-8").splitlines()
@@ -45,7 +45,7 @@ def check_keys(keys: Iterable[str]) -> None:
     """Refuse keys that cannot stand in a header, without quoting them.
 
     Raises:
-        ValueError: If a key is empty, or has other characters than printable ASCII.
+        ValueError: If a key is empty, or is not printable ASCII without blanks.
     """
     for number, key in enumerate(keys, 1):
         if not _KEY.fullmatch(key):
@@ -53,7 +53,7 @@ def check_keys(keys: Iterable[str]) -> None:
 
 
 class KeyRing:
-    """Keys that are accepted; without any, everybody is.
+    """The accepted keys; without keys every request is accepted.
 
     Args:
         keys: Each printable ASCII.
@@ -72,18 +72,18 @@ class KeyRing:
 
     @property
     def is_empty(self) -> bool:
-        """Whether everybody is accepted."""
+        """Whether there are no keys, so that every request is accepted."""
         return not self._digests
 
     def accepts(self, authorization: bytes) -> bool:
-        """Return whether a header "Authorization" names one of the keys; it is compared with all of them."""
+        """Return whether a header "Authorization" names one of the keys."""
         if not self._digests:
             return True
         scheme, _, key = authorization.partition(b" ")
         digest = _digest(key.strip())
-        found = [hmac.compare_digest(digest, each) for each in self._digests]  # all: the time says nothing
+        found = [hmac.compare_digest(digest, each) for each in self._digests]  # all keys, so the time reveals nothing
         return scheme.lower() == b"bearer" and any(found)
 
 
 def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()  # equally long, so that the time says nothing of a key's length
+    return hashlib.sha256(key).digest()  # digests have equal length, so the time does not reveal a key's length

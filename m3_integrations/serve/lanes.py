@@ -1,4 +1,4 @@
-"""Places for requests: so many are under way, the next ones wait in their order, and the rest is refused."""
+"""`Lane`: runs a limited number of requests, lets a limited number wait in their order, and refuses the rest."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Lane:
     """The places of one kind of requests.
 
     Args:
-        max_running: Requests under way at a time.
-        max_waiting: Further requests that are here: they wait, or their bodies arrive.
+        max_running: Requests that run at a time.
+        max_waiting: Further requests that are accepted. They wait, or their bodies are still arriving.
     """
 
     def __init__(self, max_running: int, max_waiting: int) -> None:
@@ -24,25 +24,25 @@ class Lane:
         self._is_ending = False
         self._n_running = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._here: dict[object, float] = {}  # when each request came, in their order
+        self._here: dict[object, float] = {}  # the arrival time of each accepted request, in order of arrival
 
     @property
     def n_running(self) -> int:
-        """How many are under way."""
+        """How many requests run."""
         return self._n_running
 
     @property
     def n_waiting(self) -> int:
-        """How many wait until they may begin."""
+        """How many requests wait for a place."""
         return len(self._waiting)
 
     @property
     def oldest_s(self) -> float:
-        """Seconds since the oldest that is here came; 0 without one."""
+        """Seconds since the oldest accepted request arrived; 0 if there are no requests."""
         return time.monotonic() - min(self._here.values()) if self._here else 0.0
 
     def end(self) -> None:
-        """Refuse with 503 what waits and what asks for a place from now on; what is under way goes on."""
+        """Refuse waiting requests, and those that ask for a place later, with 503; running requests finish."""
         self._is_ending = True
         for place in self._waiting:
             if not place.done():
@@ -50,17 +50,17 @@ class Lane:
         self._waiting.clear()
 
     def check(self) -> None:
-        """Refuse a request that comes when there is no room for it.
+        """Refuse a new request if the lane is full.
 
         Raises:
-            Refusal: With status 429.
+            Refusal: With status 429, if `max_running + max_waiting` requests are here.
         """
         if len(self._here) >= self._max_here:
             raise Refusal(429, f"{len(self._here)} requests are here already: ask again later", retry_after_s=1)
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """Count a request as here."""
+        """Count a request as accepted while this context lasts."""
         request = object()
         self._here[request] = time.monotonic()
         try:
@@ -70,12 +70,12 @@ class Lane:
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """Wait for a place, and hold it.
+        """Wait for a place, and hold it while this context lasts.
 
         Raises:
-            Refusal: With status 503 at the end.
+            Refusal: With status 503, if the server is ending.
         """
-        if self._is_ending:  # the request was reading its body meanwhile
+        if self._is_ending:  # the request's body was still arriving when `end` was called
             raise ending()
         if self._n_running >= self._max_running:
             await self._wait()
@@ -88,7 +88,7 @@ class Lane:
             self._call_next()
 
     async def _wait(self) -> None:
-        """Return when this request has a place, which is counted already."""
+        """Return when this request has a place; `_call_next` has counted it as running."""
         place = asyncio.get_running_loop().create_future()
         self._waiting.append(place)
         try:
@@ -96,7 +96,7 @@ class Lane:
         except asyncio.CancelledError:
             if place in self._waiting:
                 self._waiting.remove(place)
-            elif not place.cancelled() and place.exception() is None:  # called and cancelled in one moment
+            elif not place.cancelled() and place.exception() is None:  # it got a place, and was cancelled too
                 self._n_running -= 1
                 self._call_next()
             raise
@@ -110,5 +110,5 @@ class Lane:
 
 
 def ending() -> Refusal:
-    """Return what a request is told at the end."""
+    """Return the refusal for requests to a server that is ending."""
     return Refusal(503, "this server is ending: ask again later, or another one", retry_after_s=1)

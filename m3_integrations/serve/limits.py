@@ -1,4 +1,4 @@
-"""How much one request may ask, and how many requests the server holds."""
+"""`Limits`: the size of a request, and the number of requests."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from m3_integrations.serve.refusal import Refusal
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much one request may ask, and how many requests the server holds.
+    """Limits on the size of a request and on the number of requests.
 
     Attributes:
         max_body_bytes: The most bytes of a request's body.
         max_texts: The most texts, pairs, documents or records of a request.
-        max_tokens: The most tokens of a request for all three views. A text counts its characters, at most its length
-            limit in tokens. 65,536 are at most 256 MB of token vectors for BGE-M3.
-        max_running: Requests whose texts are in the encoder's queue, or are scored or searched, at a time: so many with
-            a body of up to 4 KB, and an eighth as many longer ones. Of requests to a store alone at most 8.
-        max_waiting: Further requests of each kind that wait; what comes then is refused with 429.
-        timeout_s: Seconds from a request's first byte to its answer. Then it ends with 504, and leaves the queue.
+        max_tokens: The most tokens of a request to /v1/encode. Each text counts as its number of characters, or as its
+            length limit in tokens if that is smaller. 65,536 tokens are at most 256 MB of token vectors of BGE-M3.
+        max_running: The most requests with a body of up to 4 KB that run at a time. An eighth as many run with a larger
+            body. At most 8 requests to /v1/store run at a time.
+        max_waiting: The most further requests of each kind that wait. A request beyond that gets 429.
+        timeout_s: Seconds from a request's headers to its answer. After that the request ends with 504 and leaves the
+            encoder's queue, or with 408 if its body has not arrived.
 
     Raises:
-        ValueError: If a limit is not above 0 and finite; only max_waiting may be 0.
+        ValueError: If a limit is not finite or not above 0. `max_waiting` may be 0.
     """
 
     max_body_bytes: int = 8 << 20
@@ -41,11 +42,11 @@ class Limits:
                 raise ValueError(f"{each.name} must be above 0, got {value}")
 
     def check_number(self, n: int, what: str) -> None:
-        """Refuse a request of too many texts.
+        """Refuse a request with more than `max_texts` texts.
 
         Args:
-            n: How many there are.
-            what: What they are, such as "texts".
+            n: How many texts the request has.
+            what: A word for them in the error message, such as "texts".
 
         Raises:
             Refusal: With status 422.
@@ -57,8 +58,8 @@ class Limits:
         """Refuse texts whose token vectors may take too much memory.
 
         Args:
-            texts: Those of a request.
-            max_length: The most tokens of each.
+            texts: The texts of a request.
+            max_length: The most tokens of each text.
 
         Raises:
             Refusal: With status 413.

@@ -1,4 +1,4 @@
-"""What Prometheus may read: requests, refusals, latencies, the queue, and what the network has done."""
+"""Metrics for Prometheus: requests, refusals, latencies, the queue, and the network's work."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from m3_integrations.engine import EncoderStats
 
 
 class Metrics:
-    """The figures of one app, in a registry of their own.
+    """The metrics of one app, in a separate registry.
 
     Args:
-        stats: Returns what the network has done so far.
+        stats: Returns the network's counters.
     """
 
     def __init__(self, stats: Callable[[], EncoderStats]) -> None:
@@ -42,12 +42,12 @@ class Metrics:
     def watch(
         self, *, n_running: Callable[[], float], n_waiting: Callable[[], float], oldest_s: Callable[[], float]
     ) -> None:
-        """Show the queue.
+        """Add gauges of the queue.
 
         Args:
-            n_running: Returns how many requests are under way.
-            n_waiting: Returns how many wait until they may begin.
-            oldest_s: Returns the seconds since the oldest of both came.
+            n_running: Returns how many requests run.
+            n_waiting: Returns how many requests wait.
+            oldest_s: Returns the seconds since the oldest of them arrived.
         """
         for name, documentation, value in (
             ("m3_requests_running", "Requests under way.", n_running),
@@ -57,12 +57,12 @@ class Metrics:
             Gauge(name, documentation, registry=self.registry).set_function(value)
 
     def count(self, path: str, status: int, seconds: float) -> None:
-        """Note a request that has ended.
+        """Count a request that has ended.
 
         Args:
-            path: That of a route, or "other": never what a caller made up, since every path is kept.
-            status: Of the response; 499 if nobody read one.
-            seconds: How long it took.
+            path: A route's path, or "other". Never a path that a caller made up: each one takes memory until the end.
+            status: The response's status; 499 if the client closed the connection.
+            seconds: How long the request took.
         """
         self._requests.labels(path, str(status)).inc()
         self._seconds.labels(path).observe(seconds)
@@ -70,12 +70,12 @@ class Metrics:
             self._refusals.labels(str(status)).inc()
 
     def text(self) -> bytes:
-        """Return all figures in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
 class _StatsCollector(Collector):
-    """Reads `EncoderStats` when it is asked."""
+    """Reads `EncoderStats` each time Prometheus asks."""
 
     def __init__(self, stats: Callable[[], EncoderStats]) -> None:
         self._stats = stats

@@ -1,4 +1,4 @@
-"""The doors of a store: search, explanations, and records added, returned and deleted."""
+"""Routes over encoder and store: search, explain, and add, get and delete records."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from m3_integrations.store import Store
 from m3_integrations.vectors import windows
 
 _WINDOW_TOKENS: Final = 16_384
-"""Tokens, counted as characters, that are encoded and stored at a time: a request that is given up ends after them."""
+"""Tokens, counted as characters, that are encoded and stored at a time. A cancelled request stops after these."""
 
 
 def record_routes(encoder: M3Encoder, store: Store, limits: Limits) -> APIRouter:
@@ -42,7 +42,7 @@ def record_routes(encoder: M3Encoder, store: Store, limits: Limits) -> APIRouter
     Args:
         encoder: Encodes queries and records.
         store: Holds the records.
-        limits: How much may be asked.
+        limits: Limits on each request.
 
     Raises:
         ValueError: If the store holds another model's vectors.
@@ -59,7 +59,7 @@ def record_routes(encoder: M3Encoder, store: Store, limits: Limits) -> APIRouter
 
     @router.post("/v1/explain")
     async def explain(question: ExplainQuestion) -> ExplainAnswer:
-        """Return why a record matches a query: its scores, the shared tokens, and what each query token found."""
+        """Return why a record matches a query: its scores, the shared tokens, and each query token's best match."""
         try:
             found = await asyncio.to_thread(searcher.explain, question.query, question.id)
         except KeyError as error:
@@ -69,9 +69,10 @@ def record_routes(encoder: M3Encoder, store: Store, limits: Limits) -> APIRouter
 
     @router.post("/v1/records")
     async def upsert(question: UpsertQuestion) -> UpsertAnswer:
-        """Encode and store records; those with the same ids are replaced. All is checked before the first is encoded.
+        """Encode and store records; records with the same ids are replaced. Nothing is encoded before all are checked.
 
-        A request that ends midway has stored its first records; the same request again, with ids, makes no duplicates.
+        A request that ends early may have stored its first records. Sent again with the same ids, it makes no
+        duplicates.
         """
         limits.check_number(len(question.records), "records")
         return UpsertAnswer(ids=await _add(searcher, encoder, question.records))
@@ -93,10 +94,10 @@ def record_routes(encoder: M3Encoder, store: Store, limits: Limits) -> APIRouter
 
 
 async def _add(searcher: Searcher, encoder: M3Encoder, records: Sequence[NewRecord]) -> list[str]:
-    """Return the ids of records after they were stored, some at a time; a task that is cancelled leaves the queue.
+    """Store records, some at a time, and return their ids. A cancelled task leaves the encoder's queue.
 
     Raises:
-        IncompleteAddError: If it failed when some were stored already.
+        IncompleteAddError: If it fails when some records may be stored already.
     """
     store = searcher.store
     ids, texts, metadatas = check_added(

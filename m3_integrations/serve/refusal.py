@@ -1,4 +1,4 @@
-"""A request that ends with an error, in the shape that OpenAI's clients read, with the `detail` that Jina's read."""
+"""`Refusal`: an error answer in OpenAI's format, with the field `detail` that Jina's clients read."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _TYPES: Final[Mapping[int, str]] = {
     504: "timeout_error",
     507: "server_error",
 }
-"""What an error of a status is called; the others are "invalid_request_error"."""
+"""The error's type by status; every other status has "invalid_request_error"."""
 
 _LONGEST_MESSAGE: Final = 400
-"""Characters of a message: what a caller sent must not come back, or into a log, at length."""
+"""Most characters of a message, so that a long text from the caller is not repeated in an answer or a log."""
 
 
-class Refusal(Exception):  # noqa: N818 - no fault of the server's
-    """A request ends with an error.
+class Refusal(Exception):  # noqa: N818 - the server did not fail
+    """Ends a request with an error.
 
     Args:
-        status: Of the response.
+        status: The response's status.
         message: What was wrong, and what to do.
-        retry_after_s: After how many seconds to ask again, where that may help.
+        retry_after_s: Seconds after which the client may ask again; None if that does not help.
     """
 
     def __init__(self, status: int, message: str, *, retry_after_s: int | None = None) -> None:
@@ -39,7 +39,7 @@ class Refusal(Exception):  # noqa: N818 - no fault of the server's
 
     @property
     def headers(self) -> dict[str, str]:
-        """Those of the response, beside its content's."""
+        """The response's headers, without those about its content."""
         headers = {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
         return headers | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
 
@@ -51,7 +51,7 @@ class Refusal(Exception):  # noqa: N818 - no fault of the server's
             "type": _TYPES.get(self.status, "invalid_request_error"),
             "code": self.status,
         }
-        # Escapes, as a message may quote half of a surrogate pair.
+        # json.dumps escapes non-ASCII: a message may quote half of a surrogate pair, which UTF-8 cannot encode.
         return json.dumps({"error": error, "detail": self.message}).encode("ascii")
 
 

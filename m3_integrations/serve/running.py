@@ -1,4 +1,4 @@
-"""Running the app on uvicorn, which ends well: what is under way ends, what waits is told."""
+"""Runs the app on uvicorn. At the end running requests finish, and waiting requests get 503."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from m3_integrations.serve.gate import Gate
 
 _IDLE_S: Final = 30
-"""Seconds for which a connection without a request stays open."""
+"""Seconds that a connection without a request stays open."""
 
 _MAX_CONNECTIONS: Final = 1000
-"""Connections open at a time, idle ones included; uvicorn answers requests on further ones with 503. Many systems allow
-a process 1,024 open files."""
+"""Most open connections, idle ones included. uvicorn answers requests on further connections with 503. Many systems
+allow a process 1,024 open files."""
 
 _SETTLE_S: Final = 0.1
-"""Seconds between the first 503 and the closing of connections: requests that the kernel holds already are answered."""
+"""Seconds between the first 503 and the closing of connections, so that requests in the kernel's queue are answered."""
 
 
 class _Connection(H11Protocol):
     """A connection that is closed if a request's headers do not arrive in time.
 
-    uvicorn limits only the time between requests: half a header would hold a connection without end.
+    uvicorn limits only the time between requests: a client that sends half a header could keep a connection open
+    without limit.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -47,7 +48,7 @@ class _Connection(H11Protocol):
         super().connection_lost(exc)
 
     def _watch(self) -> None:
-        """Run the timer while headers arrive, from their first byte on."""
+        """Start the timer if no request runs, and stop it while one does."""
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop_timer()
         elif self._header_timer is None:
@@ -65,14 +66,14 @@ class _Connection(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    """Tells the gate before it waits for what is under way."""
+    """Ends the gate before it waits for running requests."""
 
     def __init__(self, config: uvicorn.Config, gate: Gate) -> None:
         super().__init__(config)
         self._gate = gate
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End what waits, then wait for the rest."""
+        """Refuse waiting requests, then wait for running ones."""
         self._gate.end()
         await asyncio.sleep(_SETTLE_S)
         await super().shutdown(sockets)
@@ -84,10 +85,10 @@ def check_host(host: str, *, has_keys: bool, may_be_open: bool = False) -> None:
     Args:
         host: The address to listen at.
         has_keys: Whether requests need an API key.
-        may_be_open: Whether everybody is meant to be served.
+        may_be_open: Whether serving everybody without a key is intended.
 
     Raises:
-        ValueError: If the address is not this machine's own loopback, and neither is true.
+        ValueError: If the address is not a loopback address, and `has_keys` and `may_be_open` are False.
     """
     if has_keys or may_be_open or host == "localhost":
         return
@@ -103,13 +104,13 @@ def check_host(host: str, *, has_keys: bool, may_be_open: bool = False) -> None:
 
 
 def run_server(gate: Gate, *, host: str = "127.0.0.1", port: int = 8000, timeout_s: float = 60.0) -> None:
-    """Serve until SIGTERM or Ctrl-C; then what is under way ends, and what waits gets 503.
+    """Serve until SIGTERM or Ctrl-C. Then running requests finish, and waiting requests get 503.
 
     Args:
-        gate: What `create_app` returned.
-        host: The address to listen at; `check_host` says whether that is safe.
-        port: 0 for one that is free.
-        timeout_s: How long to wait for what is under way at the end.
+        gate: The app that `create_app` returned.
+        host: The address to listen at; `check_host` refuses unsafe ones.
+        port: The port to listen at; 0 takes a free one.
+        timeout_s: The longest wait, in seconds, for running requests at the end.
 
     Raises:
         SystemExit: With status 1, if the port is taken.
@@ -123,10 +124,10 @@ def make_server(
     """Return the server that `run_server` runs.
 
     Args:
-        gate: As there.
-        host: As there.
-        port: As there.
-        timeout_s: As there.
+        gate: As for `run_server`.
+        host: As for `run_server`.
+        port: As for `run_server`.
+        timeout_s: As for `run_server`.
         idle_s: Seconds that a connection may stay open without a request, and that a request's headers may take.
     """
     config = uvicorn.Config(
@@ -134,7 +135,7 @@ def make_server(
         host=host,
         port=port,
         log_config=None,
-        access_log=False,  # its lines have the query string; ours have not
+        access_log=False,  # its lines contain the query string, which may hold a user's text
         ws="none",
         server_header=False,
         proxy_headers=False,

@@ -1,4 +1,4 @@
-"""What the server's own doors take and return, as JSON."""
+"""The JSON bodies of the server's own routes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Weights = list[float] | dict[str, float] | str
 
 
 class _Asked(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)  # strict: true is no number, "5" neither
+    model_config = ConfigDict(extra="forbid", strict=True)  # strict: neither true nor "5" is accepted as a number
 
 
 class ErrorDetail(BaseModel):
@@ -26,14 +26,14 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """Every answer that is no success has this shape."""
+    """The body of every error answer."""
 
     error: ErrorDetail
     detail: str = Field(description="The message again, where Jina's clients look for it.")
 
 
 class EncoderLimits(BaseModel):
-    """How much one request may ask."""
+    """Limits on one request."""
 
     texts: int = Field(description="The most texts, pairs, documents or records of a request.")
     body_bytes: int = Field(description="The most bytes of a request's body.")
@@ -43,7 +43,7 @@ class EncoderLimits(BaseModel):
 
 
 class EncoderAnswer(BaseModel):
-    """Which model the server has, and what it can be asked."""
+    """The server's model, its settings and the limits on a request."""
 
     api: int = Field(description="The version of these doors.")
     model: str
@@ -78,7 +78,7 @@ class TokenizeQuestion(_Asked):
 
 
 class TokenizeAnswer(BaseModel):
-    """The tokens of each text: one for every row of its multi-vector."""
+    """The tokens of each text, one for every row of its multi-vector."""
 
     tokens: list[list[str]]
     spans: list[list[tuple[int, int]]] | None = Field(
@@ -100,7 +100,7 @@ class ScoreQuestion(_Asked):
 
 
 class ScoreAnswer(BaseModel):
-    """One number a pair; modes that the model lacks are left out."""
+    """One score per pair and mode; modes that the model does not have are left out."""
 
     combined: list[float]
     dense: list[float] | None = None
@@ -111,7 +111,7 @@ class ScoreAnswer(BaseModel):
 
 
 class SearchQuestion(_Asked):
-    """A query, and what `SearchOptions` knows."""
+    """A query, and options of `SearchOptions`."""
 
     query: str
     k: int | None = Field(default=None, ge=1, le=10_000)
@@ -149,7 +149,7 @@ class ExplainQuestion(_Asked):
 
 
 class SharedToken(BaseModel):
-    """A token that query and record share; the score is what it adds to the lexical score."""
+    """A token that query and record share; `score` is its part of the lexical score."""
 
     token: str
     query_weight: float
@@ -158,7 +158,7 @@ class SharedToken(BaseModel):
 
 
 class FoundToken(BaseModel):
-    """The record's token that a token of the query found."""
+    """A token of the query, and the record's token most similar to it."""
 
     query_token: str
     document_token: str
@@ -174,7 +174,7 @@ class ExplainAnswer(BaseModel):
 
 
 class NewRecord(_Asked):
-    """A text to encode and store; one with the same id is replaced."""
+    """A text to encode and store; a record with the same id is replaced."""
 
     text: str
     id: str | None = Field(default=None, description="A random one by default.")
@@ -188,7 +188,7 @@ class UpsertQuestion(_Asked):
 
 
 class UpsertAnswer(BaseModel):
-    """The records' ids, in their order."""
+    """The records' ids, in the records' order."""
 
     ids: list[str]
 
@@ -208,13 +208,13 @@ class StoredRecord(BaseModel):
 
 
 class GetAnswer(BaseModel):
-    """The records that there are, in the order of the ids."""
+    """The records that were found, in the order of the ids."""
 
     records: list[StoredRecord]
 
 
 class DeleteQuestion(_Asked):
-    """Records to delete: either ids, or a filter that says something."""
+    """Records to delete: either ids, or a filter that is not empty."""
 
     ids: list[str] | None = None
     filter: dict[str, Any] | None = None
@@ -227,7 +227,7 @@ class DeleteAnswer(BaseModel):
 
 
 class StoreDetail(BaseModel):
-    """What a store keeps."""
+    """A store's modes, model and format."""
 
     modes: list[Mode] = Field(description="Those that its records have vectors of; empty before the first.")
     kept_modes: list[Mode] = Field(description="Those that it keeps of what is added.")
@@ -236,7 +236,7 @@ class StoreDetail(BaseModel):
 
 
 class StoreLimits(BaseModel):
-    """How much one request may ask."""
+    """Limits on one request."""
 
     records: int = Field(description="The most records, or ids, of a request.")
     body_bytes: int = Field(description="The most bytes of a request's body.")
@@ -252,7 +252,7 @@ class StoreAnswer(BaseModel):
 
 
 ParsedFilter = dict[str, Any] | None
-"""A filter as `store.wire` has it: {"all": [...]}, {"any": [...]}, {"not": ...} or {"key", "operator", "value"}."""
+"""A filter in `store.wire`'s format: {"all": [...]}, {"any": [...]}, {"not": ...} or {"key", "operator", "value"}."""
 
 _PARSED: Final = (
     'A parsed filter: {"all": [filters]}, {"any": [filters]}, {"not": filter}, or {"key": "year", "operator": "$gte", '
@@ -268,19 +268,19 @@ class FetchQuestion(_Asked):
 
 
 class PageQuestion(_Asked):
-    """Where to go on in all records."""
+    """Which page of all records to return."""
 
     after: str | None = Field(default=None, description="What the page before had; null for the first.")
 
 
 class CountQuestion(_Asked):
-    """What to count."""
+    """Which records to count."""
 
     filter: ParsedFilter = Field(default=None, description=_PARSED)
 
 
 class CountAnswer(BaseModel):
-    """How many records there are."""
+    """How many records match."""
 
     count: int
 
@@ -305,23 +305,23 @@ class BindQuestion(_Asked):
 
 
 class OptimizeQuestion(_Asked):
-    """Which run to wait for."""
+    """The run of `optimize` to wait for."""
 
     run: int | None = Field(default=None, description="What the answer before had; null to begin.")
 
 
 class OptimizeAnswer(BaseModel):
-    """How far it is."""
+    """A run of `optimize`, and whether it has ended."""
 
     run: int
     is_done: bool
 
 
 class DoneAnswer(BaseModel):
-    """It is done."""
+    """The request was carried out."""
 
 
 class StateAnswer(BaseModel):
-    """Whether the server is alive, or ready."""
+    """The server's state: "ok" or "ready"."""
 
     status: str

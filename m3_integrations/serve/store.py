@@ -1,8 +1,8 @@
-"""The doors of a store alone, which `open_store("http://…")` asks: all that a `Store` does, with vectors, exactly.
+"""Routes for all methods of a `Store`, vectors included; a store from `open_store("http://…")` calls them.
 
-Other programs find /v1/search and /v1/records handier. Here vectors come and go, so bodies are safetensors with JSON in
-them, as `m3_integrations.store.wire` says. The calls run in threads of their own: one that takes long, or waits for the
-engine, leaves those of the encoder free.
+/v1/search and /v1/records are easier for other programs. These routes carry vectors, so bodies are safetensors with
+JSON in them; `m3_integrations.store.wire` describes the format. Store calls run in separate threads, so that a slow
+call does not occupy the encoder's threads.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ from m3_integrations.vectors import M3Vectors, Mode, check_modes, modes_of, take
 _T = TypeVar("_T")
 
 _READ_AT_ONCE: Final = 8
-"""Records with vectors that are read before their size is looked at: some MB each."""
+"""Records with vectors that are read between two checks of the answer's size; a record may take some MB."""
 
 _ANSWER_BYTES: Final = 32 << 20
-"""An answer with records ends when it has so much; the client asks for the rest."""
+"""An answer with records ends once it has this size; the client asks again for the rest."""
 
 _OPTIMIZE_S: Final = 1.0
-"""How long one question waits for `optimize`, which may take longer than any request."""
+"""Seconds that one request waits for `optimize`, which may take longer than a request's time limit."""
 
 _BINARY: Final = "application/octet-stream"
 _FILE: Final[dict[str, Any]] = {"content": {_BINARY: {"schema": {"type": "string", "format": "binary"}}}}
@@ -72,18 +72,18 @@ _TAKES_FILE: Final[dict[str, Any]] = {"openapi_extra": {"requestBody": _FILE | {
 
 
 def store_routes(store: Store | None, limits: Limits) -> APIRouter:
-    """Return the routes; without a store the one that says so alone.
+    """Return the routes; without a store only GET /v1/store, which answers that there is none.
 
     Args:
         store: Holds the records.
-        limits: How much may be asked.
+        limits: Limits on each request.
     """
     router = APIRouter(tags=["store"])
     calls = None if store is None else _Calls(store, limits)
 
     @router.get("/v1/store")
     async def describe(response: Response) -> StoreAnswer:
-        """Return what the server's store keeps, or null if there is none, and how much a request may ask."""
+        """Return the store's description, or null without a store, and the limits on a request."""
         detail = None if calls is None else await calls.run(response, calls.describe)
         return StoreAnswer(
             api=API,
@@ -103,28 +103,31 @@ def _add_reading(router: APIRouter, calls: _Calls) -> None:
     async def get(question: FetchQuestion) -> Response:
         """Return records by their ids as safetensors, with their vectors if asked.
 
-        The JSON in it has `records`, and `n_read`: how many of the ids were looked at before the answer was full.
+        Its JSON has `records`, and `n_read`: how many of the ids were read before the answer was full.
         """
         return await calls.answer(calls.get, question.ids, question.with_vectors)
 
     @router.post("/v1/store/records", **_ANSWERS_FILE)
     async def page(question: PageQuestion) -> Response:
-        """Return the next records without vectors as safetensors; its JSON has `records`, and `after` to go on from."""
+        """Return a page of records without vectors as safetensors.
+
+        Its JSON has `records`, and `after`, which a request for the next page must send.
+        """
         return await calls.answer(calls.page, question.after)
 
     @router.post("/v1/store/count")
     async def count_records(question: CountQuestion, response: Response) -> CountAnswer:
-        """Return how many records there are, or match a parsed filter."""
+        """Return how many records match a parsed filter, or how many there are without a filter."""
         filter_ = filter_from_json(question.filter)
         return CountAnswer(count=await calls.run(response, calls.store.count, filter_))
 
     @router.post("/v1/store/candidates", **_TAKES_FILE, **_ANSWERS_FILE)
     async def candidates(request: Request) -> Response:
-        """Return the best records by dense and by lexical scores alone, and the scores of all in every mode.
+        """Return the best records by dense scores and by lexical scores, and the scores of all of these in every mode.
 
-        The body is safetensors: one text's vectors as /v1/encode has them, and JSON with `limits`, such as {"dense":
-        100}, and a parsed `filter` or null. The answer's JSON has `found`, ids by mode, and `ids`, those of all that
-        are there; its arrays are `found.MODE` and `scores.MODE`.
+        The body is safetensors: one text's vectors as /v1/encode returns them, and JSON with `limits`, such as
+        {"dense": 100}, and a parsed `filter` or null. The answer's JSON has `found`, the ids by mode, and `ids`, the
+        ids of all found records. Its arrays are `found.MODE` and `scores.MODE`.
         """
         return await calls.answer(calls.candidates, await request.body())
 
@@ -133,7 +136,7 @@ def _add_reading(router: APIRouter, calls: _Calls) -> None:
         """Return the exact scores of chosen records.
 
         The body is safetensors: one text's vectors, and JSON with `ids` and `modes`. The answer's JSON has `ids`, those
-        that are there; its arrays are `scores.MODE`.
+        of them that are in the store; its arrays are `scores.MODE`.
         """
         return await calls.answer(calls.scores, await request.body())
 
@@ -141,12 +144,12 @@ def _add_reading(router: APIRouter, calls: _Calls) -> None:
 def _add_changing(router: APIRouter, calls: _Calls) -> None:
     @router.post("/v1/store/upsert", **_TAKES_FILE)
     async def upsert(request: Request, response: Response) -> StoredAnswer:
-        """Store records with their vectors; those with the same ids are replaced.
+        """Store records with their vectors; records with the same ids are replaced.
 
-        The body is safetensors: vectors as /v1/encode has them, and JSON with `records`, which have `id`, `text`,
-        `metadata`, `dates` (the keys and positions that lead to the dates among the metadata) and `is_pooled`; and with
-        the `fingerprint`, `kept_modes` and `token_pooling` of the store that they were made for. Once begun it is
-        finished, even if the client goes away.
+        The body is safetensors: vectors as /v1/encode returns them, and JSON. The JSON has `records`, each with `id`,
+        `text`, `metadata`, `dates` (the keys and positions that lead to the dates in the metadata) and `is_pooled`; and
+        the `fingerprint`, `kept_modes` and `token_pooling` of the store that the records were made for. A write that
+        has begun is finished even if the client closes the connection.
         """
         return StoredAnswer(upserted=await calls.run(response, calls.upsert, await request.body()))
 
@@ -157,28 +160,28 @@ def _add_changing(router: APIRouter, calls: _Calls) -> None:
 
     @router.post("/v1/store/bind")
     async def bind(question: BindQuestion, response: Response) -> DoneAnswer:
-        """Bind a store that is bound to no model."""
+        """Bind the store to a model, if it is not bound to another one."""
         await calls.run(response, calls.store.bind, question.fingerprint)
         return DoneAnswer()
 
     @router.post("/v1/store/optimize")
     async def optimize(question: OptimizeQuestion, response: Response) -> OptimizeAnswer:
-        """Begin to do what makes searching faster, and return within a second whether it is done; ask again with `run`.
+        """Optimize the store for faster searches; return within a second whether that is done.
 
-        Who asks while it is done for somebody else waits for that.
+        If it is not, ask again with the answer's `run`. A request during another client's run waits for that run.
         """
         run, is_done = await calls.optimize(response, question.run)
         return OptimizeAnswer(run=run, is_done=is_done)
 
     @router.post("/v1/store/flush")
     async def flush(response: Response) -> DoneAnswer:
-        """Return when everything is durable."""
+        """Answer when everything is durable."""
         await calls.run(response, calls.store.flush)
         return DoneAnswer()
 
 
 class _Calls:
-    """A store's calls, with bodies for arguments and results."""
+    """Calls a store's methods with arguments read from bodies, and returns the bodies of answers."""
 
     def __init__(self, store: Store, limits: Limits) -> None:
         self.store = store
@@ -188,10 +191,10 @@ class _Calls:
         self._optimizing: tuple[int, asyncio.Future[None]] | None = None
 
     async def run(self, response: Response, call: Callable[..., _T], *args: Any) -> _T:
-        """Return what a call returns, after it ran in a thread; the response says which model the store is of.
+        """Run a call in a thread and return its result; put the store's fingerprint into the response's headers.
 
         Raises:
-            Refusal: If the store could not be read or written.
+            Refusal: If the store cannot be read or written.
         """
         try:
             result = await self._in_thread(call, *args)
@@ -257,7 +260,7 @@ class _Calls:
         try:
             modes = [mode for mode in query.modes if mode in self.store.modes]
             there, columns = self.store.scores(query, ids, modes, found) if ids else ([], {})
-        except ValueError:  # the query fits the records in the modes that find alone: who asks for more is told
+        except ValueError:  # the query fits only in the modes of `limits`; /v1/store/scores raises for the others
             there, columns = ids, {}
         arrays: dict[str, NDArray[Any]] = {f"found.{mode}": hits.scores for mode, hits in found.items()}
         arrays |= {f"scores.{mode}": values for mode, values in columns.items()}
@@ -302,10 +305,10 @@ class _Calls:
         return self.store.delete(ids)
 
     async def optimize(self, response: Response, run: int | None) -> tuple[int, bool]:
-        """Begin or go on to wait for a run of `Store.optimize`; return its number, and whether it has ended."""
+        """Start a run of `Store.optimize`, or wait for the current one; return its number and whether it has ended."""
         if self._optimizing is None or (run != self._optimizing[0] and self._optimizing[1].done()):
             if run is not None and self._optimizing is not None and run < self._optimizing[0]:
-                return run, True  # somebody has begun another since
+                return run, True  # another client has started a later run since
             self._optimizing = next(self._runs), asyncio.ensure_future(self._in_thread(self.store.optimize))
         number, ended = self._optimizing
         await asyncio.wait({ended}, timeout=_OPTIMIZE_S)
@@ -315,7 +318,7 @@ class _Calls:
 
 
 def _question(body: bytes) -> tuple[dict[str, Any], M3Vectors]:
-    """Return the JSON object and the one text's vectors of a body."""
+    """Return a body's JSON object and its vectors of one text."""
     said, arrays = _read(unpack, body)
     if not isinstance(said, dict) or not (modes := modes_of(arrays)):
         raise ValueError("the body must have a JSON object, and the vectors of one text")
