@@ -1,4 +1,4 @@
-"""BM25 over the model's own tokens: a further leg for collections in memory."""
+"""`Bm25Index`: BM25 over the model's own tokens, for collections in memory."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ _B: Final = 0.75
 
 
 class Bm25Index:
-    """BM25 over tokenized texts that come and go, by their keys; adding a text costs what the text is long.
+    """BM25 over tokenized texts, which can be added and removed by key.
 
-    A token that occurs f times in a text of a length of l tokens adds idf · f / (f + k1 · (1 - b + b · l / average l))
-    to its score, with idf = ln(1 + (N - n + 0.5) / (n + 0.5)) where n of N texts have the token, k1 = 1.2 and
-    b = 0.75. This is BM25 as Lucene 8 and later have it. Its idf is positive whatever n is, so a text that shares a
-    token always scores more than one that does not.
+    A token that occurs f times in a text of l tokens adds idf · f / (f + k1 · (1 - b + b · l / average l)) to the
+    text's score, with idf = ln(1 + (N - n + 0.5) / (n + 0.5)), where n of N texts have the token, k1 = 1.2 and
+    b = 0.75. This is the BM25 of Lucene 8 and later. Its idf is positive for every n, so a text that shares a token
+    with the query always scores above one that does not.
 
-    Only one thread at a time may use an index.
+    Adding a text takes time in proportion to its length. Only one thread at a time may use an index.
     """
 
     def __init__(self) -> None:
         self._position_of: dict[int, int] = {}  # by key; positions rise in the order of adding
         self._keys = array("q")  # by position
-        self._lengths = array("q")  # tokens, by position; 0 for a text that is gone
-        self._total = 0  # tokens of all texts that are there
+        self._lengths = array("q")  # tokens, by position; 0 for a removed text
+        self._total = 0  # tokens of all texts in the index
         self._postings: dict[str, tuple[array[int], array[int]]] = {}  # by token: positions, and how often each has it
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self._position_of)} texts, {len(self._postings)} tokens)"
 
     def add(self, texts: Mapping[int, Sequence[str]]) -> None:
-        """Add the tokens of texts.
+        """Add texts.
 
         Args:
-            texts: By keys that are not there yet.
+            texts: Each text's tokens by its key; the keys must be new.
         """
         for key, tokens in texts.items():
             position = self._position_of[key] = len(self._keys)
@@ -55,7 +55,7 @@ class Bm25Index:
                 counts.append(count)
 
     def discard(self, keys: Collection[int]) -> None:
-        """Remove texts; their postings go once they are more than half of all."""
+        """Remove texts by their keys. Their postings are dropped once more than half of all texts are removed ones."""
         for key in keys:
             position = self._position_of.pop(key)
             self._total -= self._lengths[position]
@@ -67,12 +67,12 @@ class Bm25Index:
         """Return the n best texts that share a token with the query, best first; equal scores in the order of adding.
 
         Args:
-            query: Its tokens.
-            n: How many at most.
-            among: Keys that may be returned; all if None. Frequencies are counted over all texts in any case.
+            query: The query's tokens.
+            n: The most texts to return.
+            among: Keys that may be returned; all if None. Frequencies are always counted over all texts.
 
         Returns:
-            Keys and scores. Scores are greater than 0 and not bounded, float32 exactly.
+            Keys and scores. Scores are above 0, not bounded above, and exact float32 values.
         """
         scores = self._scores(query)
         if among is not None:
@@ -84,7 +84,7 @@ class Bm25Index:
         return [(self._keys[position], float(scores[position])) for position in best.tolist()]
 
     def _scores(self, query: Sequence[str]) -> NDArray[np.float32]:
-        """Return the score of every position: 0 where no token is shared and where the text is gone."""
+        """Return the score of every position, (positions,) float32; 0 if no token is shared or the text was removed."""
         lengths = np.array(self._lengths)
         scores = np.zeros(len(lengths))
         average = self._total / max(len(self._position_of), 1)
@@ -100,7 +100,7 @@ class Bm25Index:
         return scores.astype(np.float32)
 
     def _compact(self) -> None:
-        """Drop the postings of texts that are gone, and number the others anew in the same order."""
+        """Drop the postings of removed texts, and renumber the other texts in the same order."""
         kept = np.sort(np.fromiter(self._position_of.values(), np.int64, len(self._position_of)))
         renumbered = np.full(len(self._keys), -1)
         renumbered[kept] = np.arange(len(kept))

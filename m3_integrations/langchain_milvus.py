@@ -27,8 +27,8 @@ __all__ = ["M3SparseEmbeddings"]
 class M3SparseEmbeddings(BaseSparseEmbedding):
     """BGE-M3's lexical weights for a sparse field of langchain-milvus's `Milvus`.
 
-    Beside `M3Embeddings` of the same model it costs no second pass: what one has encoded, the other finds in the
-    encoder's cache.
+    Together with `M3Embeddings` of the same model it costs no second forward pass: the encoder's cache returns the
+    weights of a text that was just encoded.
 
     Setup:
         ```bash
@@ -38,7 +38,7 @@ class M3SparseEmbeddings(BaseSparseEmbedding):
     Key init args:
         model: A checkpoint folder or a repository of the hub such as "BAAI/bge-m3", which the process loads once; or
             the URL of an `m3 serve`.
-        encoder: Instead of `model`: an encoder that exists already.
+        encoder: An existing encoder, instead of `model`.
         model_kwargs: Further arguments of `M3Encoder`, such as device; only with `model`.
 
     Instantiate:
@@ -72,7 +72,7 @@ class M3SparseEmbeddings(BaseSparseEmbedding):
         ```
 
     Raises:
-        ValueError: Unless there is one of model and encoder, or if the checkpoint has no head for lexical weights.
+        ValueError: If neither model nor encoder is given, they disagree, or the checkpoint has no lexical head.
         FileNotFoundError: If there is no such model.
     """
 
@@ -93,7 +93,7 @@ class M3SparseEmbeddings(BaseSparseEmbedding):
         """Return the lexical weights of every text, {token id: weight}.
 
         Raises:
-            TypeError: If texts is one string or holds anything but strings.
+            TypeError: If texts is one string, or holds something that is not a string.
         """
         parts = self.encoder.encode_batches(texts, modes=("lexical",))
         return [weights.to_dict() for part in parts for weights in part.lexical]
@@ -102,7 +102,7 @@ class M3SparseEmbeddings(BaseSparseEmbedding):
         """Return the lexical weights of a query, {token id: weight}.
 
         Raises:
-            TypeError: If query is no string.
+            TypeError: If query is not a string.
         """
         return self.encoder.encode([query], kind="query", modes=("lexical",)).lexical[0].to_dict()
 

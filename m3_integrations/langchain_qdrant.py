@@ -24,8 +24,8 @@ __all__ = ["M3SparseEmbeddings"]
 class M3SparseEmbeddings(SparseEmbeddings):
     """BGE-M3's lexical weights for `QdrantVectorStore` in sparse or hybrid mode.
 
-    Beside `M3Embeddings` of the same model it costs no second pass: what one has encoded, the other finds in the
-    encoder's cache.
+    Together with `M3Embeddings` of the same model it costs no second forward pass: the encoder's cache returns the
+    weights of a text that was just encoded.
 
     Setup:
         ```bash
@@ -35,7 +35,7 @@ class M3SparseEmbeddings(SparseEmbeddings):
     Key init args:
         model: A checkpoint folder or a repository of the hub such as "BAAI/bge-m3", which the process loads once; or
             the URL of an `m3 serve`.
-        encoder: Instead of `model`: an encoder that exists already.
+        encoder: An existing encoder, instead of `model`.
         model_kwargs: Further arguments of `M3Encoder`, such as device; only with `model`.
 
     Instantiate:
@@ -70,7 +70,7 @@ class M3SparseEmbeddings(SparseEmbeddings):
         ```
 
     Raises:
-        ValueError: Unless there is one of model and encoder, or if the checkpoint has no head for lexical weights.
+        ValueError: If neither model nor encoder is given, they disagree, or the checkpoint has no lexical head.
         FileNotFoundError: If there is no such model.
     """
 
@@ -91,7 +91,7 @@ class M3SparseEmbeddings(SparseEmbeddings):
         """Return the lexical weights of every text; the indices are the model's token ids.
 
         Raises:
-            TypeError: If texts is one string or holds anything but strings.
+            TypeError: If texts is one string, or holds something that is not a string.
         """
         parts = self.encoder.encode_batches(texts, modes=("lexical",))
         return [_sparse_vector(weights) for part in parts for weights in part.lexical]
@@ -100,7 +100,7 @@ class M3SparseEmbeddings(SparseEmbeddings):
         """Return the lexical weights of a query.
 
         Raises:
-            TypeError: If text is no string.
+            TypeError: If text is not a string.
         """
         return _sparse_vector(self.encoder.encode([text], kind="query", modes=("lexical",)).lexical[0])
 

@@ -1,4 +1,4 @@
-"""Encoded records in Parquet files: what a job on many machines writes, and `load_parquet` puts into a store."""
+"""Encoded records in Parquet files: a job on many machines writes them, and `load_parquet` puts them into a store."""
 
 try:
     from m3_integrations.parquet.folder import Done, ParquetFolder, find_files

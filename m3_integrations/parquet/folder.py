@@ -1,4 +1,4 @@
-"""A folder of Parquet files of encoded records, here or in an object store."""
+"""`ParquetFolder`: a folder of Parquet files with encoded records, on this machine or in an object store."""
 
 from __future__ import annotations
 
@@ -20,35 +20,36 @@ from m3_integrations.parquet.tables import EncodedBy, check_same
 from m3_integrations.store.folder import sync
 
 _PACKED: Final = ("", ".gz", ".bz2", ".zst")
-"""What pyarrow unpacks by itself."""
+"""Endings of compressions that pyarrow unpacks by itself; "" is no compression."""
 
 _WRITTEN_AT_ONCE: Final = 64
-"""Records of a row group, which a reader may have to hold as a whole."""
+"""Records of a row group. A reader may have to hold a whole row group in memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class ParquetFile:
-    """A file that is there.
+    """A Parquet file of encoded records.
 
-    What cannot be read in it is a ValueError, by any of these methods; FileNotFoundError and PermissionError stay.
+    Each method raises ValueError if the file is damaged or is no Parquet file, and FileNotFoundError or PermissionError
+    if it cannot be opened.
     """
 
     files: fs.FileSystem
     path: str
 
     def said(self) -> tuple[EncodedBy, int]:
-        """Return what the file says of its vectors, and how many records it has."""
+        """Return the model and settings of the file's vectors, and its number of records."""
         with self._opened() as file:
             return EncodedBy.of(file.schema_arrow, self.path), file.metadata.num_rows
 
     def keys(self) -> NDArray[np.bytes_]:
-        """Return the keys of its records, (n,) S16."""
+        """Return the keys of the n records, (n,) S16."""
         with self._opened() as file:
             return np.frombuffer(b"".join(file.read(["key"]).column("key").to_pylist()), "S16")
 
     def batches(self, n: int) -> Iterator[pa.RecordBatch]:
-        """Yield its records, at most n at a time."""
-        with self._opened() as file:  # an error of whoever takes the batches does not come in here
+        """Yield the records, at most n at a time."""
+        with self._opened() as file:  # an error in the caller's loop is not raised in here
             yield from file.iter_batches(n)
 
     @contextmanager
@@ -69,12 +70,12 @@ class ParquetFile:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Done:
-    """What was encoded into a folder.
+    """The records that a folder already has.
 
     Attributes:
-        run: The number of the last run; 0 if there was none.
-        encoded_by: What the vectors are of; None without files.
-        keys: (n,) S16, the keys of all records, sorted.
+        run: The number of the last run; 0 without files.
+        encoded_by: The model and settings of the vectors; None without files.
+        keys: (n,) S16, the keys of all n records, sorted.
     """
 
     run: int
@@ -83,28 +84,28 @@ class Done:
 
 
 class ParquetFolder:
-    """A folder of Parquet files of encoded records, here or in an object store.
+    """A folder of Parquet files with encoded records, on this machine or in an object store.
 
-    A file is whole or not there. Files are named after the run that wrote them and what is in them, so that of a record
-    that was encoded again, as its text is another now, the later is read last.
+    A file is either complete or does not exist. Its name starts with the number of the run that wrote it. So if a
+    record was encoded again because its text changed, the newer version is read last.
 
     Args:
-        where: A path, or a URI such as `s3://bucket/folder`. It need not be there.
+        where: A path, or a URI such as `s3://bucket/folder`. It need not exist.
     """
 
     def __init__(self, where: str | os.PathLike[str]) -> None:
         self._files, self.path = _place(where)
 
     def prepare(self) -> None:
-        """Make the folder if it is not there."""
+        """Make the folder if it does not exist."""
         self._files.create_dir(self.path, recursive=True)
 
     def files(self) -> list[ParquetFile]:
-        """Return its Parquet files in the order of their names; none if the folder is not there."""
+        """Return the Parquet files sorted by name; none if the folder does not exist."""
         return [ParquetFile(self._files, path) for path in _listed(self._files, self.path, ".parquet")]
 
     def read_done(self) -> Done:
-        """Return what is in the folder.
+        """Return the keys of the records that the folder has, and their model and settings.
 
         Raises:
             ValueError: If a file is damaged, or the files are of several models or settings.
@@ -124,9 +125,9 @@ class ParquetFolder:
         return bool(self._files.get_file_info(f"{self.path}/{name}").is_file)
 
     def write(self, name: str, table: pa.Table) -> None:
-        """Write a file; when this returns it is whole and, in a folder of this machine, durable."""
+        """Write a file; on return it is complete and, if it is on this machine, durable."""
         path = f"{self.path}/{name}"
-        if not isinstance(self._files, fs.LocalFileSystem):  # an object appears when it is whole
+        if not isinstance(self._files, fs.LocalFileSystem):  # an object store shows only complete objects
             with self._files.open_output_stream(path) as stream:
                 _write(table, stream)
             return
@@ -158,10 +159,10 @@ def _write(table: pa.Table, file: Any) -> None:
 
 
 def find_files(where: str | os.PathLike[str], ending: str) -> list[tuple[fs.FileSystem, str]]:
-    """Return the file at a place, or those of a folder whose names have this ending, sorted.
+    """Return the file at this path or URI, or the files with this ending in the folder there, sorted by name.
 
     Raises:
-        FileNotFoundError: If there is neither.
+        FileNotFoundError: If there is no file or folder.
     """
     files, path = _place(where)
     found = files.get_file_info(path)
@@ -171,7 +172,7 @@ def find_files(where: str | os.PathLike[str], ending: str) -> list[tuple[fs.File
 
 
 def _listed(files: fs.FileSystem, folder: str, ending: str) -> list[str]:
-    """Return the files of a folder with this ending, also where that of a compression follows; not hidden ones."""
+    """Return a folder's files with this ending, sorted; the ending of a compression may follow. Skip hidden files."""
     found = files.get_file_info(fs.FileSelector(folder, allow_not_found=True))
     names = {info.path: info.path.rpartition("/")[2] for info in found if info.is_file}
     endings = tuple(ending + packed for packed in _PACKED)

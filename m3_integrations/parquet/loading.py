@@ -1,4 +1,4 @@
-"""Parquet files of encoded records into a store."""
+"""`load_parquet`: Parquet files of encoded records into a store."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from m3_integrations.store import Store
 from m3_integrations.store.values import is_same
 
 _READ_AT_ONCE: Final = 50
-"""Records read with their vectors at a time: bounds the memory."""
+"""Records that are read with their vectors at a time, which bounds the memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """What a load did.
+    """Counts of a load.
 
     Attributes:
         n_loaded: Records that were written into the store.
-        n_there: Records that the store had already, with the same text and metadata.
+        n_there: Records that the store already had with the same text and metadata.
     """
 
     n_loaded: int
@@ -33,23 +33,24 @@ class LoadReport:
 
 
 def load_parquet(paths: Iterable[str | os.PathLike[str]], store: Store, *, show_progress: bool = False) -> LoadReport:
-    """Put the records of Parquet files into a store, with their vectors: nothing is encoded.
+    """Put the records of Parquet files and their vectors into a store, without encoding anything.
 
-    Run again after an interruption it goes on: a record that the store has already, with the same text and metadata, is
-    skipped. Of two records with the same id the later file's counts.
+    After an interruption call it again: a record that the store already has with the same text and metadata is skipped.
+    Of two records with the same id the one in the later file stays.
 
     Args:
-        paths: Files that an encoding has written, and folders of them; paths, or URIs such as `s3://bucket/folder`.
-        store: Bound to the model of the files. It keeps the modes that it keeps, so token vectors are left out where it
-            was opened with `multi_vector="none"`.
+        paths: Files that `encode_corpus` has written, and folders of them: paths, or URIs such as
+            `s3://bucket/folder`.
+        store: The store, which is bound to the model of the files. Only the store's `kept_modes` are loaded: no token
+            vectors if it was opened with `multi_vector="none"`.
         show_progress: Whether to draw a progress bar, over records.
 
     Raises:
         TypeError: If paths is one string.
-        FileNotFoundError: If a path is not there.
-        ValueError: If there is no file, a file is damaged, was not written by this package, or is of another model or
-            other settings than the first or the store. All files are opened before anything is written; what is damaged
-            within one is noticed when it is read, and what was loaded before stays.
+        FileNotFoundError: If a path does not exist.
+        ValueError: If there is no file, or a file is damaged, was not written by this package, or is of another model
+            or other settings than the first file or the store. All files are opened before the first record is written.
+            Damage inside a file is found only when that part is read; records loaded before stay in the store.
     """
     if isinstance(paths, str | os.PathLike):
         raise TypeError(f"paths must be several, got {paths!r}: pass [{paths!r}]")
@@ -78,7 +79,7 @@ def load_parquet(paths: Iterable[str | os.PathLike[str]], store: Store, *, show_
 
 
 def _load(batch: pa.RecordBatch, where: str, encoded_by: EncodedBy, store: Store) -> int:
-    """Write what the store has not, or has otherwise, and return how many records that were."""
+    """Write the records that the store lacks or has with other text or metadata; return how many were written."""
     rows = read_rows(batch, where)
     if missing := missing_rows(rows, store):
         kept = [mode for mode in encoded_by.modes if mode in store.kept_modes]
@@ -89,7 +90,7 @@ def _load(batch: pa.RecordBatch, where: str, encoded_by: EncodedBy, store: Store
 
 
 def missing_rows(rows: Rows, store: Store) -> list[int]:
-    """Return which records a store has not, or has with another text or other metadata."""
+    """Return the positions of the records that a store lacks, or has with another text or other metadata."""
     there = {record.id: record for record in store.get(rows.ids)}
     return [
         row

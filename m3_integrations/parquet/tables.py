@@ -1,17 +1,17 @@
 """The columns of a Parquet file of encoded records.
 
-| column | what |
+| column | content |
 |---|---|
 | `id`, `text` | strings |
-| `metadata` | JSON, dates as strings of ISO 8601 |
-| `exact` | null, or a text that metadata are read from where JSON would change a value |
-| `key` | 16 bytes: a digest of the four before, by which an encoding that goes on knows what is done |
+| `metadata` | JSON, with dates as strings of ISO 8601 |
+| `exact` | null; or the metadata as a text that keeps dates and numbers which `metadata` would change |
+| `key` | 16 bytes: a digest of the four columns above; a resumed encoding skips the keys that it finds |
 | `dense` | list of float32, unit length |
 | `lexical_indices`, `lexical_values` | lists of int32, rising, and of float32 |
-| `multi_vector`, `tokens` | list of float16, one token's vector after another; how many tokens |
+| `multi_vector`, `tokens` | list of float16, one token's vector after another; the number of tokens |
 
-A mode that was not computed has no columns. The schema's metadata say under `m3_integrations`, in JSON, which model and
-which settings the vectors are of.
+A mode that was not encoded has no columns. The schema's metadata hold, under `m3_integrations` as JSON, the model and
+the settings of the vectors.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ _RECORD: Final = {"id": pa.string(), "text": pa.string(), "metadata": pa.string(
 _VECTORS: Final[Mapping[Mode, Mapping[str, Any]]] = {
     "dense": {"dense": pa.list_(pa.float32())},
     "lexical": {"lexical_indices": pa.list_(pa.int32()), "lexical_values": pa.list_(pa.float32())},
-    # Large: 256 long texts have more numbers than 32 bits count.
+    # A large list: 256 texts of 8,192 tokens have more numbers than a 32-bit offset can count.
     "multi_vector": {"multi_vector": pa.large_list(pa.float16()), "tokens": pa.int32()},
 }
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedBy:
-    """What vectors are of; those of two that differ cannot be compared.
+    """The model and settings that vectors were made with; vectors of two that differ cannot be compared.
 
     Attributes:
-        fingerprint: The model.
-        modes: Which vectors there are.
+        fingerprint: The model's fingerprint.
+        modes: The modes of the vectors.
         pooling: How a text's tokens became its dense vector: "cls", "mcls" or "mean".
-        max_length: The most tokens of a text; what was longer was cut.
-        model: What the model was called, for people; not compared.
+        max_length: The most tokens of a text; longer texts were cut.
+        model: The model's name, for people; not compared.
     """
 
     fingerprint: str
@@ -71,10 +71,11 @@ class EncodedBy:
 
     @classmethod
     def of(cls, schema: pa.Schema, where: str) -> Self:
-        """Read what a file says of its vectors.
+        """Read the model and settings from a file's schema.
 
         Raises:
-            ValueError: If this package did not write it, or a later version did, or columns are not as they must be.
+            ValueError: If this package did not write the file, a later version wrote it, or it has other columns than
+                its modes need.
         """
         written = (schema.metadata or {}).get(_SAID)
         said = {} if written is None else json.loads(written)
@@ -92,7 +93,7 @@ class EncodedBy:
 
 
 def check_same(where: str, said: EncodedBy, expected: EncodedBy | None) -> None:
-    """Raise ValueError if vectors are of another model or other settings than expected; None expects nothing."""
+    """Raise ValueError if vectors are of another model or other settings than expected; None accepts all."""
     if expected is not None and said != expected:
         raise ValueError(
             f"{where} holds vectors of {_named(said)}, not of {_named(expected)}: they cannot be compared, so use a "
@@ -114,18 +115,18 @@ def _as_texts(metadata: Mapping[str, Any]) -> tuple[str, str | None]:
 
 
 def record_key(id_: str, text: str, metadata: Mapping[str, Any]) -> bytes:
-    """Return 16 bytes that stand for a record's id, text and checked metadata, whatever the order of its keys."""
+    """Return a digest of a record's id, text and checked metadata, 16 bytes; the order of the keys does not matter."""
     said = json.dumps([id_, text, *_as_texts(metadata)], ensure_ascii=False)
     return hashlib.blake2b(said.encode(), digest_size=16).digest()
 
 
 def as_table(rows: Rows, vectors: M3Vectors, encoded_by: EncodedBy) -> pa.Table:
-    """Return the table of n records.
+    """Return n records and their vectors as a table.
 
     Args:
-        rows: n, their metadata checked by `values.check_metadata`.
-        vectors: Of the n texts, in the modes of encoded_by.
-        encoded_by: What they are of.
+        rows: The n records; their metadata were checked by `values.check_metadata`.
+        vectors: The vectors of the n texts, in the modes of encoded_by.
+        encoded_by: The model and settings that made the vectors.
     """
     written = [_as_texts(each) for each in rows.metadatas]
     columns: dict[str, Any] = {
@@ -152,12 +153,12 @@ def as_table(rows: Rows, vectors: M3Vectors, encoded_by: EncodedBy) -> pa.Table:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """Records without their vectors, by columns.
+    """n records without their vectors, by columns.
 
     Attributes:
-        ids: n.
-        texts: n.
-        metadatas: n, as a store keeps them.
+        ids: n strings.
+        texts: n strings.
+        metadatas: n mappings, as a store keeps them.
     """
 
     ids: list[str]
@@ -178,7 +179,7 @@ def read_rows(batch: pa.RecordBatch, where: str) -> Rows:
     """Return the records of a batch.
 
     Raises:
-        ValueError: If one has no id, text or metadata, or metadata that cannot be read.
+        ValueError: If a record has no id, text or metadata, or its metadata cannot be read.
     """
     columns = {name: batch.column(name).to_pylist() for name in ("id", "text", "metadata", "exact")}
     if any(None in columns[name] for name in ("id", "text", "metadata")):
@@ -192,7 +193,7 @@ def read_rows(batch: pa.RecordBatch, where: str) -> Rows:
 
 
 def read_vectors(batch: pa.RecordBatch, where: str, modes: Sequence[Mode]) -> M3Vectors:
-    """Return the vectors of a batch; that their numbers are finite and fit the store is left to it.
+    """Return the vectors of a batch. The store checks that numbers are finite and sizes fit; this function does not.
 
     Raises:
         ValueError: If the columns do not fit each other.
@@ -208,7 +209,7 @@ def read_vectors(batch: pa.RecordBatch, where: str, modes: Sequence[Mode]) -> M3
         offsets, indices = _lists(batch, "lexical_indices", where)
         ends, weights = _lists(batch, "lexical_values", where)
         steps = np.diff(indices.astype(np.int64), prepend=-1)
-        steps[offsets[:-1][np.diff(offsets) > 0]] = 1  # a text's first token may be any
+        steps[offsets[:-1][np.diff(offsets) > 0]] = 1  # a text's first token may have any id
         if not np.array_equal(offsets, ends) or (steps < 1).any() or (indices < 0).any() or not (weights > 0).all():
             raise ValueError(f"{where} has lexical weights that are no rising tokens with a weight above 0 for each")
         lexical = LexicalRows(offsets, indices, weights)

@@ -1,4 +1,4 @@
-"""Many machines, by Ray: a corpus encoded on all of them, and replicas of an encoder behind the doors of `m3 serve`."""
+"""BGE-M3 on many machines with Ray: encode a corpus on all of them, or run replicas of `m3 serve`."""
 
 try:
     from m3_integrations.ray.encoding import EncodeReport, encode_corpus

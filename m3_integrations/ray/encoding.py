@@ -1,4 +1,4 @@
-"""A corpus encoded by all workers of a Ray cluster, into a server's store or into Parquet files."""
+"""`encode_corpus`: all workers of a Ray cluster encode a corpus into a server's store or into Parquet files."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from m3_integrations.encoder import M3Encoder
 
 _CALLS_AT_ONCE: Final = 2
-"""Batches that a worker has under way: one is written while the network works on another."""
+"""Batches that a worker handles at a time: it writes one while the network encodes the other."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncodeReport:
-    """What a run did.
+    """Counts of a run.
 
     Attributes:
         n_encoded: Records that were encoded and written.
-        n_there: Records that were written before, with the same text and metadata.
+        n_there: Records that an earlier run had written with the same text and metadata.
     """
 
     n_encoded: int
@@ -51,43 +51,43 @@ def encode_corpus(
     encoder_settings: Mapping[str, Any] | None = None,
     store_settings: Mapping[str, Any] | None = None,
 ) -> EncodeReport:
-    """Encode a corpus on all GPUs of the cluster, or its CPUs, and write it where it lasts.
+    """Encode a corpus on all GPUs of the cluster, or on its CPUs, and write the vectors to a server or a folder.
 
-    Each worker has one model on one device. It asks the target which records of a batch are there, encodes the others
-    and writes them; vectors travel to the target alone. So a run that was killed goes on when it is called again:
-    nothing is encoded twice that was written, and ids make no duplicates. A record whose text or metadata changed is
-    encoded again. A worker that dies is replaced, and its batches are done again.
+    Each worker has one model on one device. For each batch it asks the target which records are missing, encodes these
+    and writes them. Vectors are sent only to the target. After a killed run, call this function again: it encodes only
+    the records that were not written, and makes no duplicates of an id. A record whose text or metadata changed is
+    encoded again. Ray replaces a worker that dies, and does its batches again.
 
     Args:
-        corpus: Columns `id` and `text`, strings, and if you like `metadata`: JSON as a string, or a struct, whose
-            absent keys are None to Ray. Ids differ; of two equal ones it is not said which stays.
-        target: The URL of a Qdrant server, whose store many processes may write; or a folder for Parquet files, which
-            `m3 load` puts into any store: a path that all machines share, or a URI such as `s3://bucket/folder`. One
-            run at a time writes into a folder.
-        model: A folder that every machine has, a hub's repository, or the name of a bundled checkpoint.
-        modes: Which vectors; by default all that the checkpoint has heads for and the target keeps.
-        n_workers: By default as many as there are GPUs; one for each machine if there are none.
-        cpus_per_worker: CPUs that a worker takes; by default 1 beside a GPU, otherwise all but two of the smallest
-            machine.
-        batch_size: Records that are written together: what a kill has had done in vain, twice at most for each worker.
+        corpus: Columns `id` and `text`, strings. Optional column `metadata`: JSON as a string, or a struct; Ray sets a
+            struct's absent keys to None. Ids must differ; of two records with the same id either may stay.
+        target: The URL of a Qdrant server, into which many processes may write at a time. Or a folder for Parquet
+            files, which `m3 load` puts into any store: a path that all machines share, or a URI such as
+            `s3://bucket/folder`. Only one run at a time may write into a folder.
+        model: A folder that every machine has, a repository of the hub, or the name of a bundled checkpoint.
+        modes: The modes to encode; by default all that the checkpoint has heads for and the target keeps.
+        n_workers: The number of workers; by default one per GPU, or one per machine without GPUs.
+        cpus_per_worker: CPUs that a worker takes. Default: 1 with a GPU, otherwise all but two of the smallest
+            machine's CPUs.
+        batch_size: Records that are written together. A killed run loses the work on at most two batches per worker.
         encoder_settings: Further arguments of `M3Encoder`.
         store_settings: Further arguments of `open_store`, for a server.
 
     Raises:
-        ValueError: If columns are missing or no strings, a number is below 1, the cluster is too small for the workers
-            and the reading beside them, or the target holds another model's vectors.
-        TypeError: For settings that there are not, or settings of a store where the target is a folder.
+        ValueError: If a column is missing or does not hold strings, a number is below 1, the cluster has too few CPUs
+            or GPUs for the workers and the reading, or the target holds another model's vectors.
+        TypeError: For unknown settings, or for store_settings if the target is a folder.
         OSError: If the target cannot be written.
     """
     known = corpus.schema(fetch_if_missing=False)
-    if known is not None and isinstance(known.base_schema, pa.Schema):  # else the workers look
+    if known is not None and isinstance(known.base_schema, pa.Schema):  # otherwise the workers check the columns
         check_columns(known.base_schema)
     for name, number in (("n_workers", n_workers), ("cpus_per_worker", cpus_per_worker), ("batch_size", batch_size)):
         if number is not None and number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
     workers = plan_workers(n_workers, cpus_per_worker)
     open_place = _place(target, store_settings)
-    # A block is a batch: one block of a small corpus would keep one worker busy, and a worker's death costs a block.
+    # Make every block one batch: one large block would occupy a single worker, and a worker's death costs a block.
     counted = corpus.repartition(target_num_rows_per_block=batch_size).map_batches(
         _Worker,
         fn_constructor_args=(model, dict(encoder_settings or {}), open_place, modes),
@@ -108,7 +108,7 @@ def encode_corpus(
 
 @contextmanager
 def _own_errors(corpus: Dataset) -> Iterator[None]:
-    """Have Ray raise a worker's error as what it is, a ValueError as one, while this lasts."""
+    """Make Ray raise a worker's error with its own type, such as ValueError, while this context lasts."""
     before = corpus.context.raise_original_map_exception
     corpus.context.raise_original_map_exception = True
     try:
@@ -119,12 +119,12 @@ def _own_errors(corpus: Dataset) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """How many workers.
+    """The number of workers and their resources.
 
     Attributes:
-        n: How many.
-        cpus: CPUs that each takes.
-        gpus: GPUs that each takes: 1, or 0 where there are none.
+        n: The number of workers.
+        cpus: CPUs that each worker takes.
+        gpus: GPUs that each worker takes: 1, or 0 if the cluster has no GPU.
     """
 
     n: int
@@ -133,17 +133,17 @@ class Workers:
 
 
 def plan_workers(n: int | None, cpus: int | None) -> Workers:
-    """Return the workers that were asked for, or those that fit the cluster, as `encode_corpus` says.
+    """Return the workers for these arguments of `encode_corpus`; None means its default.
 
     Raises:
-        ValueError: If the cluster is too small for them and for the reading beside them.
+        ValueError: If the cluster is too small for the workers and one CPU for reading.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     n_gpus = int(sum(node.get("GPU", 0) for node in nodes))
     n_cpus = int(sum(node.get("CPU", 0) for node in nodes))
     smallest = int(min((node["CPU"] for node in nodes if node.get("CPU", 0) > 0), default=0))
     workers = Workers(n or n_gpus or len(nodes), cpus or (1 if n_gpus else max(smallest - 2, 1)), 1 if n_gpus else 0)
-    # Reading takes a CPU beside the workers: without one both would wait for ever, and without a word.
+    # Reading needs a CPU that no worker takes: without it Ray would wait without end and without a message.
     if workers.n * workers.cpus >= n_cpus or workers.n * workers.gpus > n_gpus:
         raise ValueError(
             f"{workers.n} workers with {workers.cpus} CPUs each, and a CPU for reading, do not fit into a cluster of "
@@ -166,7 +166,7 @@ def _place(where: str | os.PathLike[str], settings: Mapping[str, Any] | None) ->
 
 
 class _Worker:
-    """A model on a device, and where it writes: encodes of a batch what is not there, and returns the numbers."""
+    """Encodes the missing records of a batch, writes them to the target, and returns their counts."""
 
     def __init__(
         self, model: str, settings: dict[str, Any], open_place: OpenPlace, modes: Sequence[Mode] | None
@@ -184,9 +184,9 @@ class _Worker:
         return pa.table({"n_encoded": [len(missing)], "n_there": [len(rows) - len(missing)]})
 
     def _open(self) -> tuple[M3Encoder, StorePlace | FolderPlace]:
-        """Open both at the first batch: an error in the constructor would reach the caller as an actor's death."""
+        """Open both at the first batch: an error in the constructor reaches the caller as an actor's death."""
         with self._lock:
             if self._opened is None:
-                encoder = m3_integrations.M3Encoder(self._model, **self._settings)  # the processes that read need none
+                encoder = m3_integrations.M3Encoder(self._model, **self._settings)  # lazily: readers need no torch
                 self._opened = encoder, self._open_place(encoder, self._modes)
             return self._opened

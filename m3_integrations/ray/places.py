@@ -1,4 +1,4 @@
-"""Where a worker writes, with what is there already: a store on a server, or a folder of Parquet files."""
+"""The targets of `encode_corpus`: a store on a server, or a folder of Parquet files."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 class StorePlace:
-    """The store of a server.
+    """A server's store as the target.
 
     Attributes:
-        modes: The modes that are to be computed for it.
+        modes: The modes to encode for it.
     """
 
     def __init__(self, url: str, settings: Mapping[str, Any], encoder: M3Encoder, modes: Sequence[Mode] | None) -> None:
@@ -35,7 +35,7 @@ class StorePlace:
         self.modes = tuple(kept) if modes is None else check_modes(modes)
 
     def missing(self, rows: Rows) -> list[int]:
-        """Return which records are not there as they are."""
+        """Return the positions of the records that the store lacks, or has with another text or other metadata."""
         return missing_rows(rows, self._store)
 
     def write(self, rows: Rows, vectors: M3Vectors) -> None:
@@ -44,12 +44,13 @@ class StorePlace:
 
 
 class FolderPlace:
-    """A folder of Parquet files: one for each batch.
+    """A folder of Parquet files as the target: one file for each batch.
 
-    A batch that is done again, as its worker died before it could say so, has the same name and so is known.
+    A file is named after the batch's records. A batch that is done again after its worker died has the same name, so
+    its file is found.
 
     Attributes:
-        modes: The modes that are to be computed for it.
+        modes: The modes to encode for it.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class FolderPlace:
         self._folder, self._run, self._done = folder, found.run + 1, found.keys
 
     def missing(self, rows: Rows) -> list[int]:
-        """Return which records are not there as they are."""
+        """Return the positions of the records that no file has with this text and metadata."""
         keys = _keys(rows)
         places = np.searchsorted(self._done, keys)
         is_done = np.zeros(len(rows), bool)
@@ -87,7 +88,7 @@ class FolderPlace:
 
 
 OpenPlace = Callable[["M3Encoder", Sequence[Mode] | None], StorePlace | FolderPlace]
-"""Opens a place in a worker, for its encoder and the modes that were asked for."""
+"""Opens the target in a worker, for the worker's encoder and the requested modes."""
 
 
 def _keys(rows: Rows) -> NDArray[np.bytes_]:
@@ -95,7 +96,7 @@ def _keys(rows: Rows) -> NDArray[np.bytes_]:
 
 
 def check_columns(schema: pa.Schema) -> None:
-    """Raise ValueError if a corpus has no strings as ids and texts."""
+    """Raise ValueError if a corpus lacks the column `id` or `text`, or one does not hold strings."""
     for name in ("id", "text"):
         if name not in schema.names:
             raise ValueError(
@@ -107,11 +108,12 @@ def check_columns(schema: pa.Schema) -> None:
 
 
 def rows_of(batch: pa.Table) -> Rows:
-    """Return the records of a corpus' batch, their metadata as a store keeps them.
+    """Return the records of a corpus's batch, with metadata checked by `check_metadata`.
 
     Raises:
-        ValueError: If there are no such columns, an id or a text is null, or metadata are no JSON object, or hold what
-            cannot be kept.
+        TypeError: If metadata are not an object.
+        ValueError: If `id` or `text` is missing or null, or metadata are not valid JSON or hold values that cannot be
+            kept.
     """
     check_columns(batch.schema)
     columns = {name: batch.column(name).to_pylist() for name in batch.column_names}
@@ -120,7 +122,7 @@ def rows_of(batch: pa.Table) -> Rows:
         if id_ is None or text is None:
             raise ValueError(f"every record needs an id and a text, got {id_!r} and {text!r:.60}")
     given = columns.get("metadata", [None] * len(ids))
-    exact = columns.get("exact", [None] * len(ids))  # of a corpus that is encoded again from our own files
+    exact = columns.get("exact", [None] * len(ids))  # a corpus may be made of our own Parquet files
     rows = zip(ids, given, exact, strict=True)
     return Rows(ids, texts, [check_metadata(_metadata(*row), f"record {row[0]!r}") for row in rows])
 

@@ -1,4 +1,4 @@
-"""JSONL files as a dataset of Ray."""
+"""`read_jsonl`: JSONL files as a Ray dataset."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from m3_integrations.indexing.reading import read_line
 from m3_integrations.parquet import find_files
 
 _READ_AT_ONCE: Final = 1024
-"""Lines."""
+"""Lines that become one table."""
 
 
 def read_jsonl(paths: Iterable[str | os.PathLike[str]]) -> Dataset:
-    """Return the dataset of JSONL files: columns id, text and metadata, the last as JSON.
+    """Return a dataset of the lines of JSONL files: columns `id`, `text` and `metadata`, the last as a JSON string.
 
-    A line is what `m3 index` takes: an object with a string `text`, `_id` or `id`, and if you like `title` and an
-    object `metadata`; all further keys count as metadata. Here an id is needed. A machine reads a file at a time, line
-    by line, so that many files are read faster than one.
+    A line has the format of `m3 index`: an object with a string `text`, an `_id` or `id`, and optionally `title` and an
+    object `metadata`. All further keys count as metadata. Unlike in `m3 index`, an id is required. Each file is read by
+    one machine, line by line, so many files are read faster than one large file.
 
     Args:
         paths: Files, and folders of `.jsonl` files (also `.jsonl.gz` and the like), that every machine can read: paths,
@@ -34,8 +34,8 @@ def read_jsonl(paths: Iterable[str | os.PathLike[str]]) -> Dataset:
 
     Raises:
         TypeError: If paths is one string.
-        FileNotFoundError: If a path is not there.
-        ValueError: If there is no file. Once the dataset is read, if a line is not as it must be.
+        FileNotFoundError: If a path does not exist.
+        ValueError: If there is no file. Later, while the dataset is read, if a line does not have this format.
     """
     if isinstance(paths, str | os.PathLike):
         raise TypeError(f"paths must be several, got {paths!r}: pass [{paths!r}]")
@@ -47,14 +47,14 @@ def read_jsonl(paths: Iterable[str | os.PathLike[str]]) -> Dataset:
 
 
 def parsed(numbers: pa.Table, found: list[tuple[fs.FileSystem, str]]) -> Iterator[pa.Table]:
-    """Yield the records of files by columns, some at a time.
+    """Yield the records of files as tables of up to 1,024 rows.
 
     Args:
-        numbers: Which of the files, in the column `id`.
-        found: All of them.
+        numbers: Positions in `found` of the files to read, in the column `id`.
+        found: All files.
 
     Raises:
-        ValueError: If a line is not as it must be.
+        ValueError: If a line does not have the format that `read_jsonl` describes.
     """
     schema = pa.schema([(name, pa.string()) for name in ("id", "text", "metadata")])
     for number in numbers.column("id").to_pylist():
@@ -65,7 +65,7 @@ def parsed(numbers: pa.Table, found: list[tuple[fs.FileSystem, str]]) -> Iterato
 
 def _rows(files: fs.FileSystem, path: str) -> Iterator[dict[str, str]]:
     with files.open_input_stream(path) as stream:
-        # Lines end with a line feed alone: JSON's strings may hold other line separators as they are.
+        # Only "\n" ends a line: a JSON string may contain other line separators unescaped.
         lines = io.TextIOWrapper(stream, "utf-8-sig", newline="\n")
         for number, line in enumerate(lines, 1):
             if not line.strip():

@@ -1,4 +1,4 @@
-"""An encoder with replicas on Ray Serve, behind the doors of `m3 serve`."""
+"""`serve_encoder`: replicas of an encoder on Ray Serve, with the routes of `m3 serve`."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def serve_encoder(
     local_only: bool | None = None,
     encoder_settings: Mapping[str, Any] | None = None,
 ) -> serve.Application:
-    """Return an application of Ray Serve, for `serve.run`: replicas of an encoder behind the doors of `m3 serve`.
+    """Return an application for Ray's `serve.run`: replicas of an encoder with the routes of `m3 serve`.
 
-    Each replica has one model. `RemoteEncoder`, `m3 index --model URL` and every other client of `m3 serve` ask it at
-    the URL of Ray Serve's proxy. A replica that dies is replaced; meanwhile the others answer, and `RemoteEncoder`
-    sends again what was under way there. `/metrics` are those of one replica.
+    Each replica loads one model. `RemoteEncoder`, `m3 index --model URL` and every other client of `m3 serve` use the
+    URL of Ray Serve's proxy. Ray replaces a replica that dies. Meanwhile the other replicas answer, and `RemoteEncoder`
+    repeats the requests that the dead one was working on. `/metrics` shows the metrics of one replica.
 
     Args:
-        model: A folder that every machine has, a hub's repository, or the name of a bundled checkpoint.
-        n_replicas: How many there are.
+        model: A folder that every machine has, a repository of the hub, or the name of a bundled checkpoint.
+        n_replicas: The number of replicas.
         cpus_per_replica: CPUs that a replica takes.
-        gpus_per_replica: GPUs that a replica takes: 1, or 0 for one on the CPU.
-        api_keys: As for `create_app`; they are in the application's settings.
-        limits: As for `create_app`, for each replica. `max_running` is also how many requests Ray sends to a replica.
+        gpus_per_replica: GPUs that a replica takes: 1, or 0 to run on the CPU.
+        api_keys: As for `create_app`. Ray stores them in the application's settings.
+        limits: As for `create_app`, for each replica. Ray sends at most `max_running` requests at a time to a replica.
         name: As for `create_app`.
         local_only: As for `create_app`.
         encoder_settings: Further arguments of `M3Encoder`.
@@ -49,7 +49,7 @@ def serve_encoder(
         raise TypeError("api_keys must be several, got one string: pass [key]")
     if n_replicas < 1:
         raise ValueError(f"n_replicas must be at least 1, got {n_replicas}")
-    from m3_integrations.encoder import M3Encoder  # noqa: PLC0415 - processes that read a corpus need no torch
+    from m3_integrations.encoder import M3Encoder  # noqa: PLC0415 - reading processes need no torch
     from m3_integrations.serve import Limits, create_app  # noqa: PLC0415 - likewise
 
     keys, chosen, settings = list(api_keys), limits or Limits(), dict(encoder_settings or {})
