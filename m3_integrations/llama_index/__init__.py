@@ -9,7 +9,7 @@ try:
     from m3_integrations.llama_index.sparse import M3SparseEmbedding, sparse_doc_fn, sparse_query_fn
     from m3_integrations.llama_index.vector_store import M3VectorStore
 except ModuleNotFoundError as error:
-    # Other packages of LlamaIndex share the namespace, so it may be there without the core.
+    # Other LlamaIndex packages share the namespace llama_index, so it may exist without the core.
     if error.name not in {"llama_index", "llama_index.core"}:
         raise
     raise ImportError(

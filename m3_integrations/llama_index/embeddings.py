@@ -16,22 +16,22 @@ class M3Embedding(NamedEncoderFields, BaseEmbedding):
 
     `pip install 'PATH_TO_THE_CLONE[llama-index]'`
 
-    In an `IngestionPipeline` the key of the cache is made of `model_name`, `model_kwargs` and the text. An `encoder`
-    that was passed is known by its name alone: give two that differ in their settings a cache each.
+    An `IngestionPipeline` makes the key of its cache from `model_name`, `model_kwargs` and the text. A passed `encoder`
+    appears there only by its name: use separate caches for two encoders whose settings differ.
 
     Args:
-        model_name: A checkpoint folder, or a repository of the hub; `model` says the same.
-        encoder: Instead of `model_name`: an encoder that exists already.
+        model_name: A checkpoint folder, or a repository of the hub; `model` means the same.
+        encoder: An existing encoder, instead of `model_name`.
         model_kwargs: Further arguments of `M3Encoder`; only with `model_name`.
-        embed_batch_size: Texts handed to the encoder at a time, 1 to 2048. It plans its own forward passes, so there
-            is no reason to lower it.
-        callback_manager: Who is told about embedding events.
-        num_workers: How many batches the asynchronous methods have under way.
+        embed_batch_size: Texts passed to the encoder at a time, 1 to 2048. The encoder plans its forward passes itself,
+            so there is no reason to lower this.
+        callback_manager: Receives LlamaIndex's embedding events.
+        num_workers: The number of batches that the asynchronous methods embed at a time.
         embeddings_cache: A key-value store of LlamaIndex that keeps vectors by text.
 
     Raises:
-        ValueError: For an unknown argument or one out of range (pydantic's ValidationError), or unless there is one of
-            model_name and encoder.
+        ValueError: For an unknown argument or one out of range (pydantic's ValidationError), if neither model_name nor
+            encoder is given, or if they disagree.
         FileNotFoundError: If there is no such model.
 
     Examples:
@@ -72,9 +72,9 @@ class M3Embedding(NamedEncoderFields, BaseEmbedding):
 
 
 class QueryEmbedding(M3Embedding):
-    """Embeds queries, and leaves texts to a vector store that has an encoder of its own.
+    """Embeds queries only, for a vector store that encodes the texts itself.
 
-    The embedding of a text is the empty list: `IngestionPipeline` drops nodes without any embedding.
+    The embedding of a text is an empty list and not None, because `IngestionPipeline` drops nodes without an embedding.
     """
 
     @classmethod
@@ -90,5 +90,5 @@ class QueryEmbedding(M3Embedding):
 
 
 def _floats(dense: FloatArray) -> list[list[float]]:
-    # Row by row: one call for all would hold the interpreter's lock, and so the event loop, for as long as it takes.
+    # Row by row: one call for all rows would hold the interpreter's lock, and so block the event loop.
     return [row.tolist() for row in dense]

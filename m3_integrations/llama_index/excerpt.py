@@ -18,31 +18,32 @@ _SPANS_KEY: Final = "m3_spans"
 
 
 class M3Excerpt(EncoderFields, BaseNodePostprocessor):
-    """Keeps of every node the sentences that carry its match with the query, and those after them.
+    """Shortens each node to the sentences that match the query best, and the sentences after them.
 
     `pip install 'PATH_TO_THE_CLONE[llama-index]'`
 
-    What carries the match is read off token vectors and lexical weights, as `m3_integrations.search.Evidence` says; no
-    language model is asked. A long document may be one node, up to what the model reads: no splitter is needed. What is
-    looked at is a node's text for embedding models, so with its metadata; what is kept is of the text alone. Results
-    are copies with their scores, in their order. Their metadata have "m3_spans", the first characters of what was kept
-    and those after the last, as offsets into the node's text; it is in no text for an embedding model or an LLM.
+    Token vectors and lexical weights show which sentences match, as `m3_integrations.search.Evidence` describes; no
+    language model is called. A whole document may be one node, up to the model's length limit, so no splitter is
+    needed. The match is computed on the node's text for embedding models, which includes its metadata; only sentences
+    of the text itself are kept. Results are copies in the same order, with the same scores. Their metadata have
+    "m3_spans": start and end of each kept span, as offsets into the node's text. This key is hidden from embedding
+    models and LLMs.
 
     Args:
         model: A checkpoint folder, a repository of the hub, or the URL of an `m3 serve`.
-        encoder: Instead of `model`: an encoder that exists already.
+        encoder: An existing encoder, instead of `model`.
         model_kwargs: Further arguments of `M3Encoder`; only with `model`.
-        max_share: The most of a text's characters to keep, over 0 and up to 1; the best sentence is always kept.
-        max_characters: The most characters of a text to keep; None for no limit but the share.
-        neighbours: How many sentences after a chosen one are preferred to the next best.
-        separator: What stands where something was left out.
-        store: For a node whose id and text are those of a record in it, stored vectors are read; only the others are
-            encoded.
-        callback_manager: Of LlamaIndex's own; nothing is reported to it.
+        max_share: The largest share of a text's characters to keep, over 0 and up to 1. The best sentence is always
+            kept.
+        max_characters: The most characters of a text to keep; None for no limit besides max_share.
+        neighbours: How many sentences after a chosen one are preferred to the next best sentence.
+        separator: Written in place of the text that was left out.
+        store: Vectors are read from it for a node whose id and text equal a record's; only other nodes are encoded.
+        callback_manager: A field of LlamaIndex's class; nothing is reported to it.
 
     Raises:
-        ValueError: For an unknown argument or one out of range (pydantic's ValidationError), or unless there is one of
-            model and encoder.
+        ValueError: For an unknown argument or one out of range (pydantic's ValidationError), if neither model nor
+            encoder is given, or if they disagree.
         FileNotFoundError: If there is no such model.
 
     Examples:
@@ -92,7 +93,7 @@ class M3Excerpt(EncoderFields, BaseNodePostprocessor):
     def _shortened(self, found: NodeWithScore, evidence: Evidence) -> NodeWithScore:
         content = found.node.get_content(MetadataMode.NONE)
         start = evidence.text.rfind(content)
-        if not content or start < 0:  # a picture, or a template that changes the text
+        if not content or start < 0:  # an image, or a template that changes the text
             return found
         own = evidence.within(start, start + len(content))
         kept = own.keep(max_share=self.max_share, max_characters=self.max_characters, neighbours=self.neighbours)

@@ -1,4 +1,4 @@
-"""Fields that the pydantic classes for LlamaIndex have in common: those by which an encoder is given."""
+"""`EncoderFields`: the fields for model and encoder that the pydantic classes for LlamaIndex share."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Weights = Annotated[SkipValidation[WeightsLike | None], BeforeValidator(checked_
 """How much each mode counts: any `WeightsLike`, or None for equal weights."""
 
 Integer = Annotated[int, BeforeValidator(no_flag)]
-"""A whole number, numpy's too; pydantic itself would take True for 1."""
+"""A whole number of Python or numpy. Pydantic itself would accept True as 1."""
 
 
 class EncoderFields(BaseModel):
-    """The fields by which an encoder is given.
+    """The fields for a model or an encoder.
 
-    Once made, `encoder` is always there, `model` is its name and `model_kwargs` are its settings, so that another
-    instance can be made of a dump. A dump leaves the encoder out: the key of an ingestion cache is made of a dump, and
-    must depend on the model and not on the object that holds it.
+    After construction `encoder` is always set, `model` is its name and `model_kwargs` are its settings, so that an
+    instance can be rebuilt from a dump. A dump leaves the encoder out: the key of an ingestion cache is made from a
+    dump, and must depend on the model and not on the object.
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
@@ -35,7 +35,7 @@ class EncoderFields(BaseModel):
         exclude=True,
         repr=False,
     )
-    """Instead of `model`: an encoder that exists already."""
+    """An existing encoder, instead of `model`."""
 
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of `M3Encoder`, such as device or max_length; only with `model`."""
@@ -43,30 +43,30 @@ class EncoderFields(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_class_name(cls, values: Any) -> Any:
-        """A dump names its class, and what was dumped can be made anew."""
+        """Drop the class name that a dump contains, so that an instance can be rebuilt from a dump."""
         if isinstance(values, Mapping) and values.get("class_name") == cls.__name__:
             return {name: value for name, value in values.items() if name != "class_name"}
         return values
 
     def model_post_init(self, context: Any, /) -> None:
-        """Open the encoder: after all fields, so that a misspelt argument is refused before a network is loaded."""
+        """Open the encoder. All fields are checked before, so a misspelt argument is refused before a model loads."""
         super().model_post_init(context)
         self.encoder = open_encoder(self.model, encoder=self.encoder, model_kwargs=self.model_kwargs)
         self.model, self.model_kwargs = self.encoder.model, self.model_kwargs or changed_settings(self.encoder)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # LlamaIndex's own way drops what cannot be pickled, such as a store, and writes only a log line. The callback
-        # manager stays behind: its handlers report to listeners in this process.
+        # LlamaIndex's own __reduce__ drops a field that cannot be pickled, such as a store, and only logs it. The
+        # callback manager is left out: its handlers report to listeners in this process.
         return _restore, (type(self), {name: value for name, value in self if name != "callback_manager"})
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
-        """Return what the representation shows: no managers of events, and the model once."""
+        """Return the fields for the representation: without event managers, and with the model only once."""
         hidden = {"callback_manager", "model_name"}
         return [(name, each) for name, each in super().__repr_args__() if name not in hidden and each not in (None, {})]
 
 
 class NamedEncoderFields(EncoderFields):
-    """The same, where LlamaIndex says `model_name` for `model`; either may be used."""
+    """`EncoderFields` for classes where LlamaIndex calls the model `model_name`; `model` may be used too."""
 
     model_name: str = ""
     """The same as `model`."""
@@ -74,7 +74,7 @@ class NamedEncoderFields(EncoderFields):
     @model_validator(mode="before")
     @classmethod
     def _join_names(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):  # an instance, where another pydantic model has a field for one
+        if not isinstance(values, Mapping):  # an instance: another pydantic model may have a field of this class
             return values
         names = {name for name in (values.get("model"), values.get("model_name")) if name}
         if len(names) > 1:
@@ -82,7 +82,7 @@ class NamedEncoderFields(EncoderFields):
         return {**values, "model": names.pop() if names else ""}
 
     def model_post_init(self, context: Any, /) -> None:
-        """Open the encoder, and name it twice."""
+        """Open the encoder, and set `model_name` to its name."""
         super().model_post_init(context)
         self.model_name = self.model
 

@@ -1,4 +1,4 @@
-"""LlamaIndex's `MetadataFilters` in our own filter language."""
+"""Translates LlamaIndex's `MetadataFilters` into our filter language."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _OPERATORS: Final = {
 
 
 def as_filter(filters: MetadataFilters | FilterLike) -> FilterLike:
-    """Turn `MetadataFilters` into a filter of our own language; return anything else as it is.
+    """Translate `MetadataFilters` into our filter language; return any other filter unchanged.
 
-    A list in the metadata matches if any of its elements does, and a single value counts as a list of one. So
-    `contains` and `any` compare whole values and never look for parts of a string. `is_empty` is true where the key is
-    absent, None or an empty list. A missing key satisfies only `!=`, `nin` and `is_empty`.
+    A list in the metadata matches if one of its elements matches, and a single value counts as a list of one. So
+    `contains` and `any` compare whole values and never search for parts of a string. `is_empty` is true if the key is
+    missing, None or an empty list. A missing key satisfies only `!=`, `nin` and `is_empty`.
 
     Raises:
-        ValueError: For an operator that cannot be honoured exactly: `text_match`, `text_match_insensitive`, or `all`
-            without a list.
+        ValueError: For an operator that our filters do not have: `text_match` and `text_match_insensitive`; or for
+            `all` without a list.
     """
     if not isinstance(filters, MetadataFilters):
         return filters
@@ -40,7 +40,7 @@ def as_filter(filters: MetadataFilters | FilterLike) -> FilterLike:
     if not parts:
         return {}
     if filters.condition == FilterCondition.NOT:
-        return {"$not": {"$or": parts}}  # none of them, as LlamaIndex's own stores have it
+        return {"$not": {"$or": parts}}  # true if none matches, as in LlamaIndex's own stores
     return {"$or" if filters.condition == FilterCondition.OR else "$and": parts}
 
 

@@ -1,4 +1,4 @@
-"""Nodes as records, and back."""
+"""Converts nodes to records and back."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from m3_integrations.store.values import check_metadata
 SCORES_KEY: Final = "m3_scores"
 
 REF_DOC_KEY: Final = NODE_KEYS[2]
-"""The key under which a record keeps the id of its node's document; no node's own metadata have it."""
+"""The key under which a record keeps the id of its node's document. A node's own metadata must not have this key."""
 
 _SOURCE_KEYS: Final = ("document_id", "doc_id", "ref_doc_id")
-"""The keys under which LlamaIndex's convention puts the same id, so that filters can ask for it."""
+"""The keys under which LlamaIndex stores the same id by convention, so that filters can use it."""
 
 
 class M3NodeWithScore(NodeWithScore):
-    """A node with its final score, and with the score in every mode."""
+    """A node with its final score and its score in every mode."""
 
     m3_scores: dict[str, float] = Field(default_factory=dict)
     """The raw score in every mode that ranked the node; "bm25" and "probability" as `Hit` has them."""
@@ -42,7 +42,7 @@ class M3NodeWithScore(NodeWithScore):
 
 
 def with_results(node: BaseNode, results: Mapping[str, Any]) -> BaseNode:
-    """Return a copy of a node with these results in its metadata, but in no text for an embedding model or an LLM."""
+    """Return a copy of a node with these results in its metadata, hidden from embedding models and LLMs."""
     excluded = {
         name: [*getattr(node, name), *(key for key in results if key not in getattr(node, name))]
         for name in ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys")
@@ -51,7 +51,7 @@ def with_results(node: BaseNode, results: Mapping[str, Any]) -> BaseNode:
 
 
 def without_results(node: BaseNode) -> BaseNode:
-    """Return a node as it was before it was reranked."""
+    """Return a node without the scores of an earlier reranking."""
     if SCORES_KEY not in node.metadata:
         return node
     excluded = {
@@ -63,11 +63,11 @@ def without_results(node: BaseNode) -> BaseNode:
 
 
 def as_metadata(node: BaseNode) -> dict[str, Any]:
-    """Return a record's metadata: the node's own, and the whole node as LlamaIndex's stores keep it.
+    """Return a record's metadata: the node's own metadata, and the whole node in the format of LlamaIndex's stores.
 
     Raises:
-        ValueError: If the metadata of the node, or of a node that it is related to, hold what cannot be kept, or have a
-            key that LlamaIndex keeps the node under.
+        ValueError: If the metadata of the node or of a related node hold a value that cannot be kept, or have a key
+            under which LlamaIndex stores the node.
     """
     own = check_metadata(node.metadata, f"node {node.node_id!r}")
     if taken := sorted(own.keys() & set(NODE_KEYS)):
@@ -76,13 +76,13 @@ def as_metadata(node: BaseNode) -> dict[str, Any]:
         )
     checked = node.model_copy(update={"metadata": own, "relationships": _checked_relationships(node)})
     metadata = own | {key: each for key, each in node_to_metadata_dict(checked).items() if key not in own}
-    if node.ref_doc_id is None:  # LlamaIndex writes "None"
+    if node.ref_doc_id is None:  # LlamaIndex would store the string "None"
         return {key: each for key, each in metadata.items() if key in own or key not in _SOURCE_KEYS}
     return {**metadata, REF_DOC_KEY: node.ref_doc_id}
 
 
 def _checked_relationships(node: BaseNode) -> dict[NodeRelationship, RelatedNodeType]:
-    """Return what a node is related to, with metadata that JSON can hold."""
+    """Return a node's relationships, with metadata that JSON can hold."""
 
     def checked(related: RelatedNodeInfo) -> RelatedNodeInfo:
         owner = f"node {related.node_id!r}, to which node {node.node_id!r} is related"
@@ -97,18 +97,18 @@ def _checked_relationships(node: BaseNode) -> dict[NodeRelationship, RelatedNode
 def as_result(hit: Hit) -> M3NodeWithScore:
     """Return a hit's node with its scores.
 
-    A record that was not added as a node becomes a `TextNode` with the record's id, text and metadata. It excludes its
-    metadata from the text for embedding models, as they were not encoded.
+    A record that was not added as a node becomes a `TextNode` with the record's id, text and metadata. Its metadata are
+    excluded from the text for embedding models, because they were not encoded.
     """
     return M3NodeWithScore(node=as_node(hit.id, hit.text, hit.metadata), score=hit.score, m3_scores=hit.scores)
 
 
 def as_node(id_: str, text: str, metadata: Mapping[str, Any]) -> BaseNode:
-    """Return a record as the node that was added, or as a `TextNode` if it was not added as one."""
+    """Return the node that was added as this record, or a `TextNode` if the record was not added as a node."""
     if holds_node(metadata) and '"id_"' in metadata["_node_content"]:
-        with suppress(ValueError, TypeError):  # it was written by somebody else, for something else
+        with suppress(ValueError, TypeError):  # another program wrote the key "_node_content" in another format
             node = metadata_dict_to_node(dict(metadata))
-            # From the record, where dates are dates; the content is JSON.
+            # Take the values from the record, which keeps dates as dates; in the node's JSON they are strings.
             node.metadata = {key: metadata[key] for key in node.metadata if key in metadata}
             return node
     own = dict(metadata)

@@ -1,4 +1,4 @@
-"""What a `VectorStoreQuery` asks of our search."""
+"""Translates a `VectorStoreQuery` into options of `Searcher.search`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MODES: Final[dict[VectorStoreQueryMode, SearchMode | None]] = {
     VectorStoreQueryMode.TEXT_SEARCH: "lexical",
     VectorStoreQueryMode.MMR: "dense",
 }
-"""Our mode of search for each mode of a query; None for the store's own."""
+"""Our search mode for each mode of a query; None means the store's own mode."""
 
 _HYBRID: Final = (VectorStoreQueryMode.HYBRID, VectorStoreQueryMode.SEMANTIC_HYBRID)
 _LEXICAL: Final = (VectorStoreQueryMode.SPARSE, VectorStoreQueryMode.TEXT_SEARCH)
@@ -36,7 +36,7 @@ _MMR_THRESHOLD: Final = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Diversity:
-    """How many hits to keep, and the share of likeness to the query, 0 to 1, against likeness to each other."""
+    """Options of MMR: how many hits to keep, and the weight, 0 to 1, of likeness to the query against diversity."""
 
     n: int
     threshold: float
@@ -44,14 +44,14 @@ class Diversity:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AskedQuery:
-    """A query in our words.
+    """A query as arguments of `Searcher.search`.
 
     Attributes:
-        text: What is encoded; None if there is an embedding alone.
-        dense: (d,) float32, instead of the text's own dense vector.
-        ids: The only records that may be found; any if None.
-        options: As `Searcher.search` takes them.
-        diversity: Given for MMR.
+        text: The text to encode; None if the query has only an embedding.
+        dense: (d,) float32, used instead of the text's dense vector; None without an embedding.
+        ids: Only records with these ids may be found; any record if None.
+        options: Further options of `Searcher.search`.
+        diversity: The options of MMR; None in other modes.
     """
 
     text: str | None
@@ -64,18 +64,18 @@ class AskedQuery:
 def read_query(
     query: VectorStoreQuery, own: SearchOptions, given: Mapping[str, Any], kept: Collection[Mode]
 ) -> AskedQuery:
-    """Return what a query asks for, as `M3VectorStore` describes it.
+    """Translate a query as `M3VectorStore` describes.
 
     Args:
-        query: LlamaIndex's.
-        own: What the store asks for by itself.
-        given: Options for this query, which go before the store's own.
-        kept: The modes that the store has vectors in.
+        query: LlamaIndex's query.
+        own: The store's options.
+        given: Options for this query, which override the store's.
+        kept: The modes that the store has vectors for.
 
     Raises:
         TypeError: For an unknown option, or one of a wrong type.
-        ValueError: If an option is out of range or has no meaning in the query's mode, or there is neither a text nor
-            an embedding.
+        ValueError: If an option is out of range or has no meaning in the query's mode, or the query has neither a text
+            nor an embedding.
     """
     known = {*RankingKeywords.__annotations__, "mmr_threshold"}
     if unknown := sorted(set(given) - known):
@@ -111,13 +111,13 @@ def read_query(
         diversity = Diversity(query.similarity_top_k, _MMR_THRESHOLD if mmr_threshold is None else mmr_threshold)
         options["k"] = max(4 * query.similarity_top_k, 20)
     options["filter"] = _filter(query)
-    own.changed(**options)  # raises here what is wrong, whatever comes before the search
-    ids = query.node_ids or None  # an index passes an empty list for none
+    own.changed(**options)  # raises if an option is wrong, before any other work
+    ids = query.node_ids or None  # an index passes an empty list for no ids
     return AskedQuery(text, dense, ids, options, diversity)  # type: ignore[arg-type]
 
 
 def _check_fields(query: VectorStoreQuery, options: Mapping[str, Any], mmr_threshold: float | None) -> None:
-    """Raise ValueError for a field that has no meaning in the query's mode, or none here at all."""
+    """Raise ValueError for a field that has no meaning in the query's mode or in this store."""
     mode = query.mode
     if mode not in _MODES:
         raise ValueError(f"mode {mode.value!r} is not known: known are {', '.join(known.value for known in _MODES)}")
@@ -140,7 +140,7 @@ def _check_fields(query: VectorStoreQuery, options: Mapping[str, Any], mmr_thres
 
 
 def _share(alpha: float, weights: ModeWeights, modes: Collection[Mode]) -> ModeWeights:
-    """Return weights of which the vectors of these modes have this share, divided among them as before."""
+    """Return weights in which these modes together have the share `alpha`, in the same proportions as before."""
     dense = weights.dense if "dense" in modes else 0.0
     multi_vector = weights.multi_vector if "multi_vector" in modes else 0.0
     part = dense / (dense + multi_vector) if dense + multi_vector > 0 else float("dense" in modes)
@@ -148,7 +148,7 @@ def _share(alpha: float, weights: ModeWeights, modes: Collection[Mode]) -> ModeW
 
 
 def _filter(query: VectorStoreQuery) -> FilterLike:
-    """Return the filter that asks for what both the query's filters and its documents ask for."""
+    """Return a filter that requires both the query's filters and its document ids."""
     filters = as_filter(query.filters)
     if query.doc_ids is None:
         return filters

@@ -1,4 +1,4 @@
-"""`M3Rerank`: nodes ranked anew by the score of all three modes."""
+"""`M3Rerank`: reranks nodes by the score of all three modes."""
 
 from __future__ import annotations
 
@@ -25,29 +25,27 @@ class M3Rerank(EncoderFields, BaseNodePostprocessor):
 
     `pip install 'PATH_TO_THE_CLONE[llama-index]'`
 
-    What is scored is a node's text for embedding models, so with its metadata. Results are copies, as
-    `M3NodeWithScore`, and so have `score` and `m3_scores` as those of `M3HybridRetriever` have. Their metadata have
-    "m3_scores" too, for what keeps the node alone. With
-    `keep_retrieval_score` they also have "retrieval_score", the score that the node came with. Neither is in a text
-    for an embedding model or an LLM.
+    The scored text is a node's text for embedding models, which includes its metadata. Results are copies of the class
+    `M3NodeWithScore`, with `score` and `m3_scores` like those of `M3HybridRetriever`. The node's metadata have
+    "m3_scores" too, for code that keeps only the node. With `keep_retrieval_score` they also have "retrieval_score",
+    the score that the node came with. Both keys are hidden from embedding models and LLMs.
 
     Args:
         model: A checkpoint folder, a repository of the hub, or the URL of an `m3 serve`.
-        encoder: Instead of `model`: an encoder that exists already.
+        encoder: An existing encoder, instead of `model`.
         model_kwargs: Further arguments of `M3Encoder`; only with `model`.
         top_n: How many nodes to keep, 1 or more.
         weights: How much each mode counts: `ModeWeights`, the name of a preset such as "miracl", three numbers or a
             mapping of them; equal if None.
-        score_threshold: Only nodes whose combined score is at least this. It is -1 or more, and not bounded above
-            unless the lexical weight is 0, because lexical scores are not bounded.
+        score_threshold: Only nodes whose combined score is at least this. The score is -1 or more. It has no upper
+            bound unless the lexical weight is 0, because lexical scores are not bounded.
         keep_retrieval_score: Whether to keep the score that a node came with.
-        store: A node whose id and text are those of a record in it is scored from the stored vectors; only the others
-            are encoded.
-        callback_manager: Who is told about reranking events.
+        store: Vectors are read from it for a node whose id and text equal a record's; only other nodes are encoded.
+        callback_manager: Receives LlamaIndex's reranking events.
 
     Raises:
-        ValueError: For an unknown argument or one out of range (pydantic's ValidationError), or unless there is one of
-            model and encoder.
+        ValueError: For an unknown argument or one out of range (pydantic's ValidationError), if neither model nor
+            encoder is given, or if they disagree.
         FileNotFoundError: If there is no such model.
 
     Examples:
@@ -71,7 +69,7 @@ class M3Rerank(EncoderFields, BaseNodePostprocessor):
     )
 
     def model_post_init(self, context: Any, /) -> None:
-        """Open the encoder, and warn of one that lacks modes."""
+        """Open the encoder, and warn if it lacks modes."""
         super().model_post_init(context)
         check_ranking(self.encoder, self.weights)
 

@@ -1,4 +1,4 @@
-"""The lexical weights: `M3SparseEmbedding`, and the functions that `QdrantVectorStore` takes."""
+"""Lexical weights for LlamaIndex: `M3SparseEmbedding`, and the functions that `QdrantVectorStore` takes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from m3_integrations.scoring import lexical_scores
 from m3_integrations.vectors import Encoder, Kind, LexicalRows, LexicalWeights, check_heads
 
 SparseFn = Callable[[list[str]], tuple[list[list[int]], list[list[float]]]]
-"""What `QdrantVectorStore` takes: texts to token ids and weights, one list of each per text."""
+"""A function for `QdrantVectorStore`: it maps texts to token ids and weights, one list of each per text."""
 
 
 class M3SparseEmbedding(NamedEncoderFields, BaseSparseEmbedding):
@@ -24,19 +24,19 @@ class M3SparseEmbedding(NamedEncoderFields, BaseSparseEmbedding):
 
     `pip install 'PATH_TO_THE_CLONE[llama-index]'`
 
-    Beside `M3Embedding` of the same model it costs no second pass: what one has encoded, the other finds in the
-    encoder's cache.
+    Together with `M3Embedding` of the same model it costs no second forward pass: the encoder's cache returns the
+    weights of a text that was just encoded.
 
     Args:
-        model_name: A checkpoint folder, or a repository of the hub; `model` says the same.
-        encoder: Instead of `model_name`: an encoder that exists already.
+        model_name: A checkpoint folder, or a repository of the hub; `model` means the same.
+        encoder: An existing encoder, instead of `model_name`.
         model_kwargs: Further arguments of `M3Encoder`; only with `model_name`.
-        embed_batch_size: Texts handed to the encoder at a time, 1 to 2048.
-        num_workers: How many batches the asynchronous methods have under way.
+        embed_batch_size: Texts passed to the encoder at a time, 1 to 2048.
+        num_workers: The number of batches that the asynchronous methods embed at a time.
 
     Raises:
-        ValueError: For an unknown argument or one out of range (pydantic's ValidationError), or unless there is one of
-            model_name and encoder, or if the checkpoint has no head for lexical weights.
+        ValueError: For an unknown argument or one out of range (pydantic's ValidationError), if neither model_name nor
+            encoder is given, if they disagree, or if the checkpoint has no head for lexical weights.
         FileNotFoundError: If there is no such model.
 
     Examples:
@@ -52,7 +52,7 @@ class M3SparseEmbedding(NamedEncoderFields, BaseSparseEmbedding):
     embed_batch_size: int = Field(default=2048, gt=0, le=2048)
 
     def model_post_init(self, context: Any, /) -> None:
-        """Open the encoder, and refuse one that gives no lexical weights."""
+        """Open the encoder, and raise ValueError if it has no lexical weights."""
         super().model_post_init(context)
         check_heads(self.encoder.model, self.encoder.modes, ("lexical",))
 
@@ -83,7 +83,7 @@ class M3SparseEmbedding(NamedEncoderFields, BaseSparseEmbedding):
     def similarity(self, embedding1: SparseEmbedding, embedding2: SparseEmbedding) -> float:
         """Return the lexical score: the weights' products summed over shared tokens, 0 or more and not bounded.
 
-        It is a dot product as in the paper (section 3.2), where the base class has a cosine.
+        This is the dot product of the BGE-M3 paper (section 3.2); the base class computes a cosine.
         """
         return float(lexical_scores(_weights(embedding1), LexicalRows.from_weights([_weights(embedding2)]))[0])
 
@@ -91,7 +91,7 @@ class M3SparseEmbedding(NamedEncoderFields, BaseSparseEmbedding):
 def sparse_doc_fn(encoder: Encoder) -> SparseFn:
     """Return the function that `QdrantVectorStore` takes as its `sparse_doc_fn`.
 
-    Nodes that `M3Embedding` of the same model has just embedded are not encoded again.
+    A node that `M3Embedding` of the same model has just embedded is not encoded again.
 
     Examples:
         ```python

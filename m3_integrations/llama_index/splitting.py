@@ -1,4 +1,4 @@
-"""Nodes that are longer than the model reads, split by the model's own tokens."""
+"""Splits nodes that are longer than the model's limit, counted in the model's own tokens."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ _SPECIAL_TOKENS: Final = 2
 """[CLS] and [SEP], which every text has."""
 
 _LEAST_ROOM: Final = 16
-"""Tokens of text that a part must have room for beside its metadata: else the node is left whole, and cut with a
-warning where it is encoded."""
+"""Tokens that a part must have left for text besides its metadata. With less, the node is not split: encoding cuts it
+and warns."""
 
 
 def split_long_nodes(nodes: Sequence[BaseNode], encoder: Encoder) -> list[BaseNode]:
-    """Return the nodes with those split at sentences that the encoder would cut; the others are returned as they are.
+    """Split the nodes that the encoder would cut at the ends of sentences; return the other nodes unchanged.
 
-    A node's metadata are encoded with its text, and so with each of its parts.
+    A node's metadata are encoded with its text, and so with each part.
 
     Args:
         nodes: They are not changed.
-        encoder: Its tokens are counted. For one that states no `max_length`, or so short a one that nothing but pieces
-            of sentences would be left, nothing is split.
+        encoder: Counts the tokens. If it has no `max_length`, or one too short for whole sentences, nothing is split.
     """
-    # A text over the limit is counted as just as long as the limit, so that parts must stay under it.
+    # tokenize() cuts at max_length: a longer text has the same count as one of max_length, so parts stay one below.
     capacity = getattr(encoder, "max_length", 0) - _SPECIAL_TOKENS - 1
     if capacity < _LEAST_ROOM:
         return list(nodes)

@@ -1,4 +1,4 @@
-"""`M3VectorStore`: an encoder and a store, for everything in LlamaIndex that takes a vector store."""
+"""`M3VectorStore`: an encoder and a store as a LlamaIndex vector store."""
 
 from __future__ import annotations
 
@@ -25,56 +25,55 @@ _DELETED_AT_ONCE: Final = 1000
 
 
 class M3VectorStore(EncoderFields, BasePydanticVectorStore):
-    """An encoder and a store as a LlamaIndex vector store: a query finds by all three modes of BGE-M3.
+    """An encoder and a store as a LlamaIndex vector store: a query searches by all three modes of BGE-M3.
 
     `pip install 'PATH_TO_THE_CLONE[llama-index]'`
 
-    **What is stored.** A node's text for embedding models (so with its metadata), encoded in all three modes by this
-    store's own encoder. Give `embed_model` of this class to whatever wants an embedding model: it embeds queries, and
-    leaves the nodes to the store, so that each text costs one pass, whatever their number. With `M3Embedding` instead,
-    every text costs two passes (one where the store keeps no multi-vectors), because an index asks it for the dense
-    vectors alone. Embeddings that nodes bring along are compared with our dense vectors and not stored: what another
-    model made is refused.
+    **Adding nodes.** The store encodes a node's text for embedding models, which includes its metadata, in all three
+    modes. Where LlamaIndex asks for an embedding model, pass this object's `embed_model`: it embeds only queries, so
+    each text costs one forward pass. With `M3Embedding` instead, each text costs two passes (one if the store keeps no
+    multi-vectors), because an index asks it for dense vectors only. Embeddings that nodes already have are compared
+    with our dense vectors and not stored; embeddings of another model are refused.
 
-    **What replaces what.** As for `M3HybridRetriever.add_nodes`: a node replaces the one with its id, and a document
-    that is added again loses the nodes of its former version, once the new ones are in. So a script that is run again
-    leaves the same records, and encodes only new texts. A document is known by its `id_`: tell
-    `SimpleDirectoryReader` `filename_as_id=True`. For documents that are gone, use an `IngestionPipeline` with a
-    docstore and the strategy "upserts_and_delete", or `delete`.
+    **Replacing nodes.** As for `M3HybridRetriever.add_nodes`, a node replaces the node with the same id. If a document
+    is added again, the nodes of its earlier version are deleted after the new ones are stored. So a script that runs
+    again leaves the same records, and encodes only new texts. A document is identified by its `id_`: pass
+    `filename_as_id=True` to `SimpleDirectoryReader`. To delete the nodes of removed documents, use `delete`, or an
+    `IngestionPipeline` with a docstore and the strategy "upserts_and_delete".
 
-    **How a query's modes are understood.**
+    **Modes and fields of a query.**
 
-    - DEFAULT: as this store's own options say, which is all three modes with equal weights.
+    - DEFAULT: this store's own options; without any, all three modes with equal weights.
     - HYBRID and SEMANTIC_HYBRID: all three modes.
-    - SPARSE and TEXT_SEARCH: the lexical mode alone.
-    - MMR: the dense mode; then the best of the 4 · `similarity_top_k` (20 at least) nodes that are most like the query
-      and least like those before them. Similarities are those to the query.
-    - `alpha`, in DEFAULT and the hybrid modes: the share of the vectors, from 0 (lexical alone) to 1 (no lexical). The
-      weights become alpha · d/(d+m) dense, 1 - alpha lexical and alpha · m/(d+m) multi-vector, where d and m are the
-      dense and the multi-vector weight before. `alpha=2/3` means equal weights.
-    - `query_embedding` takes the place of the query's own dense vector, scaled to unit length; `query_str` is encoded
-      for the other modes. So HyDE's texts decide what the dense mode finds. With an embedding alone, the dense mode
-      ranks alone. With a text alone, it is encoded.
-    - `similarity_top_k` nodes are returned; by the lexical mode `sparse_top_k`, by the hybrid ones `hybrid_top_k`, if
-      given. In a hybrid mode each leg finds `sparse_top_k` candidates at least.
-    - `filters`, `doc_ids` and `node_ids` all have to match. An empty `node_ids` is none at all, because
-      `VectorStoreIndex.as_retriever` always passes the ids of the index's own table, which is empty where a store keeps
-      texts. If the index holds `IndexNode`s or `ImageNode`s, that table has them alone, and so does the retriever: make
-      one by `VectorIndexRetriever(index)`. An empty `doc_ids` matches nothing.
+    - SPARSE and TEXT_SEARCH: the lexical mode only.
+    - MMR: the dense mode finds 4 · `similarity_top_k` candidates (at least 20). Of these, nodes are chosen that are
+      like the query and unlike the nodes chosen before. The returned similarities are those to the query.
+    - `alpha`, in DEFAULT and the hybrid modes: the share of the dense and multi-vector modes, from 0 (only lexical) to
+      1 (no lexical). The weights become alpha · d/(d+m) dense, 1 - alpha lexical and alpha · m/(d+m) multi-vector,
+      where d and m are the dense and multi-vector weights before. `alpha=2/3` means equal weights.
+    - `query_embedding` is scaled to unit length and replaces the query's dense vector; `query_str` is encoded for the
+      other modes. So with HyDE the generated texts decide what the dense mode finds. A query with only an embedding is
+      ranked by the dense mode only. A query with only a text is encoded.
+    - `similarity_top_k` nodes are returned; if given, `sparse_top_k` in the lexical mode and `hybrid_top_k` in the
+      hybrid modes. In a hybrid mode each leg finds at least `sparse_top_k` candidates.
+    - `filters`, `doc_ids` and `node_ids` must all match. An empty `node_ids` has no effect, because
+      `VectorStoreIndex.as_retriever` always passes the ids of the index's own table, which is empty if the store keeps
+      texts. If the index holds `IndexNode`s or `ImageNode`s, the table has only their ids, and such a retriever finds
+      only them: use `VectorIndexRetriever(index)`. An empty `doc_ids` matches nothing.
 
-    Options for one query go through LlamaIndex as `vector_store_kwargs`.
+    LlamaIndex passes options for one query as `vector_store_kwargs`.
 
     Args:
         model: A checkpoint folder, a repository of the hub, or the URL of an `m3 serve`.
-        encoder: Instead of `model`: an encoder that exists already.
+        encoder: An existing encoder, instead of `model`.
         model_kwargs: Further arguments of `M3Encoder`; only with `model`.
-        store: Where the nodes are; a new one in memory if None.
-        mode, weights, score_threshold, pool_size, fusion, rrf_k, bm25: What a query asks for;
+        store: The store for the nodes; a new one in memory if None.
+        mode, weights, score_threshold, pool_size, fusion, rrf_k, bm25: Options of a query;
             `m3_integrations.SearchOptions` explains each.
 
     Raises:
-        ValueError: For an unknown argument or one out of range (pydantic's ValidationError), or unless there is one of
-            model and encoder.
+        ValueError: For an unknown argument or one out of range (pydantic's ValidationError), if neither model nor
+            encoder is given, or if they disagree.
         FileNotFoundError: If there is no such model.
 
     Examples:
@@ -112,7 +111,7 @@ class M3VectorStore(EncoderFields, BasePydanticVectorStore):
     _made: Searcher | None = PrivateAttr(default=None)
 
     def model_post_init(self, context: Any, /) -> None:
-        """Check the options, then open the encoder: a wrong option is refused before a network is loaded."""
+        """Check the options, then open the encoder, so that a wrong option is refused before a model loads."""
         self._options()
         super().model_post_init(context)
 
@@ -128,9 +127,9 @@ class M3VectorStore(EncoderFields, BasePydanticVectorStore):
 
     @property
     def embed_model(self) -> M3Embedding:
-        """The embedding model for what uses this store: it embeds queries, and leaves texts to the store.
+        """The embedding model to use with this store: it embeds only queries, because the store encodes the texts.
 
-        The embedding that it gives a text is the empty list, which this store understands and any other refuses.
+        Its embedding of a text is an empty list, which this store accepts and other stores refuse.
         """
         return QueryEmbedding(encoder=self.encoder)
 
@@ -146,7 +145,7 @@ class M3VectorStore(EncoderFields, BasePydanticVectorStore):
         )
 
     def _searcher(self) -> Searcher:
-        """Return the searcher that the fields describe; they may have been changed behind our back."""
+        """Return a searcher for the current fields, which a caller may have changed since the last call."""
         options, made = self._options(), self._made
         if made is None or made.encoder is not self.encoder or made.store is not self.store:
             made = Searcher(self.encoder, self.store, options)
@@ -163,12 +162,12 @@ class M3VectorStore(EncoderFields, BasePydanticVectorStore):
         show_progress: bool = False,
         **unknown: Any,
     ) -> list[str]:
-        """Add nodes as `M3HybridRetriever.add_nodes` does, after their embeddings were found to be of this model.
+        """Add nodes as `M3HybridRetriever.add_nodes` does, after checking that their embeddings are of this model.
 
         Args:
             nodes: They are not changed. Their embeddings may be missing.
-            replace_documents: Whether these are all nodes of their documents, so that whatever else the store has of
-                them is deleted. `VectorStoreIndex` hands on nodes 2,048 at a time: leave it False there.
+            replace_documents: Whether these are all nodes of their documents, so that the store deletes the documents'
+                other nodes. `VectorStoreIndex` passes 2,048 nodes at a time: leave it False there.
             show_progress: Whether to draw a progress bar.
             **unknown: Refused.
 
@@ -176,11 +175,11 @@ class M3VectorStore(EncoderFields, BasePydanticVectorStore):
             The ids.
 
         Raises:
-            TypeError: For an unknown argument, or if nodes is a single one, or holds anything but nodes.
-            ValueError: If an embedding is not this model's vector of the node's text, in which case nothing is stored;
-                if metadata hold what cannot be kept, or the store holds another model's vectors.
-            IncompleteAddError: If it fails when some nodes may be in the store already. Adding all of them again makes
-                no duplicates.
+            TypeError: For an unknown argument, if nodes is a single node, or if it holds something that is not a node.
+            ValueError: If an embedding is not this model's vector of the node's text, metadata hold a value that cannot
+                be kept, or the store holds another model's vectors. Nothing is stored then.
+            IncompleteAddError: If it fails when some nodes may already be stored. Adding all of them again makes no
+                duplicates.
         """
         _refuse(unknown, "add")
         chosen = [without_results(node) for node in check_nodes(nodes)]
@@ -192,7 +191,7 @@ class M3VectorStore(EncoderFields, BasePydanticVectorStore):
         return await asyncio.to_thread(self.add, nodes, **kwargs)
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
-        """Delete the nodes that were made of a document, or a document that was added whole."""
+        """Delete the nodes of a document, and the document itself if it was added whole."""
         _refuse(delete_kwargs, "delete")
         delete_document(self._searcher(), ref_doc_id)
 
@@ -206,15 +205,15 @@ class M3VectorStore(EncoderFields, BasePydanticVectorStore):
         filters: MetadataFilters | None = None,
         **delete_kwargs: Any,
     ) -> None:
-        """Delete nodes with these ids, nodes that match filters, or of the nodes with these ids those that match.
+        """Delete the nodes with these ids, or those that match the filters; with both, only nodes that fit both.
 
         Args:
-            node_ids: Which nodes to delete; unknown ids are skipped.
-            filters: Which nodes to delete.
+            node_ids: Ids of the nodes; unknown ids are skipped.
+            filters: Filters on the nodes' metadata.
             **delete_kwargs: Refused.
 
         Raises:
-            ValueError: If neither is given, or the filters alone are and say nothing: `clear` deletes everything.
+            ValueError: If neither is given, or only filters are given and they are empty. `clear` deletes everything.
         """
         _refuse(delete_kwargs, "delete_nodes")
         if node_ids is not None and filters is not None:
@@ -232,7 +231,7 @@ class M3VectorStore(EncoderFields, BasePydanticVectorStore):
         await asyncio.to_thread(self.delete_nodes, node_ids, filters, **delete_kwargs)
 
     def clear(self) -> None:
-        """Delete every record of the store, also those that were not added as nodes."""
+        """Delete every record of the store, including records that were not added as nodes."""
         ids = [record.id for record in self.store.records()]
         for start in range(0, len(ids), _DELETED_AT_ONCE):
             self.store.delete(ids[start : start + _DELETED_AT_ONCE])
@@ -242,7 +241,10 @@ class M3VectorStore(EncoderFields, BasePydanticVectorStore):
         await asyncio.to_thread(self.clear)
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
-        """Return the nodes with these ids in their order, those that match filters, or all; unknown ids are skipped."""
+        """Return the nodes with these ids in the given order, those that match the filters, or all nodes.
+
+        Unknown ids are skipped.
+        """
         return [as_node(record.id, record.text, record.metadata) for record in self._records(node_ids, filters)]
 
     async def aget_nodes(
@@ -260,9 +262,9 @@ class M3VectorStore(EncoderFields, BasePydanticVectorStore):
         """Return the nodes that answer a query best, as the class's docstring describes, with their final scores.
 
         Args:
-            query: What LlamaIndex asks for.
+            query: LlamaIndex's query.
             **kwargs: `mode`, `weights`, `score_threshold`, `pool_size`, `fusion`, `rrf_k` and `bm25` for this query;
-                None means this store's own. `mmr_threshold`, which may be given here too.
+                None means this store's own option. `mmr_threshold` may be given here too.
 
         Raises:
             TypeError: For an unknown option, or one of a wrong type.
@@ -275,7 +277,7 @@ class M3VectorStore(EncoderFields, BasePydanticVectorStore):
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Return nodes as `query` does, without blocking the event loop."""
-        asked = await asyncio.to_thread(self._asked, query, kwargs)  # may ask a server
+        asked = await asyncio.to_thread(self._asked, query, kwargs)  # may call a server
         hits = await self._searcher().asearch(asked.text, dense=asked.dense, ids=asked.ids, **asked.options)
         return await asyncio.to_thread(self._result, hits, asked)
 
@@ -294,10 +296,10 @@ class M3VectorStore(EncoderFields, BasePydanticVectorStore):
         )
 
     def persist(self, persist_path: str, fs: Any = None) -> None:
-        """Return when everything is durable where the store is: in its folder or on its server, whatever the path.
+        """Return when everything is durable in the store's own folder or on its server; the path is not used.
 
         Raises:
-            ValueError: If the store is in memory: nothing of it would be there when the rest is loaded again.
+            ValueError: If the store is in memory: its records would be missing when LlamaIndex loads the rest again.
         """
         del persist_path, fs
         if isinstance(self.store, MemoryStore):
