@@ -1,4 +1,4 @@
-"""Records as LangChain's documents."""
+"""Converts records and hits to LangChain's documents."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from m3_integrations.store import Record
 from m3_integrations.store.values import with_iso_dates
 
 RERANK_KEYS: Final = frozenset({"relevance_score", "m3_scores"})
-"""Under these `M3Rerank` puts scores into a document's metadata."""
+"""The keys under which `M3Rerank` puts scores into a document's metadata."""
 
 
 class M3Document(Document):
-    """A document that a search found: equal to the one that was added, with its scores beside it.
+    """A document that a search found, with its scores as attributes; it equals the document that was added.
 
-    The scores are no part of its metadata, of its equality or of what `dumps` writes: the same document found by two
-    queries is one document.
+    The scores are not in the metadata, and neither `==` nor LangChain's `dumps` includes them. So the same document
+    found by two queries is equal.
     """
 
     _score: float = PrivateAttr(default=0.0)
@@ -28,7 +28,7 @@ class M3Document(Document):
 
     @property
     def score(self) -> float:
-        """What it was ranked by, higher is better."""
+        """The score that ranked it, higher is better."""
         return self._score
 
     @property
@@ -38,12 +38,12 @@ class M3Document(Document):
 
     @classmethod
     def lc_id(cls) -> list[str]:
-        """Return the name under which LangChain writes it down: a document's."""
+        """Return the class path that LangChain serializes it under: that of `Document`."""
         return Document.lc_id()
 
     @property
     def lc_attributes(self) -> dict[str, Any]:
-        """Return what LangChain writes down otherwise: dates as ISO strings, as `loads` cannot read Python's own."""
+        """Return the fields to serialize in another form: dates as ISO strings, because `loads` cannot read dates."""
         return {"metadata": with_iso_dates(self.metadata)} if self.metadata else {}
 
     def __eq__(self, other: object) -> bool:
@@ -51,7 +51,7 @@ class M3Document(Document):
             return NotImplemented
         return _content(self) == _content(other)
 
-    __hash__ = None  # type: ignore[assignment]  # as a document
+    __hash__ = None  # type: ignore[assignment]  # Document has no hash either
 
 
 def _content(document: Document) -> tuple[Any, ...]:
@@ -59,27 +59,27 @@ def _content(document: Document) -> tuple[Any, ...]:
 
 
 def as_documents(found: Sequence[Record | Hit]) -> list[Document]:
-    """Return what a store or a search found as documents: of hits with their scores."""
+    """Convert records to `Document` and hits, with their scores, to `M3Document`."""
     return [_as_document(each) for each in found]
 
 
 def _as_document(found: Record | Hit) -> Document:
     metadata = dict(found.metadata)
-    if holds_node(metadata):  # what the adapter for LlamaIndex keeps for itself
+    if holds_node(metadata):  # leave out the keys that only the LlamaIndex adapter uses
         metadata = {key: value for key, value in metadata.items() if key not in NODE_KEYS}
     document = Document(id=found.id, page_content=found.text, metadata=metadata)
     return document if isinstance(found, Record) else with_scores(document, found.score, found.scores)
 
 
 def with_scores(document: Document, score: float, m3_scores: dict[str, float]) -> M3Document:
-    """Return a document as a result with these scores."""
+    """Return a copy of a document with these scores."""
     found = M3Document(id=document.id, page_content=document.page_content, metadata=document.metadata)
     found._score, found._m3_scores = score, m3_scores
     return found
 
 
 def without_scores(metadata: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """Return metadata without the scores of an earlier `M3Rerank`; a user's own key of one of these names stays."""
+    """Return metadata without the scores of an earlier `M3Rerank`; a user's own key with the same name stays."""
     if not isinstance(metadata, Mapping) or not metadata.keys() >= RERANK_KEYS:
         return metadata
     return {key: value for key, value in metadata.items() if key not in RERANK_KEYS}

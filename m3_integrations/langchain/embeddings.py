@@ -20,7 +20,7 @@ class M3Embeddings(EncoderFields, Embeddings):
 
     Key init args:
         model: A checkpoint folder, a repository of the hub, or the URL of an `m3 serve`.
-        encoder: Instead of `model`: an encoder that exists already.
+        encoder: An existing encoder, instead of `model`.
         model_kwargs: Further arguments of `M3Encoder`; only with `model`.
         show_progress: Whether `embed_documents` draws a progress bar.
 
@@ -47,7 +47,8 @@ class M3Embeddings(EncoderFields, Embeddings):
         ```
 
     Raises:
-        ValueError: For an unknown argument (pydantic's ValidationError), or unless there is one of model and encoder.
+        ValueError: For an unknown argument (pydantic's ValidationError), if neither model nor encoder is given, or if
+            they disagree.
         FileNotFoundError: If there is no such model.
     """
 
@@ -57,7 +58,7 @@ class M3Embeddings(EncoderFields, Embeddings):
         """Return the dense vector of every text: d floats each, unit length.
 
         Raises:
-            TypeError: If texts is one string or holds anything but strings.
+            TypeError: If texts is one string, or holds something that is not a string.
         """
         parts = self.encoder.encode_batches(texts, modes=("dense",), show_progress=self.show_progress)
         return [row for part in parts for row in _floats(part.dense)]
@@ -66,7 +67,7 @@ class M3Embeddings(EncoderFields, Embeddings):
         """Return the dense vector of a query: d floats, unit length.
 
         Raises:
-            TypeError: If text is no string.
+            TypeError: If text is not a string.
         """
         return _floats(self.encoder.encode([text], kind="query", modes=("dense",)).dense)[0]
 
@@ -84,5 +85,5 @@ class M3Embeddings(EncoderFields, Embeddings):
 
 
 def _floats(dense: FloatArray) -> list[list[float]]:
-    # Row by row: one call for all would hold the interpreter's lock, and so the event loop, for as long as it takes.
+    # Row by row: one call for all rows would hold the interpreter's lock, and so block the event loop.
     return [row.tolist() for row in dense]

@@ -14,10 +14,11 @@ from m3_integrations.search import Evidence, find_evidence
 
 
 class M3Excerpt(EncoderFields, BaseDocumentCompressor):
-    """Keeps of every document the sentences that carry its match with the query, and those after them.
+    """Shortens each document to the sentences that match the query best, and the sentences after them.
 
-    What carries the match is read off token vectors and lexical weights, as `m3_integrations.search.Evidence` says; no
-    language model is asked. A long document may be one record, up to what the model reads: no splitter is needed.
+    Token vectors and lexical weights show which sentences match, as `m3_integrations.search.Evidence` describes; no
+    language model is called. A whole document may be one record, up to the model's length limit, so no splitter is
+    needed.
 
     Setup:
         ```bash
@@ -26,14 +27,15 @@ class M3Excerpt(EncoderFields, BaseDocumentCompressor):
 
     Key init args:
         model: A checkpoint folder, a repository of the hub, or the URL of an `m3 serve`.
-        encoder: Instead of `model`: an encoder that exists already.
+        encoder: An existing encoder, instead of `model`.
         model_kwargs: Further arguments of `M3Encoder`; only with `model`.
-        max_share: The most of a text's characters to keep, over 0 and up to 1; the best sentence is always kept.
-        max_characters: The most characters of a text to keep; None for no limit but the share.
-        neighbours: How many sentences after a chosen one are preferred to the next best.
-        separator: What stands where something was left out.
-        store: For a document whose id and text are those of a record in it, stored vectors are read; only the others
-            are encoded.
+        max_share: The largest share of a text's characters to keep, over 0 and up to 1. The best sentence is always
+            kept.
+        max_characters: The most characters of a text to keep; None for no limit besides max_share.
+        neighbours: How many sentences after a chosen one are preferred to the next best sentence.
+        separator: Written in place of the text that was left out.
+        store: Vectors are read from it for a document whose id and text equal a record's; only other documents are
+            encoded.
 
     Instantiate:
         ```python
@@ -62,8 +64,8 @@ class M3Excerpt(EncoderFields, BaseDocumentCompressor):
         ```
 
     Raises:
-        ValueError: For an unknown argument or one out of range (pydantic's ValidationError), or unless there is one of
-            model and encoder.
+        ValueError: For an unknown argument or one out of range (pydantic's ValidationError), if neither model nor
+            encoder is given, or if they disagree.
         FileNotFoundError: If there is no such model.
     """
 
@@ -76,17 +78,17 @@ class M3Excerpt(EncoderFields, BaseDocumentCompressor):
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
-        """Return the documents, shorter, in their order.
+        """Return the shortened documents, in the given order.
 
         Returns:
-            Copies. Their metadata have one more key: "m3_spans", the first characters of what was kept and those after
-            the last, as offsets into the text that came in. A document without a sentence comes back as it is.
+            Copies. Their metadata have one more key, "m3_spans": start and end of each kept span, as offsets into the
+            original text. A document without a sentence is returned unchanged.
 
         Raises:
-            TypeError: If query is no string.
+            TypeError: If query is not a string.
             ValueError: If the store holds another model's vectors, or the checkpoint has dense vectors only.
         """
-        del callbacks  # there is no step inside that could report to them
+        del callbacks  # no step in here reports to callbacks
         found = find_evidence(
             self.encoder,
             query,

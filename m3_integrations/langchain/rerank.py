@@ -1,4 +1,4 @@
-"""`M3Rerank` and `M3CrossEncoder`: documents ranked anew by the score of all three modes."""
+"""`M3Rerank` and `M3CrossEncoder`: rerank documents by the score of all three modes."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class M3Rerank(EncoderFields, BaseDocumentCompressor):
 
     Key init args:
         model: A checkpoint folder, a repository of the hub, or the URL of an `m3 serve`.
-        encoder: Instead of `model`: an encoder that exists already.
+        encoder: An existing encoder, instead of `model`.
         model_kwargs: Further arguments of `M3Encoder`; only with `model`.
         top_n: How many documents to keep; None for all.
         score_threshold: Only documents whose combined score is at least this. `compress_documents` states its range.
         weights: How much each mode counts: `ModeWeights`, a preset such as "miracl", or three numbers; equal if None.
-        store: A document whose id and text are those of a record in it is scored from the stored vectors; only the
-            others are encoded.
+        store: Vectors are read from it for a document whose id and text equal a record's; only other documents are
+            encoded.
 
     Instantiate:
         ```python
@@ -62,8 +62,8 @@ class M3Rerank(EncoderFields, BaseDocumentCompressor):
         ```
 
     Raises:
-        ValueError: For an unknown argument or one out of range (pydantic's ValidationError), or unless there is one of
-            model and encoder.
+        ValueError: For an unknown argument or one out of range (pydantic's ValidationError), if neither model nor
+            encoder is given, or if they disagree.
         FileNotFoundError: If there is no such model.
     """
 
@@ -83,17 +83,17 @@ class M3Rerank(EncoderFields, BaseDocumentCompressor):
         """Return the best documents, best first; equal scores keep their order.
 
         Returns:
-            Copies, as `M3Document`. Their metadata have two more keys: "relevance_score", the combined score, and
-            "m3_scores", the raw score in every mode. They are their `score` and `m3_scores` too, as of a retriever's.
-            Dense and multi-vector scores are in [-1, 1]; lexical ones are 0 or more and not bounded. So the combined
-            score is -1 or more, and it can exceed 1 unless the lexical weight is 0. It ranks the documents of a query,
-            and is no probability.
+            Copies of the class `M3Document`. Their metadata have two more keys: "relevance_score", the combined score,
+            and "m3_scores", the raw score in every mode. The attributes `score` and `m3_scores` have the same values,
+            as in a retriever's results. Dense and multi-vector scores are in [-1, 1]; lexical scores are 0 or more and
+            not bounded. So the combined score is -1 or more, and it can exceed 1 unless the lexical weight is 0. It
+            ranks the documents of one query. It is not a probability.
 
         Raises:
-            TypeError: If query is no string.
+            TypeError: If query is not a string.
             ValueError: If the store holds another model's vectors.
         """
-        del callbacks  # there is no step inside that could report to them
+        del callbacks  # no step in here reports to callbacks
         ranked = rerank(
             self.encoder,
             query,
@@ -119,7 +119,7 @@ def _with_results(document: Document, ranked: Ranked) -> Document:
 
 
 class M3CrossEncoder(EncoderFields, BaseCrossEncoder):
-    """BGE-M3's combined score where LangChain expects a cross-encoder, as in `CrossEncoderReranker`.
+    """BGE-M3's combined score for classes of LangChain that take a cross-encoder, such as `CrossEncoderReranker`.
 
     `M3Rerank` does more: scores in the results, a threshold, stored vectors, async.
 
@@ -130,7 +130,7 @@ class M3CrossEncoder(EncoderFields, BaseCrossEncoder):
 
     Key init args:
         model: A checkpoint folder, a repository of the hub, or the URL of an `m3 serve`.
-        encoder: Instead of `model`: an encoder that exists already.
+        encoder: An existing encoder, instead of `model`.
         model_kwargs: Further arguments of `M3Encoder`; only with `model`.
         weights: How much each mode counts: `ModeWeights`, a preset such as "miracl", or three numbers; equal if None.
 
@@ -154,8 +154,8 @@ class M3CrossEncoder(EncoderFields, BaseCrossEncoder):
         ```
 
     Raises:
-        ValueError: For an unknown argument or weights (pydantic's ValidationError), or unless there is one of model
-            and encoder.
+        ValueError: For an unknown argument or unknown weights (pydantic's ValidationError), if neither model nor
+            encoder is given, or if they disagree.
         FileNotFoundError: If there is no such model.
     """
 
@@ -169,10 +169,10 @@ class M3CrossEncoder(EncoderFields, BaseCrossEncoder):
     def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:
         """Return the combined score of every pair of a query and a text, in their order; higher is better.
 
-        Its range is that of `M3Rerank.compress_documents`.
+        `M3Rerank.compress_documents` states the range.
 
         Raises:
-            TypeError: If a query or a text is no string.
+            TypeError: If a query or a text is not a string.
         """
         found = self.encoder.score_pairs(text_pairs, weights=resolve_weights(self.weights))
         return [float(score) for score in found.combined]

@@ -1,4 +1,4 @@
-"""`M3Translator`: what a language model wrote for `SelfQueryRetriever`, as a filter of ours."""
+"""`M3Translator`: translates the structured queries of `SelfQueryRetriever` into our filters."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _DATES: Final = ("date", "datetime")
 class M3Translator(Visitor):
     """Translates the queries of `SelfQueryRetriever` into searches of `M3VectorStore`.
 
-    A model that uses `like`, which no filter of ours can honour, gets an error. `contain` is understood of lists: one
-    of the elements is the value.
+    `like` raises an error, because our filters do not have it. `contain` means that a list has the value as one of its
+    elements.
 
     Setup:
         ```bash
@@ -59,7 +59,7 @@ class M3Translator(Visitor):
         """Return the filter of an operation.
 
         Raises:
-            ValueError: For an operation on nothing, or a `not` of several.
+            ValueError: For an operation without arguments, or a `not` with several.
         """
         self._validate_func(operation.operator)
         parts = [argument.accept(self) for argument in operation.arguments]
@@ -83,7 +83,7 @@ class M3Translator(Visitor):
         return {comparison.attribute: {f"${comparator}": value}}
 
     def visit_structured_query(self, structured_query: StructuredQuery) -> tuple[str, dict[str, Any]]:
-        """Return the query's text, and the arguments of a search: its filter, if it has one."""
+        """Return the query's text, and the search's keyword arguments: `filter`, if the query has one."""
         if structured_query.filter is None:
             return structured_query.query, {}
         return structured_query.query, {"filter": structured_query.filter.accept(self)}

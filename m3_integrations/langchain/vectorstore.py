@@ -1,9 +1,9 @@
-"""`M3VectorStore`: an encoder and a store, for everything in LangChain that takes a vector store.
+"""`M3VectorStore`: an encoder and a store as a LangChain vector store.
 
-Long because LangChain wants every method twice, once for coroutines.
+Long because LangChain needs every method twice, once for coroutines.
 """
 
-# LangChain's own methods take any keyword, and so a misspelt one; these name what there is.
+# LangChain's own methods accept any keyword, even a misspelt one. The methods here name each keyword.
 # mypy: disable-error-code="override"
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _DELETED_AT_ONCE: Final = 1000
 
 
 class M3VectorStore(VectorStore):
-    """An encoder and a store as a LangChain vector store: a search finds by all three modes of BGE-M3.
+    """An encoder and a store as a LangChain vector store: a search uses all three modes of BGE-M3.
 
-    For chains, `as_retriever` or `M3HybridRetriever` is enough. This class is for what takes a vector store: `index`,
-    `SelfQueryRetriever` (with `M3Translator`), `ParentDocumentRetriever`, `MultiVectorRetriever`,
-    `TimeWeightedVectorStoreRetriever`, example selectors, semantic caches.
+    For chains, `as_retriever` or `M3HybridRetriever` is enough. This class is for functions and classes that take a
+    vector store: `index`, `SelfQueryRetriever` (with `M3Translator`), `ParentDocumentRetriever`,
+    `MultiVectorRetriever`, `TimeWeightedVectorStoreRetriever`, example selectors, semantic caches.
 
     Setup:
         ```bash
@@ -41,11 +41,11 @@ class M3VectorStore(VectorStore):
         ```
 
     Key init args:
-        embedding: `M3Embeddings`, whose encoder is used for all modes. No other: the lexical weights and the
-            multi-vectors come from the same pass as the dense vector.
+        embedding: An `M3Embeddings`, whose encoder is used for all modes. No other class is accepted, because lexical
+            weights and multi-vectors come from the same forward pass as the dense vector.
         model, encoder, model_kwargs: Instead of `embedding`, as for `M3HybridRetriever`.
-        store: Where the documents are; a new one in memory if None.
-        k, mode, weights, filter, score_threshold, pool_size, fusion, rrf_k, bm25: What a search asks for;
+        store: The store for the documents; a new one in memory if None.
+        k, mode, weights, filter, score_threshold, pool_size, fusion, rrf_k, bm25: Options of a search;
             `m3_integrations.SearchOptions` explains each.
         show_progress: Whether adding documents draws a progress bar.
 
@@ -57,17 +57,16 @@ class M3VectorStore(VectorStore):
         ```
 
     Add documents:
-        A document replaces the one with the same id. How a script that is run again leaves the same documents, and
-        encodes only new texts:
+        A document replaces the document with the same id. Three ways to run a script again without duplicates:
 
-        - `index(documents, record_manager, vectors, cleanup="full", key_encoder="sha256")`, if you keep a record
-          manager anyway, or want documents deleted whose source is gone.
-        - `vectors.add_documents(documents, source_key="source")`, if each call brings all documents of its sources:
-          nothing but the store is needed. Sources that no call brings are left alone; `delete(filter={"source": ..})`
-          deletes one.
-        - ids of your own: replaced, never doubled, but encoded again, and nothing is deleted.
+        - `index(documents, record_manager, vectors, cleanup="full", key_encoder="sha256")` encodes only new texts, and
+          deletes documents whose source is gone. It needs a record manager.
+        - `vectors.add_documents(documents, source_key="source")` encodes only new texts, and replaces all documents of
+          each source in the call. So each call must pass all documents of its sources. Other sources stay;
+          `delete(filter={"source": ..})` deletes one.
+        - Pass `ids`: documents with these ids are encoded again and replaced. No other document is deleted.
 
-        Documents without ids that are added in any other way are new each time.
+        Documents added without ids in any other way are new each time.
 
         ```python
         vectors.add_documents(documents, source_key="source")
@@ -75,8 +74,8 @@ class M3VectorStore(VectorStore):
         ```
 
     Usage:
-        Every option of a search can be given to a call too. There None means the constructor's option, and the filter
-        `{}` means no filter.
+        Each call takes the options of a search too. None means the constructor's option, and the filter `{}` means no
+        filter.
 
         ```python
         vectors.similarity_search("how do I rotate the keys?", k=3, filter={"product": "vault"}, weights="miracl")
@@ -104,8 +103,8 @@ class M3VectorStore(VectorStore):
 
     Raises:
         TypeError: If embedding is of another class.
-        ValueError: For an unknown argument or one out of range (pydantic's ValidationError), or unless there is one of
-            embedding, model and encoder.
+        ValueError: For an unknown argument or one out of range (pydantic's ValidationError), or if none of embedding,
+            model and encoder is given.
         FileNotFoundError: If there is no such model.
     """
 
@@ -120,7 +119,7 @@ class M3VectorStore(VectorStore):
             if given := [name for name in ("model", "encoder", "model_kwargs") if settings.get(name)]:
                 raise ValueError(f"embedding= comes with a model: leave out {given[0]}=")
             settings["encoder"] = embedding.encoder
-        # Whatever is the same for a retriever and a vector store is there.
+        # The retriever holds the fields and the search that both classes share.
         self._retriever = M3HybridRetriever(show_progress=show_progress, **settings)
         self._embeddings = embedding or M3Embeddings(encoder=self._retriever.encoder)
 
@@ -129,17 +128,17 @@ class M3VectorStore(VectorStore):
 
     @property
     def embeddings(self) -> M3Embeddings:
-        """The dense vectors of the same encoder, for what wants to embed by itself."""
+        """`M3Embeddings` with the same encoder, for code that embeds texts itself."""
         return self._embeddings
 
     @property
     def encoder(self) -> Encoder:
-        """What encodes queries and documents."""
+        """The encoder of queries and documents."""
         return self._retriever.encoder
 
     @property
     def store(self) -> Store:
-        """Where the documents are."""
+        """The store of the documents."""
         return self._retriever.store
 
     @property
@@ -161,13 +160,13 @@ class M3VectorStore(VectorStore):
         Args:
             texts: Encoded as documents.
             embedding: `M3Embeddings`, or None if settings have `model` or `encoder`.
-            metadatas: One per text, None for none.
-            ids: One per text; None makes a random one.
+            metadatas: One per text; None for a text without metadata.
+            ids: One per text; None makes a random id.
             **settings: The constructor's arguments.
 
         Raises:
-            TypeError: As the constructor and `add_texts`.
-            ValueError: As the constructor and `add_texts`.
+            TypeError: As for the constructor and `add_texts`.
+            ValueError: As for the constructor and `add_texts`.
         """
         vectors = cls(embedding, **settings)
         vectors.add_texts(texts, metadatas, ids=ids)
@@ -201,13 +200,13 @@ class M3VectorStore(VectorStore):
         Args:
             documents: They are not changed.
             embedding: `M3Embeddings`, or None if settings have `model` or `encoder`.
-            ids: One per document; by default their own.
+            ids: One per document; by default the documents' own ids.
             source_key: As for `add_documents`.
             **settings: The constructor's arguments.
 
         Raises:
-            TypeError: As the constructor.
-            ValueError: As the constructor and `add_documents`.
+            TypeError: As for the constructor.
+            ValueError: As for the constructor and `add_documents`.
         """
         vectors = cls(embedding, **settings)
         vectors.add_documents(documents, ids=ids, source_key=source_key)
@@ -236,22 +235,22 @@ class M3VectorStore(VectorStore):
         ids: Iterable[str | None] | None = None,
         **unused: Any,
     ) -> list[str]:
-        """Add texts as `M3HybridRetriever.add_texts` does: those with the same ids are replaced.
+        """Add texts as `M3HybridRetriever.add_texts` does; texts with the same ids are replaced.
 
         Args:
             texts: Encoded as documents.
-            metadatas: One per text, None for none.
-            ids: One per text; None makes a random one.
-            **unused: `batch_size` and `current_time`, which LangChain's own classes hand on, have no effect here: the
-                encoder measures batches in tokens. Others are refused.
+            metadatas: One per text; None for a text without metadata.
+            ids: One per text; None makes a random id.
+            **unused: `batch_size` and `current_time` are accepted, because classes of LangChain pass them, and have no
+                effect: the encoder plans batches by tokens. Other arguments are refused.
 
         Returns:
             The ids.
 
         Raises:
-            TypeError: For an unknown argument, and as `M3HybridRetriever.add_texts`.
-            ValueError: As `M3HybridRetriever.add_texts`.
-            IncompleteAddError: As `M3HybridRetriever.add_texts`.
+            TypeError: For an unknown argument, and as for `M3HybridRetriever.add_texts`.
+            ValueError: As for `M3HybridRetriever.add_texts`.
+            IncompleteAddError: As for `M3HybridRetriever.add_texts`.
         """
         _refuse_unknown(unused)
         return self._retriever.add_texts(texts, metadatas, ids=ids)
@@ -275,23 +274,24 @@ class M3VectorStore(VectorStore):
         source_key: str | None = None,
         **unused: Any,
     ) -> list[str]:
-        """Add documents as `M3HybridRetriever.add_documents` does: those with the same ids are replaced.
+        """Add documents as `M3HybridRetriever.add_documents` does; documents with the same ids are replaced.
 
         Args:
             documents: They are not changed.
-            ids: One per document; by default their own. None makes a random one, or with source_key always the same.
-            source_key: If given, the documents take the place of all that the store has of their sources, and a text
-                that it has already keeps its vectors.
+            ids: One per document; by default the documents' own ids. None makes a random id, or with source_key the
+                same id in every run.
+            source_key: If given, the documents replace all stored documents of their sources. A text that is already
+                stored keeps its vectors.
             **unused: As for `add_texts`.
 
         Returns:
             The ids.
 
         Raises:
-            TypeError: For an unknown argument, or source_key in `upsert_kwargs` of `index`, which brings only what is
-                new of a source.
-            ValueError: As `M3HybridRetriever.add_documents`.
-            IncompleteAddError: As `M3HybridRetriever.add_texts`.
+            TypeError: For an unknown argument, or source_key in `upsert_kwargs` of `index`, because `index` passes only
+                the new documents of a source.
+            ValueError: As for `M3HybridRetriever.add_documents`.
+            IncompleteAddError: As for `M3HybridRetriever.add_texts`.
         """
         _refuse_unknown(unused)
         if source_key is not None and "batch_size" in unused:
@@ -313,18 +313,18 @@ class M3VectorStore(VectorStore):
         return await asyncio.to_thread(self.add_documents, documents, ids=ids, source_key=source_key, **unused)
 
     def delete(self, ids: Sequence[str] | None = None, *, filter: FilterLike = None) -> bool:  # noqa: A002
-        """Delete documents by their ids, those that match a filter, or all, as LangChain says of `delete()`.
+        """Delete documents by their ids or by a filter; without arguments delete all, as LangChain specifies.
 
         Args:
-            ids: Which documents to delete; unknown ids are skipped.
-            filter: Instead of ids: the documents to delete. The filter `{}` is refused.
+            ids: Ids of the documents to delete; unknown ids are skipped.
+            filter: Instead of ids: delete the documents that match. The filter `{}` is refused.
 
         Returns:
             True.
 
         Raises:
             TypeError: If ids is one string.
-            ValueError: If both are given, or the filter says nothing.
+            ValueError: If both are given, or the filter is empty.
         """
         if ids is not None or filter is not None:
             self._retriever.delete(ids, filter=filter)
@@ -363,8 +363,8 @@ class M3VectorStore(VectorStore):
             **options: As `m3_integrations.SearchOptions` describes them.
 
         Raises:
-            TypeError: As `Searcher.search`.
-            ValueError: As `Searcher.search`.
+            TypeError: As for `Searcher.search`.
+            ValueError: As for `Searcher.search`.
         """
         return as_documents(self._searcher.search(query, k=k, filter=filter, **options))
 
@@ -387,9 +387,9 @@ class M3VectorStore(VectorStore):
         filter: FilterLike = None,  # noqa: A002
         **options: Unpack[RankingKeywords],
     ) -> list[tuple[Document, float]]:
-        """Return documents as `similarity_search` does, each with what it is ranked by: higher is better.
+        """Return documents as `similarity_search` does, each with the score that ranks it; higher is better.
 
-        By default it is the weighted mean of the scores in all modes. Each mode's own are in `M3Document.m3_scores`.
+        By default this is the weighted mean of the scores in all modes. `M3Document.m3_scores` has each mode's score.
         """
         return _with_score(self._searcher.search(query, k=k, filter=filter, **options))
 
@@ -414,18 +414,18 @@ class M3VectorStore(VectorStore):
     ) -> list[tuple[Document, float]]:
         """Return documents as `similarity_search` does, each with its score on a scale from 0 to 1.
 
-        `m3_integrations.search.relevance` has the formula: (score + c) / (1 + c), at most 1, where c is the share of
-        the weights that lies on the dense and the multi-vector mode.
+        The formula is that of `m3_integrations.search.relevance`: (score + c) / (1 + c), at most 1, where c is the
+        share of the dense and the multi-vector mode in the weights.
 
         Args:
             query: Encoded once, as a query.
             k: How many at most.
             filter: Only documents whose metadata match.
-            **options: As `m3_integrations.SearchOptions` describes them, but `score_threshold` is one on that scale.
+            **options: As `m3_integrations.SearchOptions` describes them, but `score_threshold` is on the scale 0 to 1.
 
         Raises:
-            TypeError: As `Searcher.search`.
-            ValueError: As `Searcher.search`.
+            TypeError: As for `Searcher.search`.
+            ValueError: As for `Searcher.search`.
         """
         searcher, least = self._searcher, options.pop("score_threshold", None)
         hits = searcher.search(query, k=k, filter=filter, **options)
@@ -452,10 +452,10 @@ class M3VectorStore(VectorStore):
         filter: FilterLike = None,  # noqa: A002
         score_threshold: float | None = None,
     ) -> list[Document]:
-        """Return the documents whose dense vectors are most like this one; the dense mode ranks alone.
+        """Return the documents whose dense vectors are most like this one.
 
-        A vector says nothing about words or tokens, so the other modes have no part, whatever the constructor's
-        options are. Nothing is encoded.
+        Only the dense mode ranks, whatever the constructor's options are: the other modes need the query's text.
+        Nothing is encoded.
 
         Args:
             embedding: d numbers, as `embeddings` makes them; scaled to unit length.
@@ -507,20 +507,20 @@ class M3VectorStore(VectorStore):
     ) -> list[Document]:
         """Return documents that answer a query and differ from one another, in the order they are chosen.
 
-        The candidates are the best by all modes, as `similarity_search` ranks them. Likeness, to the query and among
-        them, is that of their dense vectors.
+        The candidates are the best documents by all modes, as `similarity_search` ranks them. Likeness to the query and
+        among the documents is computed from dense vectors.
 
         Args:
             query: Encoded once, as a query.
             k: How many at most.
             fetch_k: How many candidates; never fewer than k.
-            lambda_mult: From 0, where only difference counts, to 1, where only likeness to the query does.
+            lambda_mult: From 0 (only diversity counts) to 1 (only likeness to the query counts).
             filter: Only documents whose metadata match.
             **options: As `m3_integrations.SearchOptions` describes them.
 
         Raises:
-            TypeError: As `Searcher.search`.
-            ValueError: As `Searcher.search`, or if lambda_mult is out of range or the dense mode does not rank.
+            TypeError: As for `Searcher.search`.
+            ValueError: As for `Searcher.search`, or if lambda_mult is out of range or the dense mode does not rank.
         """
         searcher, n = self._searcher, self._n(k)
         hits = searcher.search(query, k=max(n, fetch_k), filter=filter, **options)
@@ -556,7 +556,7 @@ class M3VectorStore(VectorStore):
             embedding: d numbers, as `embeddings` makes them; scaled to unit length.
             k: How many at most.
             fetch_k: How many candidates; never fewer than k.
-            lambda_mult: From 0, where only difference counts, to 1, where only likeness to the vector does.
+            lambda_mult: From 0 (only diversity counts) to 1 (only likeness to the vector counts).
             filter: Only documents whose metadata match.
 
         Raises:
@@ -588,13 +588,14 @@ class M3VectorStore(VectorStore):
 
         Args:
             **settings: `search_type`, by default "similarity"; `search_kwargs`, a mapping of options; `tags`,
-                `metadata` and `name`, as LangChain describes them. Options may stand beside these too: `k=3`.
+                `metadata` and `name`, as LangChain describes them. With "similarity", options may also be passed
+                directly, such as `k=3`.
 
         Returns:
-            For "similarity" an `M3HybridRetriever` with this store's options, of which every one can be given to a
-            call. For "mmr" and "similarity_score_threshold", whose threshold is a relevance from 0 to 1, LangChain's
-            `VectorStoreRetriever`, which passes a call's options on too. Where a `VectorStoreRetriever` is demanded,
-            make one: `VectorStoreRetriever(vectorstore=vectors)`.
+            For "similarity" an `M3HybridRetriever` with this store's options; each call can override them. For "mmr"
+            and "similarity_score_threshold" LangChain's `VectorStoreRetriever`, which passes a call's options on too;
+            the threshold is a relevance from 0 to 1. If other code needs a `VectorStoreRetriever`, construct it:
+            `VectorStoreRetriever(vectorstore=vectors)`.
 
         Raises:
             ValueError: For an unknown search type or option (pydantic's ValidationError), or one out of range.
@@ -606,12 +607,12 @@ class M3VectorStore(VectorStore):
         own = {name: getattr(self._retriever, name) for name in type(self._retriever).model_fields}
         own["tags"] = self._get_retriever_tags()
         retriever = M3HybridRetriever(**own | settings)
-        retriever._made = ("", self._searcher)  # they share a BM25 index, if there is one
+        retriever._made = ("", self._searcher)  # share the searcher and its BM25 index
         return retriever
 
 
 def _refuse_unknown(given: Mapping[str, Any]) -> None:
-    """Refuse what is none of the arguments that `index` and `TimeWeightedVectorStoreRetriever` hand on to any store."""
+    """Raise TypeError for an argument other than those that `index` and `TimeWeightedVectorStoreRetriever` pass."""
     if unknown := sorted(given.keys() - {"batch_size", "current_time"}):
         raise TypeError(f"documents are added with ids= or source_key=, there is no argument {unknown[0]}")
 
