@@ -1,4 +1,4 @@
-"""Files into a store and up to date there: read, cut by the model's tokens, encoded where they are new."""
+"""Indexes files: reads them, splits them by the model's tokens, and encodes the parts that are new."""
 
 _PACKAGES = {"bs4", "docutils", "markdown_it", "markdownify", "semantic_text_splitter"}
 

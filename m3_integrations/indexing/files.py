@@ -1,4 +1,4 @@
-"""Which files there are to index, and which are passed over and why."""
+"""`find_files`: lists the files to index, and the files that are skipped with the reason."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _HIDDEN: Final = "."
 
 @dataclass(slots=True)
 class FoundFiles:
-    """What is under the paths that were asked for.
+    """The files under the given paths.
 
     Attributes:
-        roots: The paths, absolute; also one that is not there.
+        roots: The given paths, absolute, including paths that do not exist.
         files: The files to read, absolute, sorted, each once.
-        skipped: What was passed over, by the reason, in sorted order.
-        failures: Folders that could not be listed, with a line that says why.
+        skipped: The skipped paths by the reason, each folder's in sorted order.
+        failures: Folders that could not be listed and files that could not be examined, each with the reason.
     """
 
     roots: list[Path] = field(default_factory=list)
@@ -31,28 +31,28 @@ class FoundFiles:
     failures: dict[Path, str] = field(default_factory=dict)
 
     def skip(self, path: Path, reason: str) -> None:
-        """Note a path that is passed over."""
+        """Note a path that is skipped."""
         self.skipped.setdefault(reason, []).append(path)
 
 
 def find_files(paths: Iterable[str | os.PathLike[str]], *, exclude: Iterable[Path] = ()) -> FoundFiles:
-    """Find the files to index: those named, and those of a known kind below the folders named.
+    """Find the files to index: the given files, and the files of a known kind below the given folders.
 
-    Hidden files and folders below a folder are passed over, as are links to folders, so that no loop is followed; a
-    link to a file is read as a file of its own name.
+    Hidden files and folders below a given folder are skipped. Links to folders are skipped too, because they can form a
+    loop. A link to a file is read under the link's name.
 
     Args:
-        paths: Files and folders. One that is not there is among the roots and gives no file.
-        exclude: Folders that are never entered, such as the store's own.
+        paths: Files and folders. A path that does not exist is listed in `roots` and has no files.
+        exclude: Folders that are never entered, such as the store's own folder.
 
     Raises:
-        ValueError: If no path is given, or a file that is named is of an unknown kind.
+        ValueError: If no path is given, or a given file is of an unknown kind.
     """
     found = FoundFiles()
     left_out = {path.resolve() for path in exclude}
     for path in paths:
         named = Path(path).expanduser()
-        # A file keeps the name that it was called by, even one that is a link; a folder is the folder itself.
+        # A file keeps the given name, even if it is a link. A link to a folder is resolved.
         root = named.resolve() if named.is_dir() or not named.name else named.parent.resolve() / named.name
         found.roots.append(root)
         if root.is_dir():
@@ -68,7 +68,7 @@ def find_files(paths: Iterable[str | os.PathLike[str]], *, exclude: Iterable[Pat
 
 
 def kind_of(path: Path) -> str | None:
-    """Return the ending that says how a file is read; None for one that is not known."""
+    """Return a file's ending in lower case; None if files with this ending cannot be read."""
     suffix = path.suffix.lower()
     return suffix if suffix in KINDS else None
 
@@ -95,7 +95,7 @@ def _below(root: Path, left_out: set[Path], found: FoundFiles) -> Iterator[Path]
             except FileNotFoundError:
                 found.skip(path, "links to nothing")
                 continue
-            except OSError as error:  # is_file() says no to it from Python 3.13 on, and what is stored would be deleted
+            except OSError as error:  # is_file() would return False, and the file's records would be deleted
                 found.failures[path] = f"{path}: {error.strerror or error}"
                 continue
             if is_file:

@@ -1,4 +1,4 @@
-"""Where the headings of a text are, and which of them hold where."""
+"""Finds a text's headings, and cuts the text into sections at them."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Heading:
     Attributes:
         title: Its text without markup.
         level: 1 to 6.
-        start: Where its line begins, in characters.
-        end: Where its last line ends.
+        start: Position of its first character in the text.
+        end: Position after its last line.
     """
 
     title: str
@@ -38,12 +38,12 @@ class Heading:
 
 
 def read_headings(text: str) -> list[Heading]:
-    """Return the headings of a CommonMark text in their order; those inside quotes and lists are none of its own.
+    """Return the headings of a CommonMark text in their order; headings inside quotes and lists do not count.
 
     Args:
-        text: Lines end with a line feed alone. A block of metadata between lines of "---" at its start is passed over.
+        text: Lines end with a line feed only. A block of metadata between lines of "---" at its start is skipped.
     """
-    # The metadata would be read as an underlined heading, so it is blanked, every character in its place.
+    # The metadata would be parsed as an underlined heading, so it is replaced by as many blanks: positions stay.
     readable = _FRONT_MATTER.sub(lambda match: _LINE_CONTENT.sub(" ", match.group()), text)
     lines = [0]
     for line in readable.split("\n"):
@@ -60,19 +60,19 @@ def read_headings(text: str) -> list[Heading]:
 
 _RST_SETTINGS: Final[dict[str, Any]] = {
     "_disable_config": True,
-    "doctitle_xform": False,  # the first title is a section as the others are
+    "doctitle_xform": False,  # keep the first title as a section
     "file_insertion_enabled": False,
-    "halt_level": 5,  # what is unknown, such as a directive of Sphinx, is no error: only headings are asked for
+    "halt_level": 5,  # never stop at an error: a directive of Sphinx is unknown to docutils
     "raw_enabled": False,
     "report_level": 5,
 }
 
 
 def read_rst_headings(text: str) -> list[Heading]:
-    """Return the headings of a reStructuredText in their order; those inside blocks are none of its own.
+    """Return the headings of a reStructuredText in their order; headings inside blocks do not count.
 
     Args:
-        text: Lines end with a line feed alone.
+        text: Lines end with a line feed only.
     """
     lines = [0]
     for line in text.split("\n"):
@@ -103,11 +103,11 @@ class Section:
     """A stretch of a text from one heading to the next.
 
     Attributes:
-        start: Where it begins, in characters.
-        end: Where it ends.
-        heading_length: How many of its characters are headings: none before the first one, several where nothing
-            stands between them.
-        trail: The titles that it stands under, the outermost first, its own last.
+        start: Position of its first character.
+        end: Position after its last character.
+        heading_length: Number of characters at its start that are headings: 0 before the first heading, and the length
+            of several headings if no text stands between them.
+        trail: The titles of the headings above it, the outermost first, its own last.
     """
 
     start: int
@@ -117,7 +117,7 @@ class Section:
 
 
 def read_sections(text: str, markup: Markup = "markdown") -> list[Section]:
-    """Cut a text before its headings; a heading with nothing below it goes with the one that follows."""
+    """Cut a text before its headings; a heading without text below it stays with the next heading."""
     sections: list[Section] = []
     open_headings: list[Heading] = []
     start = heading_end = 0

@@ -1,4 +1,4 @@
-"""Files into a store: what did not change is not encoded again, and what went is deleted."""
+"""`index_files`: encodes new and changed files into a store, and deletes the records of removed files."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from m3_integrations.store import Store
 from m3_integrations.vectors import Encoder
 
 _BATCH_SIZE: Final = 128
-"""Parts encoded and stored at a time: what a run that is killed has done in vain at most."""
+"""Parts that are encoded and stored at a time. A killed run loses the work on at most so many parts."""
 
 
 @dataclass(slots=True, repr=False)
 class IndexReport:
-    """What a run did.
+    """The files and counts of a run.
 
     Attributes:
         added: Files that were not in the store.
-        changed: Files whose content or splitting is another than the store had, or that a killed run left half done.
-        unchanged: Files of which nothing was encoded.
-        deleted: Files that are no longer under the paths, whose records were deleted.
-        empty: Files without any text; they have no record.
-        skipped: What was passed over, by the reason.
-        failures: What could not be read, with a line that says where and why; what the store has of it stays.
-        parts_encoded: Records written.
-        parts_kept: Records of changed or unfinished files that were right already.
-        parts_deleted: Records deleted.
+        changed: Files whose content or splitting has changed, or that a killed run left unfinished.
+        unchanged: Files whose records are up to date; nothing was encoded.
+        deleted: Files that are no longer under the paths; their records were deleted.
+        empty: Files without text; they have no records.
+        skipped: Skipped paths by the reason.
+        failures: Files and folders that could not be read, each with the place and the reason. Their records stay.
+        parts_encoded: Number of records written.
+        parts_kept: Number of records of changed or unfinished files that were already up to date.
+        parts_deleted: Number of records deleted.
     """
 
     added: list[Path] = field(default_factory=list)
@@ -64,24 +64,24 @@ def index_files(
     exclude: Iterable[Path] = (),
     show_progress: bool = False,
 ) -> IndexReport:
-    """Bring a store up to date with files: encode what is new or changed, delete what went, leave the rest alone.
+    """Bring a store up to date with files: encode new and changed parts, and delete the records of removed files.
 
-    A run that was killed is taken up where it was by the next. Only records that this function made, of files under
-    these paths, are ever replaced or deleted. A file that cannot be read keeps the records it has, and the others are
-    indexed.
+    After a killed run, the next run continues its work. The function replaces and deletes only records that it made
+    itself, of files under these paths. If a file cannot be read, its records stay and the other files are indexed.
 
     Args:
         paths: Files and folders; see `find_files`.
-        encoder: Encodes the parts, and its tokens say how long they are.
-        store: Bound to the encoder's model.
-        splitting: How texts are cut; the default sizes if None.
+        encoder: Encodes the parts and counts their tokens.
+        store: The store, which is bound to the encoder's model.
+        splitting: Size and overlap of parts; `Splitting()` if None.
         exclude: Folders that are never entered.
-        show_progress: Whether to draw a progress bar, over the bytes of the files that are read.
+        show_progress: Whether to draw a progress bar, over the bytes of new and changed files.
 
     Raises:
-        FileNotFoundError: If a path is not there, unless it is that of a file which the store has and is to lose.
-        ValueError: If there is no path, a file that is named is of an unknown kind, the store holds another model's
-            vectors, or the encoder cannot read parts of that size.
+        FileNotFoundError: If a path does not exist. A removed file that the store has is no error: its records are
+            deleted.
+        ValueError: If no path is given, a given file is of an unknown kind, the store holds another model's vectors, or
+            the encoder cuts texts before `splitting.size` tokens.
     """
     splitting = splitting or Splitting()
     splitter = Splitter(encoder, splitting)
@@ -105,7 +105,7 @@ def index_files(
 
 
 class _Writer:
-    """Encodes parts and stores them, some at a time, and keeps count."""
+    """Encodes and stores parts in batches, and counts them in the report."""
 
     def __init__(self, encoder: Encoder, store: Store, report: IndexReport, bar: tqdm[NoReturn]) -> None:
         self.report = report
@@ -114,9 +114,9 @@ class _Writer:
         self._batch: list[tuple[FilePart, int]] = []
 
     def write(self, parts: Sequence[FilePart], size_bytes: int) -> None:
-        """Have parts of a file written; the progress bar moves by its size as they are."""
+        """Add a file's parts to the batch; the progress bar moves by the file's size as they are written."""
         for i, part in enumerate(parts):
-            # Whole bytes, so that they add up to the file's size: tqdm warns of a bar that goes past its end.
+            # Integer shares that add up to the file's size: tqdm warns if a bar goes past its end.
             share = size_bytes * (i + 1) // len(parts) - size_bytes * i // len(parts)
             self._batch.append((part, share))
             if len(self._batch) == _BATCH_SIZE:
@@ -125,7 +125,7 @@ class _Writer:
             self._bar.update(size_bytes)
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Encode and store the batch."""
         if not self._batch:
             return
         parts = [part for part, _ in self._batch]
@@ -137,7 +137,7 @@ class _Writer:
         self._batch = []
 
     def delete(self, ids: Iterable[str]) -> None:
-        """Delete records."""
+        """Delete records by their ids."""
         self.report.parts_deleted += self._store.delete(list(ids))
 
 
@@ -154,7 +154,10 @@ def _check_roots(roots: Iterable[Path], stored: Mapping[Path, StoredFile]) -> No
 
 
 def _changed_size(path: Path, stored: StoredFile | None, splitting: Splitting, report: IndexReport) -> int | None:
-    """Return a file's size in bytes if it must be read; None if it is as stored, or, which is noted, cannot be read."""
+    """Return the size in bytes of a new or changed file.
+
+    Return None for an unchanged or unreadable file, after noting it in the report.
+    """
     try:
         os.fspath(path).encode()
         with path.open("rb") as file:
@@ -170,7 +173,7 @@ def _changed_size(path: Path, stored: StoredFile | None, splitting: Splitting, r
 
 
 def _index_file(path: Path, size: int, stored: StoredFile | None, splitter: Splitter, writer: _Writer) -> None:
-    """Write what the store has not, or has otherwise, of a file, and delete what is no longer in it."""
+    """Write a file's new and changed parts, and delete the records of parts that it no longer has."""
     report = writer.report
     try:
         content = path.read_bytes()
@@ -192,7 +195,7 @@ def _index_file(path: Path, size: int, stored: StoredFile | None, splitter: Spli
 
 
 def _gone(found: FoundFiles, stored: Mapping[Path, StoredFile]) -> list[Path]:
-    """Return the files of the store that are under the roots no more; what could not be looked at counts as there."""
+    """Return the store's files under the roots that no longer exist; an unreadable folder's files count as existing."""
     present = set(found.files)
     return [
         path

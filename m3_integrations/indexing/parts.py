@@ -1,9 +1,9 @@
-"""The records of a file, and how they tell what the file was.
+"""Makes the records of a file, and reads from a store which files it has.
 
-The store is the only memory of what was indexed. Every record says in its metadata which file it is from (`m3_file`)
-and what it was made of (`m3_part`, a digest of its text and metadata). The first one of a file says two things more:
-what the file's content was and how it was cut (`m3_content`), and a digest of all its parts (`m3_parts`). A file is
-done when the store has just those parts: a run that was killed, wherever it was, leaves one that is not.
+What was indexed is recorded only in the store. Each record's metadata name its file (`m3_file`) and have a digest of
+its text and metadata (`m3_part`). A file's first record also has a digest of the file's content and splitting
+(`m3_content`), and a digest of all the file's parts (`m3_parts`). A file is done if the store has exactly these parts.
+So a file that a killed run left unfinished is recognised.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from m3_integrations.indexing.splitting import Splitter, Splitting
 from m3_integrations.store import Record
 
 _FORMAT: Final = 1
-"""Counts changes of what is made of a file; with a new one every file is indexed again."""
+"""Version of the records that a file becomes. A new version makes the next run index every file again."""
 
 
 @dataclass(frozen=True, slots=True)
 class FilePart:
-    """A record to be.
+    """A record to be written.
 
     Attributes:
-        id: The file, the entry's key if the file has several, and the number of the part, with "#" between them.
-        text: What is encoded.
-        metadata: What the file says of it; `source`, the file, unless the file names another; `headings` of Markdown;
-            and what the index keeps for itself.
-        digest: Of everything that is stored of it.
+        id: The file, the entry's key if the file has several, and the number of the part, joined by "#".
+        text: The text to encode.
+        metadata: The entry's metadata; `source`, by default the file; `headings`, if the text has any; and the index's
+            own keys.
+        digest: A digest of id, text and metadata; for the first part, of all the file's parts and its content.
     """
 
     id: str
@@ -43,12 +43,12 @@ class FilePart:
 
 @dataclass(slots=True)
 class StoredFile:
-    """What a store has of a file.
+    """The records of a file in a store.
 
     Attributes:
         parts: The digest of every record by its id.
-        content: What the first part says that the file was; None without a first part.
-        parts_digest: What the first part says that all parts are.
+        content: `m3_content` of the first record; None if the store lacks the first record.
+        parts_digest: `m3_parts` of the first record.
     """
 
     parts: dict[str, str] = field(default_factory=dict)
@@ -57,26 +57,26 @@ class StoredFile:
 
     @property
     def done_content(self) -> str | None:
-        """What the file was when all of it was stored; None if some of it is not, or is another's."""
+        """The content digest, if the store has exactly the file's parts; otherwise None."""
         return self.content if self.parts_digest == _digest(sorted(self.parts.values())) else None
 
 
 def content_digest(path: Path, sha256: str, splitting: Splitting) -> str:
-    """Return a digest of a file's content and of how it is cut."""
+    """Return a digest of a file's content, its ending and its splitting."""
     return _digest([_FORMAT, asdict(splitting), path.suffix.lower(), sha256])
 
 
 def make_parts(path: Path, content: bytes, digest: str, splitter: Splitter) -> list[FilePart]:
-    """Return the records of a file in their order; none for one without text.
+    """Return the records of a file in their order; none if it has no text.
 
     Args:
-        path: Absolute.
-        content: Its bytes.
-        digest: What `content_digest` gives for it.
-        splitter: Cuts every entry.
+        path: The file's absolute path.
+        content: The file's bytes.
+        digest: The result of `content_digest`.
+        splitter: Splits every entry.
 
     Raises:
-        ValueError: Naming file and line, if the content cannot be read.
+        ValueError: If the content cannot be read; the message names file and line.
     """
     pieces: list[tuple[str, str, dict[str, Any]]] = []
     for entry in read_entries(path, content):
@@ -89,7 +89,7 @@ def make_parts(path: Path, content: bytes, digest: str, splitter: Splitter) -> l
     if not pieces:
         return []
     digests = [_digest(piece) for piece in pieces]
-    # The first part is another one whenever the file is: so it is written again, and says what the file is now.
+    # The first part's digest changes whenever the file changes, so that it is written again with the new m3_content.
     digests[0] = _digest([digests, digest])
     own: list[dict[str, str]] = [{"m3_file": str(path), "m3_part": part} for part in digests]
     own[0] |= {"m3_content": digest, "m3_parts": _digest(sorted(digests))}
@@ -100,11 +100,11 @@ def make_parts(path: Path, content: bytes, digest: str, splitter: Splitter) -> l
 
 
 def read_stored(records: Iterable[Record]) -> dict[Path, StoredFile]:
-    """Return what a store has of every file; records that were not made here are passed over."""
+    """Return a store's records by file; records that were not made by this module are skipped."""
     files: dict[Path, StoredFile] = {}
     for record in records:
         file, part = record.metadata.get("m3_file"), record.metadata.get("m3_part")
-        # A record that somebody made from ours has our metadata, but not our id.
+        # A user's copy of one of our records has our metadata, but another id.
         if not isinstance(file, str) or not isinstance(part, str) or not record.id.startswith(f"{file}#"):
             continue
         stored = files.setdefault(Path(file), StoredFile())

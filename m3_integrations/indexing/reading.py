@@ -1,4 +1,4 @@
-"""What is in a file: one text of a text, Markdown, reStructuredText or HTML file, one for each line of JSONL."""
+"""Reads a file's texts: one from a text, Markdown, reStructuredText or HTML file, one from each line of JSONL."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MARKDOWN: Final = MarkdownConverter(
 )
 
 RESERVED_PREFIX: Final = "m3_"
-"""Keys of metadata that begin so are the index's own."""
+"""The index's own metadata keys begin with this; a file's metadata must not have such keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ class Entry:
     """One text of a file.
 
     Attributes:
-        key: Tells it from the file's other entries; empty where the file is one entry.
-        text: Lines end with a line feed alone.
-        metadata: What the file says of it.
+        key: Unique among the lines of a JSONL file; empty for any other file.
+        text: The text; lines end with a line feed only.
+        metadata: The metadata that the file has for the text.
     """
 
     key: str
@@ -43,7 +43,7 @@ class Entry:
 
 
 def markup_of(path: Path) -> Markup:
-    """Say which markup the text of a file has; HTML is read as Markdown."""
+    """Return the markup of a file's text. HTML is converted to Markdown."""
     suffix = path.suffix.lower()
     if suffix == ".rst":
         return "rst"
@@ -51,20 +51,21 @@ def markup_of(path: Path) -> Markup:
 
 
 def read_entries(path: Path, content: bytes) -> list[Entry]:
-    r"""Give the texts of a file.
+    r"""Return the texts of a file.
 
-    A page of HTML becomes Markdown, in which headings, lists, tables and code are what they were; scripts and styles
-    are left out. Its encoding is what it says itself. Other text is UTF-8, with or without a byte order mark; \r\n and
-    \r end lines as \n does. A line of JSONL is an object with a string `text`; `_id` or `id`, `title` and an object
-    `metadata` are optional, all further keys count as metadata. A title is put before its text, on a line of its own.
-    Blank lines are passed over.
+    HTML is converted to Markdown, which keeps headings, lists, tables and code; scripts and styles are left out. The
+    page states its encoding. Every other file must be UTF-8, with or without a byte order mark; \r\n and \r end lines
+    like \n. A line of JSONL is an object with a string `text`; `_id` or `id`, `title` and an object `metadata` are
+    optional, and all further keys count as metadata. A title becomes the first line of its text. Blank lines are
+    skipped.
 
     Args:
-        path: Its ending says what it is.
+        path: The file; its ending determines its kind.
         content: The file's bytes.
 
     Raises:
-        ValueError: Naming file and line, if it is not UTF-8 text, or a line of JSONL is not as it must be.
+        ValueError: If the file is not UTF-8 text, or a line of JSONL does not have this format; the message names file
+            and line.
     """
     if path.suffix.lower() in _PAGES:
         return [_page(path, content)]
@@ -73,7 +74,7 @@ def read_entries(path: Path, content: bytes) -> list[Entry]:
         return [Entry("", text)]
     entries: list[Entry] = []
     line_of: dict[str, int] = {}
-    # Not splitlines(): JSON's strings may hold other line separators as they are.
+    # Not splitlines(): a JSON string may contain other line separators unescaped.
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -87,7 +88,7 @@ def read_entries(path: Path, content: bytes) -> list[Entry]:
 
 def _page(path: Path, content: bytes) -> Entry:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UnusualUsageWarning)  # a page of one word looks like a file's name
+        warnings.simplefilter("ignore", UnusualUsageWarning)  # BeautifulSoup takes a page of one word for a file name
         page = BeautifulSoup(content, "html.parser")
     if page.contains_replacement_characters or "\0" in page.get_text():
         _refuse(str(path), "no text in the encoding that it says: convert the file, or leave it out")
@@ -113,15 +114,15 @@ def _decoded(path: Path, content: bytes) -> str:
 
 
 def read_line(where: str, line: str, number: int) -> Entry:
-    """Return the record of a line of JSONL, as `read_entries` says; without an id its key is the line's number.
+    """Return the entry of a line of JSONL, in the format of `read_entries`; without an id its key is "line N".
 
     Args:
         where: The file and the line, for error messages.
-        line: One object.
-        number: Of the line, from 1.
+        line: One JSON object.
+        number: The line's number, from 1.
 
     Raises:
-        ValueError: If the line is not as it must be.
+        ValueError: If the line does not have this format.
     """
     try:
         found = json.loads(line, parse_constant=_refuse_constant)
@@ -144,7 +145,7 @@ def read_line(where: str, line: str, number: int) -> Entry:
 
 
 def _key(where: str, found: Mapping[str, Any], number: int) -> str:
-    """Return the record's own id, or its line."""
+    """Return the record's `_id` or `id` as a string, or "line N" without one."""
     given = found.get("_id") if found.get("_id") is not None else found.get("id")
     if given is None:
         return f"line {number}"

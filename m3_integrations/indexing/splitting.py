@@ -1,4 +1,4 @@
-"""Texts cut into parts by the model's own tokens: at headings first, then paragraphs, lines, sentences and words."""
+"""Splits texts by the model's own tokens: at headings first, then paragraphs, lines, sentences and words."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from m3_integrations.indexing.headings import Markup, read_sections
 from m3_integrations.vectors import Encoder
 
 _SPECIAL_TOKENS: Final = 2
-"""[CLS] and [SEP], which every part has beside its text."""
+"""[CLS] and [SEP], which the encoder adds to every part."""
 
 _LONGEST_LINE: Final = 20_000
-"""Characters. The splitter's time grows with the square of an unbroken word: 300,000 characters took it 55 s."""
+"""Characters of a line that is split in one piece. The splitter's time grows with the square of an unbroken word's
+length: 300,000 characters took 55 s."""
 
 
 @dataclass(frozen=True, slots=True)
 class Splitting:
-    """How texts are cut.
+    """The size and overlap of parts.
 
     Attributes:
         size: The most tokens of a part, [CLS] and [SEP] included.
-        overlap: The most tokens that a part repeats of the one before it; never across a heading.
+        overlap: The most tokens that a part repeats from the part before it. Parts never overlap across a heading.
 
     Raises:
-        TypeError: If one is no integer.
+        TypeError: If size or overlap is not an integer.
         ValueError: If size is under 16, or overlap is negative or over half of size.
     """
 
@@ -50,9 +51,9 @@ class Part:
     """A piece of a text.
 
     Attributes:
-        text: The piece, to the letter, without white space around it.
-        start: Where it begins in the whole, in characters.
-        headings: The headings that it stands under, the outermost first; empty for plain text.
+        text: The piece, unchanged, without white space around it.
+        start: Position of its first character in the whole text.
+        headings: The headings above it, the outermost first; empty for plain text.
     """
 
     text: str
@@ -61,21 +62,21 @@ class Part:
 
 
 class Splitter:
-    """Cuts texts into parts that the model reads whole.
+    """Splits texts into parts that the model reads completely.
 
     Args:
-        encoder: Whose tokens are counted.
-        splitting: How long parts are.
+        encoder: Counts the tokens.
+        splitting: Size and overlap of the parts.
 
     Raises:
-        ValueError: If the encoder cuts texts before they are that long.
+        ValueError: If the encoder cuts texts of `splitting.size` tokens.
     """
 
     def __init__(self, encoder: Encoder, splitting: Splitting) -> None:
         self._encoder = encoder
         self.splitting = splitting
         self._capacity = splitting.size - _SPECIAL_TOKENS
-        # A text over the encoder's limit is counted as just as long as the limit, so parts must stay under it.
+        # tokenize() cuts at the encoder's limit: longer texts have the same count, so parts must stay below it.
         if (longest := self._count(" a" * splitting.size)) <= self._capacity:
             raise ValueError(
                 f"parts of {splitting.size} tokens are too long: this encoder ({encoder.model}) cuts texts after "
@@ -86,16 +87,15 @@ class Splitter:
         return f"Splitter({self._encoder!r}, {self.splitting!r})"
 
     def split(self, text: str, *, markup: Markup = "plain") -> list[Part]:
-        """Return the parts of a text in their order; none for a blank one.
+        """Return the parts of a text in their order; none for a blank text.
 
-        Markdown and reStructuredText are cut at every heading. What is too long after that is cut so that every part
-        is as long as it can be without breaking a larger unit than it must. A heading that the rest of its section
-        would have left alone, or a piece of an eighth of a part's tokens at most, goes before the next piece where both
-        fit.
+        Markdown and reStructuredText are cut at every heading. A section that is too long is cut into parts that are as
+        long as possible, at the largest units that fit: paragraphs, then lines, sentences, words. A piece is joined
+        with the next one if both fit and it is only a heading, or has at most an eighth of a part's tokens.
 
         Args:
-            text: Lines end with a line feed alone.
-            markup: Where its headings are; in Markdown code blocks, lists and so on are units too.
+            text: Lines end with a line feed only.
+            markup: How headings are written. In Markdown, code blocks, lists and so on are units too.
         """
         sections = read_sections(text, markup)
         kind = MarkdownSplitter if markup == "markdown" else TextSplitter
@@ -112,7 +112,7 @@ class Splitter:
         if self._fits(text):
             return [(len(text) - len(text.lstrip()), text.strip())] if text.strip() else []
         n = self._count(text[:heading_length])
-        # Kept free for the heading; one that fills more than a quarter of a part may stay alone.
+        # Leave room to join the heading with the next piece; a heading over a quarter of a part may stay alone.
         reserved = n if n <= self._capacity // 4 else 0
         splitter = kind.from_callback(self._count, self._capacity - reserved, overlap=self.splitting.overlap)
         joined: list[tuple[int, str]] = []
@@ -130,7 +130,7 @@ class Splitter:
         return joined
 
     def _count(self, text: str) -> int:
-        """Return the tokens of a text, special ones left out; of a text that the encoder cuts, what it leaves."""
+        """Return the number of a text's tokens without [CLS] and [SEP], at most as many as the encoder reads."""
         return len(self._encoder.tokenize([text])[0]) - 1  # [SEP]
 
     def _fits(self, text: str) -> bool:
@@ -138,7 +138,7 @@ class Splitter:
 
 
 def _blocks(text: str) -> Iterator[tuple[int, int]]:
-    """Return the whole text as one span, or several if lines are so long that they must be cut beforehand."""
+    """Yield spans of start and end that cover the text: one, or several if a line is over `_LONGEST_LINE`."""
     start = position = 0
     while position < len(text):
         end = text.find("\n", position) + 1 or len(text)
