@@ -1,4 +1,4 @@
-"""The folder of an embedded store: whose it is, who has it open, what it says of itself."""
+"""`StoreFolder`: the folder of an embedded store, with its lock, its format file and its durable writes."""
 
 from __future__ import annotations
 
@@ -27,33 +27,33 @@ _ENGINE: Final = "engine"
 _UNFINISHED: Final = "engine.unfinished"
 _NEW_LOG: Final = "m3-store.log.new"
 _WRITTEN_LOG: Final = "open-"
-"""How the names of the files begin that the engine writes its log to; full ones are renamed."""
+"""The engine's log files that are still written have names that begin so; full ones are renamed."""
 
 
 _HERE: Final[weakref.WeakValueDictionary[tuple[int, Path], StoreFolder]] = weakref.WeakValueDictionary()
-"""What is open in this process, by its number and the folder's path."""
+"""The folders that are open in this process, by process id and path."""
 
 
 class StoreFolder:
-    """A folder that one process has open.
+    """A store's folder, which only one process can have open.
 
     It holds `m3-store.json` with the format, a lock file, and the engine's own folder.
 
     Args:
-        path: Made if it is not there. An empty folder is taken; one with anything else in it is not. `~` is the user's
-            home.
+        path: The folder; it is made if it does not exist. A folder that has files but is not a store is refused. `~` is
+            the user's home.
 
     Attributes:
         path: The folder, absolute.
-        is_read_only: Whether nothing may be written there, so that the engine's files are those of a copy elsewhere.
-        engine: Where the engine's files are; there as soon as there are records.
-        log: Where the engine writes every change down first, to do it again after a crash.
-        unfinished: Where the engine's files are made, before they get their place.
+        is_read_only: Whether the folder cannot be written to. Then the engine's files are copied to a temporary folder.
+        engine: The folder of the engine's files. It exists once the store has had records.
+        log: The folder of the engine's write-ahead log, which the engine replays after a crash.
+        unfinished: The folder in which the engine's files are created, before `finish` renames it to `engine`.
 
     Raises:
-        NotADirectoryError: If it is a file.
-        ValueError: If there is something else in it, or a later version of this package made it.
-        BlockingIOError: If it is open already, in this process or another.
+        NotADirectoryError: If the path is a file.
+        ValueError: If the folder has files but is not a store, or a later version of this package made it.
+        BlockingIOError: If the folder is already open, in this process or another.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -85,7 +85,7 @@ class StoreFolder:
             raise
 
     def _take(self) -> None:
-        """Keep other processes out."""
+        """Lock the folder against other processes."""
         lock = FileLock(self.path / _LOCK_FILE, thread_local=False)
         try:
             lock.acquire(timeout=0)
@@ -95,7 +95,7 @@ class StoreFolder:
         _HERE[os.getpid(), self.path] = self
 
     def _copy_engine(self) -> None:
-        """Copy the engine's files, while no other process has the folder open."""
+        """Copy the engine's files, if no other process has the folder open."""
         with suppress(FileNotFoundError), (self.path / _LOCK_FILE).open("rb") as file:
             if sys.platform != "win32":
                 try:
@@ -124,7 +124,7 @@ class StoreFolder:
         """Return the store's format; None if the store is new.
 
         Raises:
-            ValueError: If the file is damaged, or not this package's, or a later version's.
+            ValueError: If the format file is damaged, is not this package's, or was written by a later version.
         """
         file = self.path / _FORMAT_FILE
         if not file.exists():
@@ -136,7 +136,7 @@ class StoreFolder:
         return StoreFormat.from_dict(str(self.path), found)
 
     def write(self, format_: StoreFormat) -> None:
-        """Write the format down: after a crash there is the old or the new, and nothing between."""
+        """Write the format file atomically: after a crash it is either the old or the new one."""
         new = self.path / (_FORMAT_FILE + ".new")
         with new.open("w", encoding="utf-8") as file:
             json.dump(format_.to_dict(), file, indent=2)
@@ -146,20 +146,20 @@ class StoreFolder:
         sync(self.path)
 
     def finish(self) -> None:
-        """Move the engine's files to their place, at once or not at all."""
+        """Rename `unfinished` to `engine`, atomically."""
         self.unfinished.rename(self.engine)
         sync(self.path)
 
     def discard_unfinished(self) -> None:
-        """Delete what a creation that failed has left: it never held a record."""
+        """Delete the files of a failed creation, which never held a record."""
         if self.unfinished.exists():
             shutil.rmtree(self.unfinished)
 
     def renew_log(self) -> bool:
-        """Copy the log that goes on being written into new files, and return whether that could be done.
+        """Replace the log files that are still written by durable copies; return whether that succeeded.
 
-        After a failed sync the system shows what the disk does not have, and what is written behind such a hole is not
-        found after a power cut.
+        After a failed fsync the page cache shows data that the disk lost. After a power cut the log would have a gap
+        there, and the engine would not find the entries behind it.
         """
         new = self.engine.parent / _NEW_LOG
         try:
@@ -168,7 +168,7 @@ class StoreFolder:
                 if not written:
                     continue
                 with new.open("wb") as file:
-                    os.posix_fallocate(file.fileno(), 0, len(written))  # as the engine does: mapped memory needs it
+                    os.posix_fallocate(file.fileno(), 0, len(written))  # as the engine does, which maps the file
                     file.write(written.rstrip(b"\0"))
                     file.flush()
                     os.fsync(file.fileno())
@@ -180,7 +180,7 @@ class StoreFolder:
         return True
 
     def unlock(self) -> None:
-        """Let others open the folder."""
+        """Release the lock, so that the folder can be opened again, and delete the temporary copy."""
         if self._lock is not None:
             _HERE.pop((os.getpid(), self.path), None)
             self._lock.release()
@@ -188,7 +188,7 @@ class StoreFolder:
             self._copy.cleanup()
 
     def _refuse_foreign(self) -> None:
-        """Look before the first file is written into the folder."""
+        """Raise ValueError if the folder has files but is not a store. Nothing was written into it yet."""
         ours = {_FORMAT_FILE, _FORMAT_FILE + ".new", _LOCK_FILE, _NEW_LOG}
         names = {entry.name for entry in self.path.iterdir()}
         if _FORMAT_FILE not in names and (foreign := sorted(names - ours)):
@@ -198,7 +198,7 @@ class StoreFolder:
             )
 
     def _tidy(self) -> None:
-        """Undo a creation that was interrupted: it never held a record."""
+        """Undo an interrupted creation, which never held a record."""
         format_ = self.read()
         if not self.unfinished.exists():
             return
@@ -208,12 +208,12 @@ class StoreFolder:
 
 
 def sync_log(folder: Path) -> None:
-    """Make an engine's log durable; other threads run meanwhile.
+    """Make an engine's log durable. Other threads can run meanwhile.
 
-    On Linux this covers what was written through memory maps, too.
+    On Linux this includes data that was written through memory maps.
 
     Raises:
-        OSError: If the disk fails, or there is no log.
+        OSError: If the disk fails, or the folder has no log.
     """
     names = [file.name for file in folder.iterdir()]
     if not any(name.startswith(_WRITTEN_LOG) for name in names):
@@ -228,7 +228,7 @@ def sync_log(folder: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Make a folder's files durable, with all below it that the engine does not delete meanwhile; other threads run."""
+    """Make all files below a folder durable, except those that the engine deletes meanwhile. Other threads can run."""
 
     def fail(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):
@@ -241,7 +241,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Make a file, or the names in a folder, durable where folders can be opened (not on Windows)."""
+    """Make a file, or the names in a folder, durable. Do nothing on Windows, which cannot open folders."""
     if os.name == "nt":
         return
     handle = os.open(path, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""A store in memory: exact, in numpy, gone with the process. The other engines are held to its answers."""
+"""`MemoryStore`: an exact store in numpy, lost when the process ends. Tests compare other engines with its answers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from m3_integrations.vectors import MODES, FloatArray, IntArray, LexicalWeights,
 _Mask = NDArray[np.bool_]
 
 _MERGED_BYTES: Final = 64 << 20
-"""Blocks are merged up to this size, or a quarter of all that is held, so that a merge never doubles the memory."""
+"""Blocks are merged up to this size, or up to a quarter of all data, so that a merge never doubles the memory."""
 
 
 _PAGE: Final = 256
@@ -39,14 +39,14 @@ _PAGE: Final = 256
 
 
 class MemoryStore(Store):
-    """Records in numpy arrays. Every search looks at every record, so what it finds is exact.
+    """Records in numpy arrays. Every search scores every record, so its results are exact.
 
-    Safe to use from many threads. It cannot be pickled: a server store can.
+    Many threads may use it at a time. It cannot be pickled; a server store can.
     """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._sizes: dict[Mode, int] = {}  # of the vectors, by mode; the first record decides
+        self._sizes: dict[Mode, int] = {}  # vector length by mode, set by the first record
         self._blocks: list[_Block] = []
         self._is_alive = np.zeros(1024, dtype=bool)  # by row
         self._records: dict[int, Record] = {}  # by row; rows rise in the order of insertion
@@ -89,7 +89,7 @@ class MemoryStore(Store):
         return self._version
 
     def bind(self, fingerprint: str) -> None:
-        """Record which model the vectors are from, as `Store.bind`."""
+        """Bind the store to a model, as `Store.bind` describes."""
         with self._usable():
             check_model(self._fingerprint, fingerprint)
             self._fingerprint = fingerprint
@@ -103,9 +103,9 @@ class MemoryStore(Store):
         *,
         is_pooled: NDArray[np.bool_] | None = None,
     ) -> None:
-        """Add records, or replace those with the same ids, as `Store.upsert`.
+        """Add records, or replace those with the same ids, as `Store.upsert` describes.
 
-        The arrays are kept and not copied, unless an id comes twice: do not change them afterwards.
+        The store keeps the arrays without copying them, unless an id comes twice: do not change them afterwards.
         """
         chosen = latest_rows(ids, texts, metadatas, vectors, is_pooled)
         if not chosen:
@@ -139,7 +139,7 @@ class MemoryStore(Store):
             return len(rows)
 
     def delete_where(self, filter: FilterLike) -> int:  # noqa: A002
-        """Delete the records that match, and return how many there were, as `Store.delete_where`."""
+        """Delete the records that match, and return how many there were, as `Store.delete_where` describes."""
         parsed = deletion_filter(filter)
         with self._usable():
             return self.delete([self._records[row].id for row in self._matching(parsed)])
@@ -157,16 +157,16 @@ class MemoryStore(Store):
             return iter([self._copy(row, with_vectors=False) for row in self._records])
 
     def page(self, after: str | None = None) -> tuple[list[Record], str | None]:
-        """Return the next records, as `Store.page`, in the order of their ids."""
+        """Return a page of records in the order of their ids, as `Store.page` describes."""
         with self._usable():
             left = self._row_of if after is None else (id_ for id_ in self._row_of if id_ > after)
-            ids = heapq.nsmallest(_PAGE, left)  # their order stays, whatever is added, replaced or deleted
+            ids = heapq.nsmallest(_PAGE, left)  # the order of ids does not change with the records
             return self.get(ids), ids[-1] if len(ids) == _PAGE else None
 
     def rows(self, filter: FilterLike = None) -> dict[int, Record]:  # noqa: A002
-        """Return the records that match, or all, by their rows: the store's own objects, not copies, so only to read.
+        """Return the records that match, or all, by their rows. They are the store's own objects: do not change them.
 
-        Rows rise in the order the records were added. A record that is replaced gets another row.
+        Rows rise in the order of adding. A record that is replaced gets a new row.
         """
         with self._usable():
             return {row: self._records[row] for row in self._matching(filter)}
@@ -179,7 +179,7 @@ class MemoryStore(Store):
     def candidates(
         self, query: M3Vectors, limits: Mapping[Mode, int], filter: FilterLike = None  # noqa: A002
     ) -> dict[Mode, Hits]:  # fmt: skip
-        """Return the best records by each mode, as `Store.candidates`; equal scores in the order of insertion."""
+        """Return the best records by each mode, as `Store.candidates`; equal scores in the order of adding."""
         if unknown := set(limits) - {"dense", "lexical"}:
             raise ValueError(f"candidates come by dense or lexical scores, not by {', '.join(sorted(unknown))}")
         with self._usable():
@@ -204,7 +204,7 @@ class MemoryStore(Store):
         modes: Sequence[Mode],
         known: Mapping[Mode, Hits] | None = None,  # noqa: ARG002
     ) -> tuple[list[str], dict[Mode, FloatArray]]:
-        """Return the exact raw scores of chosen records, as `Store.scores`; they cost little here, known or not."""
+        """Return the exact raw scores of chosen records, as `Store.scores` describes; `known` is not used."""
         with self._usable():
             found = [id_ for id_ in ids if id_ in self._row_of]
             rows = np.array([self._row_of[id_] for id_ in found], dtype=np.int64)
@@ -227,7 +227,7 @@ class MemoryStore(Store):
             self._merge(0)
 
     def flush(self) -> None:
-        """Do nothing: there is nothing to write."""
+        """Do nothing: memory has nothing to make durable."""
         with self._usable():
             pass
 
@@ -260,9 +260,9 @@ class MemoryStore(Store):
         self._is_alive[rows] = False
 
     def _tidy(self) -> None:
-        """Drop the vectors of deleted records when they are more than half, and merge small blocks from the end.
+        """Drop the vectors of deleted records once they are more than half, and merge small blocks from the end.
 
-        So there are few blocks, and each record is moved a few times only.
+        This keeps the number of blocks small, and copies each record only a few times.
         """
         if sum(len(block.rows) for block in self._blocks) > 2 * len(self._records):
             self._blocks = self._drop_deleted(self._blocks)
@@ -278,7 +278,7 @@ class MemoryStore(Store):
             self._merge(start)
 
     def _merge(self, start: int) -> None:
-        """Put the blocks from start on into one, without the records that were deleted."""
+        """Merge the blocks from start on into one, without deleted records."""
         merged = self._drop_deleted(self._blocks[start:])
         if len(merged) > 1:
             rows = np.concatenate([block.rows for block in merged])
@@ -286,7 +286,7 @@ class MemoryStore(Store):
         self._blocks[start:] = merged
 
     def _drop_deleted(self, blocks: Sequence[_Block]) -> list[_Block]:
-        """Return blocks without the records that were deleted; one that has none of them is not copied."""
+        """Return the blocks without deleted records; a block without deleted records is not copied."""
         kept: list[_Block] = []
         for block in blocks:
             alive = np.flatnonzero(self._is_alive[block.rows])
@@ -298,7 +298,7 @@ class MemoryStore(Store):
 
 
 class _Block:
-    """Some records' vectors, never changed: rows rise, and the position of a row is the position of its vectors."""
+    """The vectors of some records; a block never changes. `rows` rise, and row i belongs to the i-th text's vectors."""
 
     def __init__(self, rows: IntArray, vectors: M3Vectors) -> None:
         self.rows = rows
@@ -306,21 +306,21 @@ class _Block:
         self.size_bytes = vectors.nbytes
 
     def leg(self, query: M3Vectors, mode: Mode) -> FloatArray:
-        """Return the raw scores of all records here: (n,) float32."""
+        """Return the raw scores of all n records of the block, (n,) float32."""
         if mode == "lexical":
             return self._lexical(query.lexical[0])
         return raw_scores(query, self.vectors, [mode])[mode]
 
     @cached_property
     def _postings(self) -> tuple[NDArray[np.int32], IntArray, FloatArray]:
-        """Every token's records and weights: token ids rising, positions and weights beside them."""
+        """Token ids in rising order, and for each the position of its record and its weight, (weights,) each."""
         lexical = self.vectors.lexical
         order = np.argsort(lexical.indices, kind="stable")
         positions = np.repeat(np.arange(len(lexical)), lexical.lengths)
         return lexical.indices[order], positions[order], lexical.values[order]
 
     def _lexical(self, query: LexicalWeights) -> FloatArray:
-        """Read only the postings of the query's tokens; equal to `lexical_scores`."""
+        """Return the values of `lexical_scores`, (n,) float32, from only the postings of the query's tokens."""
         tokens, positions, weights = self._postings
         starts = np.searchsorted(tokens, query.indices)
         counts = np.searchsorted(tokens, query.indices, side="right") - starts

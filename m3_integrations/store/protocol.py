@@ -1,6 +1,6 @@
-"""What a store is: records with vectors, primitives to find and score them, and what is checked before it keeps them.
+"""`Store`: the protocol of every store, its records and hits, and the checks before a write or a query.
 
-Fusion and weights are not a store's: they are made from its raw scores.
+A store returns raw scores. `Searcher` weights and fuses them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Record:
 
     Attributes:
         id: Any string; a second record with the same id replaces the first.
-        text: What was encoded.
-        metadata: What filters look at; `m3_integrations.store.values` says what they may hold.
-        vectors: The vectors of this one text; None where they were not asked for.
+        text: The encoded text.
+        metadata: The values that filters compare; `m3_integrations.store.values` lists what they may hold.
+        vectors: The vectors of this one text; None if they were not asked for.
         is_pooled: Whether its token vectors are means of neighbours, because the store was opened with `token_pooling`
             or the text had more tokens than a store keeps.
     """
@@ -53,7 +53,7 @@ class Hits:
 
 @runtime_checkable
 class Store(Protocol):
-    """Primitives of a collection that every engine has; safe to call from many threads."""
+    """The methods that every store has; all can be called from many threads at a time."""
 
     @property
     def modes(self) -> tuple[Mode, ...]:
@@ -62,7 +62,7 @@ class Store(Protocol):
 
     @property
     def kept_modes(self) -> tuple[Mode, ...]:
-        """The modes that the store keeps: vectors of another mode need not be computed for it."""
+        """The modes that the store keeps; vectors in other modes need not be encoded for it."""
         ...
 
     @property
@@ -71,7 +71,7 @@ class Store(Protocol):
         ...
 
     def bind(self, fingerprint: str) -> None:
-        """Record which model the vectors are from; the first call decides.
+        """Bind the store to a model; after the first call only the same model is accepted.
 
         Raises:
             ValueError: If the store is bound to another model.
@@ -87,7 +87,7 @@ class Store(Protocol):
         *,
         is_pooled: NDArray[np.bool_] | None = None,
     ) -> None:
-        """Add n records, and replace those with the same ids; of two equal ids in one call the later counts.
+        """Add n records, or replace the records with the same ids; of two equal ids in one call the later counts.
 
         Everything is checked before anything is written.
 
@@ -95,13 +95,14 @@ class Store(Protocol):
             ids: n strings.
             texts: n strings.
             metadatas: n mappings; they are copied, as `values.check_metadata` does.
-            vectors: Those of the n texts. A store may keep the arrays: do not change them afterwards.
-            is_pooled: (n,) which records another store has pooled already; none if None.
+            vectors: The vectors of the n texts. A store may keep the arrays: do not change them afterwards.
+            is_pooled: (n,) bool, whether another store has already pooled a record; all False if None.
 
         Raises:
-            TypeError: If an id or a text is not a string, or a record's metadata are no mapping.
-            ValueError: If the columns differ in length, metadata hold what cannot be kept, a text is not valid Unicode,
-                a number in the vectors is not finite, or they have other modes or sizes than those in the store.
+            TypeError: If an id or a text is not a string, or a record's metadata are not a mapping.
+            ValueError: If the columns differ in length, metadata hold a value that cannot be kept, an id or a text is
+                not valid Unicode, a number in the vectors is not finite, or the vectors have other modes or sizes than
+                those in the store.
         """
         ...
 
@@ -118,8 +119,8 @@ class Store(Protocol):
         """Delete the records that match, and return how many there were.
 
         Raises:
-            TypeError: As `parse_filter`.
-            ValueError: As `parse_filter`, or if the filter says nothing and so matches everything.
+            TypeError: As for `parse_filter`.
+            ValueError: As for `parse_filter`, or if the filter is empty and so matches everything.
         """
         ...
 
@@ -133,22 +134,22 @@ class Store(Protocol):
         ...
 
     def page(self, after: str | None = None) -> tuple[list[Record], str | None]:
-        """Return the next records without vectors, and the place after them; None in its stead at the end.
+        """Return a page of records without vectors, and the place after it; on the last page the place is None.
 
-        From page to page every record comes once. One that is added or deleted meanwhile may be among them or not.
+        Over all pages every record comes once. A record that is added or deleted meanwhile may come or not.
 
         Args:
-            after: The place that the page before had; None for the first page.
+            after: The place that the page before returned; None for the first page.
 
         Raises:
-            ValueError: If no page had this place.
+            ValueError: If no page returned this place.
         """
         ...
 
     def records(self) -> Iterator[Record]:
         """Yield every record once, without vectors, in the store's own order.
 
-        A record that is added or deleted meanwhile may be among them or not.
+        A record that is added or deleted meanwhile may come or not.
         """
         after, is_more = None, True
         while is_more:
@@ -160,36 +161,37 @@ class Store(Protocol):
         """Return the number of records, or of those that match.
 
         Raises:
-            TypeError: As `parse_filter`.
-            ValueError: As `parse_filter`.
+            TypeError: As for `parse_filter`.
+            ValueError: As for `parse_filter`.
         """
         ...
 
     def candidates(
         self, query: M3Vectors, limits: Mapping[Mode, int], filter: FilterLike = None  # noqa: A002
     ) -> dict[Mode, Hits]:  # fmt: skip
-        """Return the best records by each of these modes alone.
+        """Return the best records by dense scores, and the best by lexical scores.
 
         Args:
             query: The vectors of one text.
-            limits: How many at most for "dense" and for "lexical". A text that shares no token is no lexical hit.
+            limits: The most hits for "dense" and for "lexical". A text that shares no token with the query is not a
+                lexical hit.
             filter: Only records that match.
 
         Raises:
-            ValueError: For another mode, or a query that does not fit the records.
+            ValueError: If limits have another mode, or the query does not fit the records.
         """
         ...
 
     def scores(
         self, query: M3Vectors, ids: Sequence[str], modes: Sequence[Mode], known: Mapping[Mode, Hits] | None = None
     ) -> tuple[list[str], dict[Mode, FloatArray]]:
-        """Return those of the ids that are in the store, in order, and their exact raw scores, (n,) float32 a mode.
+        """Return the n ids that are in the store, in the given order, and their exact raw scores, (n,) float32 a mode.
 
         Args:
             query: The vectors of one text.
-            ids: Of records; unknown ids are skipped.
-            modes: What is compared.
-            known: What `candidates` has just returned for this query: a store may use it instead of searching again.
+            ids: The records to score; unknown ids are skipped.
+            modes: The modes to score.
+            known: The result of `candidates` for this query; a store may read scores from it instead of computing them.
 
         Raises:
             ValueError: If the query does not fit the records.
@@ -204,15 +206,15 @@ class Store(Protocol):
         known: Mapping[Mode, Hits] | None = None,
         likely: Iterable[str] = (),  # noqa: ARG002
     ) -> tuple[list[str], dict[Mode, FloatArray], list[Record]]:
-        """Return what `scores` does, and records that came along.
+        """Return the ids and scores that `scores` returns, and some of the records, without vectors.
 
         Args:
-            query: As for `scores`; so are the next three.
-            ids: Of records.
-            modes: What is compared.
-            known: What `candidates` has returned.
-            likely: Those of the ids whose records will probably be asked for next. A store far away returns them here,
-                without vectors, which saves a call of `get`; others may return none.
+            query: As for `scores`.
+            ids: As for `scores`.
+            modes: As for `scores`.
+            known: As for `scores`.
+            likely: Those of the ids whose records the caller will probably need next. A store on a server returns them
+                here, which saves a call of `get`; other stores may return no records.
 
         Raises:
             ValueError: If the query does not fit the records.
@@ -220,15 +222,15 @@ class Store(Protocol):
         return *self.scores(query, ids, modes, known), []
 
     def optimize(self) -> None:
-        """Do now what makes searching faster; may take long and blocks."""
+        """Reorganise the data for faster searches; blocks until it is done, which may take long."""
         ...
 
     def flush(self) -> None:
-        """Return when everything is durable, where the engine is."""
+        """Return when everything is durable on the engine's machine."""
         ...
 
     def close(self) -> None:
-        """Release what the store holds; using it then raises RuntimeError."""
+        """Release the store's memory, files and connections; later calls raise RuntimeError."""
         ...
 
     def __enter__(self) -> Self:
@@ -247,7 +249,7 @@ def latest_rows(
     vectors: M3Vectors,
     is_pooled: NDArray[np.bool_] | None,
 ) -> list[int]:
-    """Return the rows of a call's columns that count: of equal ids the last, where the first stands.
+    """Return the rows to write: of equal ids only the last row, at the position of the first.
 
     Raises:
         TypeError: If an id or a text is not a string.
@@ -268,11 +270,11 @@ def latest_rows(
 
 
 def check_ids(ids: Sequence[str]) -> None:
-    """Refuse ids that an engine would take for something else.
+    """Check that ids are strings of valid Unicode.
 
     Raises:
-        TypeError: If ids is one string, or one of them is not a string.
-        ValueError: If one of them is not valid Unicode.
+        TypeError: If ids is one string, or an id is not a string.
+        ValueError: If an id is not valid Unicode.
     """
     if isinstance(ids, str):
         raise TypeError(f"ids must be a sequence of strings, got the string {ids!r}: pass [{ids!r}]")
@@ -283,11 +285,11 @@ def check_ids(ids: Sequence[str]) -> None:
 
 
 def deletion_filter(filter: FilterLike) -> Filter:  # noqa: A002
-    """Return the parsed filter of what is to be deleted.
+    """Parse the filter of a deletion.
 
     Raises:
-        TypeError: As `parse_filter`.
-        ValueError: As `parse_filter`, or if the filter says nothing.
+        TypeError: As for `parse_filter`.
+        ValueError: As for `parse_filter`, or if the filter is empty.
     """
     parsed = parse_filter(filter)
     if parsed is None:
@@ -298,18 +300,19 @@ def deletion_filter(filter: FilterLike) -> Filter:  # noqa: A002
 def check_vectors(
     what: str, vectors: M3Vectors, stored: Mapping[Mode, int], modes: Sequence[Mode] | None = None
 ) -> dict[Mode, int]:
-    """Return the length of the vectors in every mode (0 for lexical), if they are finite and fit the stored ones.
+    """Check that vectors are finite and fit the stored ones, and return their length by mode (0 for lexical).
 
-    Engines accept what is not finite or of another size.
+    Engines do not check this: they accept vectors that are not finite or have another size.
 
     Args:
-        what: Whose vectors they are, for error messages.
-        vectors: Of any number of texts.
-        stored: What this function returned for the records in the store; empty before the first.
-        modes: The modes to check, which must be stored; all, which must be just those in the store, if None.
+        what: The owner of the vectors, for error messages.
+        vectors: The vectors of any number of texts.
+        stored: The lengths that this function returned for the stored records; empty before the first record.
+        modes: The modes to check; the store must have each of them. None checks all modes of the vectors, which must
+            equal the store's.
 
     Raises:
-        ValueError: If the modes or sizes are others, a mode was not computed, or a value is not finite.
+        ValueError: If modes or lengths differ from the stored ones, a mode was not encoded, or a value is not finite.
     """
     if modes is None and stored and tuple(stored) != vectors.modes:
         raise ValueError(f"{what} has {', '.join(vectors.modes)} vectors, the store {', '.join(stored)}")
@@ -324,20 +327,20 @@ def check_vectors(
             lengths[mode] = values.shape[1]
         if lengths[mode] != (expected := stored.get(mode, lengths[mode])):
             raise ValueError(f"{what} has {mode} vectors of length {lengths[mode]}, the store of length {expected}")
-        if not np.isfinite([values.min(initial=0), values.max(initial=0)]).all():  # makes no array of their size
+        if not np.isfinite([values.min(initial=0), values.max(initial=0)]).all():  # allocates no array of their size
             raise ValueError(f"{mode} vectors hold values that are not finite")
     return lengths
 
 
 def check_query(query: M3Vectors, stored: Mapping[Mode, int], modes: Sequence[Mode]) -> None:
-    """Raise ValueError if a query is not one text, or lacks one of these modes in the stored size, or is not finite."""
+    """Raise ValueError if a query is not one text, lacks a mode, has another length than stored or is not finite."""
     if len(query) != 1:
         raise ValueError(f"query must hold one text, got {len(query)}")
     check_vectors("the query", query, stored, modes)
 
 
 def check_model(bound: str | None, fingerprint: str) -> None:
-    """Raise ValueError if a store is bound to another model than this."""
+    """Raise ValueError if a store is bound to another model."""
     if bound not in {None, fingerprint}:
         raise ValueError(
             f"this store holds vectors of the model {bound}, not of {fingerprint}: vectors of two models cannot be "

@@ -1,4 +1,4 @@
-"""What metadata may hold: one domain for every store and both frameworks, checked at the door.
+"""The values that metadata may hold, for every store and both frameworks; `check_metadata` checks them before storing.
 
 | given | kept and returned as | a filter sees |
 |---|---|---|
@@ -9,10 +9,10 @@
 | `datetime` (`Timestamp` of pandas, `np.datetime64`), `date` | `datetime` or `date` | an instant, in microseconds |
 | an `Enum` | its value | that value |
 | list, tuple, deque, numpy array | list | each element |
-| a mapping with strings as keys | dict | its keys, behind a dot: `loc.page` |
+| a mapping with strings as keys | dict | its keys, after a dot: `loc.page` |
 | set, bytes, `Decimal`, NaN, `time`, `timedelta`, anything else | refused | |
 
-A `datetime` without a time zone counts as UTC, a `date` as its midnight in UTC. A time zone is kept as its offset.
+A `datetime` without a time zone counts as UTC, a `date` as midnight UTC. A time zone is kept as its offset from UTC.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from uuid import UUID
 import numpy as np
 
 _MAX_DEPTH: Final = 20
-"""Levels of lists and mappings: the format that servers are talked to in has an end not far beyond."""
+"""Most levels of nested lists and mappings: the format of messages to servers does not allow many more."""
 _MAX_INTEGER_BITS: Final = 1023
-"""A larger integer has no floating-point number near it, and an engine would refuse it."""
+"""Most bits of an integer: a larger one may not fit into a float, and an engine would refuse it."""
 _MOST: Final = 2**_MAX_INTEGER_BITS - 2**970
-"""The largest integer within that which is a floating-point number; stores of the first format may hold larger ones."""
+"""The largest float below 2**1023; a payload gets it for larger integers, which stores of the first format may hold."""
 _EPOCH: Final = datetime(1970, 1, 1)
 _TICK: Final = timedelta(microseconds=1)
 _ISO: Final = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
     r"([T ]([01][0-9]|2[0-3]):[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?(Z|[+-][0-9]{2}:?[0-9]{2})?)?"
 )
-"""The dates and times of ISO 8601 that every version of Python reads alike."""
+"""The dates and times of ISO 8601 that every supported Python version parses the same."""
 
 _WAYS_OUT: Final[tuple[tuple[type | tuple[type, ...], str], ...]] = (
     ((set, frozenset), "it has no order: use a list, such as sorted(...)"),
@@ -60,15 +60,15 @@ _Trail = tuple[str | int, ...]
 
 
 def check_metadata(metadata: Mapping[str, Any], owner: str) -> dict[str, Any]:
-    """Return a copy of a record's metadata in which every value is what the table above says.
+    """Return a copy of a record's metadata, with every value converted as in the table of this module.
 
     Args:
         metadata: They are not changed.
-        owner: Whose they are, for error messages: "record 'a'".
+        owner: The record, for error messages, such as "record 'a'".
 
     Raises:
-        TypeError: If they are no mapping.
-        ValueError: If a key is no string, or a value cannot be kept exactly.
+        TypeError: If metadata are not a mapping.
+        ValueError: If a key is not a string, or a value cannot be kept exactly.
     """
     if not isinstance(metadata, Mapping):
         raise TypeError(f"the metadata of {owner} must be a mapping such as {{'year': 2024}}, got {metadata!r:.80}")
@@ -76,10 +76,10 @@ def check_metadata(metadata: Mapping[str, Any], owner: str) -> dict[str, Any]:
 
 
 def check_value(value: Any, owner: str) -> Any:
-    """Return a single value as metadata keep it, such as the operand of a filter.
+    """Convert a single value, such as the operand of a filter, as `check_metadata` does.
 
     Raises:
-        ValueError: If it cannot be kept exactly.
+        ValueError: If the value cannot be kept exactly.
     """
     return _kept(value, owner, ())
 
@@ -130,10 +130,10 @@ def _container(value: Any, owner: str, trail: _Trail) -> Any:
 
 
 def _plain(value: Any, owner: str, trail: _Trail) -> Any:  # noqa: PLR0911 - likewise
-    """Return the value of Python's own that something means; dates are as they are kept."""
+    """Convert a value to one of Python's plain types; a date is returned as it is kept."""
     if hints := [
         hint for kinds, hint in _WAYS_OUT if isinstance(value, kinds)
-    ]:  # before a timedelta64 counts as integer
+    ]:  # first, because a timedelta64 is an np.integer too
         _refuse(value, owner, trail, hints[0])
     if isinstance(value, Enum):
         return value.value
@@ -153,7 +153,7 @@ def _plain(value: Any, owner: str, trail: _Trail) -> Any:  # noqa: PLR0911 - lik
         return int(value)
     if isinstance(value, float | np.floating):
         number = float(value)
-        if number == value or not math.isfinite(number):  # a long double may have more digits
+        if number == value or not math.isfinite(number):  # refuse a long double with more digits than float64
             return number
     return _refuse(value, owner, trail, _ANY_WAY_OUT)
 
@@ -168,7 +168,7 @@ def _from_datetime64(value: np.datetime64, owner: str, trail: _Trail) -> datetim
 
 
 def _moment(value: datetime, owner: str, trail: _Trail) -> datetime:
-    if value != value or getattr(value, "nanosecond", False):  # noqa: PLR0124 - the NaT of pandas is a datetime
+    if value != value or getattr(value, "nanosecond", False):  # noqa: PLR0124 - pandas.NaT is a datetime, and != itself
         _refuse(value, owner, trail, "dates have microseconds at most: round it, or use None where there is none")
     offset = value.utcoffset()
     zone = None if offset is None else timezone(offset)
@@ -187,7 +187,7 @@ def _check_unicode(text: str, owner: str, trail: _Trail) -> str:
 def _refuse(value: Any, owner: str, trail: _Trail, hint: str) -> NoReturn:
     place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in trail).removeprefix(".")
     under = f" under {place!r}" if place else ""
-    if isinstance(value, int) and value.bit_length() > _MAX_INTEGER_BITS:  # Python may refuse to write it out
+    if isinstance(value, int) and value.bit_length() > _MAX_INTEGER_BITS:  # Python may refuse to print it
         said = f"an integer of {value.bit_length()} bits"
     else:
         said = ascii(value) if isinstance(value, str) else repr(value)
@@ -196,16 +196,16 @@ def _refuse(value: Any, owner: str, trail: _Trail, hint: str) -> NoReturn:
 
 
 def instant_of(value: Any) -> int | None:
-    """Return the microseconds from 1970 in UTC to a `datetime`, a `date` or a string of ISO 8601; None for others.
+    """Return the microseconds from 1970-01-01 UTC to a `datetime`, a `date` or a string of ISO 8601; None for others.
 
-    Strings are dates and times as `2024-05-01`, `2024-05-01T10:30` or `2024-05-01T10:30:00.5+02:00`.
+    Strings are dates and times such as `2024-05-01`, `2024-05-01T10:30` or `2024-05-01T10:30:00.5+02:00`.
     """
     if isinstance(value, str):
-        if len(value) < 10 or value[4] != "-" or not _ISO.fullmatch(value):  # the first two are quicker than the third
+        if len(value) < 10 or value[4] != "-" or not _ISO.fullmatch(value):  # cheap checks before the regex
             return None
         try:
             value = datetime.fromisoformat(value)
-        except ValueError:  # the thirteenth month
+        except ValueError:  # such as month 13
             return None
     if isinstance(value, datetime):
         since = value.replace(tzinfo=None) - _EPOCH
@@ -216,11 +216,11 @@ def instant_of(value: Any) -> int | None:
 
 
 def as_json_values(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
-    """Return checked metadata as an engine's payload, and as a text what that payload would not bring back exactly.
+    """Return checked metadata as an engine's payload, and as an exact text if the payload would change a value.
 
-    In the payload dates are strings of ISO 8601, so that an engine's other users can filter by them. Engines change the
-    last bit of some floating-point numbers, and integers of more than 64 bits. Where there is none of these there is no
-    text.
+    In the payload dates are strings of ISO 8601, so that other clients of the engine can filter by them. Engines change
+    the last bit of some floating-point numbers, and integers of more than 64 bits. If the metadata have none of these
+    values, the second result is None.
     """
     dates: list[_Trail] = []
     inexact: list[_Trail] = []
@@ -231,7 +231,7 @@ def as_json_values(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], str | N
 
 
 def read_exact(text: str) -> dict[str, Any]:
-    """Return the metadata that `as_json_values` made this text of."""
+    """Return the metadata from the text that `as_json_values` made."""
     found = json.loads(text)
     metadata: dict[str, Any] = found["metadata"]
     put_dates(metadata, found["dates"])
@@ -239,11 +239,11 @@ def read_exact(text: str) -> dict[str, Any]:
 
 
 def put_dates(metadata: dict[str, Any], dates: Sequence[_Trail]) -> None:
-    """Put dates in the place of their strings.
+    """Replace the strings of dates by dates.
 
     Args:
-        metadata: With strings of ISO 8601 for dates; it is changed.
-        dates: The keys and positions that lead to each, as `split_dates` returns them.
+        metadata: Has strings of ISO 8601 for dates; it is changed.
+        dates: The keys and positions that lead to each date, as `split_dates` returns them.
     """
     for trail in dates:
         place: Any = metadata
@@ -254,7 +254,7 @@ def put_dates(metadata: dict[str, Any], dates: Sequence[_Trail]) -> None:
 
 
 def split_dates(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], list[_Trail]]:
-    """Return checked metadata with strings of ISO 8601 for the dates, and what leads to each of these."""
+    """Return checked metadata with strings of ISO 8601 for dates, and the keys and positions that lead to each date."""
     dates: list[_Trail] = []
     written: dict[str, Any] = _written(metadata, (), dates)
     return written, dates
@@ -277,7 +277,7 @@ def _native(value: Any, trail: _Trail, dates: list[_Trail], inexact: list[_Trail
 
 
 def with_iso_dates(value: Any) -> Any:
-    """Return a value with strings of ISO 8601 for the dates in it, as JSON needs them."""
+    """Return a value with strings of ISO 8601 for its dates, because JSON has no dates."""
     return _written(value, (), [])
 
 
@@ -293,9 +293,9 @@ def _written(value: Any, trail: _Trail, dates: list[_Trail]) -> Any:
 
 
 def is_same(one: Any, other: Any) -> bool:
-    """Return whether two values are the same to the type: True is not 1, and 1 is not 1.0.
+    """Return whether two values are equal and of the same type: True is not 1, and 1 is not 1.0.
 
-    To Python all of these are equal, and a time is equal to the same instant in another zone.
+    Python's `==` calls these equal, and also two times of the same instant in different zones.
     """
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(is_same(value, other[key]) for key, value in one.items())
@@ -305,10 +305,10 @@ def is_same(one: Any, other: Any) -> bool:
 
 
 def _is_read_exactly(number: float) -> bool:
-    """Whether any parser reads the number's shortest decimal form as this number.
+    """Return whether every parser reads the number's shortest decimal form as exactly this number.
 
-    A whole number below 2**53 times or through a power of ten up to 10**22 is one exact operation (Clinger, "How to
-    read floating point numbers accurately", 1990).
+    An integer up to 2**53 multiplied or divided by a power of ten up to 10**22 is one correctly rounded operation
+    (Clinger, "How to read floating point numbers accurately", 1990).
     """
     if number.is_integer() and abs(number) <= 2**53:
         return True
@@ -321,7 +321,7 @@ def _is_read_exactly(number: float) -> bool:
 
 
 def elements_of(value: Any) -> Sequence[Any]:
-    """Return what a filter compares of a value: a list's elements, none for None, the value itself."""
+    """Return the values that a filter compares: a list's elements, nothing for None, otherwise the value itself."""
     if isinstance(value, list):
         return value
     return () if value is None else (value,)
