@@ -95,7 +95,7 @@ def _below(root: Path, left_out: set[Path], found: FoundFiles) -> Iterator[Path]
             except FileNotFoundError:
                 found.skip(path, "links to nothing")
                 continue
-            except OSError as error:  # is_file() would return False, and the file's records would be deleted
+            except OSError as error:  # is_file() is False here since Python 3.13: records would be deleted
                 found.failures[path] = f"{path}: {error.strerror or error}"
                 continue
             if is_file:

@@ -72,7 +72,7 @@ def index_files(
     Args:
         paths: Files and folders; see `find_files`.
         encoder: Encodes the parts and counts their tokens.
-        store: The store, which is bound to the encoder's model.
+        store: The store; this call binds it to the encoder's model.
         splitting: Size and overlap of parts; `Splitting()` if None.
         exclude: Folders that are never entered.
         show_progress: Whether to draw a progress bar, over the bytes of new and changed files.

@@ -81,8 +81,8 @@ class M3Excerpt(EncoderFields, BaseDocumentCompressor):
         """Return the shortened documents, in the given order.
 
         Returns:
-            Copies. Their metadata have one more key, "m3_spans": start and end of each kept span, as offsets into the
-            original text. A document without a sentence is returned unchanged.
+            Copies. Their metadata have one more key, "m3_spans": start and end (exclusive) of each kept span, as
+            offsets into the original text. A document without a sentence keeps its whole text.
 
         Raises:
             TypeError: If query is not a string.

@@ -26,8 +26,8 @@ class M3Excerpt(EncoderFields, BaseNodePostprocessor):
     language model is called. A whole document may be one node, up to the model's length limit, so no splitter is
     needed. The match is computed on the node's text for embedding models, which includes its metadata; only sentences
     of the text itself are kept. Results are copies in the same order, with the same scores. Their metadata have
-    "m3_spans": start and end of each kept span, as offsets into the node's text. This key is hidden from embedding
-    models and LLMs.
+    "m3_spans": start and end (exclusive) of each kept span, as offsets into the node's text. This key is hidden from
+    embedding models and LLMs.
 
     Args:
         model: A checkpoint folder, a repository of the hub, or the URL of an `m3 serve`.

@@ -41,7 +41,7 @@ def load_parquet(paths: Iterable[str | os.PathLike[str]], store: Store, *, show_
     Args:
         paths: Files that `encode_corpus` has written, and folders of them: paths, or URIs such as
             `s3://bucket/folder`.
-        store: The store, which is bound to the model of the files. Only the store's `kept_modes` are loaded: no token
+        store: The store; this call binds it to the model of the files. Only its `kept_modes` are loaded: no token
             vectors if it was opened with `multi_vector="none"`.
         show_progress: Whether to draw a progress bar, over records.
 

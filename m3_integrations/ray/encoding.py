@@ -32,7 +32,7 @@ class EncodeReport:
 
     Attributes:
         n_encoded: Records that were encoded and written.
-        n_there: Records that an earlier run had written with the same text and metadata.
+        n_there: Records that the target already had with the same text and metadata.
     """
 
     n_encoded: int
@@ -66,7 +66,7 @@ def encode_corpus(
             `s3://bucket/folder`. Only one run at a time may write into a folder.
         model: A folder that every machine has, a repository of the hub, or the name of a bundled checkpoint.
         modes: The modes to encode; by default all that the checkpoint has heads for and the target keeps.
-        n_workers: The number of workers; by default one per GPU, or one per machine without GPUs.
+        n_workers: The number of workers; by default one per GPU, or one per machine if the cluster has no GPU.
         cpus_per_worker: CPUs that a worker takes. Default: 1 with a GPU, otherwise all but two of the smallest
             machine's CPUs.
         batch_size: Records that are written together. A killed run loses the work on at most two batches per worker.
@@ -74,9 +74,11 @@ def encode_corpus(
         store_settings: Further arguments of `open_store`, for a server.
 
     Raises:
-        ValueError: If a column is missing or does not hold strings, a number is below 1, the cluster has too few CPUs
-            or GPUs for the workers and the reading, or the target holds another model's vectors.
-        TypeError: For unknown settings, or for store_settings if the target is a folder.
+        ValueError: If a column is missing or does not hold strings, a record has no id or text, a number is below 1,
+            the cluster has too few CPUs or GPUs for the workers and the reading, or the target holds another model's
+            vectors.
+        TypeError: For unknown settings, for store_settings if the target is a folder, or for metadata that are not an
+            object.
         OSError: If the target cannot be written.
     """
     known = corpus.schema(fetch_if_missing=False)
@@ -187,6 +189,6 @@ class _Worker:
         """Open both at the first batch: an error in the constructor reaches the caller as an actor's death."""
         with self._lock:
             if self._opened is None:
-                encoder = m3_integrations.M3Encoder(self._model, **self._settings)  # lazily: readers need no torch
+                encoder = m3_integrations.M3Encoder(self._model, **self._settings)  # imports torch
                 self._opened = encoder, self._open_place(encoder, self._modes)
             return self._opened

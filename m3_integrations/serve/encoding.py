@@ -115,7 +115,7 @@ def encoding_routes(encoder: M3Encoder, limits: Limits, name: str) -> APIRouter:
 
     @router.post("/v1/score_pairs", response_model_exclude_none=True)
     async def score(question: ScoreQuestion) -> ScoreAnswer:
-        """Return the scores of pairs of a query and a text in every mode, and their weighted mean."""
+        """Return the scores of pairs of a query and a text: in every mode, and their weighted mean."""
         limits.check_number(len(question.pairs), "pairs")
         scores, *cut = await ascore_pairs(encoder, question.pairs, resolve_weights(question.weights))
         truncated_queries, truncated_texts = (np.flatnonzero(is_cut).tolist() for is_cut in cut)

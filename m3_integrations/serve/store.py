@@ -270,7 +270,7 @@ class _Calls:
         said, query = _question(body)
         ids, modes = said.get("ids"), said.get("modes")
         if not isinstance(ids, list) or not isinstance(modes, list):
-            raise ValueError("ids and modes must be lists of strings")  # noqa: TRY004 - what was sent
+            raise ValueError("ids and modes must be lists of strings")  # noqa: TRY004 - answered with 422
         self._limits.check_number(len(ids), "ids")
         wanted: Sequence[Mode] = check_modes(modes) if modes else ()
         _check_strings(ids)

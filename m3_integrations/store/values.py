@@ -129,7 +129,7 @@ def _container(value: Any, owner: str, trail: _Trail) -> Any:
     return [_kept(each, owner, (*trail, i)) for i, each in enumerate(value)]
 
 
-def _plain(value: Any, owner: str, trail: _Trail) -> Any:  # noqa: PLR0911 - likewise
+def _plain(value: Any, owner: str, trail: _Trail) -> Any:  # noqa: PLR0911 - one return for each type
     """Convert a value to one of Python's plain types; a date is returned as it is kept."""
     if hints := [
         hint for kinds, hint in _WAYS_OUT if isinstance(value, kinds)
