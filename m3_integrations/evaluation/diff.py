@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from m3_integrations.evaluation.data import JudgedQueries
+from m3_integrations.evaluation.documents import document_of
 from m3_integrations.evaluation.metrics import cutoff_of, measure_queries
 from m3_integrations.evaluation.statistics import Comparison, compare_paired
 from m3_integrations.search import Explanation, Searcher, SearchOptions
@@ -113,22 +115,26 @@ def diff_searches(
         old: What is searched with today. Its options count, except for k.
         new: What might take its place: another checkpoint, store, dtype, weights or mode. "rrf" and BM25 are ranked by
             too, but their part in a decision is not told.
-        questions: What `read_queries` returns; ids of documents are the stores' ids.
+        questions: What `read_queries` returns. Their documents are records by their ids, or what `m3 index` read (see
+            `document_of`); a document of several parts stands where its best part does.
         metric: As ir-measures spells it.
         explained: For how many of the changed questions, the largest change first, it is said what decided; all if
             None. Each costs four comparisons of stored vectors.
 
     Raises:
-        ValueError: If the metric is unknown, or a search is refused.
+        ValueError: If the metric is unknown, a search is refused, or no question finds what it should on either side.
     """
     depth = cutoff_of(metric) or _DEPTH
     ids, texts = list(questions.texts), list(questions.texts.values())
-    found = [
-        {id_: [hit.id for hit in hits] for id_, hits in zip(ids, side.search_batch(texts, k=depth), strict=True)}
-        for side in (old, new)
-    ]
     qrels = {id_: questions.qrels[id_] for id_ in ids}
+    records = [_find(side, ids, texts, qrels, depth) for side in (old, new)]
+    found = [{id_: list(each) for id_, each in of_side.items()} for of_side in records]
     before, now = (measure_queries(ranked, qrels, [metric])[metric] for ranked in found)
+    if not before.any() and not now.any():
+        raise ValueError(
+            "no question finds a document that is judged relevant: qrels must name records of the store, such as "
+            f"{next((id_ for ranked in found[0].values() for id_ in ranked), 'none')!r}"
+        )
     order = np.argsort(-np.abs(now - before), kind="stable")
     rows = [row for row in order.tolist() if abs(now[row] - before[row]) > _SAME]
     changed = []
@@ -137,10 +143,27 @@ def diff_searches(
         document, rival = _pair(found[0][id_], found[1][id_], qrels[id_], is_won=is_won)
         decision = None
         if rival is not None and (explained is None or n < explained):
-            decision = _decide(old, new, texts[row], document, rival, is_won=is_won)
+            named = records[1].get(id_, {}) | records[0].get(id_, {})
+            pair = named.get(document, document), named.get(rival, rival)
+            decision = _decide(old, new, texts[row], *pair, rival=rival, is_won=is_won)
         values, places = (float(before[row]), float(now[row])), [_rank(ranked[id_], document) for ranked in found]
         changed.append(ChangedQuestion(id_, texts[row], *values, document, places[0], places[1], decision))
     return SearchDiff(metric, ids, before, now, changed)
+
+
+def _find(
+    side: Searcher, ids: Sequence[str], texts: Sequence[str], qrels: Mapping[str, Mapping[str, int]], depth: int
+) -> dict[str, dict[str, str]]:
+    """Return the first documents that each question finds, best first, each with the id of its best record."""
+    judged = {document for gains in qrels.values() for document in gains}
+    found: dict[str, dict[str, str]] = {}
+    # All candidates, as several may be parts of one document.
+    for id_, hits in zip(ids, side.search_batch(texts, k=max(depth, side.options.pool_size)), strict=True):
+        best: dict[str, str] = {}
+        for hit in hits:
+            best.setdefault(document_of(hit.id, hit.metadata, judged), hit.id)
+        found[id_] = dict(islice(best.items(), depth))
+    return found
 
 
 def _rank(ranked: Sequence[str], document: str) -> int | None:
@@ -162,12 +185,24 @@ def _pair(
     return document, next((id_ for id_ in ahead if gains.get(id_, 0) < gains[document]), None)
 
 
-def _decide(old: Searcher, new: Searcher, text: str, document: str, rival: str, *, is_won: bool) -> Decision | None:
-    """Return what changed most in the margin between two documents; None if a store lacks one of them."""
+def _decide(
+    old: Searcher, new: Searcher, text: str, winner: str, loser: str, *, rival: str, is_won: bool
+) -> Decision | None:
+    """Return what changed most in the margin between two records; None if a store lacks one of them.
+
+    Args:
+        old: What was searched with before.
+        new: What is searched with now.
+        text: The question.
+        winner: The id of the record that answers.
+        loser: The id of the rival's record.
+        rival: The rival document.
+        is_won: Whether the question won.
+    """
     margins: list[dict[tuple[str, str], float]] = []
     for side in (old, new):
         try:
-            own, other = (score_parts(side.explain(text, id_), side.options) for id_ in (document, rival))
+            own, other = (score_parts(side.explain(text, id_), side.options) for id_ in (winner, loser))
         except KeyError:
             return None
         margins.append({key: own.get(key, 0.0) - other.get(key, 0.0) for key in own | other})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_integrations.evaluation.data import Dataset
+from m3_integrations.evaluation.documents import document_of
 from m3_integrations.evaluation.metrics import measure_queries
 from m3_integrations.evaluation.statistics import Comparison, compare_paired
 from m3_integrations.scoring import combine, top_rows
@@ -260,7 +261,7 @@ class _Measure:
             parts = [record.vectors.select(["multi_vector"]) for record in records if record.vectors is not None]
             vectors = M3Vectors.concatenate(parts)
             n_vectors += len(vectors.multi_vector.flat)
-            self._documents |= {record.id: _document_of(record, judged) for record in records}
+            self._documents |= {record.id: document_of(record.id, record.metadata, judged) for record in records}
             for trial in trials:
                 trial.add(records, vectors)
         return n_vectors
@@ -273,12 +274,3 @@ class _Measure:
         ]
         found = dict(zip(self._questions.queries, ranked, strict=True))
         return measure_queries(found, self._questions.qrels, [self._metric])[self._metric]
-
-
-def _document_of(record: Record, judged: Set[str]) -> str:
-    """Return the document that a record is, or is a part of, by the name that judgements have for it."""
-    file = record.metadata.get("m3_file")
-    if record.id in judged or not isinstance(file, str) or not record.id.startswith(f"{file}#"):
-        return record.id
-    key = record.id.removeprefix(f"{file}#").rpartition("#")[0] or file
-    return next((name for name in (key, Path(file).name, Path(file).stem) if name in judged), key)

@@ -84,6 +84,29 @@ def test_a_document_that_one_store_lacks_is_told_without_a_reason() -> None:
     assert (lost.new, lost.old_rank, lost.new_rank, lost.decision) == (0, 1, None, None)
 
 
+def test_parts_of_files_are_the_documents_that_are_judged() -> None:
+    """In the first store beta's part is first (1 + 1 of d1), in the second gamma's (1 + 4 of d2)."""
+    parts = {"c.jsonl#d1#0": "alpha beta", "c.jsonl#d1#1": "delta", "c.jsonl#d2#0": "alpha gamma"}
+
+    def indexed(gamma: float) -> Searcher:
+        made = Searcher(Weighted({"alpha": 1, "beta": 1, "gamma": gamma, "delta": 1}), open_store(), LEXICAL)
+        made.add(parts.values(), ids=parts, metadatas=[{"m3_file": "c.jsonl"}] * len(parts))
+        return made
+
+    questions = JudgedQueries({"q1": QUERY}, {"q1": {"d1": 1, "d2": 0}}, 0)
+    (changed,) = diff_searches(indexed(0.5), indexed(2), questions).lost
+    assert (changed.document, changed.old_rank, changed.new_rank) == ("d1", 1, 2)
+    assert changed.decision is not None
+    assert (changed.decision.rival, changed.decision.token) == ("d2", "gamma")
+    assert changed.decision.amount == pytest.approx(-3.75)
+
+
+def test_judgements_that_name_no_record_are_an_error() -> None:
+    questions = JudgedQueries({"q1": QUERY}, {"q1": {"p1": 1}}, 0)
+    with pytest.raises(ValueError, match="qrels must name records of the store, such as 'd1'"):
+        diff_searches(searcher(0.5), searcher(0.4), questions)
+
+
 @pytest.mark.parametrize("mode", ["all", "dense", "lexical", "dense+lexical", "multi_vector"])
 def test_what_tokens_add_sums_up_to_the_score(mode: Any) -> None:
     options = SearchOptions(mode=mode, weights="miracl", k=9)
