@@ -81,7 +81,7 @@ class TokenizeAnswer(BaseModel):
     """The tokens of each text, one for every row of its multi-vector."""
 
     tokens: list[list[str]]
-    spans: list[list[tuple[int, int]]] | None = Field(
+    spans: list[list[Annotated[list[int], Field(min_length=2, max_length=2)]]] | None = Field(
         default=None, description="The first character of each token and the one after its last, in code points."
     )
 
