@@ -24,6 +24,9 @@ def serve(
         str | None, typer.Option(help="A folder, or the URL of a Qdrant server: adds search and records.")
     ] = None,
     collection: Collection = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="What m3 eval --calibrate wrote: searches may name min_probability.")
+    ] = None,
     api_key_file: Annotated[
         Path | None, typer.Option(help="A file with API keys, one a line; or put them into M3_API_KEYS.")
     ] = None,
@@ -48,6 +51,7 @@ def serve(
     /docs describes all doors.
     """
     from m3_integrations.encoder import M3Encoder
+    from m3_integrations.search import read_calibration
     from m3_integrations.serve import Limits, check_host, create_app, read_keys, run_server
 
     keys = read_keys(api_key_file)
@@ -58,6 +62,9 @@ def serve(
     )  # fmt: skip
     if store is None and collection is not None:
         raise ValueError("--collection is for a store on a server: name it with --store URL")
+    if store is None and calibration is not None:
+        raise ValueError("--calibration is for searches in a store: name it with --store FOLDER_OR_URL")
+    known = None if calibration is None else read_calibration(calibration)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     # SIGTERM ends the command as `exit` does, so that the store is closed; once it serves, after what is under way.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -66,6 +73,7 @@ def serve(
         M3Encoder(model, device=device, dtype=dtype, max_length=max_length) as encoder,
     ):
         app = create_app(
-            encoder, store=opened, api_keys=keys, limits=limits, name=name, local_only=False if without_key else None
-        )
+            encoder, store=opened, calibration=known, api_keys=keys, limits=limits, name=name,
+            local_only=False if without_key else None,
+        )  # fmt: skip
         run_server(app, host=host, port=port, timeout_s=timeout_s)

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from m3_integrations.encoder import M3Encoder
 from m3_integrations.engine import EncoderStats
-from m3_integrations.search import IncompleteAddError
+from m3_integrations.search import CalibrationLike, IncompleteAddError, read_calibration
 from m3_integrations.serve.conventional import conventional_routes
 from m3_integrations.serve.encoding import encoding_routes
 from m3_integrations.serve.gate import Gate
@@ -54,6 +54,7 @@ def create_app(
     encoder: M3Encoder,
     *,
     store: Store | None = None,
+    calibration: CalibrationLike | None = None,
     api_keys: Iterable[str] = (),
     limits: Limits | None = None,
     name: str | None = None,
@@ -67,6 +68,7 @@ def create_app(
     Args:
         encoder: Encodes and scores. Its fingerprint is read now, which takes seconds for a large model.
         store: Adds the routes for search and records. It is bound to the encoder's model.
+        calibration: What searches with min_probability need; also the file that `m3 eval --calibrate` wrote.
         api_keys: A request must name one of these. Without keys every request is accepted. `read_keys` reads them.
         limits: Limits on each request and on the number of requests; `Limits()` if None.
         name: The model's name for clients. Default: the name it was opened with, or the last part of a folder's path.
@@ -74,14 +76,19 @@ def create_app(
             keys, else False. Set it to False behind a proxy that passes its own name on.
 
     Raises:
+        FileNotFoundError: If there is no such file of a calibration.
         TypeError: If api_keys is one string.
-        ValueError: If a key is not printable ASCII, or the store holds another model's vectors.
+        ValueError: If a key is not printable ASCII, the store holds another model's vectors, or the calibration is for
+            another model, is none, or stands without a store.
     """
     limits, keys = limits or Limits(), KeyRing(api_keys)
     name = name or (Path(encoder.model).name if Path(encoder.model).is_absolute() else encoder.model)
     routers = [encoding_routes(encoder, limits, name), conventional_routes(encoder, limits, name)]
+    known = None if calibration is None else read_calibration(calibration)
     if store is not None:
-        routers.append(record_routes(encoder, store, limits))
+        routers.append(record_routes(encoder, store, limits, calibration=known))
+    elif known is not None:
+        raise ValueError("a calibration is for searches, and there is no store to search: give store too")
     routers.append(store_routes(store, limits))
     return gated(routers, lambda: encoder.stats, limits=limits, keys=keys, local_only=local_only)
 

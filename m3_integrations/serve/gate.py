@@ -38,6 +38,9 @@ _SHORT_BYTES: Final = 4096
 _LONG_SHARE: Final = 8
 """Longer requests have `max_running // 8` places. 8 fill the passes; 64 answers could hold 16 GB of token vectors."""
 
+_LONG_ANSWERS: Final = frozenset({"/v1/spans"})
+"""Paths where a short body names many records: a request holds the token vectors of 16, up to 512 MB at a time."""
+
 _PIECE_BYTES: Final = 1 << 18
 """Bytes of an answer that are sent at a time, so that a slow reader's connection does not buffer a whole answer."""
 
@@ -108,6 +111,8 @@ class Gate:
     def _lane(self, path: str, headers: dict[bytes, bytes]) -> Lane:
         if path.startswith("/v1/store"):
             return self._storing
+        if path in _LONG_ANSWERS:
+            return self._long
         declared = headers.get(b"content-length", b"0")
         is_short = b"transfer-encoding" not in headers and declared.isdigit() and int(declared) <= _SHORT_BYTES
         return self._short if is_short else self._long

@@ -19,7 +19,7 @@ class Limits:
         max_tokens: The most tokens of a request to /v1/encode. Each text counts as its number of characters, or as its
             length limit in tokens if that is smaller. 65,536 tokens are at most 256 MB of token vectors of BGE-M3.
         max_running: The most requests with a body of up to 4 KB that run at a time. An eighth as many run with a larger
-            body. At most 8 requests to /v1/store run at a time.
+            body or to /v1/spans. At most 8 requests to /v1/store run at a time.
         max_waiting: The most further requests of each kind that wait. A request beyond that gets 429.
         timeout_s: Seconds from a request's headers to its answer. After that the request ends with 504 and leaves the
             encoder's queue, or with 408 if its body has not arrived.

@@ -1,4 +1,4 @@
-"""Routes over encoder and store: search, explain, and add, get and delete records."""
+"""Routes over encoder and store: search, explain what is found or missing, and add, get and delete records."""
 
 from __future__ import annotations
 
@@ -10,15 +10,22 @@ from typing import Any, Final
 from fastapi import APIRouter
 
 from m3_integrations.encoder import M3Encoder
-from m3_integrations.search import IncompleteAddError, Searcher
+from m3_integrations.search import Calibration, IncompleteAddError, Searcher, SearchOptions
 from m3_integrations.search.adding import check_added, is_nothing_in
 from m3_integrations.serve.limits import Limits
+from m3_integrations.serve.reasons import (
+    ExplainAnswer,
+    ExplainQuestion,
+    MissingAnswer,
+    MissingQuestion,
+    RecordSpans,
+    SpansAnswer,
+    SpansQuestion,
+)
 from m3_integrations.serve.refusal import Refusal
 from m3_integrations.serve.shapes import (
     DeleteAnswer,
     DeleteQuestion,
-    ExplainAnswer,
-    ExplainQuestion,
     FoundRecord,
     GetAnswer,
     GetQuestion,
@@ -35,24 +42,40 @@ from m3_integrations.vectors import windows
 _WINDOW_TOKENS: Final = 16_384
 """Tokens, counted as characters, that are encoded and stored at a time. A cancelled request stops after these."""
 
+_RECORDS_AT_ONCE: Final = 16
+"""Records whose sentences are scored at a time; with 8,192 tokens each their vectors take 512 MB. A
+cancelled request stops after these."""
 
-def record_routes(encoder: M3Encoder, store: Store, limits: Limits) -> APIRouter:
+
+def record_routes(
+    encoder: M3Encoder, store: Store, limits: Limits, *, calibration: Calibration | None = None
+) -> APIRouter:
     """Return the routes.
 
     Args:
         encoder: Encodes queries and records.
         store: Holds the records.
         limits: Limits on each request.
+        calibration: What searches with min_probability need.
 
     Raises:
-        ValueError: If the store holds another model's vectors.
+        ValueError: If the store holds another model's vectors, or the calibration is for another model.
     """
-    router, searcher = APIRouter(tags=["records"]), Searcher(encoder, store)
+    if calibration is not None:
+        calibration.check_model(encoder.fingerprint, encoder.model)
+    router = APIRouter(tags=["records"])
+    searcher = Searcher(encoder, store, SearchOptions(calibration=calibration))
     store.bind(encoder.fingerprint)
 
     @router.post("/v1/search")
     async def search(question: SearchQuestion) -> SearchAnswer:
         """Return the records that answer a query best, best first, with their scores in every mode."""
+        if question.min_probability and calibration is None:
+            raise Refusal(
+                422,
+                f"min_probability={question.min_probability} needs a calibration, and this server has none: fit one "
+                "with m3 eval DATA --calibrate FILE, and start m3 serve with --calibration FILE",
+            )
         options: Any = question.model_dump(exclude={"query"}, exclude_none=True)
         hits = await searcher.asearch(question.query, **options)
         return SearchAnswer(hits=[FoundRecord(**asdict(hit)) for hit in hits])
@@ -66,6 +89,26 @@ def record_routes(encoder: M3Encoder, store: Store, limits: Limits) -> APIRouter
             raise Refusal(404, f"there is no record {question.id!r}") from error
         lexical = [asdict(match) | {"score": match.score} for match in found.lexical]
         return ExplainAnswer.model_validate(asdict(found) | {"lexical": lexical})
+
+    @router.post("/v1/explain_missing")
+    async def explain_missing(question: MissingQuestion) -> MissingAnswer:
+        """Return why a search does not find a record: its filter, legs, ranks, tokens, and what would change it."""
+        options: Any = question.model_dump(exclude={"query", "id"}, exclude_none=True)
+        found = await asyncio.to_thread(searcher.explain_missing, question.query, question.id, **options)
+        return MissingAnswer.of(found)
+
+    @router.post("/v1/spans")
+    async def spans(question: SpansQuestion) -> SpansAnswer:
+        """Return the sentences of records, each with how much of the match with a query it carries."""
+        limits.check_number(len(question.ids), "ids")
+        ids, found = list(dict.fromkeys(question.ids)), list[RecordSpans]()
+        try:
+            for start in range(0, len(ids), _RECORDS_AT_ONCE):
+                part = ids[start : start + _RECORDS_AT_ONCE]
+                found += await asyncio.to_thread(_spans, searcher, question.query, part)
+        except KeyError as error:
+            raise Refusal(404, f"there is {error.args[0]}") from error
+        return SpansAnswer(records=found)
 
     @router.post("/v1/records")
     async def upsert(question: UpsertQuestion) -> UpsertAnswer:
@@ -91,6 +134,10 @@ def record_routes(encoder: M3Encoder, store: Store, limits: Limits) -> APIRouter
         return DeleteAnswer(deleted=await asyncio.to_thread(searcher.delete, question.ids, filter=question.filter))
 
     return router
+
+
+def _spans(searcher: Searcher, query: str, ids: Sequence[str]) -> list[RecordSpans]:
+    return [RecordSpans.of(evidence) for evidence in searcher.spans(query, ids)]
 
 
 async def _add(searcher: Searcher, encoder: M3Encoder, records: Sequence[NewRecord]) -> list[str]:

@@ -13,7 +13,9 @@ Weights = list[float] | dict[str, float] | str
 """Three numbers (dense, lexical, multi-vector), a mapping with these keys, or a preset such as "miracl"."""
 
 
-class _Asked(BaseModel):
+class Asked(BaseModel):
+    """A request's body: a field that does not exist is refused, and so is a value of another type."""
+
     model_config = ConfigDict(extra="forbid", strict=True)  # strict: neither true nor "5" is accepted as a number
 
 
@@ -59,7 +61,7 @@ class EncoderAnswer(BaseModel):
     limits: EncoderLimits
 
 
-class EncodeQuestion(_Asked):
+class EncodeQuestion(Asked):
     """Texts to encode."""
 
     texts: list[str]
@@ -68,7 +70,7 @@ class EncodeQuestion(_Asked):
     max_length: int | None = Field(default=None, ge=3, description="The most tokens of a text, special ones included.")
 
 
-class TokenizeQuestion(_Asked):
+class TokenizeQuestion(Asked):
     """Texts to split into tokens."""
 
     texts: list[str]
@@ -92,7 +94,7 @@ class VocabularyAnswer(BaseModel):
     tokens: list[str]
 
 
-class ScoreQuestion(_Asked):
+class ScoreQuestion(Asked):
     """Pairs of a query and a text to score."""
 
     pairs: list[Annotated[tuple[str, str], Strict(False)]]
@@ -110,8 +112,8 @@ class ScoreAnswer(BaseModel):
     truncated_texts: list[int] = Field(description="Positions of the pairs whose text was longer than its limit.")
 
 
-class SearchQuestion(_Asked):
-    """A query, and options of `SearchOptions`."""
+class RankingQuestion(Asked):
+    """A query, and the options of `SearchOptions` that say which records it finds in which order."""
 
     query: str
     k: int | None = Field(default=None, ge=1, le=10_000)
@@ -125,6 +127,18 @@ class SearchQuestion(_Asked):
     bm25: Bm25 | None = None
 
 
+class SearchQuestion(RankingQuestion):
+    """A query, and options of `SearchOptions`."""
+
+    min_probability: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Nothing is returned unless the best result answers with at least this probability. Above 0 it "
+        "needs a server with a calibration that was fitted for such a search.",
+    )
+
+
 class FoundRecord(BaseModel):
     """One result of a search."""
 
@@ -132,7 +146,10 @@ class FoundRecord(BaseModel):
     text: str
     metadata: dict[str, Any] = Field(description="Dates are strings of ISO 8601.")
     score: float
-    scores: dict[str, float] = Field(description="The raw score in every mode that ranked it.")
+    scores: dict[str, float] = Field(
+        description="The raw score in every mode that ranked it. At a server with a calibration the best result has "
+        '"probability": how probable it is that it answers.'
+    )
 
 
 class SearchAnswer(BaseModel):
@@ -141,39 +158,7 @@ class SearchAnswer(BaseModel):
     hits: list[FoundRecord]
 
 
-class ExplainQuestion(_Asked):
-    """A query, and the record to compare it with."""
-
-    query: str
-    id: str
-
-
-class SharedToken(BaseModel):
-    """A token that query and record share; `score` is its part of the lexical score."""
-
-    token: str
-    query_weight: float
-    document_weight: float
-    score: float
-
-
-class FoundToken(BaseModel):
-    """A token of the query, and the record's token most similar to it."""
-
-    query_token: str
-    document_token: str
-    similarity: float
-
-
-class ExplainAnswer(BaseModel):
-    """Why a record matches a query."""
-
-    scores: dict[str, float]
-    lexical: list[SharedToken]
-    multi_vector: list[FoundToken]
-
-
-class NewRecord(_Asked):
+class NewRecord(Asked):
     """A text to encode and store; a record with the same id is replaced."""
 
     text: str
@@ -181,7 +166,7 @@ class NewRecord(_Asked):
     metadata: dict[str, Any] = Field(default_factory=dict)
 
 
-class UpsertQuestion(_Asked):
+class UpsertQuestion(Asked):
     """Texts to encode and store."""
 
     records: list[NewRecord]
@@ -193,7 +178,7 @@ class UpsertAnswer(BaseModel):
     ids: list[str]
 
 
-class GetQuestion(_Asked):
+class GetQuestion(Asked):
     """Records to return."""
 
     ids: list[str]
@@ -213,7 +198,7 @@ class GetAnswer(BaseModel):
     records: list[StoredRecord]
 
 
-class DeleteQuestion(_Asked):
+class DeleteQuestion(Asked):
     """Records to delete: either ids, or a filter that is not empty."""
 
     ids: list[str] | None = None
@@ -260,20 +245,20 @@ _PARSED: Final = (
 )
 
 
-class FetchQuestion(_Asked):
+class FetchQuestion(Asked):
     """Records to return."""
 
     ids: list[str]
     with_vectors: bool = False
 
 
-class PageQuestion(_Asked):
+class PageQuestion(Asked):
     """Which page of all records to return."""
 
     after: str | None = Field(default=None, description="What the page before had; null for the first.")
 
 
-class CountQuestion(_Asked):
+class CountQuestion(Asked):
     """Which records to count."""
 
     filter: ParsedFilter = Field(default=None, description=_PARSED)
@@ -285,7 +270,7 @@ class CountAnswer(BaseModel):
     count: int
 
 
-class RemoveQuestion(_Asked):
+class RemoveQuestion(Asked):
     """Records to delete: either ids, or a filter."""
 
     ids: list[str] | None = None
@@ -298,13 +283,13 @@ class StoredAnswer(BaseModel):
     upserted: int
 
 
-class BindQuestion(_Asked):
+class BindQuestion(Asked):
     """A model to bind the store to."""
 
     fingerprint: str
 
 
-class OptimizeQuestion(_Asked):
+class OptimizeQuestion(Asked):
     """The run of `optimize` to wait for."""
 
     run: int | None = Field(default=None, description="What the answer before had; null to begin.")

@@ -120,6 +120,8 @@ def test_what_does_not_end_in_time_is_given_up(alone: M3Encoder) -> None:
         (["--host", "0.0.0.0"], "at 0.0.0.0 other machines could ask without a key"),
         (["--api-key-file", "absent"], "No such file"),
         (["--collection", "x"], "name it with --store URL"),
+        (["--calibration", "absent"], "name it with --store FOLDER_OR_URL"),
+        (["--store", "absent", "--calibration", "absent.json"], "no calibration at absent.json"),
         (["--timeout-s", "0"], "timeout_s must be above 0"),
     ],
 )
