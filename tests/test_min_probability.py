@@ -56,6 +56,17 @@ async def test_the_best_hit_has_its_probability_and_nothing_is_returned_below_it
     assert only.scores["probability"] == pytest.approx(BY_DENSE.probabilities(_row(only.scores["dense"]))[0], abs=1e-6)
 
 
+def test_a_refused_record_is_explained_by_the_probability(searcher: Searcher) -> None:
+    (first, *_) = searcher.search("a question", k=1)
+    probability = first.scores["probability"]
+    found = searcher.explain_missing("a question", first.id, min_probability=probability)
+    assert (found.probability, found.is_found) == (probability, True)
+    refused = searcher.explain_missing("a question", first.id, min_probability=probability + 1e-6)
+    assert (refused.probability, refused.rank, refused.is_found) == (probability, 1, False)
+    assert f"answers with a probability of {probability:.2f}, under min_probability=" in str(refused)
+    assert Searcher(searcher.encoder, searcher.store).explain_missing("a question", first.id).probability is None
+
+
 def _row(dense: float) -> Any:
     import numpy as np
 

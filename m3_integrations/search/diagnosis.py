@@ -149,6 +149,10 @@ def _ranks(asked: Asked, id_: str, pool_size: int) -> dict[str, Any]:
     ranked = top_rows(values, len(values))
     last = ranked[: options.k][-1:]
     said: dict[str, Any] = {"n_candidates": len(ids), "last_score": float(values[last[0]]) if len(last) else None}
+    calibration = options.calibration_for(asked.ranking)
+    if calibration is not None and ids:
+        calibration.check_model(asked.encoder.fingerprint, asked.encoder.model)
+        said["probability"] = calibration.of_best(ids, scores, asked.vectors.lexical[0])[1]
     if id_ not in ids:
         there, alone = asked.store.scores(asked.vectors, [id_], asked.ranking)
         return said | {"scores": {mode: float(column[0]) for mode, column in alone.items()} if there else {}}

@@ -111,6 +111,8 @@ class Missing:
         rank: Its final rank, from 1; None if no pool reaches it.
         n_candidates: How many candidates are ranked.
         last_score: The final score of the k-th candidate, or of the last if there are fewer.
+        probability: How probable it is that the best candidate answers, 0 to 1; None without a calibration for the
+            search. Below `min_probability` the search returns nothing.
         rank_by_weights: The rank that other weights would give it: each mode alone, and the presets.
         needed_weights: Of the weights in tenths that would bring it among the first k, those nearest to the asked ones;
             None if it is there, or if none would.
@@ -135,6 +137,7 @@ class Missing:
     rank: int | None = None
     n_candidates: int = 0
     last_score: float | None = None
+    probability: float | None = None
     rank_by_weights: Mapping[str, int] = field(default_factory=dict)
     needed_weights: ModeWeights | None = None
     text_length: int = 0
@@ -146,7 +149,11 @@ class Missing:
     @property
     def is_found(self) -> bool:
         """Whether the search does find the record: then there is nothing to explain."""
-        return self.is_candidate and not self.excluded_by and self._is_first and self._is_above
+        return self.is_candidate and not self.excluded_by and self._is_first and self._is_above and self._is_answered
+
+    @property
+    def _is_answered(self) -> bool:
+        return self.probability is None or self.probability >= (self.options.min_probability or 0.0)
 
     @property
     def _is_first(self) -> bool:
@@ -198,8 +205,13 @@ class Missing:
         if not self._is_first and self.last_score is not None and self.score is not None:
             more = self.last_score - self.score
             yield f"  rank {self.options.k} has {self.last_score:.3f}, {more:.3f} more"
-        if self.excluded_by and self._is_first and self._is_above:
+        if self.excluded_by and self._is_first and self._is_above and self._is_answered:
             yield "  so only the filter keeps it out"
+        if not self._is_answered:
+            yield (
+                f"  the best candidate answers with a probability of {self.probability:.2f}, under min_probability="
+                f"{self.options.min_probability:g}: nothing is returned"
+            )
         if not self._is_above:
             yield f"  under score_threshold={self.options.score_threshold}"
         if self.rank_by_weights:

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from m3_integrations.search import Evidence, Missing
-from m3_integrations.serve.shapes import Asked, RankingQuestion
+from m3_integrations.serve.shapes import Asked, SearchQuestion
 from m3_integrations.vectors import Mode
 
 
@@ -44,7 +44,7 @@ class ExplainAnswer(BaseModel):
     multi_vector: list[FoundToken]
 
 
-class MissingQuestion(RankingQuestion):
+class MissingQuestion(SearchQuestion):
     """A search, and the record that it does not find."""
 
     id: str
@@ -95,6 +95,9 @@ class MissingAnswer(BaseModel):
     rank: int | None = Field(description="Its final rank, from 1; null if no pool reaches it.")
     n_candidates: int = Field(description="How many candidates are ranked.")
     last_score: float | None = Field(description="The final score of the k-th candidate, or of the last one.")
+    probability: float | None = Field(
+        description="How probable it is that the best candidate answers; null without a calibration for such a search."
+    )
     rank_by_weights: dict[str, int] = Field(description="Its rank by each mode alone, and by each preset.")
     needed_weights: dict[str, float] | None = Field(
         description="The nearest weights in tenths that bring it among the first k; null if it is, or if none do."

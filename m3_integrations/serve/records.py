@@ -70,14 +70,7 @@ def record_routes(
     @router.post("/v1/search")
     async def search(question: SearchQuestion) -> SearchAnswer:
         """Return the records that answer a query best, best first, with their scores in every mode."""
-        if question.min_probability and calibration is None:
-            raise Refusal(
-                422,
-                f"min_probability={question.min_probability} needs a calibration, and this server has none: fit one "
-                "with m3 eval DATA --calibrate FILE, and start m3 serve with --calibration FILE",
-            )
-        options: Any = question.model_dump(exclude={"query"}, exclude_none=True)
-        hits = await searcher.asearch(question.query, **options)
+        hits = await searcher.asearch(question.query, **_options(question, calibration))
         return SearchAnswer(hits=[FoundRecord(**asdict(hit)) for hit in hits])
 
     @router.post("/v1/explain")
@@ -93,7 +86,7 @@ def record_routes(
     @router.post("/v1/explain_missing")
     async def explain_missing(question: MissingQuestion) -> MissingAnswer:
         """Return why a search does not find a record: its filter, legs, ranks, tokens, and what would change it."""
-        options: Any = question.model_dump(exclude={"query", "id"}, exclude_none=True)
+        options = _options(question, calibration)
         found = await asyncio.to_thread(searcher.explain_missing, question.query, question.id, **options)
         return MissingAnswer.of(found)
 
@@ -134,6 +127,21 @@ def record_routes(
         return DeleteAnswer(deleted=await asyncio.to_thread(searcher.delete, question.ids, filter=question.filter))
 
     return router
+
+
+def _options(question: SearchQuestion, calibration: Calibration | None) -> Any:
+    """Return a question's options of `SearchOptions`, as keywords.
+
+    Raises:
+        Refusal: If it needs a calibration, and the server has none.
+    """
+    if question.min_probability and calibration is None:
+        raise Refusal(
+            422,
+            f"min_probability={question.min_probability} needs a calibration, and this server has none: fit one "
+            "with m3 eval DATA --calibrate FILE, and start m3 serve with --calibration FILE",
+        )
+    return question.model_dump(exclude={"query", "id"}, exclude_none=True)
 
 
 def _spans(searcher: Searcher, query: str, ids: Sequence[str]) -> list[RecordSpans]:

@@ -112,8 +112,8 @@ class ScoreAnswer(BaseModel):
     truncated_texts: list[int] = Field(description="Positions of the pairs whose text was longer than its limit.")
 
 
-class RankingQuestion(Asked):
-    """A query, and the options of `SearchOptions` that say which records it finds in which order."""
+class SearchQuestion(Asked):
+    """A query, and options of `SearchOptions`."""
 
     query: str
     k: int | None = Field(default=None, ge=1, le=10_000)
@@ -125,11 +125,6 @@ class RankingQuestion(Asked):
     fusion: Fusion | None = None
     rrf_k: int | None = Field(default=None, ge=0)
     bm25: Bm25 | None = None
-
-
-class SearchQuestion(RankingQuestion):
-    """A query, and options of `SearchOptions`."""
-
     min_probability: float | None = Field(
         default=None,
         ge=0,

@@ -67,6 +67,7 @@ def approximately(value: Any) -> Any:
     ("id_", "options", "is_found"),
     [
         ("c", {}, True),
+        ("c", {"min_probability": 0.99}, False),  # the logistic function of a cosine is at most 0.73
         ("b", {"k": 1}, False),
         ("b", {"k": 1, "pool_size": 1, "mode": "dense"}, False),
         ("c", {"k": 2, "filter": {"$or": [{"year": {"$gte": 2024}}, {"name": "x"}]}, "weights": "miracl"}, False),
@@ -103,8 +104,8 @@ def test_an_unknown_id_is_an_answer(client: httpx.Client) -> None:
     assert answer.json() == {
         "page": "The store has no record 'z'.", "is_stored": False, "is_found": False, "excluded_by": [], "legs": [],
         "is_candidate": False, "needed_pool_size": None, "scores": {}, "score": None, "rank": None, "n_candidates": 0,
-        "last_score": None, "rank_by_weights": {}, "needed_weights": None, "text_length": 0, "text_read_to": 0,
-        "query_read_to": 0, "shared": [], "near": [],
+        "last_score": None, "probability": None, "rank_by_weights": {}, "needed_weights": None, "text_length": 0,
+        "text_read_to": 0, "query_read_to": 0, "shared": [], "near": [],
     }  # fmt: skip
 
 
@@ -169,7 +170,7 @@ def test_only_likely_answers_are_returned(client: httpx.Client, searcher: Search
         ("/v1/explain_missing", {"query": "a", "id": 7}, 422, "body.id: Input should be a valid string"),
         ("/v1/explain_missing", {"query": "a", "id": "a", "k": "5"}, 422, "body.k: Input should be a valid integer"),
         ("/v1/explain_missing", {"query": "a", "id": "a", "filter": {"year": {"$near": 3}}}, 422, "near"),
-        ("/v1/explain_missing", {"query": "a", "id": "a", "min_probability": 0.5}, 422, "Extra inputs"),
+        ("/v1/explain_missing", {"query": "a", "id": "a", "min_probability": 1, "mode": "dense"}, 422, "this one"),
         ("/v1/search", {"query": "a", "min_probability": 1.1}, 422, "less than or equal to 1"),
         ("/v1/search", {"query": "a", "min_probability": "1"}, 422, "should be a valid number"),
         ("/v1/search", {"query": "a", "min_probability": 0.5, "mode": "dense"}, 422, "this one is for all three modes"),
@@ -185,12 +186,13 @@ def test_what_is_asked_wrongly_is_refused(
 
 def test_without_a_calibration_no_probability_can_be_asked_for(served: M3Encoder) -> None:
     with serving(create_app(served, store=open_store())) as url:
-        answer = httpx.post(f"{url}/v1/search", json={"query": "a", "min_probability": 0.9}, timeout=60)
-        assert answer.status_code == 422
-        assert answer.json()["error"]["message"] == (
-            "min_probability=0.9 needs a calibration, and this server has none: fit one with m3 eval DATA --calibrate "
-            "FILE, and start m3 serve with --calibration FILE"
-        )
+        for path, more in (("/v1/search", {}), ("/v1/explain_missing", {"id": "a"})):
+            answer = httpx.post(f"{url}{path}", json={"query": "a", "min_probability": 0.9, **more}, timeout=60)
+            assert answer.status_code == 422
+            assert answer.json()["error"]["message"] == (
+                "min_probability=0.9 needs a calibration, and this server has none: fit one with m3 eval DATA "
+                "--calibrate FILE, and start m3 serve with --calibration FILE"
+            )
         assert httpx.post(f"{url}/v1/search", json={"query": "a", "min_probability": 0}).json() == {"hits": []}
 
 
