@@ -1,4 +1,4 @@
-"""Adding texts to a store: a whole call is checked before the first pass, and what fails later says what is in."""
+"""Adding texts to a store. A whole call is checked before the first pass; a later error names the texts stored."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ NODE_KEYS: Final = ("_node_content", "_node_type", "_node_ref_doc_id")
 
 
 def holds_node(metadata: Mapping[str, Any]) -> bool:
-    """Return whether a record's metadata hold a whole node, so that `NODE_KEYS` are not its user's own."""
+    """Return whether a record's metadata hold a whole node. If not, `NODE_KEYS` in them are the user's own keys."""
     return all(isinstance(metadata.get(key), str) for key in NODE_KEYS[:2])
 
 
 class IncompleteAddError(RuntimeError):
-    """Adding ended before all texts were in the store; the cause is the error that ended it.
+    """An error for a call that ended before all its texts were stored; its cause is the error that ended the call.
 
-    Adding all of them again with `ids=error.ids` makes no duplicates. An error that is no `Exception`, such as
+    Adding all texts again with `ids=error.ids` makes no duplicates. An error that is no `Exception`, such as
     KeyboardInterrupt, keeps its type and has this one as its cause.
 
     Attributes:
-        ids: The ids of all texts of the call, in their order, the ones that were made included.
-        added: Those whose records are in the store. Some of the others may be in too.
+        ids: The ids of all texts of the call, in their order, including the random ones.
+        added: The ids of the texts that are certainly stored. Some of the others may be stored too.
     """
 
     def __init__(self, ids: Sequence[str], added: Sequence[str]) -> None:
@@ -54,7 +54,7 @@ def add_texts(
     metadatas: Iterable[Mapping[str, Any] | None] | None,
     show_progress: bool,
 ) -> list[str]:
-    """Encode texts in these modes and put them into a store, as `Searcher.add` says."""
+    """Encode texts in these modes and put them into a store; `Searcher.add` describes the arguments and errors."""
     chosen, listed, kept = check_added(texts, ids, metadatas)
     start = 0
     is_writing = False
@@ -75,12 +75,12 @@ def add_texts(
 
 
 def is_nothing_in(error: BaseException, n_added: int, *, is_writing: bool) -> bool:
-    """Return whether adding has ended before anything of it can be in a store.
+    """Return whether a call that failed has certainly stored nothing.
 
     Args:
-        error: What ended it.
-        n_added: How many texts were stored before.
-        is_writing: Whether the store was writing; it refuses what does not fit before it writes anything.
+        error: The error that ended the call.
+        n_added: How many texts were stored before the error.
+        is_writing: Whether the store was writing. A store raises TypeError and ValueError before it writes anything.
     """
     return n_added == 0 and (not is_writing or isinstance(error, TypeError | ValueError))
 
@@ -88,7 +88,7 @@ def is_nothing_in(error: BaseException, n_added: int, *, is_writing: bool) -> bo
 def check_added(
     texts: Iterable[str], ids: Iterable[str | None] | None, metadatas: Iterable[Mapping[str, Any] | None] | None
 ) -> tuple[list[str], list[str], list[dict[str, Any]]]:
-    """Return the ids, random where there was none, the texts, and the metadata as they are kept.
+    """Return the ids, the texts, and the metadata as they are kept; a text without an id gets a random one.
 
     Raises:
         TypeError: As `Searcher.add`.

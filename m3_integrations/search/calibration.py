@@ -1,9 +1,9 @@
-"""How probable it is that the best hit of a search answers: a logistic regression on the scores of all three modes.
+"""The probability that the best hit of a search answers: a logistic regression on the scores of all three modes.
 
-`m3_integrations.evaluation.calibrate` fits one on questions whose answers are known, `m3 eval DATA --calibrate FILE`
-writes it, and `SearchOptions(calibration=FILE, min_probability=0.9)` uses it: where the best hit is less likely to
-answer, nothing is returned. It is a JSON file. It belongs to one model and to the weights that it was fitted with, and
-holds for questions like those that it was fitted on.
+`m3_integrations.evaluation.calibrate` fits a calibration on questions whose answers are known.
+`m3 eval DATA --calibrate FILE` writes it as JSON. `SearchOptions(calibration=FILE, min_probability=0.9)` uses it: a
+search returns nothing if its best hit is less likely to answer. A calibration belongs to one model and to the weights
+that it was fitted with, and is valid for questions like those that it was fitted on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from m3_integrations.scoring import combine, top_rows
 from m3_integrations.vectors import MODES, FloatArray, LexicalWeights, Mode, ModeWeights, resolve_weights
 
 FEATURES: Final = (*MODES, *(f"{mode}_gap" for mode in MODES), "gap", "agreement", "coverage")
-"""What is known of the best candidate: see `answer_features`."""
+"""The names of the features of the best candidate; `answer_features` defines them."""
 
 _FORMAT: Final = 1
 
@@ -33,18 +33,23 @@ _COLUMNS: Final = ("means", "scales", "coefficients")
 def answer_features(
     scores: Mapping[Mode, FloatArray], query: LexicalWeights, weights: ModeWeights
 ) -> tuple[int, NDArray[np.float64]]:
-    """Return which candidate is the best, and what its scores tell beside those of the others.
+    """Return the row of the best candidate, and its features for a calibration.
 
     Args:
         scores: (n,) float32 for each of the three modes, n being 1 or more.
         query: The query's lexical weights.
-        weights: By which candidates are ranked.
+        weights: The weights that rank the candidates.
 
     Returns:
-        The row of the best candidate, the first of equals. And (9,) float64, named by `FEATURES`: its score in every
-        mode; in every mode how far it is above the best of the others, below 0 if it is not the best there; how far it
-        is above the next by the weighted mean; in how many modes it is the best, 0 to 3; and its lexical score divided
-        by the query's with itself, which is what share of the query's words it has. Without others a gap is the score.
+        The row of the best candidate, the first of equal ones, and its features, (9,) float64, named by `FEATURES`:
+
+        - its score in every mode (3);
+        - in every mode, its score minus the best score of the others, below 0 if another is better there (3);
+        - the same difference for the weighted mean;
+        - the number of modes in which it is the best, 0 to 3;
+        - its lexical score divided by the query's score with itself: the share of the query's words that it has.
+
+        If there is only one candidate, a difference is its score.
     """
     final = combine(scores, weights)
     best = int(top_rows(final, 1)[0])
@@ -63,20 +68,20 @@ def _gap(scores: FloatArray, row: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What turns the scores of a search into the probability that its best hit answers.
+    """A fitted model that turns the scores of a search into the probability that its best hit answers.
 
-    It was fitted where half of the questions had no answer in the store. Where fewer have none, more best hits answer
-    than it says.
+    It was fitted on questions half of which had no answer in the store. If fewer of your questions have no answer, more
+    best hits answer than the probability says.
 
     Attributes:
-        model: What the checkpoint is called.
-        fingerprint: Which checkpoint it is; another's scores mean something else.
-        weights: By which candidates were ranked; any `WeightsLike`.
-        means: Of every feature over the questions it was fitted on.
+        model: The name of the checkpoint.
+        fingerprint: The fingerprint of the checkpoint; the scores of another one mean something else.
+        weights: The weights that ranked the candidates; any `WeightsLike`.
+        means: The mean of every feature over the questions that it was fitted on.
         scales: Their standard deviations, more than 0.
-        coefficients: Of every feature, less its mean and divided by its scale.
-        intercept: The log odds where every feature has its mean.
-        n_questions: On how many questions it was fitted.
+        coefficients: The coefficient of every feature after its mean is subtracted and it is divided by its scale.
+        intercept: The log odds if every feature has its mean.
+        n_questions: The number of questions that it was fitted on.
 
     Raises:
         ValueError: If there is not one finite number for every feature.
@@ -105,7 +110,7 @@ class Calibration:
         """Return the probabilities that the best hits of n searches answer: (n,) float64 in [0, 1].
 
         Args:
-            features: (n, 9), what `answer_features` returned for each.
+            features: (n, 9) float64, the features that `answer_features` returned for each search.
         """
         standardised = (features - np.array(self.means)) / np.array(self.scales)
         odds = standardised @ np.array(self.coefficients) + self.intercept
@@ -117,7 +122,7 @@ class Calibration:
         """Return the best candidate's id and the probability that it answers, 0 to 1.
 
         Args:
-            ids: Of one candidate or more.
+            ids: The ids of the candidates, at least one.
             scores: (n,) float32 for every mode.
             query: The query's lexical weights.
         """
@@ -125,7 +130,7 @@ class Calibration:
         return ids[best], float(self.probabilities(features[None])[0])
 
     def is_for(self, modes: Sequence[Mode], weights: ModeWeights) -> bool:
-        """Return whether it was fitted for searches that rank by the weighted mean of these modes."""
+        """Return whether it was fitted for searches with these modes and weights (equal within 1e-6)."""
         if set(modes) != set(MODES):
             return False
         own, other = self.weights.normalized(), weights.normalized()
@@ -140,7 +145,7 @@ class Calibration:
             )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it as JSON; a file that is there is replaced at once or not at all."""
+        """Write it as JSON. An existing file is replaced in one step: no reader sees half a file."""
         file = Path(path)
         new = file.with_name(f"{file.name}.new")
         document = {"format": _FORMAT, "features": FEATURES, **asdict(self)}
@@ -149,14 +154,14 @@ class Calibration:
 
 
 CalibrationLike = Calibration | str | os.PathLike[str] | Mapping[str, Any]
-"""A calibration, the file of one, or one as a mapping, as dumps have it."""
+"""A calibration, the path of its file, or a mapping with its attributes, as dumps have it."""
 
 
 def read_calibration(given: CalibrationLike) -> Calibration:
-    """Return a calibration, from its file if it is not one.
+    """Return a calibration as it is, or read it from its file or from a mapping.
 
     Raises:
-        TypeError: If given is none of `CalibrationLike`.
+        TypeError: If given is no `CalibrationLike`.
         FileNotFoundError: If there is no such file.
         ValueError: If the file or the mapping is no calibration, or a later version's.
     """

@@ -1,4 +1,4 @@
-"""Finding out why a search does not find a record, by the store's own primitives."""
+"""Finding out why a search does not find a record, with the same calls to the store that a search makes."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from m3_integrations.store.unmet import unmet_clauses
 from m3_integrations.vectors import MODES, PRESETS, Encoder, FloatArray, M3Vectors, Mode, ModeWeights
 
 _STEPS: Final = 10
-"""Weights are tried in tenths: 66 of three modes."""
+"""Weights are tried in tenths: 66 combinations for three modes."""
 
 _LIKE: Final = 0.75
-"""How alike (difflib's ratio) two tokens are spelt that nearly matched, where there are no token vectors."""
+"""The least similarity of spelling (difflib's ratio) of two tokens that nearly match, if there are no token vectors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A search, as the searcher would make it.
+    """One search of a searcher.
 
     Attributes:
-        encoder: Encoded the query.
-        store: What is searched.
-        bm25: The searcher's.
-        query: The text.
-        vectors: Of the query, in the modes that find and rank.
+        encoder: The encoder of the query.
+        store: The store that is searched.
+        bm25: The searcher's BM25 leg.
+        query: The text of the query.
+        vectors: The query's vectors in the modes that find and rank.
         ranking: The modes that rank.
-        options: What is asked for.
+        options: The options of the search.
     """
 
     encoder: Encoder
@@ -49,7 +49,7 @@ class Asked:
 
     @property
     def legs(self) -> list[Mode]:
-        """The modes that find candidates, BM25 aside."""
+        """The modes that find candidates, without BM25."""
         legs: list[Mode] = [mode for mode in self.vectors.modes if mode != "multi_vector"]
         if self.options.bm25 == "replace" and "lexical" in legs:
             legs.remove("lexical")
@@ -59,8 +59,8 @@ class Asked:
 def diagnose(asked: Asked, id_: str) -> Missing:
     """Return why a search does not find a record.
 
-    A record that a leg's pool lacks is looked for among the first `DEEPEST` of the leg. Nothing but the query is
-    encoded. The filter is evaluated here, on the record's metadata.
+    If a leg's pool does not have the record, the first `DEEPEST` hits of the leg are searched for it. Only the query is
+    encoded. The filter is evaluated in this process, on the record's metadata.
     """
     options = asked.options
     stored = asked.store.get([id_], with_vectors=True)
@@ -89,7 +89,7 @@ def diagnose(asked: Asked, id_: str) -> Missing:
 
 
 def _tokens(asked: Asked, record: Record) -> dict[str, Any]:
-    """Return what `Missing` says of the tokens that both have and that nearly match, and of what was read."""
+    """Return the attributes of `Missing` about shared tokens, near matches, and how much of the texts was read."""
     explanation = explain_record(asked.encoder, asked.query, record)
     shared = {match.token for match in explanation.lexical}
     (read,) = read_tokens(asked.encoder, [record])
@@ -108,7 +108,7 @@ def _tokens(asked: Asked, record: Record) -> dict[str, Any]:
 
 
 def _places(asked: Asked, id_: str) -> Iterator[LegPlace]:
-    """Yield where the record stands in each leg."""
+    """Yield the record's place in each leg."""
     pool = max(asked.options.pool_size, asked.options.k)
     limits = dict.fromkeys(asked.legs, pool)
     found = asked.store.candidates(asked.vectors, limits, asked.options.filter) if limits else {}
@@ -131,12 +131,12 @@ def _places(asked: Asked, id_: str) -> Iterator[LegPlace]:
 
 
 def _ranks(asked: Asked, id_: str, pool_size: int) -> dict[str, Any]:
-    """Return what `Missing` says of the final ranking, with pools of this size."""
+    """Return the attributes of `Missing` about the final ranking, with pools of this size."""
     options, pool = asked.options, max(pool_size, asked.options.k)
     limits = dict.fromkeys(asked.legs, pool)
     found = asked.store.candidates(asked.vectors, limits, options.filter) if limits else {}
     bm25 = {} if options.bm25 == "off" else asked.bm25.top(asked.query, pool, options.filter)
-    # As a search ranks: in the order of the ids, so that equal scores rank the same whatever the store.
+    # Sorted by id as a search does it: then equal scores rank the same in every store.
     candidates = sorted({each for hits in found.values() for each in hits.ids}.union(bm25))
     ids, scores = asked.store.scores(asked.vectors, candidates, asked.ranking, found)
 
@@ -175,7 +175,7 @@ def _ranks(asked: Asked, id_: str, pool_size: int) -> dict[str, Any]:
 
 
 def _other_weights(asked: ModeWeights, modes: Sequence[Mode]) -> Iterator[tuple[str, ModeWeights]]:
-    """Yield each mode alone, and the presets that are different here; nothing where one mode ranks."""
+    """Yield each mode alone, and the presets whose shares differ; nothing if only one mode ranks."""
     seen = [_shares(asked, modes)]
     alone = [(f"{mode} alone", ModeWeights(**{m: float(m == mode) for m in MODES})) for mode in modes]
     for name, weights in [*alone, *PRESETS.items()]:
@@ -187,7 +187,7 @@ def _other_weights(asked: ModeWeights, modes: Sequence[Mode]) -> Iterator[tuple[
 
 
 def _nearest_weights(asked: ModeWeights, modes: Sequence[Mode]) -> list[ModeWeights]:
-    """Return all weights in tenths, those first that differ least from the asked ones."""
+    """Return all weights in tenths, sorted by how much they differ from the asked ones, least first."""
     here = _shares(asked, modes)
     grid = [
         dict(zip(modes, tenths, strict=True))
@@ -203,7 +203,7 @@ def _shares(weights: ModeWeights, modes: Sequence[Mode]) -> list[float]:
 
 
 def _near_by_vectors(query: M3Vectors, pairs: Sequence[TokenPair], shared: set[str]) -> list[NearMatch]:
-    """Return the query's tokens that are not shared, each with what its vector found; the nearest first."""
+    """Return the query's unshared tokens, each with the record's token of the nearest vector; the nearest first."""
     weights = _lexical_weights(query)
     near = [
         NearMatch(pair.query_token, weights.get(pair.query_token, 0.0), pair.document_token, pair.similarity)
@@ -214,7 +214,10 @@ def _near_by_vectors(query: M3Vectors, pairs: Sequence[TokenPair], shared: set[s
 
 
 def _near_by_spelling(query: M3Vectors, tokens: Sequence[str], shared: set[str]) -> list[NearMatch]:
-    """Return the query's tokens that are not shared, each with the one that is spelt most like it; heaviest first."""
+    """Return the query's unshared tokens, each with the record's token of the most similar spelling.
+
+    Tokens that have one come first, then those with the larger weight.
+    """
     known = {token.strip("▁").casefold(): token for token in tokens}
     near: list[NearMatch] = []
     for token, weight in _lexical_weights(query).items():
@@ -225,7 +228,7 @@ def _near_by_spelling(query: M3Vectors, tokens: Sequence[str], shared: set[str])
 
 
 def _has_letters(token: str) -> bool:
-    """Whether a token is more than punctuation, of which nobody asks why it did not match."""
+    """Return whether a token has a letter or a digit; punctuation is not reported as unmatched."""
     return any(character.isalnum() for character in token)
 
 

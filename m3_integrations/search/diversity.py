@@ -12,13 +12,13 @@ from m3_integrations.store import Store
 
 
 def diverse_hits(store: Store, hits: Sequence[Hit], k: int, trade_off: float) -> list[Hit]:
-    """Return k of these results by maximal marginal relevance over dense vectors, in the order they are chosen.
+    """Return k of these results by maximal marginal relevance over dense vectors, the first chosen first.
 
     Args:
-        store: Where the results are from; it is asked for their vectors.
-        hits: Results that the dense mode has ranked, alone or with others.
-        k: How many; all if there are fewer.
-        trade_off: From 0, where only difference counts, to 1, where only likeness to the query does.
+        store: The store that the results are from; their vectors are read from it.
+        hits: Results of a search that ranks by the dense mode, alone or with others.
+        k: The number of results; all if there are fewer.
+        trade_off: From 0 (only the difference between results counts) to 1 (only the similarity to the query counts).
 
     Raises:
         ValueError: If trade_off is out of range, or the dense mode did not rank the results.

@@ -27,16 +27,17 @@ class TokenMatch:
 
     @property
     def score(self) -> float:
-        """What the token adds to the lexical score."""
+        """The token's part of the lexical score."""
         return self.query_weight * self.document_weight
 
 
 @dataclass(frozen=True, slots=True)
 class TokenPair:
-    """The document token that a query token found, and how similar they are (cosine).
+    """A query token, the most similar document token, and their similarity (cosine).
 
-    The document token is "?" in the rare case that the document was encoded with another pooling, and so close to the
-    longest text of the checkpoint that the encoder that explains cuts it sooner.
+    The document token is "?" if this encoder cannot name it: it cuts the text sooner than the encoder of the document
+    did. That happens only if the document was encoded with another pooling and is almost as long as the checkpoint
+    allows.
     """
 
     query_token: str
@@ -50,8 +51,9 @@ class Explanation:
 
     Attributes:
         scores: The raw score in every mode.
-        lexical: The shared tokens, those that add most first.
-        multi_vector: One pair for each query token, in the order of the query; their mean is the score.
+        lexical: The shared tokens; those with the largest part of the score come first.
+        multi_vector: One pair for each query token, in the order of the query. The mean of their similarities is the
+            multi-vector score.
     """
 
     scores: dict[str, float]
@@ -85,20 +87,20 @@ def explain_record(encoder: Encoder, query: str, record: Record) -> Explanation:
 def _document_tokens(encoder: Encoder, record: Record, n: int) -> list[str]:
     """Return the token that each of a record's n vectors stands for.
 
-    The record may have been cut at another limit than this encoder's. How long it was then shows in the number of its
-    vectors, but for pooled ones: those are named as if the limit was the same.
+    The record may have been cut at another limit than this encoder's: then the number of its vectors tells where. The
+    number of pooled vectors does not tell it, so for these the limit is taken to be this encoder's.
     """
     if record.is_pooled:
         return _pooled_tokens(encoder.tokenize([record.text])[0], n)
     (tokens,) = encoder.tokenize([record.text], max_length=_NO_LIMIT)
     *words, separator = tokens
-    # Another pooling leaves another number of a text's tokens under the limit of the checkpoint.
+    # How many tokens fit under the checkpoint's limit depends on the pooling.
     words = [*words, *[_UNKNOWN] * (n - len(tokens))]
     return [*words[: n - 1], separator] if n else []
 
 
 def _pooled_tokens(tokens: list[str], n: int) -> list[str]:
-    """Return what each of n pooled vectors stands for: the tokens of its run."""
+    """Return the tokens that each of n pooled vectors stands for, joined."""
     starts = [*group_starts(len(tokens), n).tolist(), len(tokens)]
     return ["".join(tokens[a:b]) for a, b in pairwise(starts)]
 

@@ -1,4 +1,4 @@
-"""What a caller gives instead of what a search would make itself."""
+"""A dense vector that the caller passes instead of the query's own."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from m3_integrations.vectors import Encoder, FloatArray, M3Vectors
 
 
 def with_dense(vectors: M3Vectors | None, dense: FloatArray | None, encoder: Encoder) -> M3Vectors:
-    """Return a query's vectors with another dense vector, which is made of unit length; 0 stays 0.
+    """Return a query's vectors with another dense vector, scaled to unit length; a zero vector stays zero.
+
+    If the query's vectors have no dense mode, the dense vector is checked and not used.
 
     Args:
-        vectors: The query's; None if there is a dense vector alone.
-        dense: (d,) float32 of any length; None leaves the query's own.
-        encoder: Whose vectors they are.
+        vectors: The query's vectors; None if there is only a dense vector.
+        dense: (d,) float32 of any length; None keeps the query's own.
+        encoder: The encoder whose vectors these are.
 
     Raises:
-        TypeError: If there is neither.
+        TypeError: If both vectors and dense are None.
         ValueError: If the dense vector is not of the encoder's size, or not finite.
     """
     if dense is None:

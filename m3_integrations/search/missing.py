@@ -1,4 +1,4 @@
-"""What a search can say of a record that it does not find, and a page of it to read."""
+"""The reasons why a search does not find a record, as values and as a page to read."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ from m3_integrations.store.unmet import Clause
 from m3_integrations.vectors import ModeWeights
 
 DEEPEST: Final = 10_000
-"""How far down a leg a record is looked for, where the pool itself is not larger."""
+"""The number of hits of a leg among which a record is looked for, unless the pool itself is larger."""
 
 _SHOWN_TOKENS: Final = 8
-"""Tokens of each kind on a page."""
+"""The most tokens of each kind on a page."""
 
 _FIRM_SPACE: Final = "\N{NO-BREAK SPACE}"
 
 _WIDTH: Final = 100
-"""Characters of a line of a page."""
+"""The most characters in a line of a page."""
 
 
 @dataclass(frozen=True, slots=True)
 class LegPlace:
-    """Where a record stands in one leg.
+    """The place of a record in one leg.
 
     Attributes:
         leg: "dense", "lexical" or "bm25".
-        score: The record's raw score; None for a leg of BM25 that does not find it.
-        rank: From 1, the place among all records that pass the filter; None if it is no hit of the leg (no shared
-            token), or stands deeper than `DEEPEST`.
-        n_pool: How many candidates the leg has brought.
-        edge: The raw score of the last of these; None if it brought none.
-        is_in_pool: Whether the record is among them.
+        score: The record's raw score; None if the leg is BM25 and does not find it, or if the record was deleted
+            meanwhile.
+        rank: The place among all records that match the filter, from 1; None if the record is no hit of the leg (no
+            shared token), or is not among the first `DEEPEST`.
+        n_pool: The number of candidates that the leg found.
+        edge: The raw score of the last of these candidates; None if there are none.
+        is_in_pool: Whether the record is one of these candidates.
     """
 
     leg: str
@@ -47,13 +48,16 @@ class LegPlace:
 
     @property
     def is_missed(self) -> bool:
-        """Whether the pool lacks the record though its score is above the last one's: its index is approximate."""
+        """Whether the record is not in the pool though its score is above the last candidate's.
+
+        This happens because the engine's index is approximate.
+        """
         if self.is_in_pool or self.score is None or self.edge is None:
             return False
         return self.score > self.edge + 1e-5 * max(1.0, abs(self.edge))
 
     def __str__(self) -> str:
-        """One line, without the leg's name."""
+        """Return one line, without the leg's name."""
         if self.score is None or (self.score <= 0 and self.leg != "dense"):
             return "shares no token with the query"
         rank = f"rank {self.rank:,}" if self.rank is not None else f"not among the first {DEEPEST:,}"
@@ -70,10 +74,11 @@ class NearMatch:
     """A token of the query that the record lacks, and the record's token that is nearest to it.
 
     Attributes:
-        query_token: "▁" marks the start of a word.
-        query_weight: Its lexical weight in the query; None without a lexical mode.
-        document_token: The nearest by token vectors; by spelling where there are none, and "" if none is like it.
-        similarity: The cosine of the two vectors; None where they are alike by spelling.
+        query_token: The token of the query; "▁" marks the start of a word.
+        query_weight: Its lexical weight in the query, 0.0 if it has none.
+        document_token: The record's token with the nearest vector. If there are no token vectors, the token with the
+            most similar spelling, or "" if no token is similar.
+        similarity: The cosine of the two vectors; None if the tokens were compared by spelling.
     """
 
     query_token: str
@@ -82,7 +87,7 @@ class NearMatch:
     similarity: float | None
 
     def __str__(self) -> str:
-        """Both tokens, and how near they are."""
+        """Return both tokens and their similarity."""
         word, other = (token.strip("▁") or token for token in (self.query_token, self.document_token))
         if not other:
             return f"{word} (nothing near)"
@@ -91,23 +96,23 @@ class NearMatch:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """Why a search does not find a record; `str()` makes a page of it.
+    """The reasons why a search does not find a record; `str()` makes a page of them.
 
-    Where a filter excludes the record, all that follows is about the same search without it. Where the record is no
-    candidate, ranks are those that it would have with `needed_pool_size`.
+    If a filter excludes the record, the attributes after `excluded_by` are about the same search without the filter. If
+    the record is no candidate, its ranks are those that it would have with `needed_pool_size`.
 
     Attributes:
-        query: What was asked.
+        query: The text of the query.
         id: The record's id.
-        options: What the search asks for.
-        is_stored: Whether there is such a record; without it all else is empty.
+        options: The options of the search.
+        is_stored: Whether the store has the record; if not, the attributes that follow are empty.
         excluded_by: The clauses of the filter that the record does not fulfil.
-        legs: Where it stands in each leg that finds candidates.
-        is_candidate: Whether a leg's pool has it.
+        legs: Its place in each leg that finds candidates.
+        is_candidate: Whether it is in the pool of a leg.
         needed_pool_size: The smallest `pool_size` that makes it a candidate; None if it is one, if no leg has it
             among its first `DEEPEST`, or if an approximate index missed it.
         scores: Its raw score in every mode that ranks.
-        score: Its final score; None without a rank.
+        score: Its final score; None if it has no rank.
         rank: Its final rank, from 1; None if no pool reaches it.
         n_candidates: How many candidates are ranked.
         last_score: The final score of the k-th candidate, or of the last if there are fewer.
@@ -165,7 +170,7 @@ class Missing:
         return threshold is None or (self.score is not None and self.score >= threshold)
 
     def __str__(self) -> str:
-        """A page: every cause, and what would change it."""
+        """Return a page with every cause and what would change it."""
         if not self.is_stored:
             return f"The store has no record {self.id!r}."
         if self.is_found:
@@ -243,7 +248,7 @@ class Missing:
 
 
 def _items(items: Iterable[tuple[str, str]]) -> str:
-    """Return names with their numbers, which stay in one line."""
+    """Return names with their numbers; a line never breaks between a name and its number."""
     return ", ".join(f"{name}{_FIRM_SPACE}{number}" for name, number in items)
 
 

@@ -1,4 +1,4 @@
-"""What every adapter is given, an encoder or the name of a model, and perhaps a store; whether they can be asked."""
+"""Opening and checking the arguments that every adapter takes: an encoder or the name of a model, and a store."""
 
 from __future__ import annotations
 
@@ -19,17 +19,20 @@ def open_encoder(
     encoder: Encoder | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> Encoder:
-    """Return the encoder that was passed, a handle on the network that the process shares for a model, or a server's.
+    """Return the encoder that was passed, or open one for a model.
+
+    A model in this process is an `M3Encoder`; all of them with the same model and settings share one network. A URL
+    opens a `RemoteEncoder`.
 
     Args:
-        model: A checkpoint folder, a repository of the hub, or the URL of an `m3 serve`. Beside an encoder it may only
-            repeat the encoder's own name, so that an adapter can be built again from its fields.
+        model: A checkpoint folder, a repository of the hub, or the URL of an `m3 serve`. Together with an encoder it
+            may only repeat the encoder's own name, so that an adapter can be built again from its fields.
         encoder: Any encoder.
-        model_kwargs: Further arguments of `M3Encoder`, or for a URL of `RemoteEncoder`. Beside an encoder they may only
-            repeat its own.
+        model_kwargs: Further arguments of `M3Encoder`, or of `RemoteEncoder` for a URL. Together with an encoder they
+            may only repeat the encoder's own settings.
 
     Raises:
-        TypeError: If encoder is no encoder, or what is opened does not know one of model_kwargs.
+        TypeError: If encoder is no encoder, or the class that is opened does not know one of model_kwargs.
         ValueError: If neither is given, or an encoder together with another model or other model_kwargs.
         FileNotFoundError: If there is no such model.
         ConnectionError: If nothing answers at the URL; further errors there are those of `RemoteEncoder`.
@@ -60,9 +63,9 @@ def open_encoder(
 
 
 def changed_settings(encoder: Encoder) -> dict[str, Any]:
-    """Return the model_kwargs that open an encoder like this one; those that have their defaults are left out.
+    """Return the model_kwargs that open an encoder like this one.
 
-    So is an API key, as what is returned here is written into dumps.
+    Those with their default value are left out. An API key is left out too, because dumps contain these model_kwargs.
     """
     settings: Mapping[str, Any] = getattr(encoder, "settings", {})
     defaults = signature(type(encoder)).parameters
@@ -72,24 +75,24 @@ def changed_settings(encoder: Encoder) -> dict[str, Any]:
 
 
 def _plain(setting: Any) -> Any:
-    """Return a setting as JSON can hold it: torch's devices and types have names."""
+    """Return a setting as a value for JSON: devices and dtypes of torch become their names."""
     return str(setting).removeprefix("torch.") if type(setting).__module__ == "torch" else setting
 
 
 def check_store(store: Store | None) -> Store | None:
-    """Return a store, or None, as it was passed.
+    """Return a store or None unchanged.
 
     Raises:
         TypeError: For anything else, such as a store's folder or URL.
     """
-    # Not isinstance with the protocol: it would read every property, and a server is asked for some.
+    # Not isinstance with the protocol: it would read every property, and some of them ask a server.
     if store is not None and not callable(getattr(store, "candidates", None)):
         raise TypeError(f"store must be a store, got {store!r}: open one with open_store")
     return store
 
 
 def warn_of_absent_heads(encoder: Encoder) -> None:
-    """Warn where all modes are asked of a checkpoint that lacks some; nothing is said of one that has all."""
+    """Warn if the checkpoint lacks heads, so that "all" modes are fewer than three."""
     if absent := [mode for mode in MODES if mode not in encoder.modes]:
         warn_caller(
             f"{absent_heads(encoder.model, encoder.modes, absent)}. So 'all' modes are {'+'.join(encoder.modes)} here; "

@@ -1,4 +1,4 @@
-"""What may be asked of a search: every option once, with its type, default, meaning and check."""
+"""The options of a search: each with its type, default, meaning and check."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from m3_integrations.store.memory import MemoryStore
 from m3_integrations.vectors import PRESETS, Encoder, Mode, ModeWeights, WeightsLike, check_heads, resolve_weights
 
 SearchMode = Literal["dense", "lexical", "dense+lexical", "multi_vector", "all"]
-"""Which modes rank. The dense and the lexical leg find candidates. Where one of these modes ranks alone, only its leg
-does."""
+"""The modes that rank. The dense and the lexical leg find candidates; if "dense" or "lexical" ranks alone, only its own
+leg does."""
 
 Fusion = Literal["weighted", "rrf"]
-"""How scores of several modes become one: their weighted mean, or reciprocal rank fusion."""
+"""The way to make one score of several modes' scores: their weighted mean, or reciprocal rank fusion."""
 
 Bm25 = Literal["off", "extra", "replace"]
-"""Whether BM25 finds candidates too: beside the learned lexical leg, or instead of it."""
+"""The use of BM25 to find candidates: not at all, in addition to the learned lexical leg, or instead of it."""
 
 MODES_OF: Final[Mapping[SearchMode, tuple[Mode, ...]]] = {
     "dense": ("dense",),
@@ -60,32 +60,32 @@ class SearchKeywords(RankingKeywords, total=False):
 
 @dataclass(frozen=True, init=False, repr=False)
 class SearchOptions:
-    """What is asked of a search, checked and parsed; an option that is not given, or None, has its default.
+    """The options of a search, checked and parsed; an option that is not given, or None, has its default.
 
     Attributes:
-        k: How many results at most.
-        mode: Which modes rank the candidates. "all" leaves out modes that the checkpoint has no head for and modes
+        k: The most results.
+        mode: The modes that rank the candidates. "all" leaves out modes that the checkpoint has no head for and modes
             that the store does not keep: over a store without multi-vectors it is "dense+lexical".
-        weights: How much each mode counts. The name of a preset such as "miracl", three numbers and a mapping are
+        weights: The weight of each mode. The name of a preset such as "miracl", three numbers and a mapping are
             accepted too; see `WeightsLike`.
         filter: Only records whose metadata match are found. A mapping such as `{"year": {"$gte": 2024}}` is accepted;
             `parse_filter` describes the language.
-        score_threshold: Only results whose final score is at least this are returned. Under "weighted" a score is -1
-            or more and, where lexical scores take part, not bounded above; under "rrf" it is 0 or more and at most
-            the sum of the rankings' weights divided by rrf_k + 1.
-        pool_size: How many candidates each leg finds; never fewer than k.
+        score_threshold: Only results whose final score is at least this are returned. With "weighted" a score is -1 or
+            more, and has no upper bound if lexical scores are part of it. With "rrf" it is from 0 to the sum of the
+            rankings' weights divided by rrf_k + 1.
+        pool_size: The number of candidates that each leg finds; never fewer than k.
         fusion: "weighted" ranks by the weighted mean of the exact scores, "rrf" by reciprocal rank fusion.
-        rrf_k: The constant of "rrf": the larger it is, the less the first ranks stand out.
-        bm25: Whether BM25 over the model's tokens finds candidates too; only for a store in memory. Under "rrf" its
-            ranking takes part with the weight of the lexical mode; "replace" drops the learned lexical ranking.
-        calibration: How probable it is that the best result answers, as "probability" among its scores. The file that
-            `m3 eval --calibrate` wrote is accepted too. It is for searches by all three modes, the weights that it was
-            fitted with, "weighted" fusion and no BM25; in others it says nothing.
-        min_probability: Nothing is returned unless the best result answers with at least this probability, 0 to 1. It
-            needs a calibration that is for the search; 0 refuses nothing, and needs none.
+        rrf_k: The constant of "rrf": the larger it is, the less the first ranks count more than later ones.
+        bm25: Whether BM25 over the model's tokens finds candidates too; only for a store in memory. With "rrf" its
+            ranking has the weight of the lexical mode. "replace" drops the learned lexical ranking.
+        calibration: A `Calibration`, or the file that `m3 eval --calibrate` wrote. It adds "probability" to the scores
+            of the best result: the probability that this result answers. It is used only in searches by all three modes
+            with the weights that it was fitted with, "weighted" fusion and no BM25.
+        min_probability: Nothing is returned if the best result answers with less than this probability, 0 to 1. It
+            needs a calibration for the search; 0 refuses nothing and needs no calibration.
 
     Raises:
-        FileNotFoundError: If there is no such file of a calibration.
+        FileNotFoundError: If the file of a calibration does not exist.
         TypeError: For an unknown option; if k, pool_size or rrf_k is no integer, the filter no mapping, or weights
             are no `WeightsLike`.
         ValueError: If an option is out of range or unknown.
@@ -124,16 +124,16 @@ class SearchOptions:
         self.calibration_for(MODES_OF[self.mode])
 
     def __repr__(self) -> str:
-        """Only what is not the default."""
+        """Return the class's name with the options that differ from their defaults."""
         own = [(name, getattr(self, name)) for name in OPTION_NAMES]
         shown = ", ".join(f"{name}={value!r}" for name, value in own if value != getattr(type(self), name))
         return f"{type(self).__name__}({shown})"
 
     def calibration_for(self, modes: Sequence[Mode]) -> Calibration | None:
-        """Return the calibration, or None if there is none for a search that ranks by these modes.
+        """Return the calibration, or None if it is absent or not for a search that ranks by these modes.
 
         Raises:
-            ValueError: If there is none and min_probability needs one.
+            ValueError: If min_probability is above 0 and the result would be None.
         """
         known, is_plain = self.calibration, self.fusion == "weighted" and self.bm25 == "off"
         if known is not None and is_plain and known.is_for(modes, self.weights):
@@ -152,7 +152,7 @@ class SearchOptions:
         return None
 
     def changed(self, **keywords: Unpack[SearchKeywords]) -> SearchOptions:
-        """Return these options with some changed: None leaves an option as it is, and the filter {} means no filter.
+        """Return these options with some changed. None keeps an option, and the filter {} means no filter.
 
         Raises:
             TypeError: As the constructor.
@@ -165,10 +165,11 @@ class SearchOptions:
 
 
 def checked_weights(weights: WeightsLike | None) -> WeightsLike | None:
-    """Return a name and None as they are, and anything else as `ModeWeights`, which nobody can change later.
+    """Return a name or None unchanged, and anything else as `ModeWeights`, which cannot be changed later.
 
     Raises:
-        ValueError: If they are no weights, also where `resolve_weights` raises TypeError: pydantic reports only this.
+        ValueError: If these are no weights. A TypeError of `resolve_weights` becomes a ValueError too, because pydantic
+            reports only this one.
     """
     try:
         chosen = resolve_weights(weights)
@@ -178,10 +179,10 @@ def checked_weights(weights: WeightsLike | None) -> WeightsLike | None:
 
 
 def no_flag(value: Any) -> Any:
-    """Return a value that is no boolean, which pydantic would take for an integer.
+    """Return a value unchanged unless it is a boolean, which pydantic would accept as an integer.
 
     Raises:
-        ValueError: If it is one.
+        ValueError: If it is a boolean.
     """
     if isinstance(value, bool):
         raise ValueError(f"must be an integer, got {value!r}")  # noqa: TRY004 - pydantic reports a ValueError alone
@@ -197,18 +198,18 @@ _SAME_MEANING: Final = (
     ("mode", "search_type", "query_mode", "vector_store_query_mode"),
     ("pool_size", "fetch_k", "sparse_top_k"),
 )
-"""What other retrievers call our options."""
+"""Groups of names with the same meaning: ours and those of other retrievers."""
 
 
 def check_names(given: Iterable[str], known: Sequence[str]) -> None:
-    """Refuse an option that does not exist.
+    """Raise TypeError for an option that does not exist.
 
     Args:
-        given: The names in a call.
-        known: The names that there are.
+        given: The names of the options in a call.
+        known: The names of all options.
 
     Raises:
-        TypeError: For a name that is not known; the message has the known ones, and which of them may be meant.
+        TypeError: For an unknown name; the message has the known names, and the one that is probably meant.
     """
     if unknown := sorted(set(given).difference(known)):
         name = unknown[0]
@@ -219,7 +220,7 @@ def check_names(given: Iterable[str], known: Sequence[str]) -> None:
 
 
 def as_integer(value: object, name: str) -> int:
-    """Return a whole number, numpy's too, as a plain one.
+    """Return an integer, such as one of numpy, as an int.
 
     Raises:
         TypeError: For anything else, a boolean included.
@@ -233,16 +234,16 @@ def as_integer(value: object, name: str) -> int:
 
 
 def check_options(options: SearchOptions, store: Store, encoder: Encoder | None = None) -> None:
-    """Refuse options that an encoder and a store can never honour.
+    """Raise ValueError for options that this encoder and this store cannot serve.
 
     Args:
-        options: What a search will ask for.
-        store: Where it will search.
-        encoder: What it will encode with; None if that is not open yet.
+        options: The options of a search.
+        store: The store that will be searched.
+        encoder: The encoder of the queries; None if it is not open yet.
 
     Raises:
         ValueError: For BM25 over a store that is not in memory, a mode that the checkpoint has no head for, or weights
-            that lie on no mode that is there.
+            that are 0 for every mode that the search has.
     """
     if options.bm25 != "off" and not isinstance(store, MemoryStore):
         raise ValueError(

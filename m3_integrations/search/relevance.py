@@ -1,4 +1,4 @@
-"""A result's score on a scale from 0 to 1. It is no probability: `calibration` has that."""
+"""A result's score on a scale from 0 to 1. It is no probability; search/calibration.py has probabilities."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ def relevance(hit: Hit, options: SearchOptions) -> float:
 
     Of two results of one search, the better one never has the lower relevance.
 
-    Under "weighted" it is (score + c) / (1 + c), at most 1, where c is the share of the weights that lies on the dense
-    and the multi-vector mode, whose cosines begin at -1: a lexical score is never negative. So 1 is a score of 1 or
-    more. In the dense mode alone it is (1 + cosine) / 2, in the lexical mode the score up to 1, and with equal weights
-    (score + 2/3) / (5/3). Only a lexical score can be above 1: nothing bounds it.
+    With "weighted" it is (score + c) / (1 + c), limited to 0 and 1. Here c is the share of the weights of the dense and
+    the multi-vector mode: their cosines begin at -1, while a lexical score is never negative. With the dense mode alone
+    it is (1 + cosine) / 2, with the lexical mode alone the score up to 1, and with equal weights
+    (score + 2/3) / (5/3). A score above 1, which only lexical scores can cause, has the relevance 1.
 
-    Under "rrf" it is the score divided by that of a record which is first in every ranking.
+    With "rrf" it is the score divided by the score of a record that is first in every ranking.
 
     Args:
-        hit: What a search has found.
-        options: What was asked of that search.
+        hit: A result of a search.
+        options: The options of that search.
     """
     parts = options.weights.normalized([mode for mode in MODES if mode in hit.scores])
     lexical = parts.get("lexical", 0.0)

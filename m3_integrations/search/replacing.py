@@ -1,4 +1,4 @@
-"""Texts in place of what their source had: what is unchanged keeps its vectors, and what went is deleted."""
+"""Replacing the texts of a source: unchanged texts keep their vectors, and texts that the source lost are deleted."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from m3_integrations.store.values import is_same
 from m3_integrations.vectors import M3Vectors
 
 _NAMESPACE: Final = uuid.UUID("5f0d1b5e-0c62-4c1b-9b57-0a6d5a3a7c11")
-"""Ids that are made here are UUIDs of version 5 in it. To change it would be to store everything a second time."""
+"""The namespace of the ids that are made here, UUIDs of version 5. With another one every text is stored twice."""
 _SOURCES_AT_ONCE: Final = 500
-"""Sources in one filter."""
+"""The most sources in one filter."""
 _COPIED_AT_ONCE: Final = 50
-"""Records read with their vectors at a time: bounds the memory."""
+"""The most records that are read with their vectors at a time: bounds the memory."""
 
 
 def replace_sources(
@@ -33,18 +33,18 @@ def replace_sources(
     metadatas: Iterable[Mapping[str, Any] | None],
     show_progress: bool = False,
 ) -> list[str]:
-    """Add texts, and delete what else the store has of their sources.
+    """Add texts, and delete the other records of their sources.
 
-    A text that the store has of these sources, or under the same id, is not encoded again, even if its id or its
-    metadata are others now: its vectors are kept. What a source had is deleted last, so that a call that fails midway
-    leaves too much, which the next one deletes.
+    A text is not encoded again if a record of these sources, or the record with its id, has the same text: its vectors
+    are kept, even if its id or its metadata changed. Old records are deleted last, so a call that fails midway leaves
+    too many records, which the next call deletes.
 
     Args:
         searcher: Encodes and holds the texts.
         texts: All texts of their sources, encoded as documents.
-        source_key: The key of the metadata that says which source a text is from.
-        ids: One per text. None makes one of the source, the text, and how often that text came before, so that the
-            same call makes the same ids.
+        source_key: The key of the metadata under which a text's source stands.
+        ids: One per text. None makes an id from the source, the text, and the number of equal texts before it: the same
+            call makes the same ids.
         metadatas: One per text.
         show_progress: Whether to draw a progress bar.
 
@@ -62,11 +62,11 @@ def replace_sources(
     given = [None if id_ is None else name for id_, name in zip(given, named, strict=True)]
     sources = [_source(each, source_key, i) for i, each in enumerate(kept)]
     chosen = _ids(sources, texts, given)
-    searcher.store.bind(searcher.encoder.fingerprint)  # vectors of another model are not kept
+    searcher.store.bind(searcher.encoder.fingerprint)  # raises if the store has another model's vectors
     old = records_of(searcher, chosen, source_key, sources)
     add_unless_known(searcher, old, chosen, texts, kept, show_progress=show_progress)
     wanted, replaced = set(chosen), set(sources)
-    # A list that holds the source among others is matched by a filter too, and is not only of this source.
+    # A filter also matches a list that contains the source; such a record is not of this source alone.
     searcher.store.delete([r.id for r in old if r.id not in wanted and _is_of(r, source_key, replaced)])
     return chosen
 
@@ -80,18 +80,21 @@ def add_unless_known(
     *,
     show_progress: bool,
 ) -> None:
-    """Add texts; one that a known record has gets the record's vectors, and one that is stored just so is left alone.
+    """Add texts, and encode only those that no known record has.
+
+    A text that a known record has gets the record's vectors. A text that is stored with the same id and metadata is
+    not written again.
 
     Args:
         searcher: Encodes and holds the texts; its store is bound to its encoder's model.
         known: Records of the store, without vectors.
-        ids: One per text, each once.
+        ids: One per text, all different.
         texts: Encoded as documents.
         metadatas: One per text, checked.
         show_progress: Whether to draw a progress bar.
 
     Raises:
-        IncompleteAddError: As `Searcher.add`; it has the ids of all these texts.
+        IncompleteAddError: As `Searcher.add`; `error.ids` are the ids of all these texts.
     """
     fresh, moved = _split(known, ids, texts, metadatas)
     left = {ids[row] for row in (*fresh, *moved)}
@@ -106,7 +109,7 @@ def add_unless_known(
         )
     except BaseException as error:
         part = error.__cause__ if not isinstance(error, Exception) else error
-        if isinstance(part, IncompleteAddError):  # of the fresh texts alone
+        if isinstance(part, IncompleteAddError):  # it knows only the fresh texts: add the others
             left -= set(part.added)
             part.ids, part.added = list(ids), [id_ for id_ in ids if id_ not in left]
         elif moved and isinstance(error, Exception):
@@ -115,7 +118,7 @@ def add_unless_known(
 
 
 def records_of(searcher: Searcher, ids: Sequence[str], key: str, sources: Iterable[str | int]) -> list[Record]:
-    """Return the records with these ids, and those that have one of these sources under a key, without vectors."""
+    """Return the records with these ids and the records with one of these sources under a key, without vectors."""
     store = searcher.store
     found = {record.id: record for record in store.get(ids)}
     distinct = list(dict.fromkeys(sources))
@@ -129,9 +132,9 @@ def matching_records(store: Store, dim: int, filter: Mapping[str, Any]) -> list[
     """Return all records that match a filter, without vectors, in any order.
 
     Args:
-        store: Where they are.
+        store: The store of the records.
         dim: The length of its dense vectors.
-        filter: As `parse_filter` describes it.
+        filter: A filter as `parse_filter` describes it.
     """
     parsed = parse_filter(filter)
     n = store.count(parsed)
@@ -141,7 +144,7 @@ def matching_records(store: Store, dim: int, filter: Mapping[str, Any]) -> list[
     ids = store.candidates(anything, {"dense": n}, parsed)["dense"].ids
     if len(ids) == n:
         return store.get(ids)
-    return [record for record in store.records() if matches(parsed, record.metadata)]  # an index may pass some over
+    return [record for record in store.records() if matches(parsed, record.metadata)]  # an index may miss some
 
 
 def _source(metadata: Mapping[str, Any], key: str, row: int) -> str | int:
@@ -173,7 +176,11 @@ def _is_of(record: Record, key: str, sources: set[str | int]) -> bool:
 def _split(
     old: Sequence[Record], ids: Sequence[str], texts: Sequence[str], metadatas: Sequence[Mapping[str, Any]]
 ) -> tuple[list[int], dict[int, str]]:
-    """Return the rows to encode, and for the rows whose text a record has, but not just so, that record's id."""
+    """Return the rows to encode, and the rows to store with the vectors of a record that has their text.
+
+    The latter are a mapping from the row to the id of that record. A row that is stored already, with the same id, text
+    and metadata, is in neither.
+    """
     by_id = {record.id: record for record in old}
     by_text = {record.text: record.id for record in old}
     fresh: list[int] = []
@@ -194,14 +201,14 @@ def _copy_vectors(
     texts: Sequence[str],
     metadatas: Sequence[Mapping[str, Any]],
 ) -> list[int]:
-    """Store rows with the vectors of the records that have their texts; return the rows whose record is gone."""
+    """Store rows with the vectors of the records that have their texts, and return the rows whose record is gone."""
     gone: list[int] = []
     waiting = list(moved)
     for start in range(0, len(waiting), _COPIED_AT_ONCE):
         rows = waiting[start : start + _COPIED_AT_ONCE]
         read = store.get(list({moved[row]: None for row in rows}), with_vectors=True)
         by_text = {record.text: record for record in read}
-        gone += [row for row in rows if texts[row] not in by_text]  # somebody has deleted or changed it
+        gone += [row for row in rows if texts[row] not in by_text]  # the record was deleted or changed meanwhile
         rows = [row for row in rows if texts[row] in by_text]
         records = [by_text[texts[row]] for row in rows]
         if records:

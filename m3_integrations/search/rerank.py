@@ -1,4 +1,4 @@
-"""Ranking texts for a query, from stored vectors where the store knows a text."""
+"""Ranking texts for a query; texts that the store has are ranked by their stored vectors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Ranked:
 
     Attributes:
         row: The text's position among those that were passed.
-        score: The weighted mean of its scores in all modes, higher is better; its range is that of `combine`.
+        score: The weighted mean of its scores in all modes, as `combine` computes it; higher is better.
         scores: The raw score in every mode.
     """
 
@@ -39,16 +39,17 @@ def rerank(
     top_n: int | None = None,
     score_threshold: float | None = None,
 ) -> list[Ranked]:
-    """Rank texts for a query by their exact scores in every mode; equal scores keep their order.
+    """Rank texts for a query by their exact scores in every mode; texts with equal scores keep their order.
 
     Args:
-        encoder: Encodes the query, and the texts that the store does not know.
+        encoder: Encodes the query, and the texts that the store does not have.
         query: Encoded as a query.
-        texts: What to rank.
-        ids: The store's id of every text; None for a text that has none.
-        store: Where a record has the same id and the same text, its stored vectors are used and nothing is encoded.
-        weights: How much each mode counts: any `WeightsLike`. Equal if None.
-        top_n: How many to return at most; all if None.
+        texts: The texts to rank.
+        ids: The store's id of every text; None for a text without an id.
+        store: If its record with a text's id has the same text, the record's vectors are used instead of encoding the
+            text.
+        weights: The weight of each mode: any `WeightsLike`. Equal if None.
+        top_n: The most texts to return; all if None.
         score_threshold: Only texts whose score is at least this are returned.
 
     Raises:
@@ -85,11 +86,11 @@ def rerank(
 
 
 def check_ranking(encoder: Encoder, weights: WeightsLike | None) -> None:
-    """Warn of a checkpoint that lacks heads, before it ranks by all modes.
+    """Check the weights of a reranker, and warn if the checkpoint lacks heads.
 
     Raises:
         TypeError: If weights are no `WeightsLike`.
-        ValueError: If weights are out of range, or lie only on modes that the checkpoint lacks.
+        ValueError: If weights are out of range, or are 0 for every mode that the checkpoint has.
     """
     resolve_weights(weights).normalized(encoder.modes)
     warn_of_absent_heads(encoder)
@@ -102,7 +103,7 @@ def _stored(
     ids: Sequence[str | None] | None,
     store: Store | None,
 ) -> dict[int, str]:
-    """Return the id of every text that the store has the vectors of: same id, same text, all modes."""
+    """Return the row and id of every text that the store has with the same id, the same text and all modes."""
     if store is None or ids is None or not set(modes) <= set(store.modes):
         return {}
     store.bind(encoder.fingerprint)

@@ -1,4 +1,4 @@
-"""An encoder and a store, searched together."""
+"""The searcher: an encoder and a store."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from m3_integrations.store import FilterLike, Store, matches
 from m3_integrations.vectors import Encoder, FloatArray, M3Vectors, Mode
 
 _BATCH_SIZE: Final = 64
-"""Queries encoded at a time: bounds the memory of their multi-vectors."""
+"""The most queries encoded at a time: bounds the memory of their multi-vectors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +35,9 @@ class Hit:
         id: The record's id.
         text: Its text.
         metadata: Its metadata; the caller's own copy.
-        score: What it is ranked by, higher is better.
-        scores: The raw score in every mode that ranked it, "bm25" where BM25 found it, and for the best result of a
-            search with a calibration "probability": how probable it is that it answers, 0 to 1.
+        score: The score that it is ranked by, higher is better.
+        scores: The raw score in every mode that ranked it; "bm25" if BM25 found it. For the best result of a search
+            with a calibration also "probability": the probability that it answers, 0 to 1.
     """
 
     id: str
@@ -48,14 +48,14 @@ class Hit:
 
 
 class Searcher:
-    """An encoder and a store, searched together.
+    """An encoder and a store: adds texts to the store and searches it.
 
     Args:
-        encoder: Encodes queries and what is added.
+        encoder: Encodes queries and the texts that are added.
         store: Holds the records. It is bound to the encoder's model on first use.
-        options: What a search asks for where the call says nothing; `SearchOptions()` if None.
+        options: The options of a search that the call does not set; `SearchOptions()` if None.
 
-    A checkpoint that lacks heads is warned of where the mode is "all".
+    If the mode is "all" and the checkpoint lacks heads, a warning says so.
 
     Raises:
         ValueError: If the options ask for a mode that the checkpoint has no head for, put all weight on such modes, or
@@ -84,7 +84,7 @@ class Searcher:
         return twin
 
     def _asked(self, query: str | None, options: SearchKeywords) -> SearchOptions:
-        """Return what a call asks for; without a query it is a dense vector that ranks alone."""
+        """Return the options of one call. A call without a query ranks by its dense vector alone."""
         asked = self.options.changed(**options)
         if query is None:
             asked = asked.changed(mode="dense", bm25="off", weights="equal")
@@ -111,13 +111,13 @@ class Searcher:
     ) -> list[str]:
         """Encode texts and put them into the store, replacing records with the same ids.
 
-        The whole call is checked before the first text is encoded: what is refused leaves the store as it was. Then
-        texts are encoded and stored some thousand at a time.
+        The whole call is checked before the first text is encoded: a call that is refused does not change the store.
+        Then texts are encoded and stored some thousand at a time.
 
         Args:
             texts: Encoded as documents. Every iterable is read once.
             ids: One per text; None makes a random one.
-            metadatas: One per text, None for none; `m3_integrations.store.values` says what they may hold.
+            metadatas: One per text, None for none; `m3_integrations.store.values` describes what they may hold.
             show_progress: Whether to draw a progress bar.
 
         Returns:
@@ -126,10 +126,10 @@ class Searcher:
         Raises:
             TypeError: If texts is one string or holds anything but strings, an id is no string, or metadata are no
                 mapping.
-            ValueError: If ids or metadatas are not as many as texts, metadata hold what cannot be kept, a text is not
-                valid Unicode, or the store holds another model's vectors.
-            IncompleteAddError: If it fails when some texts may be in the store already, such as on a full disk. It has
-                the ids of all texts; adding them again with these makes no duplicates.
+            ValueError: If ids or metadatas are not as many as texts, metadata hold a value that cannot be kept, a text
+                is not valid Unicode, or the store holds another model's vectors.
+            IncompleteAddError: If it fails after some texts may have been stored, for example on a full disk. It has
+                the ids of all texts; adding them again with these ids makes no duplicates.
         """
         modes = tuple(mode for mode in self._bind() if mode in self.store.kept_modes)
         return add_texts(
@@ -145,7 +145,7 @@ class Searcher:
     ) -> list[str]:
         """Add texts as `add` does, without blocking the event loop.
 
-        A call that is cancelled goes on in its thread: give ids where that may happen.
+        A cancelled call goes on in its thread. Pass ids if that can happen: adding again then makes no duplicates.
         """
         return await asyncio.to_thread(self.add, texts, ids=ids, metadatas=metadatas)
 
@@ -153,15 +153,15 @@ class Searcher:
         """Delete records by their ids, or those that match a filter.
 
         Args:
-            ids: Which records to delete; unknown ids are skipped.
-            filter: Instead of ids: the records to delete.
+            ids: The ids of the records to delete; unknown ids are skipped.
+            filter: A filter for the records to delete, instead of ids.
 
         Returns:
-            How many were deleted.
+            The number of deleted records.
 
         Raises:
             TypeError: If ids is one string, or one of them is no string.
-            ValueError: Unless exactly one of ids and filter is given, or if the filter says nothing and so matches
+            ValueError: If not exactly one of ids and filter is given, or if the filter is empty and so matches
                 everything.
         """
         if (ids is None) == (filter is None):
@@ -178,24 +178,25 @@ class Searcher:
         ids: Sequence[str] | None = None,
         **options: Unpack[SearchKeywords],
     ) -> list[Hit]:
-        """Return the records that answer a query best, best first; equal scores in the order of their ids.
+        """Return the records that answer a query best, best first; records with equal scores are sorted by id.
 
         The query is encoded once. Each leg finds `pool_size` candidates. Every candidate is scored exactly in every
         mode that ranks, even if only one leg found it.
 
         Args:
-            query: Encoded as a query. None if there is a dense vector alone: then the dense mode ranks, whatever the
-                options say, and BM25 finds nothing.
+            query: Encoded as a query. None if only a dense vector is passed: then only the dense mode ranks, whatever
+                the options say, and BM25 is off.
             dense: (d,) float32 of any length, instead of the query's own dense vector.
-            ids: Instead of what the legs find: the candidates. Unknown ids are skipped.
+            ids: The ids of the candidates, instead of candidates that the legs find. Unknown ids are skipped.
             **options: As `SearchOptions` describes them. None means the searcher's own option; the filter {} means no
                 filter.
 
         Raises:
-            TypeError: If the query is no string and there is no dense vector, an option is unknown or of a wrong type.
-            ValueError: If an option is out of range, the checkpoint or the store lacks the mode, BM25 is asked of a
-                store that is not in memory, the store holds another model's vectors, or the dense vector is not of the
-                model's size or not finite.
+            TypeError: If the query is no string and there is no dense vector, or an option is unknown or of a wrong
+                type.
+            ValueError: If an option is out of range, the checkpoint or the store lacks the mode, BM25 is on and the
+                store is not in memory or ids are passed, the store holds another model's vectors, or the dense vector
+                is not finite or not of the model's size.
         """
         asked = self._asked(query, options)
         ranking, encoded = self._modes_of(asked)
@@ -222,13 +223,13 @@ class Searcher:
         **options: Unpack[SearchKeywords],
     ) -> list[Hit]:
         """Search as `search` does, without blocking the event loop."""
-        asked = await asyncio.to_thread(self._asked, query, options)  # may open the network
+        asked = await asyncio.to_thread(self._asked, query, options)  # may load the network
         ranking, encoded = await asyncio.to_thread(self._modes_of, asked)  # may ask a server
         vectors = None if query is None else await self.encoder.aencode([query], kind="query", modes=encoded)
         return await asyncio.to_thread(self._find, query, with_dense(vectors, dense, self.encoder), ranking, asked, ids)
 
     def _modes_of(self, options: SearchOptions) -> tuple[tuple[Mode, ...], tuple[Mode, ...]]:
-        """Return the modes that rank, and those to encode a query in: with a multi-vector also those that find."""
+        """Return the modes that rank, and those to encode a query in: all present ones if the multi-vector ranks."""
         of_encoder, asked = self._bind(), MODES_OF[options.mode]
         stored = self.store.modes or self.store.kept_modes
         present = tuple(mode for mode in of_encoder if mode in stored)
@@ -264,7 +265,7 @@ class Searcher:
         if among is not None:
             given = self.store.get(list(dict.fromkeys(among)))
             candidates = {record.id for record in given if matches(options.filter, record.metadata)}
-        # In the order of the ids, so that equal scores rank the same whatever the store.
+        # Sorted by id: then equal scores rank the same in every store.
         ids = sorted(candidates)
         likely = likely_best(found, options)
         ids, scores, along = self.store.scores_and_records(vectors, ids, ranking, found, likely)
@@ -274,7 +275,7 @@ class Searcher:
             else fuse_rankings(ids, scores, bm25, options)
         )
         ranked = top_rows(final, len(final))
-        # Of given candidates none is the best of all records, so their probability is not known.
+        # A calibration is for the best of all records; the best of given candidates may be another one.
         calibration = options.calibration_for(() if among is not None else ranking)
         answering: tuple[str, float] | None = None
         if calibration is not None and ids:
@@ -287,7 +288,7 @@ class Searcher:
         if options.score_threshold is not None:
             ranked = ranked[final[ranked] >= options.score_threshold]
         records, hits = {record.id: record for record in along}, list[Hit]()
-        while len(ranked) and len(hits) < options.k:  # again where some were deleted meanwhile by somebody else
+        while len(ranked) and len(hits) < options.k:  # once more if records were deleted meanwhile
             best, ranked = np.split(ranked, [options.k - len(hits)])
             if others := [ids[i] for i in best if ids[i] not in records]:
                 records |= {record.id: record for record in self.store.get(others)}
@@ -300,10 +301,10 @@ class Searcher:
         return hits
 
     def explain(self, query: str, id: str) -> Explanation:  # noqa: A002 - the record's id
-        """Return why a record matches a query: its scores, the shared tokens, and what each query token found.
+        """Return why a record matches a query: its scores, the shared tokens, and each query token's nearest token.
 
         Raises:
-            KeyError: If there is no such record.
+            KeyError: If the store has no record with this id.
             ValueError: If the store holds another model's vectors.
         """
         self._bind()
@@ -325,11 +326,11 @@ class Searcher:
         return diagnose(Asked(self.encoder, self.store, self._bm25, query, vectors, ranking, asked), id)
 
     def spans(self, query: str, found: Iterable[Hit | str]) -> list[Evidence]:
-        """Return which sentences of hits, or of the records with these ids, carry their match: of stored vectors alone.
+        """Return the scored sentences of hits, or of the records with these ids, from stored vectors alone.
 
         Raises:
-            KeyError: If there is no such record.
-            ValueError: If the store holds another model's vectors, or dense ones only.
+            KeyError: If the store has no record with one of the ids.
+            ValueError: If the store holds another model's vectors, or only dense vectors.
         """
         self._bind()
         ids = [each if isinstance(each, str) else each.id for each in found]

@@ -1,4 +1,4 @@
-"""Where the sentences of a text are."""
+"""Splitting a text into sentences."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import re
 from typing import Final
 
 _MARKS: Final = "!?。！？｡।॥؟۔…"  # noqa: RUF001 - these and no others
-"""What ends a sentence, the full stop aside: of scripts with spaces, of Chinese and Japanese, Devanagari and Arabic."""
+"""The end marks of a sentence without the full stop: of Latin, Chinese, Japanese, Devanagari and Arabic script."""
 
 _CLOSERS: Final = r"[\"'”’»›)\]）」』】〕]*"  # noqa: RUF001 - likewise
-"""What may stand between the end mark and the space: it belongs to the sentence."""
+"""The closing quotes and brackets that may follow the end mark and belong to the sentence."""
 
 _SPACELESS: Final = "。！？｡।॥」』】）”’"  # noqa: RUF001 - likewise
-"""After which of these a sentence begins without a space."""
+"""The characters after which a sentence may begin without a space."""
 
 _END: Final = re.compile(
     rf"""
@@ -27,19 +27,20 @@ _END: Final = re.compile(
 )
 
 _GERMAN: Final = re.compile(r"\b(?:und|der|das)\b")
-"""A text with one of these words writes ordinals as in "19. Jahrhundert"; elsewhere these go on in lower case."""
+"""Words of a German text, where a full stop after a number makes an ordinal before a capital: "19. Jahrhundert"."""
 
 _LONGEST: Final = 1000
-"""Characters. A longer stretch without an end mark, such as a table, is cut at line ends or spaces."""
+"""The most characters of a sentence. A longer one, such as a table without end marks, is cut at line ends or spaces."""
 
 
 def sentence_spans(text: str) -> list[tuple[int, int]]:
-    """Return the first character of every sentence and the one after its last, white space around it left out.
+    """Return the start and the end (exclusive) of every sentence, without the white space around it.
 
-    A sentence ends at an end mark before white space, or at one of Chinese or Japanese. A full stop ends none after a
-    single letter or two such as "Dr", before a word in lower case, and in German after a number of one or two digits:
-    it may be of an abbreviation or an ordinal. A blank line and the start of a list's line end a sentence too. What is
-    longer than 1,000 characters is cut at a line's end or a space.
+    A sentence ends at an end mark before white space. Some end marks, such as the Chinese ones, need no white space. A
+    full stop may belong to an abbreviation or an ordinal: it ends no sentence after a single letter or two such as
+    "Dr", before a word in lower case, and in German after a number of one or two digits. A blank line ends a sentence,
+    and so does a line end before an item of a list. A sentence longer than 1,000 characters is cut at a line end or a
+    space.
     """
     spans: list[tuple[int, int]] = []
     start, is_german = 0, _GERMAN.search(text) is not None

@@ -1,4 +1,4 @@
-"""Which characters of a text carry its match with a query, by sentence, read off vectors that are there already."""
+"""The sentences of a text that match a query best, computed from vectors that exist already."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NO_LIMIT: Final = 1 << 30
 """More tokens than any checkpoint has positions for."""
 
 _RECORDS_AT_ONCE: Final = 16
-"""Records with vectors that are held at a time: one of 8,192 tokens takes 32 MB."""
+"""The most records with vectors in memory at a time: one of 8,192 tokens takes 32 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,8 @@ class Sentence:
     Attributes:
         start: Its first character.
         end: The character after its last.
-        score: How much of the match it carries, higher is better; `Evidence` has the formula. Comparable within one
-            text. 0 where the model has not read it.
+        score: Its match with the query, higher is better; `Evidence` has the formula. Comparable within one text. 0 if
+            the model has not read the sentence.
     """
 
     start: int
@@ -39,19 +39,19 @@ class Sentence:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Which sentences of a text carry its match with a query.
+    """The sentences of a text, each scored by its match with a query.
 
-    A sentence's score is the mean over the query's tokens of the best similarity with one of its tokens (MaxSim within
-    the sentence), each query token counted by its lexical weight; and to that is added the sentence's own lexical
-    score, the products of the weights of the tokens that it shares with the query. Where only one of the two views is
-    there, it decides alone.
+    A sentence's score is the sum of two parts. The first is MaxSim within the sentence: for each query token the best
+    similarity with a token of the sentence, averaged with the query tokens' lexical weights. The second is the
+    sentence's lexical score: the sum over shared tokens of the product of their two weights. If only one of the two
+    modes exists, its part is the score.
 
     Attributes:
         id: The record's id; "" for a text that is in no store.
-        text: The text, to which all offsets refer, in code points as Python counts.
-        sentences: All of them, in their order.
-        modes: What the scores were read off: "multi_vector" and "lexical", or one of them.
-        read_to: How many characters the model has read; less than the text has where it was cut.
+        text: The text. All offsets count its code points, as Python does.
+        sentences: All sentences, in their order.
+        modes: The modes of the scores: "multi_vector" and "lexical", or one of them.
+        read_to: The number of characters that the model has read; less than the text's length if it was cut.
     """
 
     id: str
@@ -68,18 +68,19 @@ class Evidence:
     def keep(
         self, *, max_share: float = 0.5, max_characters: int | None = None, neighbours: int = 1
     ) -> list[tuple[int, int]]:
-        """Return the passages to keep: first characters and those after the last, in the order of the text.
+        """Return the start and the end (exclusive) of the passages to keep, in the order of the text.
 
-        The best sentence is always kept. Each chosen one brings those after it, since an answer goes on more often than
-        it began before (Landmark Embedding is trained to find the last sentence of an answer for that reason: Luo, Liu,
-        Xiao and Liu, 2024, "A chunking-free embedding method for retrieval augmented long-context large language
-        models"); then comes the next best. What does not fit any more is left out. Sentences side by side are one
-        passage.
+        The best sentence is always kept, then the `neighbours` sentences after it, then the next best sentence with
+        its neighbours, and so on. A sentence that does not fit is left out. Adjacent sentences become one passage.
+
+        The sentences after a chosen one are kept because an answer more often goes on after it than begins before it.
+        Landmark Embedding is trained to find the last sentence of an answer for the same reason: Luo, Liu, Xiao and
+        Liu, 2024, "A chunking-free embedding method for retrieval augmented long-context large language models".
 
         Args:
-            max_share: The most of the text's characters to keep, over 0 and up to 1.
+            max_share: The largest share of the text's characters to keep, over 0 and up to 1.
             max_characters: The most characters to keep; None for no limit but the share.
-            neighbours: How many sentences after a chosen one are preferred to the next best, 0 or more.
+            neighbours: The number of sentences after a chosen one that come before the next best, 0 or more.
 
         Raises:
             ValueError: If an argument is out of range.
@@ -142,19 +143,20 @@ def find_evidence(
     ids: Sequence[str | None] | None = None,
     store: Store | None = None,
 ) -> list[Evidence]:
-    """Return which sentences of each text carry its match with a query, in the order of the texts.
+    """Return the scored sentences of each text, in the order of the texts.
 
     Args:
-        encoder: Encodes the query, and the texts that the store does not know.
+        encoder: Encodes the query, and the texts that the store does not have.
         query: Encoded as a query.
-        texts: Of any length.
-        ids: The store's id of every text; None for a text that has none.
-        store: Where a record has the same id and the same text, its stored vectors are used and nothing is encoded.
+        texts: Texts of any length.
+        ids: The store's id of every text; None for a text without an id.
+        store: If its record with a text's id has the same text, the record's vectors are used instead of encoding the
+            text.
 
     Raises:
         TypeError: If query or a text is no string.
-        ValueError: If the store holds another model's vectors, there are not as many ids as texts, or there are dense
-            vectors only, which do not say where in a text something is.
+        ValueError: If the store holds another model's vectors, there are not as many ids as texts, or there are only
+            dense vectors, which stand for a text as a whole and not for its sentences.
     """
     if ids is not None and len(ids) != len(texts):
         raise ValueError(f"{len(texts)} texts, but {len(ids)} ids")
@@ -181,11 +183,11 @@ def find_evidence(
 
 
 def stored_evidence(encoder: Encoder, store: Store, query: str, ids: Sequence[str]) -> list[Evidence]:
-    """Return which sentences of stored records carry their match with a query, in the order of the ids.
+    """Return the scored sentences of stored records, in the order of the ids.
 
     Raises:
-        KeyError: If there is no such record.
-        ValueError: If there are dense vectors only.
+        KeyError: If the store has no record with one of the ids.
+        ValueError: If there are only dense vectors.
     """
     found: dict[str, Evidence] = {}
     for start in range(0, len(ids), _RECORDS_AT_ONCE):
@@ -197,10 +199,10 @@ def stored_evidence(encoder: Encoder, store: Store, query: str, ids: Sequence[st
 
 
 def evidence_of(encoder: Encoder, query: str, records: Sequence[Record]) -> list[Evidence]:
-    """Return which sentences of records carry their match with a query, from the vectors that came with them.
+    """Return the scored sentences of records, from the vectors in these records.
 
     Raises:
-        ValueError: If a record has no vectors, or dense ones only.
+        ValueError: If a record has no vectors, or only dense ones.
     """
     if not records:
         return []
@@ -217,7 +219,7 @@ def _evidence(query: M3Vectors, words: Sequence[str], record: Record, read: Read
     _check_modes(modes)
     tokens, spans = read.tokens, read.spans
     places = sentence_spans(record.text)
-    # (tokens,) which sentence each stands in; a token before the first sentence is of the first.
+    # (tokens,) the row of each token's sentence; a token before the first sentence counts for the first.
     owners = np.maximum(np.searchsorted([start for start, _ in places], spans[:, 0], side="right") - 1, 0)
     scores = np.zeros(len(places))
     if places and len(tokens):
@@ -231,12 +233,12 @@ def _evidence(query: M3Vectors, words: Sequence[str], record: Record, read: Read
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReadTokens:
-    """What the model has read of a text.
+    """The part of a text that the model has read.
 
     Attributes:
-        tokens: The tokens that its vectors were made of, [SEP] left out.
-        spans: (tokens, 2) int64, the first character of each and the one after its last.
-        read_to: How many characters were read.
+        tokens: The tokens that its vectors were made of, without [SEP].
+        spans: (tokens, 2) int64, the first character of each token and the character after its last.
+        read_to: The number of characters that were read.
     """
 
     tokens: list[str]
@@ -245,10 +247,10 @@ class ReadTokens:
 
 
 def read_tokens(encoder: Encoder, records: Sequence[Record]) -> list[ReadTokens]:
-    """Return what was read of records, without a pass of the network.
+    """Return the part of each record's text that was read, without a pass of the network.
 
-    A record may have been cut at another limit than this encoder's. How long it was shows in the number of its token
-    vectors; where these are pooled, or there are none, the limit is taken to be the same.
+    A record may have been cut at another limit than this encoder's: then the number of its token vectors tells where.
+    If these are pooled, or there are none, the limit is taken to be this encoder's.
     """
     lengths = [_n_read(record) for record in records]
     found: dict[int, ReadTokens] = {}
@@ -264,7 +266,7 @@ def read_tokens(encoder: Encoder, records: Sequence[Record]) -> list[ReadTokens]
 
 
 def _n_read(record: Record) -> int | None:
-    """Return how many tokens a record's vectors stand for, [SEP] included; None where they do not tell."""
+    """Return the number of tokens that a record's vectors stand for, with [SEP]; None if the vectors do not tell."""
     if record.vectors is None or record.is_pooled or "multi_vector" not in record.vectors.modes:
         return None
     return len(record.vectors.multi_vector[0])
@@ -278,7 +280,7 @@ def _cut(text: str, tokens: list[str], spans: IntArray, n_read: int | None) -> R
 
 
 def token_vectors(vectors: M3Vectors, n: int) -> FloatArray:
-    """Return a vector for each of n tokens of a record, (n, d) float32; pooled tokens share theirs."""
+    """Return a vector for each of n tokens of a record, (n, d) float32; tokens that were pooled share one."""
     rows = vectors.multi_vector[0]
     if len(rows) > n:  # the last is [SEP]'s
         return rows[:n]
@@ -288,7 +290,7 @@ def token_vectors(vectors: M3Vectors, n: int) -> FloatArray:
 def _best_by_sentence(
     query: M3Vectors, words: Sequence[str], vectors: FloatArray, owners: IntArray, n: int
 ) -> NDArray[np.float64]:
-    """Return the weighted mean over query tokens of their best similarity with a token of each sentence: (n,)."""
+    """Return for each sentence, (n,), the weighted mean of the query tokens' best similarity with one of its tokens."""
     weights = np.ones(len(words))
     if "lexical" in query.modes:
         of_query = dict(zip(query.lexical[0].token_names(), query.lexical[0].values.tolist(), strict=True))
@@ -305,7 +307,7 @@ def _best_by_sentence(
 def _lexical_by_sentence(
     query: M3Vectors, document: M3Vectors, tokens: Sequence[str], owners: IntArray, n: int
 ) -> NDArray[np.float64]:
-    """Return the lexical score of each sentence, (n,): products of the weights of shared tokens, each token once."""
+    """Return each sentence's lexical score, (n,): the products of shared tokens' weights, each token counted once."""
     of_query, of_document = query.lexical[0], document.lexical[0].to_dict()
     products = {
         name: value * of_document[index]
