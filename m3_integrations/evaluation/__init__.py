@@ -1,4 +1,4 @@
-"""What each mode, each weighting and each checkpoint is worth on your data; see README.md beside this file."""
+"""Evaluation of modes, weights and checkpoints on your own data; see README.md beside this file."""
 
 try:
     from m3_integrations.evaluation.calibration import FittedCalibration, calibrate

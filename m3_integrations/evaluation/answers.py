@@ -1,4 +1,4 @@
-"""Relevance by answer strings, as MKQA is judged: a document is relevant if it contains one of the answers."""
+"""Relevance by answer strings, as in MKQA: a document is relevant if it contains one of the answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from m3_integrations.evaluation.metrics import check_metrics, parse_metric
 from m3_integrations.vectors import IntArray
 
 ANSWER_METRICS: Final = ("Success@20", "Success@100")
-"""The share of queries that find an answer among the first; MKQA's papers call it Recall@20 and Recall@100."""
+"""The share of queries with an answer among the first 20 or 100 hits; papers on MKQA call it Recall@20 and @100."""
 
 _WORD: Final = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
 """A run of letters, digits and marks, or any other single visible character."""
@@ -35,17 +35,17 @@ _FOLDED: Final = str.maketrans(
         **dict.fromkeys(_CONTROLS, ""),
     }
 )
-"""Typographic hyphens, quotation marks and the like, and what the reference reads instead of them."""
+"""Typographic characters such as hyphens and quotation marks, and the plain ones that the reference puts instead."""
 
 
 def read_questions(path: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """Read MKQA's questions, a JSON object a line with "id", "question" and "answers".
+    """Read MKQA's questions: each line is a JSON object with "id", "question" and "answers".
 
     Returns:
         The text and the answers of every question, by its id.
 
     Raises:
-        ValueError: If a line is no such object, or as `parse_row`, or the file has no question.
+        ValueError: If a line is no such object, for the reasons of `parse_row`, or if the file has no question.
     """
     queries, answers, seen = {}, {}, set[str]()
     for number, (_, line) in enumerate(read_lines(path), start=1):
@@ -60,7 +60,7 @@ def read_questions(path: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
 
 
 def check_answer_metrics(metrics: Sequence[str] | None) -> Sequence[str]:
-    """Return the metrics, or `ANSWER_METRICS` if None. Only Success has a meaning, as only found documents are judged.
+    """Return the metrics, or `ANSWER_METRICS` if None. Only Success is allowed: only found documents are judged.
 
     Raises:
         TypeError: If metrics is one string.
@@ -77,12 +77,12 @@ def check_answer_metrics(metrics: Sequence[str] | None) -> Sequence[str]:
 def judge_by_answers(
     corpus: Corpus, answers: Mapping[str, Sequence[str]], found: Mapping[str, IntArray]
 ) -> dict[str, dict[str, int]]:
-    """Judge the documents that queries found: gain 1 for one that contains an answer, else 0.
+    """Return for each query the gain of each document that it found: 1 if it contains an answer, else 0.
 
     Args:
         corpus: The documents.
-        answers: For every query its answers.
-        found: For every query the rows of the documents that it found.
+        answers: The answers of every query.
+        found: The rows of the documents that every query found.
     """
     rows = np.unique(np.concatenate(list(found.values())))
     words = dict(zip(rows.tolist(), map(document_words, corpus.texts(rows)), strict=True))
@@ -94,23 +94,24 @@ def judge_by_answers(
 
 
 def answer_words(text: str) -> list[str]:
-    """Return the words that answers are compared by: decomposed (NFD), in lower case, a punctuation mark is a word."""
+    """Return the words of an answer: decomposed (NFD) and in lower case; a punctuation mark is a word too."""
     return [word.lower() for word in _WORD.findall(unicodedata.normalize("NFD", text))]
 
 
 def document_words(text: str) -> list[str]:
-    """Return the words of a document. Its typographic marks become plain ones first; those of answers do not."""
+    """Return the words of a document. Unlike in answers, typographic characters are replaced by plain ones first."""
     return answer_words(text.lower().translate(_FOLDED))
 
 
 def contains_answer(words: Sequence[str], answers: Sequence[Sequence[str]]) -> bool:
-    """Whether the words of any answer stand in a document's words, one after another.
+    """Return whether the words of any answer occur in a document's words, one directly after another.
 
     Source: FlagEmbedding's evaluation on MKQA, which follows RocketQA's definition of a relevant passage.
 
     Args:
         words: `document_words` of the document.
-        answers: `answer_words` of every answer; one without words, such as "", is in every document there, and here.
+        answers: `answer_words` of every answer. As in the source, an answer without words, such as "", is in every
+            document.
     """
     joined = "\0" + "".join(f"{word}\0" for word in words)
     return any("\0" + "".join(f"{word}\0" for word in answer) in joined for answer in answers)

@@ -1,4 +1,4 @@
-"""`calibrate`: the probability that the best hit answers, fitted on half of the questions and proven on the other."""
+"""`calibrate`: the probability that the best hit answers, fitted on half of the questions and tested on the other."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _BINS: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Searches whose probabilities are near to each other.
+    """Searches with similar probabilities.
 
     Attributes:
         said: The mean of their probabilities.
         right: The share of them whose best hit answers.
-        n: How many they are.
+        n: The number of these searches.
     """
 
     said: float
@@ -44,14 +44,16 @@ class Bin:
 
 @dataclass(frozen=True, slots=True)
 class Refusals:
-    """What a `min_probability` comes to on questions that nothing was fitted on.
+    """The effect of a `min_probability` on questions that the calibration was not fitted on.
+
+    Every share is 1 if it is a share of no searches.
 
     Attributes:
-        min_probability: Searches whose best hit is less likely to answer are refused.
-        answers_right: Of the searches that are answered, the share whose best hit answers; 1 if none is answered.
-        refusals_right: Of those that are refused, the share whose best hit does not answer; 1 if none is refused.
-        absent_refused: Of the questions whose answer is not in the corpus, the share that is refused.
-        found_kept: Of the searches whose best hit answers, the share that is answered.
+        min_probability: The threshold: a search is refused if the probability of its best hit is lower.
+        answers_right: The share of the answered searches whose best hit answers.
+        refusals_right: The share of the refused searches whose best hit does not answer.
+        absent_refused: The share refused, of the searches whose answer is not in the corpus.
+        found_kept: The share answered, of the searches whose best hit answers.
     """
 
     min_probability: float
@@ -63,12 +65,12 @@ class Refusals:
 
 @dataclass(frozen=True, eq=False)
 class Trials:
-    """Searches of which is known whether their best hit answers.
+    """Searches for which it is known whether the best hit answers.
 
     Attributes:
-        features: (n, 9) float64, of `answer_features`.
-        answers: (n,) whether the best hit answers.
-        absent: (n,) whether nothing in the corpus could answer, because it was taken out.
+        features: (n, 9) float64, the features of `answer_features`.
+        answers: (n,) bool, whether the best hit answers.
+        absent: (n,) bool, whether no document of the corpus answers.
     """
 
     features: NDArray[np.float64]
@@ -78,14 +80,15 @@ class Trials:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class FittedCalibration:
-    """A calibration, and what it is worth on questions that it was not fitted on.
+    """A calibration, with its quality on questions that it was not fitted on.
 
     Attributes:
-        calibration: What a search uses.
-        fitted_on: The ids of the questions of one half.
-        reported_on: Those of the other.
-        fitted: The searches of the first half: each question over the whole corpus, and without what answers it.
-        reported: Those of the other half.
+        calibration: The calibration for `SearchOptions`.
+        fitted_on: The ids of the questions of the first half, on which it was fitted.
+        reported_on: The ids of the questions of the other half.
+        fitted: The searches of the first half: each question over the whole corpus, and over the corpus without the
+            documents that answer it.
+        reported: The searches of the other half.
     """
 
     calibration: Calibration
@@ -100,37 +103,37 @@ class FittedCalibration:
 
     @property
     def probabilities(self) -> NDArray[np.float64]:
-        """Return what is said of the searches of the other half: (n,) float64 in [0, 1]."""
+        """The probabilities for the searches of the other half: (n,) float64 in [0, 1]."""
         return self.calibration.probabilities(self.reported.features)
 
     @property
     def brier(self) -> float:
-        """Return the mean squared distance of probabilities and outcomes on the other half: 0 is best (Brier, 1950)."""
+        """The mean squared difference of probability and outcome on the other half: 0 is best (Brier, 1950)."""
         return float(np.mean((self.probabilities - self.reported.answers) ** 2))
 
     @property
     def brier_of_the_rate(self) -> float:
-        """Return the Brier score of who always says how many of the first half answer, and knows no score."""
+        """The Brier score on the other half of one constant probability: the share of answers in the first half."""
         return float(np.mean((self.fitted.answers.mean() - self.reported.answers) ** 2))
 
     def reliability(self) -> list[Bin]:
-        """Return what was said and what came true on the other half, in ten equal bins; empty ones are left out."""
+        """Return the probabilities and the outcomes on the other half, in ten equal bins without the empty ones."""
         said, right = self.probabilities, self.reported.answers
         places = np.minimum((said * _BINS).astype(int), _BINS - 1)
         chosen = [places == place for place in np.unique(places)]
         return [Bin(float(said[i].mean()), float(right[i].mean()), int(i.sum())) for i in chosen]
 
     def threshold(self, *, answers_right: float | None = None, refusals_right: float | None = None) -> float:
-        """Return the `min_probability` at which as many are right as is asked, by the probabilities of the first half.
+        """Return the `min_probability` that reaches a wanted share, by the probabilities of the first half.
 
         Args:
-            answers_right: The share of answered searches whose best hit shall answer: the lowest threshold that keeps
-                it, which refuses fewest. Above 0, up to 1.
-            refusals_right: Instead: the share of refused searches whose best hit does not answer; the highest
-                threshold that keeps it, which refuses most.
+            answers_right: The wanted share of answered searches whose best hit answers, above 0 and up to 1. The result
+                is the lowest threshold that reaches it, which refuses the fewest searches.
+            refusals_right: Instead of answers_right, the wanted share of refused searches whose best hit does not
+                answer. The result is the highest threshold that reaches it, which refuses the most searches.
 
         Raises:
-            ValueError: Unless exactly one of the two is given, or it is out of range.
+            ValueError: If not exactly one of the two is given, or it is out of range.
         """
         given = [share for share in (answers_right, refusals_right) if share is not None]
         if len(given) != 1 or not 0 < given[0] <= 1:
@@ -142,11 +145,11 @@ class FittedCalibration:
             places = np.flatnonzero(kept >= answers_right)
             return float(said[places[0]]) if len(places) else 1.0
         places = np.flatnonzero(1 - np.cumsum(said) / n >= given[0])
-        # Just above: what equals a threshold is answered.
+        # Just above this probability: a search whose probability equals the threshold is answered.
         return float(np.nextafter(said[places[-1]], 1)) if len(places) else 0.0
 
     def refusals(self, min_probability: float) -> Refusals:
-        """Return what a threshold comes to on the other half."""
+        """Return the effect of a threshold on the other half."""
         trials, is_answered = self.reported, self.probabilities >= min_probability
         return Refusals(
             min_probability,
@@ -174,21 +177,21 @@ def calibrate(
     """Fit the probability that the best hit answers on a random half of the questions, and report it on the other half.
 
     Every question is searched twice, as `Searcher` does with mode="all": over the whole corpus, where its best hit is
-    right or wrong, and without the documents that answer it, where every hit is wrong.
+    right or wrong, and over the corpus without the documents that answer it, where every hit is wrong.
 
     Args:
         encoder: The checkpoint.
-        dataset: What `read_dataset` returns, with qrels: a document with a gain above 0 answers.
-        weights: By which candidates are ranked; equal ones if None. A search with other weights cannot use the fit.
-        seed: Of the halves.
-        protocol: How candidates are chosen.
-        work: Where vectors are kept, as in `evaluate`.
+        dataset: A dataset of `read_dataset` with qrels: a document with a gain above 0 answers.
+        weights: The weights that rank the candidates; equal if None. A search with other weights cannot use the fit.
+        seed: The seed of the random halves.
+        protocol: The choice of candidates.
+        work: The folder for vectors, as in `evaluate`.
         show_progress: Whether to draw progress bars.
 
     Raises:
         BlockingIOError: If another process encodes the same into the work folder.
         ValueError: If the checkpoint lacks a head, relevance is decided by answers, there are fewer than two different
-            questions, or in one half all best hits answer or none does.
+            questions, or in the first half all best hits answer or none does.
     """
     check_tuning(dataset, encoder.modes, encoder.model)
     chosen, protocol = resolve_weights(weights), protocol or Protocol()
@@ -220,7 +223,7 @@ def _try_all(known: Sequence[tuple[Candidates, LexicalWeights, NDArray[np.int64]
         rest = np.setdiff1d(candidates.rows, answering)
         for rows, is_absent in ((candidates.rows, not len(answering)), (rest, True)):
             if not len(rows) or (is_absent and not len(answering) and rows is rest):
-                continue  # nothing was found, or nothing was taken out
+                continue  # no candidates, or no document was taken out, so the second search is the first again
             part = candidates.take(rows)
             best, found = answer_features(part.scores, query, weights)
             features.append(found)
@@ -232,17 +235,17 @@ def _try_all(known: Sequence[tuple[Candidates, LexicalWeights, NDArray[np.int64]
 def fit_calibration(
     model: str, fingerprint: str, weights: ModeWeights, trials: Trials, *, n_questions: int
 ) -> Calibration:
-    """Fit a logistic regression with a ridge of 1 on standardised features; the intercept is free.
+    """Fit a logistic regression with a ridge of 1 on standardised features; the intercept has no penalty.
 
-    That is scikit-learn's `LogisticRegression(C=1)` on the features less their mean, divided by their deviation;
-    scipy's L-BFGS finds the one minimum there is.
+    It equals scikit-learn's `LogisticRegression(C=1)` after the mean of each feature is subtracted and it is divided by
+    its standard deviation. The loss is convex, so scipy's L-BFGS finds its only minimum.
 
     Args:
-        model: What the checkpoint is called.
-        fingerprint: Which it is.
-        weights: By which candidates were ranked.
-        trials: Some whose best hit answers, and some whose does not.
-        n_questions: Of how many questions they are.
+        model: The name of the checkpoint.
+        fingerprint: The fingerprint of the checkpoint.
+        weights: The weights that ranked the candidates.
+        trials: Searches, of which some best hits answer and some do not.
+        n_questions: The number of questions of these searches.
     """
     means, deviations = trials.features.mean(axis=0), trials.features.std(axis=0)
     scales = np.where(deviations > 0, deviations, 1.0)

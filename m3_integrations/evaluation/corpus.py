@@ -15,19 +15,20 @@ from m3_integrations.vectors import IntArray
 
 
 class Corpus:
-    """The documents of a corpus.jsonl: ids in memory, texts read from the file whenever they are asked for.
+    """The documents of a corpus.jsonl: the ids are in memory, the texts are read from the file at every use.
 
     Args:
-        path: A JSON object a line, with "_id", "text" and maybe "title".
-        titles: Whether a text is its title, a space and its text, as BEIR joins them; otherwise its text alone.
+        path: A file with a JSON object in each line, with "_id", "text" and optionally "title".
+        titles: Whether a document's text is its title, a space and its text, as BEIR joins them; if not, its text
+            alone.
 
     Attributes:
-        ids: The id of every document, in the order of the file, which is the order of equal scores.
-        digest: 32 hexadecimal digits of all ids and texts.
+        ids: The id of every document, in the order of the file. Documents with equal scores keep this order.
+        digest: A hash of all ids and texts, 32 hexadecimal digits.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a line is no such object, or as `parse_row`, or there is no document.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If a line is no such object, for the reasons of `parse_row`, or if there is no document.
     """
 
     def __init__(self, path: Path, *, titles: bool = True) -> None:
@@ -55,7 +56,7 @@ class Corpus:
         return f"{title} {row['text']}".strip() if self._titles else str(row["text"]).strip()
 
     def texts(self, rows: IntArray | None = None) -> Texts:
-        """Return the texts of these rows, or of all. They are read one after another when they are iterated over."""
+        """Return the texts of these rows, or of all. A text is read when the iteration reaches it."""
         return Texts(self, np.arange(len(self)) if rows is None else rows)
 
     def read(self, rows: IntArray) -> Iterator[str]:
@@ -68,7 +69,7 @@ class Corpus:
 
 @dataclass(frozen=True, eq=False)
 class Texts:
-    """Chosen texts of a corpus; their number is known before they are read, so that a progress bar knows its end."""
+    """Chosen texts of a corpus. Their number is known before they are read: a progress bar needs it."""
 
     corpus: Corpus
     rows: IntArray
@@ -81,7 +82,7 @@ class Texts:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield every line that is not blank, with the offset in bytes where it begins."""
+    """Yield the offset in bytes and the text of every line that is not blank."""
     offset = 0
     with path.open("rb") as file:
         for line in file:
@@ -97,14 +98,14 @@ def parse_row(
 
     Args:
         line: The line.
-        path: The file that it is from, for messages.
-        number: Which line it is, counted from 1, for messages.
-        keys: The key of the id, and another key that must have a string.
-        known: The ids of the lines before; this line's is added. None where ids were compared already.
+        path: The file of the line, for messages.
+        number: The number of the line, counted from 1, for messages.
+        keys: The key of the id, and another key whose value must be a string.
+        known: The ids of the lines before; this line's id is added. None if the ids were compared already.
 
     Raises:
-        ValueError: If the line is not such an object, holds half a surrogate pair, which no tokenizer and no file of
-            results takes, or its id is known.
+        ValueError: If the line is not such an object, if its id is known, or if it contains half a surrogate pair,
+            which no tokenizer and no file of results accepts.
     """
     try:
         row = json.loads(line)

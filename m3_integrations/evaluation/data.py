@@ -1,4 +1,4 @@
-"""Datasets: folders in BEIR's layout, and queries from elsewhere with the corpus of one."""
+"""Datasets: folders in BEIR's layout, or queries from one place and the corpus from another."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _LAYOUT: Final = (
 
 @dataclass(frozen=True, eq=False)
 class JudgedQueries:
-    """Queries, and what is relevant to them.
+    """Queries with judgements.
 
     Attributes:
-        texts: Text by id, of those queries that have judgements.
+        texts: The text of each query that has judgements, by its id.
         qrels: For each of these queries, the gain of every judged document; 0 for one that is not relevant.
-        unjudged: How many queries were left out because nothing is known about them.
+        unjudged: The number of queries that were left out because they have no judgements.
     """
 
     texts: Mapping[str, str]
@@ -39,16 +39,17 @@ class JudgedQueries:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Dataset:
-    """Queries, the corpus they are asked of, and what is relevant to them.
+    """A corpus, and queries with judgements.
 
     Attributes:
-        name: What tables call it.
+        name: Its name in tables.
         corpus: The documents.
-        queries: Text by id, of those queries that have judgements.
-        qrels: For each of these queries, the gain of every judged document; 0 for one that is not relevant. Empty
-            where relevance is decided by answers.
-        answers: For each query, the strings of which a relevant document contains at least one; empty with qrels.
-        unjudged: How many queries were left out because nothing is known about them.
+        queries: The text of each query that has judgements, by its id.
+        qrels: For each of these queries, the gain of every judged document; 0 for one that is not relevant. Empty if
+            relevance is decided by answers.
+        answers: For each query, the strings of which a relevant document contains at least one; empty if there are
+            qrels.
+        unjudged: The number of queries that were left out because they have no judgements.
     """
 
     name: str
@@ -75,7 +76,7 @@ class Dataset:
         """Return the gain of every query's judged documents.
 
         Args:
-            found: For every query the rows of the documents that were found. Answers judge only these.
+            found: The rows of the documents that each query found. If answers decide, only these are judged.
         """
         if self.answers:
             return judge_by_answers(self.corpus, self.answers, found)
@@ -93,15 +94,15 @@ def read_dataset(
     """Read a folder in BEIR's layout: corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv.
 
     Args:
-        folder: Where corpus.jsonl lies, and the other two unless they are taken from elsewhere.
-        queries_from: A folder whose queries and judgements are used instead, for search across languages; or a file
-            of MKQA's questions, a JSON object a line with "id", "question" and "answers".
-        split: Which judgements; by default "test", or the only ones there are.
+        folder: The folder of corpus.jsonl, and of the other two files unless queries_from is given.
+        queries_from: A folder whose queries and judgements are used instead, for search across languages. Or a file of
+            MKQA's questions: a JSON object in each line with "id", "question" and "answers".
+        split: The name of the judgements; by default "test", or the only split if there is one.
         titles: Whether titles are put before the texts, as BEIR does.
-        name: What tables call it; by default the folders' names.
+        name: Its name in tables; by default the folders' names.
 
     Raises:
-        FileNotFoundError: If a file is not there.
+        FileNotFoundError: If a file does not exist.
         ValueError: If a file is not in the layout, or no query has judgements, or none of the judged documents is in
             the corpus.
     """
@@ -121,14 +122,14 @@ def read_dataset(
 
 
 def read_queries(folder: str | os.PathLike[str], *, split: str | None = None) -> JudgedQueries:
-    """Read queries.jsonl and qrels/SPLIT.tsv of a folder in BEIR's layout, which needs no corpus.jsonl for that.
+    """Read queries.jsonl and qrels/SPLIT.tsv of a folder in BEIR's layout; it may lack corpus.jsonl.
 
     Args:
-        folder: Where they lie.
-        split: Which judgements; by default "test", or the only ones there are.
+        folder: The folder of these files.
+        split: The name of the judgements; by default "test", or the only split if there is one.
 
     Raises:
-        FileNotFoundError: If a file is not there.
+        FileNotFoundError: If a file does not exist.
         ValueError: If a file is not in the layout, or no query has judgements.
     """
     folder = Path(folder)
@@ -148,7 +149,7 @@ def find_folders(folder: str | os.PathLike[str]) -> list[Path]:
     """Return the folder itself if it has a corpus.jsonl, or else the folders in it that have one, by name.
 
     Raises:
-        FileNotFoundError: If there is no such folder.
+        FileNotFoundError: If neither the folder nor a folder in it has one.
     """
     folder = Path(folder)
     found = [
@@ -160,7 +161,7 @@ def find_folders(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def _check_files(folder: Path, source: Path) -> None:
-    """Raise FileNotFoundError if a file of the layout is missing, before a large corpus is read."""
+    """Raise FileNotFoundError if a file of the layout is missing. Called before a large corpus is read."""
     if not source.exists():
         raise FileNotFoundError(
             f"{source} is not there: queries come from a folder in this layout, or a file of MKQA's"

@@ -1,9 +1,10 @@
-"""`diff_searches`: which questions won or lost between two ways to search, and the token that decided.
+"""`diff_searches`: the questions that won or lost between two ways to search, and the token that decided each.
 
-A question is lost where a rival, a document that answers less, came before the one that answers. The margin between the
-two is a sum: of what every token of the query adds to their lexical scores and to their mean of best similarities, and
-of their dense scores, each times its mode's weight. The token whose part of the margin changed most, in the direction
-of the change, decided.
+A question wins or loses if its metric changes. Its rival is a document of less gain that comes before the document that
+answers, in the worse of the two rankings. The margin is the score of the answering document minus the score of the
+rival. It is a sum of parts: one for each token of the query in the lexical mode, one for each in the multi-vector mode,
+and one for the dense mode, each multiplied by its mode's weight. The deciding token is the one whose parts changed most
+in the direction of the change.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from m3_integrations.search import Explanation, Searcher, SearchOptions
 from m3_integrations.search.options import MODES_OF
 
 _DEPTH: Final = 100
-"""How many hits a metric without a cutoff looks at."""
+"""The number of hits that are measured by a metric without a cutoff."""
 
 _SAME: Final = 1e-9
 """Two values of a metric that differ by less are equal."""
@@ -32,14 +33,14 @@ _SAME: Final = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Why the document that answers is before or behind its rival now.
+    """The reason why the document that answers is before or behind its rival now.
 
     Attributes:
-        rival: The document that came before, or was overtaken.
-        token: Of the query: the one whose part of the margin changed most in the direction of the change; "" where the
-            dense mode ranks alone.
-        amount: By how much its part changed, above 0 for a question that won.
-        by_mode: By how much each mode's part of the margin changed; their sum is the change of the margin.
+        rival: The id of the other document, which came before the answering one in the worse of the two rankings.
+        token: The token of the query whose part of the margin changed most in the direction of the change; "" if only
+            the dense mode ranks.
+        amount: The change of this token's part, above 0 for a question that won.
+        by_mode: The change of each mode's part of the margin; their sum is the change of the margin.
     """
 
     rival: str
@@ -53,14 +54,15 @@ class ChangedQuestion:
     """A question whose metric changed.
 
     Attributes:
-        id: Its id.
-        text: What was asked.
-        old: The metric before, 0 to 1.
-        new: The metric now.
-        document: The document that answers, of several the one whose place changed most.
-        old_rank: Its place before, from 1; None if it was not among the hits.
-        new_rank: Its place now.
-        decision: Why; None where it was not asked for, or no rival or no vectors of the two are there.
+        id: The question's id.
+        text: The question's text.
+        old: The metric with the old searcher, 0 to 1.
+        new: The metric with the new searcher, 0 to 1.
+        document: The id of the document that answers. Of several, the one whose place changed most.
+        old_rank: Its old place, from 1; None if it was not among the hits.
+        new_rank: Its new place, from 1; None if it is not among the hits.
+        decision: The reason; None if it was not asked for, if there is no rival, or if a store lacks one of the two
+            documents.
     """
 
     id: str
@@ -75,14 +77,14 @@ class ChangedQuestion:
 
 @dataclass(frozen=True, eq=False)
 class SearchDiff:
-    """What two ways to search come to on the same questions.
+    """The results of two ways to search on the same questions.
 
     Attributes:
-        metric: By which metric.
+        metric: The name of the metric.
         questions: The ids of all questions.
-        old: (questions,) float64, in their order.
-        new: (questions,) float64.
-        changed: Those that won or lost, the largest change first.
+        old: (questions,) float64, the metric of each question with the old searcher.
+        new: (questions,) float64, the metric of each question with the new searcher.
+        changed: The questions that won or lost, the largest change first.
     """
 
     metric: str
@@ -102,14 +104,14 @@ class SearchDiff:
         return [each for each in self.changed if each.new < each.old]
 
     def compare(self) -> Comparison:
-        """Return the mean difference, new less old, with its interval and a paired test's p-value."""
+        """Return the mean difference, new minus old, with its interval and a paired test's p-value."""
         return compare_paired(self.new, self.old)
 
 
 def diff_searches(
     old: Searcher, new: Searcher, questions: JudgedQueries, *, metric: str = "nDCG@10", explained: int | None = None
 ) -> SearchDiff:
-    """Ask two searchers the same questions, and say which won or lost, and why.
+    """Search the same questions with two searchers, and return which won or lost, and why.
 
     Args:
         old: What is searched with today. Its options count, except for k.
@@ -173,7 +175,10 @@ def _rank(ranked: Sequence[str], document: str) -> int | None:
 def _pair(
     before: Sequence[str], now: Sequence[str], gains: Mapping[str, int], *, is_won: bool
 ) -> tuple[str, str | None]:
-    """Return which answering document's place changed most, and the first of less gain before it where it is worse."""
+    """Return the answering document whose place changed most, and its rival, or None if it has no rival.
+
+    The rival is the first document of less gain that comes before it in the worse of the two rankings.
+    """
     better, worse = (now, before) if is_won else (before, now)
     places = [{id_: 1 / rank for rank, id_ in enumerate(ranked, start=1)} for ranked in (better, worse)]
 
@@ -218,13 +223,13 @@ def _decide(
 
 
 def score_parts(explanation: Explanation, options: SearchOptions) -> dict[tuple[str, str], float]:
-    """Return what every token of the query adds to a record's combined score, by mode and token.
+    """Return the parts of a record's combined score, by mode and token of the query.
 
-    Their sum is the weighted mean of the record's scores. The dense score is that of no token: its token is "".
+    Their sum is the weighted mean of the record's scores. The dense score belongs to no token: its token is "".
 
     Args:
-        explanation: How a query and a record compare.
-        options: Which modes count, and how much.
+        explanation: The explanation of a query and a record.
+        options: The modes and their weights.
     """
     scores = {mode: explanation.scores[mode] for mode in MODES_OF[options.mode] if mode in explanation.scores}
     shares, parts = options.weights.normalized(scores), dict[tuple[str, str], float]()

@@ -1,4 +1,4 @@
-"""A corpus encoded once for all modes, in a folder, so that a run that was killed goes on where it was."""
+"""A corpus encoded once for all modes, in a folder: after a run was killed, the next one goes on from there."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _UNFINISHED: Final = "unfinished"
 
 
 class EvaluatedEncoder(Encoder, Protocol):
-    """An encoder that also says what its vectors depend on; `M3Encoder` is one."""
+    """An encoder with the settings that its vectors depend on; `M3Encoder` is one."""
 
     @property
     def max_length(self) -> int:
@@ -32,12 +32,12 @@ class EvaluatedEncoder(Encoder, Protocol):
 
     @property
     def dtype(self) -> str:
-        """Type of the network's weights."""
+        """The type of the network's weights."""
         ...
 
     @property
     def pooling(self) -> str:
-        """How tokens become a dense vector."""
+        """The pooling that makes one dense vector of a text's tokens."""
         ...
 
 
@@ -46,7 +46,7 @@ class Block:
     """Documents with their vectors.
 
     Attributes:
-        rows: (n,) rising rows of the corpus.
+        rows: (n,) int64 rows of the corpus, ascending.
         vectors: The vectors of these documents.
     """
 
@@ -58,20 +58,20 @@ class EncodedCorpus:
     """The vectors of a corpus, read from a folder a block at a time.
 
     Args:
-        folder: Where the blocks lie, one folder each.
-        modes: What was encoded.
+        folder: The folder of the blocks; each block is a folder in it.
+        modes: The encoded modes.
     """
 
     def __init__(self, folder: Path, modes: Sequence[Mode]) -> None:
         self.folder, self.modes = folder, tuple(modes)
 
     def __len__(self) -> int:
-        """How many documents are encoded."""
+        """Return the number of encoded documents."""
         spans = _spans(self.folder)
         return spans[-1][1] if spans else 0
 
     def blocks(self) -> Iterator[Block]:
-        """Yield all documents, in the order of the corpus. Token vectors stay in their file until they are used."""
+        """Yield all documents in the order of the corpus. Token vectors are memory-mapped: read when they are used."""
         for start, end in _spans(self.folder):
             yield Block(np.arange(start, end), _load(self.folder / _span_name(start, end), self.modes))
 
@@ -79,16 +79,16 @@ class EncodedCorpus:
 def encode_corpus(
     encoder: EvaluatedEncoder, corpus: Corpus, work: Path, modes: Sequence[Mode], *, show_progress: bool = False
 ) -> EncodedCorpus:
-    """Encode what of a corpus is not in the work folder yet.
+    """Encode the documents of a corpus that are not in the work folder yet.
 
-    Every block is durable before the next is begun: written beside, synced, then renamed. What was encoded by another
-    model, at another length, pooling or precision, or from other texts lies in another folder.
+    Every block is durable before the next one begins: it is written under another name, synced, then renamed. Each
+    combination of model, length, pooling, precision, modes and texts has its own folder.
 
     Args:
         encoder: Encodes the texts as documents.
-        corpus: What to encode.
-        work: Keeps the vectors: 4 bytes a number, for every token as many numbers as a token vector has.
-        modes: Which vectors are needed.
+        corpus: The corpus to encode.
+        work: The folder for the vectors. Every number takes 4 bytes, and every token has a vector.
+        modes: The modes to encode.
         show_progress: Whether to draw a progress bar.
 
     Raises:
@@ -139,7 +139,7 @@ def _spans(folder: Path) -> list[tuple[int, int]]:
 def _save(folder: Path, start: int, vectors: M3Vectors) -> None:
     unfinished = folder / _UNFINISHED
     if unfinished.exists():
-        shutil.rmtree(unfinished)  # what a killed run left
+        shutil.rmtree(unfinished)  # from a run that was killed
     unfinished.mkdir()
     for name, array in _arrays(vectors).items():
         with (unfinished / f"{name}.npy").open("wb") as file:

@@ -1,4 +1,4 @@
-"""`evaluate`: what every column is worth on a dataset."""
+"""`evaluate`: the metrics of every column on a dataset."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from m3_integrations.vectors import MODES, Mode, ModeWeights, WeightsLike
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class EvaluationResult:
-    """What the columns are worth on one dataset.
+    """The metrics and rankings of the columns on one dataset.
 
     Attributes:
-        dataset: What was evaluated on.
-        model: What the checkpoint is called.
-        fingerprint: Which checkpoint it is.
-        weights: The weights of every column that has some.
-        protocol: How candidates were chosen.
+        dataset: The dataset.
+        model: The name of the checkpoint.
+        fingerprint: The fingerprint of the checkpoint.
+        weights: The weights of every column that has weights.
+        protocol: The choice of candidates.
         values: For each column and metric (queries,) float64, in the order of the dataset's queries.
         rankings: For each column a ranking for every query.
     """
@@ -50,7 +50,7 @@ class EvaluationResult:
     protocol: Protocol
     values: Mapping[Column, Mapping[str, NDArray[np.float64]]]
     rankings: Mapping[Column, Sequence[Ranking]]
-    # Resampling takes a while, and tables, JSON and the plot ask for the same again.
+    # Caches: resampling is slow, and tables, JSON and the plot need the same values.
     _estimates: dict[tuple[Column, str], Estimate] = field(default_factory=dict, init=False, repr=False)
     _comparisons: dict[tuple[Column, Column, str], Comparison] = field(default_factory=dict, init=False, repr=False)
 
@@ -59,12 +59,12 @@ class EvaluationResult:
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """What was evaluated."""
+        """The evaluated columns."""
         return tuple(self.values)
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """By which metrics."""
+        """The names of the metrics."""
         return tuple(next(iter(self.values.values())))
 
     def estimate(self, column: Column, metric: str) -> Estimate:
@@ -74,7 +74,7 @@ class EvaluationResult:
         return self._estimates[column, metric]
 
     def compare(self, column: Column, other: Column, metric: str) -> Comparison:
-        """Return by how much a column is better than another, with its interval and a paired test's p-value."""
+        """Return the mean difference, column minus other, with its interval and a paired test's p-value."""
         key = column, other, metric
         if key not in self._comparisons:
             self._comparisons[key] = compare_paired(self.values[column][metric], self.values[other][metric])
@@ -94,18 +94,18 @@ def evaluate(
 ) -> EvaluationResult:
     """Rank a dataset's corpus for its queries by every column, and measure the rankings.
 
-    The corpus is encoded once, whatever is asked. `Column` explains the columns.
+    The corpus is encoded once for all columns. `Column` explains the columns.
 
     Args:
         encoder: The checkpoint.
-        dataset: What `read_dataset` gives.
+        dataset: The dataset, as `read_dataset` returns it.
         modes: The columns, some of `COLUMNS`; by default all that the checkpoint can fill.
-        metrics: As ir-measures spells them; by default nDCG@10, Recall@100, MRR@10 and MAP, or Success@20 and
-            Success@100 where relevance is decided by answers, where only Success has a meaning.
-        weights: For `dense+lexical`, `all` and `search:all`, any `WeightsLike`; by default the paper's for the first
-            two and equal ones, the product's default, for the third.
-        protocol: How candidates are chosen; the paper's and the product's numbers by default.
-        work: Where vectors are kept, so that a killed run goes on and a second one encodes nothing; by default a
+        metrics: The metrics, as ir-measures spells them; by default nDCG@10, Recall@100, MRR@10 and MAP. If relevance
+            is decided by answers, only Success is allowed, and the default is Success@20 and Success@100.
+        weights: The weights of `dense+lexical`, `all` and `search:all`, each any `WeightsLike`. The default is the
+            paper's for the first two and equal weights for the third, as in `SearchOptions`.
+        protocol: The choice of candidates; by default with the numbers of the paper and of `SearchOptions`.
+        work: The folder for vectors: a killed run goes on from there, and a second run encodes nothing. By default a
             temporary folder, which is deleted in the end.
         show_progress: Whether to draw progress bars.
 
@@ -146,7 +146,7 @@ def encoded_corpus(
     *,
     show_progress: bool,
 ) -> Iterator[EncodedCorpus]:
-    """Yield the dataset's corpus, encoded as far as the columns need it."""
+    """Yield the dataset's corpus, encoded in the modes that the columns need."""
     needed = {mode for column in columns for mode in NEEDED[column]}
     modes: list[Mode] = [
         mode for mode in MODES if mode in needed and not (mode == "multi_vector" and protocol.encode_candidates)
@@ -161,7 +161,7 @@ def encoded_corpus(
 def measure_rankings(
     dataset: Dataset, rankings: Sequence[Ranking], metrics: Sequence[str]
 ) -> dict[str, NDArray[np.float64]]:
-    """Measure rankings of a dataset's queries: for each metric (queries,) float64, in the order of the queries."""
+    """Return for each metric its value for every query's ranking: (queries,) float64, in the order of the queries."""
     ids = dataset.corpus.ids
     depth = max(cutoff_of(metric) or DEPTH for metric in metrics)
     found = {query: ranking.rows[:depth] for query, ranking in zip(dataset.queries, rankings, strict=True)}

@@ -1,4 +1,4 @@
-"""Metrics of rankings, computed by ir-measures (that is, by trec_eval), for every query."""
+"""Metrics of rankings for every query, computed by ir-measures, which uses trec_eval."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 DEFAULT_METRICS: Final = ("nDCG@10", "Recall@100", "MRR@10", "MAP")
 
 _QUERIES_AT_A_TIME: Final = 500
-"""Bounds the memory of what ir-measures takes: dictionaries."""
+"""The most queries in one call of ir-measures: bounds the memory of its dictionaries."""
 
 
 def measure_queries(
@@ -22,11 +22,12 @@ def measure_queries(
     """Measure every query that has judgements.
 
     Args:
-        ranked: For each query the ids of its documents, best first. They are taken in this order: trec_eval itself
-            would put equal scores in falling order of the ids.
-        qrels: For each query the gain of its judged documents. Only these queries are measured; one without any
-            result scores 0, and so does one without a relevant document, as in trec_eval.
-        metrics: As ir-measures spells them, such as "nDCG@10", "Recall@100", "MRR@10", "MAP" or "Success@20".
+        ranked: For each query the ids of its documents, best first. This order is kept; trec_eval alone would sort
+            documents with equal scores by descending id.
+        qrels: For each query the gain of its judged documents. Only these queries are measured. As in trec_eval, a
+            query without results or without a relevant document scores 0.
+        metrics: The metrics as ir-measures spells them, such as "nDCG@10", "Recall@100", "MRR@10", "MAP" or
+            "Success@20".
 
     Returns:
         For each metric (queries,) float64 in [0, 1], in the order of qrels.
@@ -69,17 +70,18 @@ def check_metrics(metrics: Sequence[str] | None, *, default: Sequence[str] = DEF
 
 @cache
 def parse_metric(name: str) -> ir_measures.measures.Measure:
-    """Return ir-measures' own object for a metric.
+    """Return ir-measures' object for a metric.
 
     Raises:
-        ValueError: If it knows none of this name, or cannot compute it: some need a cutoff or a package more.
+        ValueError: If ir-measures does not know the name, or cannot compute the metric: some need a cutoff or another
+            package.
     """
     known = ", ".join((*DEFAULT_METRICS, "Success@20", "Success@100"))
     try:
         measure = ir_measures.parse_measure(name)
     except (NameError, ValueError, SyntaxError) as error:
         raise ValueError(f"unknown metric {name!r}: use a name of ir-measures, such as {known}") from error
-    try:  # only computing shows what is missing
+    try:  # a missing cutoff or package shows only when the metric is computed
         list(ir_measures.iter_calc([measure], {"query": {"document": 1}}, {"query": {"document": 1.0}}))
     except (AssertionError, ValueError) as error:
         raise ValueError(f"ir-measures cannot compute {name!r}: {error}. Use one such as {known}") from error
@@ -87,5 +89,5 @@ def parse_metric(name: str) -> ir_measures.measures.Measure:
 
 
 def cutoff_of(name: str) -> int | None:
-    """Return how many of the best documents a metric looks at, or None for all of them."""
+    """Return the number of the best documents that a metric uses, or None for all of them."""
     return parse_metric(name).params.get("cutoff")

@@ -1,4 +1,4 @@
-"""What can be evaluated: the columns of the table, what each needs, and how its weights are given."""
+"""The columns that can be evaluated, the vectors that each needs, and their weights."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from m3_integrations.vectors import MODES, Mode, ModeWeights, WeightsLike, absen
 Column = Literal["dense", "lexical", "multi_vector", "dense+lexical", "all", "search:all", "bm25", "bm25:words"]
 """One way to rank a corpus.
 
-By the paper's protocol (v4, sections 4.1 to 4.3): `dense` and `lexical` rank the whole corpus; `dense+lexical` ranks
-the union of the 1,000 best of both, where a document that is missing from one scores 0 in it; `multi_vector` and `all`
-rerank the 200 best by dense. `bm25` is BM25 over the model's tokens, `bm25:words` over words in lower case.
+These follow the paper's protocol (v4, sections 4.1 to 4.3). `dense` and `lexical` rank the whole corpus.
+`dense+lexical` ranks the union of the 1,000 best of both; a document that is missing from one of them scores 0 there.
+`multi_vector` and `all` rerank the 200 best by dense. `bm25` is BM25 over the model's tokens, `bm25:words` over words
+in lower case.
 
-By the product's: `search:all` is what `Searcher` does with mode="all": the union of the best of both legs, every one of
-them scored exactly in all three modes.
+`search:all` ranks as `Searcher` does with mode="all": the union of the best of both legs, all of them scored exactly in
+all three modes.
 """
 
 COLUMNS: Final[tuple[Column, ...]] = get_args(Column)
@@ -33,19 +34,19 @@ NEEDED: Final[Mapping[Column, tuple[Mode, ...]]] = {
 """The vectors that each column needs."""
 
 DEFAULT_WEIGHTS: Final[Mapping[Column, str]] = {"dense+lexical": "miracl", "all": "miracl", "search:all": "equal"}
-"""The weights of every column that has some: the paper's, and the product's default."""
+"""The default weights of every column that has weights: the paper's, and for `search:all` those of `SearchOptions`."""
 
 DEPTH: Final = 1000
-"""How many documents of a query the first stages, and a ranking, hold."""
+"""The most documents of a query in a first stage and in a ranking."""
 
 
 def check_columns(columns: Iterable[str], modes: Sequence[Mode], model: str = "") -> tuple[Column, ...]:
     """Return the columns in their usual order, each once.
 
     Args:
-        columns: What is asked for.
-        modes: What the checkpoint has heads for.
-        model: What the checkpoint is called.
+        columns: The wanted columns.
+        modes: The modes that the checkpoint has heads for.
+        model: The name of the checkpoint, for messages.
 
     Raises:
         TypeError: If columns is one string.
@@ -68,14 +69,15 @@ def possible_columns(modes: Sequence[Mode]) -> tuple[Column, ...]:
 
 
 def check_weights(weights: Mapping[str, WeightsLike] | None) -> dict[Column, ModeWeights]:
-    """Return the weights of every column that has some.
+    """Return the weights of every column that has weights.
 
     Args:
-        weights: For a column, any `WeightsLike`; `DEFAULT_WEIGHTS` for the others.
+        weights: Any `WeightsLike` for a column; the others have `DEFAULT_WEIGHTS`.
 
     Raises:
-        TypeError: If weights are none.
-        ValueError: For a column without weights, an unknown preset, or weights that lie on no mode of the column.
+        TypeError: If the weights of a column are no `WeightsLike`.
+        ValueError: For a column that cannot have weights, an unknown preset, or weights that are 0 for every mode of
+            the column.
     """
     given = weights or {}
     if unknown := sorted(set(given).difference(DEFAULT_WEIGHTS)):

@@ -1,4 +1,4 @@
-"""BM25 as rank-bm25 has it: the baseline of the tables. Searching has a BM25 of its own, `m3_integrations.bm25`."""
+"""BM25 as rank-bm25 computes it: the baseline of the tables. Searches use another one, `m3_integrations.bm25`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from m3_integrations.vectors import FloatArray, IntArray
 class OkapiIndex:
     """Okapi BM25 (k1 = 1.5, b = 0.75: rank-bm25's defaults) over tokenized texts.
 
-    Its idf is 0 for a token that half of the texts have; those that more have get a quarter of the average idf, which
-    is negative in some small collections.
+    The idf of a token is 0 if half of the texts have it. If more than half have it, its idf is a quarter of the average
+    idf, which is negative in some small collections.
 
     Args:
         texts: The tokens of every text.
@@ -23,11 +23,11 @@ class OkapiIndex:
 
     def __init__(self, texts: Sequence[Sequence[str]]) -> None:
         self._n_texts = len(texts)
-        # rank-bm25 divides by the number of tokens, so a collection without any has no postings.
+        # rank-bm25 divides by the number of tokens, so it cannot take a collection without tokens.
         self._postings = _postings(BM25Okapi(texts)) if any(texts) else {}
 
     def scores(self, query: Sequence[str]) -> FloatArray:
-        """Return the score of every text: (n,) float32, 0 where no token is shared."""
+        """Return the score of every text: (n,) float32, 0 for a text that shares no token with the query."""
         total = np.zeros(self._n_texts)
         for token in query:
             if token in self._postings:
@@ -37,10 +37,10 @@ class OkapiIndex:
 
 
 def _postings(index: BM25Okapi) -> dict[str, tuple[IntArray, NDArray[np.float64]]]:
-    """Return, for every token, the texts that have it and what it adds to their scores.
+    """Return for every token the rows of the texts that have it and its part of their scores.
 
-    rank-bm25's `get_scores` visits every text for every token of a query; this reads only those that have it, and gives
-    the same float64 numbers.
+    rank-bm25's `get_scores` visits every text for every token of a query. With these postings only the texts that have
+    the token are visited; the float64 numbers are the same.
     """
     tokens = {token: i for i, token in enumerate(index.idf)}
     lengths = [len(frequencies) for frequencies in index.doc_freqs]

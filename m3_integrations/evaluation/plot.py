@@ -25,10 +25,10 @@ def plot_estimates(results: Sequence[EvaluationResult], metric: str, names: Mapp
     """Draw the mean of every column with its interval: a row for every model, a group of bars for every dataset.
 
     Args:
-        results: Of the same columns.
-        metric: Which metric.
-        names: What each model is called.
-        path: Where to write; a file there is replaced, and its suffix decides the format.
+        results: Results with the same columns.
+        metric: The metric to draw.
+        names: The name to show for each model.
+        path: The file to write; an existing one is replaced. Its suffix decides the format.
     """
     columns = results[0].columns
     width = 0.8 / len(columns)

@@ -14,10 +14,10 @@ from m3_integrations.scoring import score_pairs, top_rows
 from m3_integrations.vectors import FloatArray, IntArray, LexicalRows, M3Vectors, Mode
 
 _BLOCK_DOCUMENTS: Final = 16_384
-"""Documents that the first stages score at a time: 134 MB of dense vectors of BGE-M3's width in float64."""
+"""The documents that the first stages score at a time: for BGE-M3 134 MB of dense vectors in float64."""
 
 _QUERY_BLOCK: Final = 256
-"""Queries scored at a time: 34 MB of scores in float64."""
+"""The queries that are scored at a time: 34 MB of scores in float64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +26,7 @@ class Ranking:
 
     Attributes:
         rows: (n,) rows of the corpus, best first.
-        scores: (n,) float32, never rising; equal scores are in the order of the corpus.
+        scores: (n,) float32, descending; documents with equal scores are in the order of the corpus.
     """
 
     rows: IntArray
@@ -34,7 +34,7 @@ class Ranking:
 
     @staticmethod
     def of(rows: IntArray, scores: FloatArray, n: int) -> Ranking:
-        """Rank the n best of these documents, whose rows may be in any order."""
+        """Return the ranking of the n best of these documents, whose rows may be in any order."""
         order = np.argsort(rows, kind="stable")
         best = order[top_rows(scores[order], n)]
         return Ranking(rows[best], scores[best])
@@ -45,7 +45,7 @@ class Candidates:
     """Chosen documents of one query with their exact scores.
 
     Attributes:
-        rows: (n,) rising rows of the corpus.
+        rows: (n,) int64 rows of the corpus, ascending.
         scores: (n,) float32 for every mode.
     """
 
@@ -53,7 +53,7 @@ class Candidates:
     scores: dict[Mode, FloatArray]
 
     def take(self, rows: IntArray) -> Candidates:
-        """Keep only these rows, which must be among the candidates."""
+        """Return the candidates with these rows, which must be among them."""
         places = np.searchsorted(self.rows, rows)
         return Candidates(rows, {mode: scores[places] for mode, scores in self.scores.items()})
 
@@ -67,7 +67,7 @@ class _Best:
         self._scores: list[FloatArray] = [np.empty(0, dtype=np.float32) for _ in range(queries)]
 
     def add(self, query: int, rows: IntArray, scores: FloatArray) -> None:
-        """Take further documents into account; rows rise and stand after all that came before."""
+        """Add further documents. Their rows are ascending and larger than all rows that were added before."""
         best = np.sort(top_rows(scores, self._n))
         kept_rows = np.concatenate([self._rows[query], rows[best]])
         kept_scores = np.concatenate([self._scores[query], scores[best]])
@@ -87,11 +87,11 @@ def first_stages(
         queries: The vectors of the queries.
         blocks: The whole corpus in its order.
         modes: "dense", "lexical" or both.
-        n: How many documents of each query are kept at most. One that shares no token is no lexical hit.
-        advance: Called with the number of documents that are done.
+        n: The most documents to keep for each query. A document that shares no token is no lexical hit.
+        advance: A function that is called with the number of documents that were scored.
 
     Returns:
-        For each of the modes a ranking for every query.
+        For each mode a ranking for every query.
     """
     best = {mode: _Best(len(queries), n) for mode in modes}
     for block in _merged(blocks):
@@ -104,8 +104,8 @@ def first_stages(
 
 
 def _rank_dense(queries: FloatArray, block: Block, best: _Best) -> None:
-    # In float64: in float32 a product's rounding depends on where in the matrix it stands, so that two documents with
-    # the same vector would get different scores, and no longer be in the order of the corpus.
+    # In float64: in float32 the rounding of a product depends on its place in the matrix. Two documents with the same
+    # vector would get different scores and lose the order of the corpus.
     documents = block.vectors.dense.T.astype(np.float64)  # (d, documents)
     for start in range(0, len(queries), _QUERY_BLOCK):
         scores = (queries[start : start + _QUERY_BLOCK].astype(np.float64) @ documents).astype(np.float32)
@@ -114,8 +114,8 @@ def _rank_dense(queries: FloatArray, block: Block, best: _Best) -> None:
 
 
 def _rank_lexical(queries: LexicalRows, block: Block, best: _Best) -> None:
-    # An inverted index: a query reads the postings of its own tokens alone. `lexical_scores` reads every token of the
-    # block for every query: 14 ms a query over 16,384 documents of 40 to 160 tokens, and 0.6 ms here, sorting included.
+    # An inverted index: a query reads only the postings of its own tokens. `lexical_scores` reads every token of the
+    # block for every query and takes 14 ms a query over 16,384 documents of 40 to 160 tokens; this takes 0.6 ms.
     documents = block.vectors.lexical
     width = 1 + max((int(rows.indices.max()) for rows in (queries, documents) if len(rows.indices)), default=0)
     by_token = _matrix(documents, width).T.tocsr()  # (tokens, documents)
@@ -131,12 +131,12 @@ def _rank_lexical(queries: LexicalRows, block: Block, best: _Best) -> None:
 
 
 def _matrix(rows: LexicalRows, width: int) -> sparse.csr_matrix:
-    """Return (texts, width) float64, the type in which `lexical_scores` sums."""
+    """Return the weights as (texts, width) float64, the type in which `lexical_scores` sums too."""
     return sparse.csr_matrix((rows.values.astype(np.float64), rows.indices, rows.offsets), shape=(len(rows), width))
 
 
 def _merged(blocks: Iterable[Block]) -> Iterator[Block]:
-    """Put small blocks together without their token vectors: large products are faster than many small ones."""
+    """Yield larger blocks without token vectors: one large matrix product is faster than many small ones."""
     parts: list[Block] = []
     for block in blocks:
         stages = [mode for mode in block.vectors.modes if mode != "multi_vector"]
@@ -155,13 +155,13 @@ def _joined(parts: Sequence[Block]) -> Block:
 def score_candidates(
     queries: M3Vectors, rows: Sequence[IntArray], blocks: Iterable[Block], *, advance: Callable[[int], object]
 ) -> list[Candidates]:
-    """Score chosen documents of every query exactly, in every mode that both have: the formulas of `scoring`.
+    """Score chosen documents of every query exactly, by the formulas of `scoring`, in every mode that both have.
 
     Args:
         queries: The vectors of n queries.
-        rows: For each of them the rising rows of its candidates.
-        blocks: All documents that are a candidate of some query, and maybe others, in the order of the corpus.
-        advance: Called with the number of documents that are done.
+        rows: For each query the rows of its candidates, ascending.
+        blocks: All documents that are a candidate of some query, and possibly others, in the order of the corpus.
+        advance: A function that is called with the number of documents that were scored.
     """
     query_of = np.repeat(np.arange(len(rows)), [len(chosen) for chosen in rows])
     row_of = np.concatenate([np.empty(0, dtype=np.int64), *rows])

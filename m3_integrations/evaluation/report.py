@@ -31,13 +31,13 @@ def write_report(
     baseline: Column,
     tuned: Sequence[TunedWeights] = (),
 ) -> None:
-    """Write results.json, tables.md, plot.png and runs/MODEL/DATASET/MODE.trec; what is there is replaced.
+    """Write results.json, tables.md, plot.png and runs/MODEL/DATASET/MODE.trec, and replace existing files.
 
     Args:
-        results: One for every model and dataset, of the same columns and metrics.
-        folder: Where to write; made if it is not there.
-        tables: What `make_tables` returned.
-        verdicts: What `make_verdicts` returned.
+        results: One result for every model and dataset, all with the same columns and metrics.
+        folder: The folder to write into; made if it does not exist.
+        tables: The tables of `make_tables`.
+        verdicts: The verdicts of `make_verdicts`.
         baseline: The column that the others are compared with.
         tuned: Weights found on each of the results' datasets, in their order, or none.
 
@@ -63,9 +63,10 @@ def write_results(
     tuned: Sequence[TunedWeights] = (),
     verdicts: Sequence[Verdict] = (),
 ) -> None:
-    """Write results.json alone, which a run that has not ended can do after every dataset.
+    """Write only results.json; a run does this after every dataset, before it has ended.
 
-    Arguments are those of `write_report`; of tuned the last may be missing, and verdicts come in the end.
+    The arguments are those of `write_report`. Before the end of a run tuned may be shorter than results, and there are
+    no verdicts.
     """
     folder.mkdir(parents=True, exist_ok=True)
     document = {
@@ -83,7 +84,7 @@ def write_results(
 
 
 def notes(results: Sequence[EvaluationResult]) -> Iterator[str]:
-    """Yield what was measured, how, and what was left out."""
+    """Yield a line for each dataset with its size and what was left out, and a line on the statistics."""
     for result in {result.dataset.name: result for result in results}.values():
         judged = "judged by answers" if result.dataset.answers else "with judgements"
         left_out = f"; {result.dataset.unjudged} without judgements left out" if result.dataset.unjudged else ""

@@ -1,4 +1,4 @@
-"""Runs: every query's ranking by every column, from a corpus that is encoded once."""
+"""Rankings of a dataset's queries by every column, from a corpus that is encoded once, and TREC run files."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _WORDS: Final = re.compile(r"\w+")
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """How candidates are chosen.
+    """The choice of candidates.
 
     Attributes:
-        rerank_depth: How many of the best by dense `multi_vector` and `all` rerank. The paper has 200.
-        pool_size: How many candidates each leg finds for `search:all`, as in `SearchOptions`.
-        encode_candidates: Whether token vectors are computed once more for candidates alone, not kept for the whole
-            corpus: twice the passes for those, and 4 bytes a number and token less on the disk for all.
+        rerank_depth: The number of the best documents by dense that `multi_vector` and `all` rerank. The paper has 200.
+        pool_size: The number of candidates that each leg finds for `search:all`, as in `SearchOptions`.
+        encode_candidates: Whether token vectors are computed for the candidates alone, in a second pass, and not stored
+            for the whole corpus. It saves the disk space of the token vectors, which is by far the largest part.
 
     Raises:
         ValueError: If a number is out of range.
@@ -50,11 +50,11 @@ class Protocol:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """All that rankings are made of, for the queries of a dataset in their order.
+    """The scores from which all rankings are made, for the queries of a dataset in their order.
 
     Attributes:
         stages: The best documents by dense and by lexical scores, for the modes that were needed.
-        reranked: For each query what `multi_vector` and `all` rerank, with exact scores; empty if not needed.
+        reranked: For each query the candidates of `multi_vector` and `all`, with exact scores; empty if not needed.
         pooled: For each query the candidates of `search:all`, with exact scores; empty if not needed.
     """
 
@@ -72,14 +72,14 @@ def gather_evidence(
     *,
     show_progress: bool = False,
 ) -> Evidence:
-    """Score a dataset's queries against an encoded corpus, as far as these columns need it.
+    """Compute the scores of a dataset's queries and its encoded corpus that these columns need.
 
     Args:
-        encoder: Encodes the queries, and candidates where the protocol says so.
-        dataset: Its queries are asked.
-        encoded: Its corpus.
-        columns: What is to be ranked.
-        protocol: How candidates are chosen.
+        encoder: Encodes the queries, and the candidates if the protocol asks for it.
+        dataset: The dataset of the queries.
+        encoded: The dataset's corpus, encoded.
+        columns: The columns that will be ranked.
+        protocol: The choice of candidates.
         show_progress: Whether to draw progress bars.
     """
     reranks, pools = bool({"multi_vector", "all"} & set(columns)), "search:all" in columns
@@ -119,7 +119,7 @@ def _score(
     *,
     show_progress: bool,
 ) -> list[Candidates]:
-    """Score candidates from what is stored, and by token vectors that are made anew where those are not stored."""
+    """Score candidates by their stored vectors; token vectors that are not stored are encoded again."""
     with _progress("scoring candidates", len(encoded), show_progress) as advance:
         scored = score_candidates(queries.select(encoded.modes), rows, encoded.blocks(), advance=advance)
     if "multi_vector" in encoded.modes:
@@ -139,12 +139,12 @@ def _encoded_anew(encoder: EvaluatedEncoder, corpus: Corpus, rows: IntArray) -> 
 
 
 def rank_column(evidence: Evidence, column: Column, weights: ModeWeights | None = None) -> list[Ranking]:
-    """Rank every query's documents by one column; BM25's columns are `rank_bm25`'s.
+    """Rank every query's documents by one column; for the columns of BM25 use `rank_bm25`.
 
     Args:
-        evidence: What was scored; it must have been gathered for this column.
-        column: By what.
-        weights: How the modes count, where the column has more than one.
+        evidence: The scores; they must have been gathered for this column.
+        column: The column.
+        weights: The weights of the modes, for a column with more than one mode.
     """
     if column == "dense" or column == "lexical":  # noqa: PLR1714 - tells mypy which
         return evidence.stages[column]
@@ -163,7 +163,7 @@ def rank_candidates(candidates: Candidates, weights: ModeWeights) -> Ranking:
 
 
 def _rank_union(dense: Ranking, lexical: Ranking, weights: ModeWeights) -> Ranking:
-    """Rank what either found; a document that one of them has not found scores 0 in it."""
+    """Rank the documents of both rankings; a document that is missing from one of them scores 0 there."""
     rows = np.union1d(dense.rows, lexical.rows)
     scores: dict[Mode, FloatArray] = {mode: np.zeros(len(rows), dtype=np.float32) for mode in ("dense", "lexical")}
     scores["dense"][np.searchsorted(rows, dense.rows)] = dense.scores
@@ -174,12 +174,12 @@ def _rank_union(dense: Ranking, lexical: Ranking, weights: ModeWeights) -> Ranki
 def rank_bm25(encoder: EvaluatedEncoder, dataset: Dataset, column: Column) -> list[Ranking]:
     """Rank the corpus by BM25 over the model's tokens ("bm25") or over words in lower case ("bm25:words").
 
-    A document that shares no token with the query is no hit. The tokens of all documents are held in memory.
+    A document that shares no token with the query is no hit. The tokens of all documents are in memory.
     """
     documents, queries = dataset.corpus.texts(), list(dataset.queries.values())
     if column == "bm25":
         index = OkapiIndex(_without_separators(encoder.tokenize(list(documents))))
-        tokens = _without_separators(encoder.tokenize(queries))  # an instruction is for the network
+        tokens = _without_separators(encoder.tokenize(queries))  # without the instruction, which is no search word
     else:
         index = OkapiIndex([_WORDS.findall(text.lower()) for text in documents])
         tokens = [_WORDS.findall(text.lower()) for text in queries]
@@ -197,15 +197,15 @@ def _without_separators(tokens: Sequence[Sequence[str]]) -> list[Sequence[str]]:
 
 
 def write_trec_run(path: Path, dataset: Dataset, rankings: Sequence[Ranking], tag: str) -> None:
-    """Write rankings as a TREC run file, which trec_eval and its like read.
+    """Write rankings as a TREC run file, the format of trec_eval.
 
-    trec_eval orders by score, reads it as float32 and puts equal scores in falling order of the ids. So a score that
-    equals the one before is written as the next smaller float32.
+    trec_eval reads scores as float32, sorts by them, and sorts documents with equal scores by descending id. So a score
+    that equals the one before it is written as the next smaller float32, which keeps our order.
 
     Args:
-        path: The file; one that is there is replaced.
-        dataset: Whose queries were ranked.
-        rankings: One for every query.
+        path: The file; an existing one is replaced.
+        dataset: The dataset of the queries.
+        rankings: One ranking for every query.
         tag: The name of the run.
 
     Raises:
@@ -223,7 +223,7 @@ def write_trec_run(path: Path, dataset: Dataset, rankings: Sequence[Ranking], ta
 
 
 def check_run_ids(dataset: Dataset) -> None:
-    """Refuse a dataset with an id that a TREC run file cannot hold.
+    """Raise ValueError for a dataset with an id that a TREC run file cannot hold.
 
     Raises:
         ValueError: If an id is empty or has white space in it.
@@ -236,7 +236,7 @@ def check_run_ids(dataset: Dataset) -> None:
 
 
 def _falling(scores: FloatArray) -> FloatArray:
-    """Lower scores that equal the one before by the least step, so that every one is less than the last."""
+    """Return the scores, each lowered by the fewest steps of float32 that make it less than the one before."""
     bits = scores.view(np.int32).astype(np.int64)
     places = np.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))  # neighbouring floats are neighbouring integers
     ranks = np.arange(len(scores))
@@ -246,7 +246,7 @@ def _falling(scores: FloatArray) -> FloatArray:
 
 @contextmanager
 def _progress(what: str, total: int, show: bool) -> Iterator[Callable[[int], object]]:
-    """Yield a function that advances a bar. Without a bar it does nothing: a hidden one would still start a thread."""
+    """Yield a function that advances a progress bar, or one that does nothing: a hidden bar would start a thread."""
     if not show:
         yield lambda _: None
         return

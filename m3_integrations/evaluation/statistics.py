@@ -1,4 +1,4 @@
-"""How sure a mean over queries is, and whether two modes differ on the same queries."""
+"""Confidence intervals of means over queries, and paired tests of two rankings on the same queries."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from scipy import stats
 
 RESAMPLES: Final = 10_000
 _BATCH: Final = 500
-"""Resamples held at a time, so that many queries fit in memory."""
+"""The resamples in memory at a time: bounds the memory for many queries."""
 
 _CONFIDENCE: Final = 0.95
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over queries with its interval.
+    """A mean over queries with its 95 % interval.
 
     Attributes:
         mean: The mean.
-        low: Lower end of the 95 % interval; the mean itself if there is one query only.
-        high: Upper end.
+        low: The lower end of the interval; the mean itself if all values are equal or there is only one.
+        high: The upper end, likewise.
     """
 
     mean: float
@@ -33,18 +33,18 @@ class Estimate:
 
 
 POWER: Final = 0.8
-"""How often a difference that is there shall be shown, where questions are counted."""
+"""The wanted probability that a test shows a real difference, when the number of questions needed is computed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How one ranking differs from another on the same queries.
+    """The difference of two rankings on the same queries.
 
     Attributes:
         difference: The mean difference, with its interval.
-        p_value: Of a paired randomization test, two-sided: how often the mean difference would be as large or larger if
-            each query's two values were exchanged at random. At least 2 / 10,001, unless
-            there are fewer exchanges, which are all tried then.
+        p_value: The p-value of a two-sided paired randomization test: how often the mean difference would be as large
+            or larger if each query's two values were exchanged at random. It is at least 2 / 10,001. If there are at
+            most 10,000 different exchanges, all are tried, and it is at least 2 divided by their number.
     """
 
     difference: Estimate
@@ -55,8 +55,8 @@ def estimate_mean(values: NDArray[np.float64], *, seed: int = 0) -> Estimate:
     """Return the mean with the percentile interval of a bootstrap over queries.
 
     Args:
-        values: (queries,) one number a query.
-        seed: Of the resampling.
+        values: (queries,) float64, one value for each query.
+        seed: The seed of the resampling.
 
     Raises:
         ValueError: If there is no query.
@@ -64,7 +64,7 @@ def estimate_mean(values: NDArray[np.float64], *, seed: int = 0) -> Estimate:
     if not len(values):
         raise ValueError("a mean needs at least one query, got none")
     mean = float(values.mean())
-    if np.ptp(values) == 0:  # one query, or all alike: every resample gives the same
+    if np.ptp(values) == 0:  # all values are equal, so every resample has the same mean
         return Estimate(mean, mean, mean)
     interval = stats.bootstrap(
         (values,),
@@ -82,9 +82,9 @@ def compare_paired(better: NDArray[np.float64], worse: NDArray[np.float64], *, s
     """Compare two rankings query by query (Smucker, Allan and Carterette, 2007: Fisher's randomization test).
 
     Args:
-        better: (queries,) one number a query; the difference is this less the other.
-        worse: (queries,) the same queries in the same order.
-        seed: Of the resampling.
+        better: (queries,) float64, one value for each query. The difference is better minus worse.
+        worse: (queries,) float64, the same queries in the same order.
+        seed: The seed of the resampling.
 
     Raises:
         ValueError: If their numbers differ, or there is no query.
@@ -93,7 +93,7 @@ def compare_paired(better: NDArray[np.float64], worse: NDArray[np.float64], *, s
         raise ValueError(f"a paired test needs the same queries, got {len(better)} and {len(worse)}")
     differences = better - worse
     estimate = estimate_mean(differences, seed=seed)
-    if len(differences) == 1 or not differences.any():  # an exchange changes nothing, or the sign of all there is
+    if len(differences) == 1 or not differences.any():  # no exchange changes the size of the mean difference
         return Comparison(estimate, 1.0)
     test = stats.permutation_test(
         (differences,),
@@ -107,18 +107,18 @@ def compare_paired(better: NDArray[np.float64], worse: NDArray[np.float64], *, s
 
 
 def questions_needed(differences: NDArray[np.float64], level: float) -> int | None:
-    """Return how many queries would show a mean difference that is really as large as this one.
+    """Return the number of queries that would show this mean difference with a probability of `POWER`.
 
-    That is ((z₁ + z₂) · s / d)² for a paired two-sided test in the normal approximation (Webber, Moffat and Zobel,
-    2008, "Statistical power in retrieval experimentation"): d is the mean, s the standard deviation over queries, z₁
-    the quantile of 1 - level / 2 and z₂ that of `POWER`.
+    It is ((z₁ + z₂) · s / d)² for a paired two-sided test in the normal approximation (Webber, Moffat and Zobel, 2008,
+    "Statistical power in retrieval experimentation"). d is the mean, s the standard deviation over queries, z₁ the
+    quantile of 1 - level / 2 and z₂ the quantile of `POWER`.
 
     Args:
-        differences: (queries,) two or more of them.
-        level: A p-value below this one counts as shown, in (0, 1).
+        differences: (queries,) float64, at least two.
+        level: The level of significance, in (0, 1): a difference is shown if its p-value is lower.
 
     Returns:
-        The number of queries, 2 or more; None if there is no difference, which no number of queries would show.
+        The number of queries, 2 or more; None if the mean difference is 0, which no number of queries would show.
     """
     mean = abs(float(differences.mean()))
     if mean < 1e-12:  # the rounding of a sum
@@ -127,9 +127,9 @@ def questions_needed(differences: NDArray[np.float64], level: float) -> int | No
 
 
 def difference_shown(differences: NDArray[np.float64], level: float) -> float:
-    """Return the mean difference, 0 or more, that as many queries as these show with a probability of `POWER`.
+    """Return the mean difference, 0 or more, that this number of queries shows with a probability of `POWER`.
 
-    Arguments and source are those of `questions_needed`, solved for d.
+    It is the formula of `questions_needed` solved for d; the arguments are the same.
     """
     return _quantiles(level) * float(differences.std(ddof=1)) / math.sqrt(len(differences))
 

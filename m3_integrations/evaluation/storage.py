@@ -1,4 +1,4 @@
-"""`fit_storage`: what each way to keep token vectors costs in bytes and in nDCG on your questions."""
+"""`fit_storage`: the cost of each way to keep token vectors, in bytes and in nDCG on your questions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from m3_integrations.vectors import Encoder, FloatArray, M3Vectors, Mode, ModeWe
 from m3_integrations.vectors.pooling import pooled_lengths
 
 _COPIED_AT_ONCE: Final = 50
-"""Records read with their vectors at a time: bounds the memory."""
+"""The most records that are read with their vectors at a time: bounds the memory."""
 
 _QUERIES_AT_ONCE: Final = 64
 
@@ -35,11 +35,11 @@ _POOLED: Final = 2
 
 
 class Storage(NamedTuple):
-    """How token vectors are kept, as `open_store` has it.
+    """A way to keep token vectors, with the arguments of `open_store`.
 
     Attributes:
-        multi_vector: At which precision.
-        token_pooling: How many neighbouring tokens share a vector.
+        multi_vector: The precision.
+        token_pooling: The number of neighbouring tokens that share a vector.
     """
 
     multi_vector: MultiVectorStorage
@@ -57,14 +57,15 @@ class Storage(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StorageCost:
-    """What a way to keep token vectors costs.
+    """The cost of one way to keep token vectors.
 
     Attributes:
-        storage: Which way.
-        bytes_per_token: Of token vectors alone, for each token vector of the store as it is.
-        size_bytes: Of the whole store on the disk, estimated from the store as it is; None on a server.
+        storage: The way to keep them.
+        bytes_per_token: The bytes of its token vectors, divided by the number of token vectors in the present store.
+        size_bytes: The size of the whole store on the disk, estimated from the present store; None on a server.
         values: (queries,) float64, the metric of every question.
-        largest_error: The largest difference of a candidate's multi-vector score from the store as it is.
+        largest_error: The largest difference of a candidate's multi-vector score from its score in the present store;
+            0 if no token vectors are kept.
     """
 
     storage: Storage
@@ -76,12 +77,12 @@ class StorageCost:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StorageFit:
-    """What smaller stores of the same records would cost.
+    """The costs of smaller stores of the same records.
 
     Attributes:
-        metric: What was measured, as ir-measures spells it.
-        kept: The store as it is.
-        smaller: The others, those with the fewest bytes last.
+        metric: The metric, as ir-measures spells it.
+        kept: The cost of the present store.
+        smaller: The costs of the smaller ones, the one with the fewest bytes last.
     """
 
     metric: str
@@ -89,11 +90,11 @@ class StorageFit:
     smaller: Sequence[StorageCost]
 
     def compare(self, cost: StorageCost) -> Comparison:
-        """Return the share of the metric that is lost: its mean with the 95 % interval, and the p-value."""
+        """Return the share of the metric that is lost: its mean with the 95 % interval, and a paired test's p-value."""
         return compare_paired(self.kept.values / self.kept.values.mean(), cost.values / self.kept.values.mean())
 
     def smallest(self, max_loss: float) -> StorageCost | None:
-        """Return the smallest whose loss is shown to be within a share: the upper end of its 95 % interval is."""
+        """Return the smallest whose loss is at most this share at the upper end of its 95 % interval, or None."""
         within = [cost for cost in self.smaller if self.compare(cost).difference.high <= max_loss]
         return min(within, key=lambda cost: cost.bytes_per_token, default=None)
 
@@ -107,26 +108,27 @@ def fit_storage(
     weights: WeightsLike | None = None,
     pool_size: int = 100,
 ) -> StorageFit:
-    """Measure what smaller ways to keep token vectors cost on questions, as mode "all" of a search answers them.
+    """Measure the cost of smaller ways to keep token vectors, for searches with mode "all".
 
     No text of the store is encoded. The legs find the same candidates whatever the storage, so only the token vectors
-    of candidates are copied, into one temporary store for each way; all of them together take up to twice their size.
+    of candidates are copied, into one temporary store for each way; all copies together take up to twice their size.
 
-    A record is the document of its id. One that `m3 index` made is the entry of its JSONL file, or else the file, by
-    its path or its name; a document of several parts stands where its best part does.
+    The document of a record has the record's id. The document of a record that `m3 index` made is the entry of its
+    JSONL file, or the file, by its path or its name. A document with several records has the place of the best one.
 
     Args:
-        store: A folder or a Qdrant server; behind an `m3 serve` run this where its folder is. It is bound to the model.
-        encoder: Of the store's model; encodes the questions.
-        questions: With qrels.
-        metric: As ir-measures spells it.
-        weights: Of the three modes; equal if None.
-        pool_size: How many candidates each leg finds.
+        store: A folder or a Qdrant server. For an `m3 serve`, run this on its machine, with its folder. The store is
+            bound to the model.
+        encoder: The encoder of the questions, with the store's model.
+        questions: Questions with qrels.
+        metric: The metric, as ir-measures spells it.
+        weights: The weights of the three modes; equal if None.
+        pool_size: The number of candidates that each leg finds.
 
     Raises:
-        TypeError: If the store is no folder and on no Qdrant server.
-        ValueError: If it holds another model's vectors, or no token vectors that could be kept in fewer bytes; if
-            questions are judged by answers, or no question finds what it should.
+        TypeError: If the store is neither a folder nor on a Qdrant server.
+        ValueError: If the store holds another model's vectors or no token vectors, if questions are judged by answers,
+            or if no question finds a relevant document.
         OSError: If there is no room for temporary files.
     """
     if not isinstance(store, QdrantStore):
@@ -176,7 +178,7 @@ def fit_storage(
 
 
 def _choices(kept: Storage) -> list[Storage]:
-    """Return the ways with fewer bytes: lower precision, pooling where there is none, and both."""
+    """Return the ways with fewer bytes: lower precision, pooling unless there is pooling already, and both."""
     whole = [Storage(each, kept.token_pooling) for each in smaller_storages(kept.multi_vector) if each != "none"]
     pooled = [Storage(each.multi_vector, _POOLED) for each in (kept, *whole) if kept.token_pooling == 1]
     return [*whole, *pooled, Storage("none")]
@@ -189,7 +191,7 @@ def _encoded(encoder: Encoder, queries: Sequence[str]) -> Iterator[M3Vectors]:
 
 
 class _Search:
-    """A question with its candidates, in the order of their ids, and their scores in the store as it is."""
+    """A question with its candidates, sorted by id, and their scores in the present store."""
 
     def __init__(self, store: Store, query: M3Vectors, pool_size: int) -> None:
         legs: list[Mode] = [mode for mode in store.modes if mode != "multi_vector"]
@@ -201,7 +203,7 @@ class _Search:
         self.example = self.ids[0] if self.ids else ""
 
     def rank(self, tokens: FloatArray | None, weights: ModeWeights, documents: Mapping[str, str]) -> list[str]:
-        """Return the documents, best first, by other multi-vector scores, or without any."""
+        """Return the documents, best first, ranked with these multi-vector scores, or without any if tokens is None."""
         scores: dict[Mode, FloatArray] = {
             mode: column for mode, column in self.scores.items() if mode != "multi_vector"
         }
@@ -212,7 +214,7 @@ class _Search:
 
 
 class _Trial:
-    """A temporary store that keeps the token vectors of candidates in one way; none where none are kept."""
+    """A temporary store that keeps the token vectors of candidates in one way; no store for the way "none"."""
 
     def __init__(self, folder: Path, storage: Storage, stack: ExitStack) -> None:
         self.storage, self.n_vectors = storage, 0
@@ -224,7 +226,7 @@ class _Trial:
             )
 
     def add(self, records: Sequence[Record], vectors: M3Vectors) -> None:
-        """Take in records' token vectors."""
+        """Store the token vectors of records."""
         if self._store is None:
             return
         flags = np.array([record.is_pooled for record in records])
@@ -235,7 +237,7 @@ class _Trial:
         self._store.upsert([record.id for record in records], empty, [{}] * len(records), vectors, is_pooled=flags)
 
     def score(self, search: _Search) -> FloatArray | None:
-        """Return the multi-vector scores of a question's candidates, as they are here."""
+        """Return the multi-vector scores of a question's candidates in this store; None without a store."""
         if self._store is None:
             return None
         ids, scores = self._store.scores(search.query, search.ids, ["multi_vector"])
@@ -244,7 +246,7 @@ class _Trial:
 
 
 class _Measure:
-    """Questions with their candidates, and which documents the records of these are."""
+    """Questions with their candidates, and the document of each candidate."""
 
     def __init__(self, questions: Dataset, searches: Sequence[_Search], metric: str, weights: ModeWeights) -> None:
         self._questions, self._searches = questions, searches
@@ -252,7 +254,7 @@ class _Measure:
         self._documents: dict[str, str] = {}
 
     def copy(self, store: Store, trials: Sequence[_Trial]) -> int:
-        """Put the candidates' token vectors into the trials; return how many there are in the store."""
+        """Copy the candidates' token vectors into the trials, and return their number in the present store."""
         ids = sorted({id_ for each in self._searches for id_ in each.ids})
         judged = {document for gains in self._questions.qrels.values() for document in gains}
         n_vectors = 0
@@ -267,7 +269,7 @@ class _Measure:
         return n_vectors
 
     def values(self, tokens: Sequence[FloatArray | None]) -> NDArray[np.float64]:
-        """Return the metric of every question, ranked by these multi-vector scores of its candidates."""
+        """Return the metric of every question, (queries,) float64, with these multi-vector scores of its candidates."""
         ranked = [
             each.rank(column, self._weights, self._documents)
             for each, column in zip(self._searches, tokens, strict=True)

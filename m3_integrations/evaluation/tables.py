@@ -15,10 +15,10 @@ from m3_integrations.evaluation.tuning import TUNED, TunedWeights
 from m3_integrations.vectors import PRESETS, ModeWeights
 
 WIDTH: Final = 80
-"""Columns of a terminal that every table fits, unless the name of a single metric is wider."""
+"""The width of every table in characters; a table is wider only if a single metric does not fit."""
 
 _FRAME: Final = 3
-"""What stands between two cells: a line, and a blank on either side."""
+"""The characters between two cells: a line with a space on either side."""
 
 _COMPARED: Final = ("difference", "95 % interval", "p")
 
@@ -28,10 +28,10 @@ class Table:
     """Cells with their headings.
 
     Attributes:
-        title: What is shown.
-        columns: The heading of every column; the first column names the rows.
-        rows: One cell for every column.
-        explanations: What a reader has to know of some rows, a line each.
+        title: The title.
+        columns: The heading of every column; the first column has the names of the rows.
+        rows: The rows, each with one cell for every column.
+        explanations: Lines that explain rows.
     """
 
     title: str
@@ -43,10 +43,10 @@ class Table:
 def make_tables(
     results: Sequence[EvaluationResult], baseline: Column, tuned: Sequence[TunedWeights] = ()
 ) -> Iterator[Table]:
-    """Yield all tables: of every model and dataset, the means over datasets, models compared, tuned weights.
+    """Yield all tables: for every model and dataset, the means over datasets, comparisons of models, tuned weights.
 
     Args:
-        results: One for every model and dataset, of the same columns and metrics; the oldest model first.
+        results: One result for every model and dataset, with the same columns and metrics; the oldest model first.
         baseline: The mode that the others are compared with.
         tuned: Weights found on each of the results' datasets, in their order, or none.
     """
@@ -67,7 +67,7 @@ def make_tables(
 
 
 def model_names(results: Sequence[EvaluationResult]) -> dict[str, str]:
-    """Return what tables call each model: as many of the last parts of its name as tell it from the others."""
+    """Return a short name for each model: the fewest last parts of their names that keep all names different."""
     models = list(dict.fromkeys(result.model for result in results))
     parts = {model: PurePosixPath(model.replace("\\", "/")).parts for model in models}
     for n in range(1, max(map(len, parts.values()))):
@@ -78,7 +78,7 @@ def model_names(results: Sequence[EvaluationResult]) -> dict[str, str]:
 
 
 def explain_columns(result: EvaluationResult) -> list[str]:
-    """Return a line for each mode whose name does not say what it does: how it finds, and by what it ranks."""
+    """Return a line for each column that needs one: how it finds candidates, and by which scores it ranks."""
     depth, pool = result.protocol.rerank_depth, result.protocol.pool_size
     known: dict[Column, str] = {
         "dense+lexical": "the best 1,000 of both legs, by their weighted sum",
@@ -111,7 +111,7 @@ def _cells(result: EvaluationResult, column: Column) -> list[str]:
 def _fitting(
     title: str, metrics: Sequence[str], rows: Sequence[Sequence[str]], explanations: Sequence[str]
 ) -> Iterator[Table]:
-    """Yield one table, or several where all metrics side by side would be wider than a terminal."""
+    """Yield one table, or several if a table of all metrics would be wider than `WIDTH`."""
     widths = [max(len(cell) for cell in cells) for cells in zip(["", *metrics], *rows, strict=True)]
     groups, used = [[1]], widths[0] + widths[1] + 2 * _FRAME + 1
     for i in range(2, len(widths)):
@@ -143,7 +143,7 @@ def _means(title: str, own: Sequence[EvaluationResult]) -> Iterator[Table]:
 
 
 def _model_tables(results: Sequence[EvaluationResult], names: Mapping[str, str]) -> Iterator[Table]:
-    """Compare every later model with the first, mode by mode: the new one less the old one."""
+    """Yield for every later model and dataset a table of its differences from the first model, column by column."""
     for old, new in compared_results(results):
         metric = old.metrics[0]
         rows = [
@@ -155,7 +155,7 @@ def _model_tables(results: Sequence[EvaluationResult], names: Mapping[str, str])
 
 
 def compared_results(results: Sequence[EvaluationResult]) -> Iterator[tuple[EvaluationResult, EvaluationResult]]:
-    """Yield, for every later model and every dataset, the first model's result and the later one's."""
+    """Yield for every later model and every dataset the first model's result and the later model's result."""
     of_first = {result.dataset.name: result for result in results if result.model == results[0].model}
     for result in results:
         if result.model != results[0].model:
@@ -173,7 +173,7 @@ def _tuning_tables(title: str, found: TunedWeights) -> Iterator[Table]:
 
 
 def reliability_table(fitted: FittedCalibration) -> Table:
-    """Return what a calibration said and what came true, on the half of the questions that it was not fitted on."""
+    """Return a table of probabilities and outcomes, on the half that the calibration was not fitted on."""
     rows = [[f"{b.said:.2f}", f"{b.right:.2f}", f"{b.n:,}"] for b in fitted.reliability()]
     title = f"{fitted.calibration.model}: how probable it was said that the best hit answers, and how often it did"
     return Table(title, ["said", "right", "searches"], rows)

@@ -1,4 +1,4 @@
-"""`tune_weights`: weights found on half of the queries, and what they are worth on the other half."""
+"""`tune_weights`: weights found on half of the queries, and measured on the other half."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ TUNED: Final = "tuned"
 
 @dataclass(frozen=True, eq=False)
 class Half:
-    """Some queries with all that is known about them, and nothing about any other.
+    """One half of the queries with their candidates and judgements; it has no data of the other half.
 
     Attributes:
-        queries: Their ids.
-        candidates: For each of them the candidates with exact scores in all three modes.
-        qrels: For each of them the gain of its judged documents.
+        queries: The ids of the queries.
+        candidates: For each query its candidates with exact scores in all three modes.
+        qrels: For each query the gain of its judged documents.
         ids: The id of every row of the corpus.
     """
 
@@ -42,11 +42,11 @@ class Half:
     ids: Sequence[str]
 
     def measure(self, weightings: Sequence[ModeWeights], metric: str) -> NDArray[np.float64]:
-        """Return the metric of every query under each of these weights: (weightings, queries) float64."""
+        """Return the metric of every query with each of these weights: (weightings, queries) float64."""
         depth = cutoff_of(metric) or DEPTH
         values = np.zeros((len(weightings), len(self.queries)))
         for column, (query, candidates) in enumerate(zip(self.queries, self.candidates, strict=True)):
-            # Many weightings rank a query alike, and each different ranking is measured once.
+            # Many weightings make the same ranking of a query, and each different ranking is measured once.
             ranked, ranking_of = np.unique(_best(candidates, weightings, depth), axis=0, return_inverse=True)
             runs = {f"{query} {i}": [self.ids[row] for row in rows] for i, rows in enumerate(ranked.tolist())}
             measured = measure_queries(runs, dict.fromkeys(runs, self.qrels[query]), [metric])[metric]
@@ -55,25 +55,25 @@ class Half:
 
 
 def _best(candidates: Candidates, weightings: Sequence[ModeWeights], depth: int) -> IntArray:
-    """Return (weightings, depth) rows of the corpus, best first, as `combine` and a stable sort would order them."""
+    """Return (weightings, depth) rows of the corpus, best first, in the order of `combine` and a stable sort."""
     shares = [weights.normalized(MODES) for weights in weightings]
     total = np.zeros((len(weightings), len(candidates.rows)))
     for mode in MODES:
         total += np.array([share[mode] for share in shares])[:, None] * candidates.scores[mode].astype(np.float64)
-    order = np.argsort(-total.astype(np.float32), axis=1, kind="stable")  # rows rise, so ties are in corpus order
+    order = np.argsort(-total.astype(np.float32), axis=1, kind="stable")  # rows ascend, so ties are in corpus order
     return candidates.rows[order[:, :depth]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class TunedWeights:
-    """Weights, and what they are worth on queries that they were not found on.
+    """Tuned weights, with their metric on queries that they were not found on.
 
     Attributes:
-        weights: The best of the grid on the first half.
-        metric: By what.
+        weights: The best weights of the grid on the first half.
+        metric: The name of the metric.
         found_on: The ids of the queries of the first half.
-        reported_on: Those of the other half.
-        values: On the other half, for "tuned" and for every preset (queries,) float64.
+        reported_on: The ids of the queries of the other half.
+        values: The metric on the other half, (queries,) float64 for "tuned" and for every preset.
     """
 
     weights: ModeWeights
@@ -91,7 +91,7 @@ class TunedWeights:
         return estimate_mean(self.values[name])
 
     def compare(self, preset: str) -> Comparison:
-        """Return by how much the tuned weights are better than a preset on the other half."""
+        """Return the mean difference on the other half, tuned weights minus a preset."""
         return compare_paired(self.values[TUNED], self.values[preset])
 
 
@@ -108,17 +108,17 @@ def tune_weights(
 ) -> TunedWeights:
     """Find the weights of `search:all` on a random half of the queries, and report them on the other half.
 
-    Every weighting of the grid ranks the same candidates, those that both legs find, by the same exact scores. Queries
-    with the same text are in the same half. Where weightings are equally good, the one nearest to equal weights counts.
+    All weights of the grid rank the same candidates, those that the two legs find, by the same exact scores. Queries
+    with the same text are in the same half. Of equally good weights, those nearest to equal weights are returned.
 
     Args:
         encoder: The checkpoint.
-        dataset: What `read_dataset` gives, with qrels.
-        metric: What is made as large as possible, as ir-measures spells it.
+        dataset: A dataset of `read_dataset`, with qrels.
+        metric: The metric to maximize, as ir-measures spells it.
         steps: The grid is all weights that are multiples of 1 / steps and sum to 1.
-        seed: Of the halves.
-        protocol: How candidates are chosen.
-        work: Where vectors are kept, as in `evaluate`.
+        seed: The seed of the random halves.
+        protocol: The choice of candidates.
+        work: The folder for vectors, as in `evaluate`.
         show_progress: Whether to draw progress bars.
 
     Raises:
@@ -129,7 +129,7 @@ def tune_weights(
     check_tuning(dataset, encoder.modes, encoder.model)
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    cutoff_of(metric)  # before the corpus is encoded
+    cutoff_of(metric)  # raises for an unknown metric before the corpus is encoded
     first, second = split_queries(dataset.queries, seed=seed)
     protocol = protocol or Protocol()
     with encoded_corpus(encoder, dataset, [_COLUMN], protocol, work, show_progress=show_progress) as encoded:
@@ -146,7 +146,7 @@ def tune_weights(
 
 
 def check_tuning(dataset: Dataset, modes: Sequence[Mode], model: str) -> None:
-    """Refuse a dataset that weights cannot be tuned on, by a checkpoint with heads for these modes.
+    """Raise ValueError if weights cannot be tuned on a dataset with a checkpoint that has heads for these modes.
 
     Raises:
         ValueError: If a head is missing, relevance is decided by answers, or there are not two different queries.
@@ -181,7 +181,7 @@ def find_weights(half: Half, metric: str, *, steps: int) -> ModeWeights:
 
 
 def weight_grid(steps: int) -> list[ModeWeights]:
-    """Return all weights that are multiples of 1 / steps and sum to 1, those nearest to equal ones first."""
+    """Return all weights that are multiples of 1 / steps and sum to 1; those nearest to equal weights come first."""
     cuts = [(a, b) for a in range(steps + 1) for b in range(a, steps + 1)]
     points = [tuple((high - low) / steps for low, high in pairwise((0, a, b, steps))) for a, b in cuts]
     points.sort(key=lambda point: (sum((part - 1 / len(MODES)) ** 2 for part in point), point))

@@ -1,7 +1,7 @@
-"""What the tables come to, in sentences: which mode, which weights, which checkpoint, and whether that is shown.
+"""The tables' conclusions in sentences: the best mode, weights and checkpoint, and whether the difference is shown.
 
-A difference is shown if its p-value, times the number of pairs that could have been compared, is below 0.05
-(Bonferroni): the mode that did best among eight is best partly by luck, and 28 pairs are 28 chances of it.
+A difference of two modes is shown if its p-value, multiplied by the number of pairs that could have been compared, is
+below 0.05 (Bonferroni). Eight modes make 28 pairs, and each pair is another chance of a difference by luck.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from m3_integrations.evaluation.tables import compared_results, model_names
 from m3_integrations.evaluation.tuning import TUNED, TunedWeights
 
 _LEVEL: Final = 0.05
-"""A p-value below this one counts as shown."""
+"""The level of significance: a difference is shown if its p-value is lower."""
 
 _ANY: Final = 1_000_000
-"""Nobody asks more questions than this."""
+"""The largest number of questions that a sentence recommends."""
 
 _RIGHT: Final = 0.95
-"""The share of answers, or of refusals, that shall be right where thresholds of a calibration are told."""
+"""The wanted share of right answers, or of right refusals, for the two thresholds of a calibration."""
 
 _OF_THE_PRODUCT: Final[tuple[Column, ...]] = ("search:all", "all", "dense+lexical", "dense")
-"""By which mode two checkpoints are judged: the first of these that was measured."""
+"""The columns by which two checkpoints are compared: the first of these that was measured counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,8 @@ class Verdict:
     """Sentences about one thing.
 
     Attributes:
-        about: What they are about: a model on a dataset, or two models.
-        sentences: In the order in which they are read.
+        about: The subject of the sentences: a model on a dataset, or two models.
+        sentences: The sentences, in the order of reading.
     """
 
     about: str
@@ -52,10 +52,10 @@ class Verdict:
 
 
 def make_verdicts(results: Sequence[EvaluationResult], tuned: Sequence[TunedWeights] = ()) -> Iterator[Verdict]:
-    """Yield a verdict on every model and dataset, then on every later model beside the first.
+    """Yield a verdict on every model and dataset, then on every later model compared with the first.
 
     Args:
-        results: One for every model and dataset, of the same columns and metrics; the oldest model first.
+        results: One result for every model and dataset, with the same columns and metrics; the oldest model first.
         tuned: Weights found on each of the results' datasets, in their order, or none.
     """
     names = model_names(results)
@@ -69,7 +69,7 @@ def make_verdicts(results: Sequence[EvaluationResult], tuned: Sequence[TunedWeig
 
 
 def _mode_sentences(result: EvaluationResult) -> Iterator[str]:
-    """Say which mode is best, over which others that is shown, and how many questions would show the rest."""
+    """Yield which mode is best, which others it is shown to beat, and how many questions would show the rest."""
     metric, values = result.metrics[0], result.values
     means = {column: float(values[column][metric].mean()) for column in result.columns}
     best, *others = sorted(means, key=lambda column: -means[column])  # stable: of equal ones the first
@@ -93,7 +93,7 @@ def _mode_sentences(result: EvaluationResult) -> Iterator[str]:
 
 
 def _enough(differences: NDArray[np.float64], level: float, between: str, *, is_shown: bool) -> str:
-    """Say whether there are enough questions to tell two apart, and how many would do."""
+    """Return whether the questions are enough to show a difference, and if not, how many would be enough."""
     n = len(differences)
     if n < 2:
         return "One question shows nothing: ask a hundred or more."
@@ -112,7 +112,7 @@ def _enough(differences: NDArray[np.float64], level: float, between: str, *, is_
 
 
 def _weights_sentences(found: TunedWeights) -> Iterator[str]:
-    """Say whether tuned weights are worth using, by the half of the questions that they were not found on."""
+    """Yield whether to use the tuned weights, by the half of the questions that they were not found on."""
     weights = found.weights.normalized(("dense", "lexical", "multi_vector"))
     shown = " / ".join(f"{value:.2f}" for value in weights.values())
     comparison, n = found.compare("equal"), len(found.reported_on)
@@ -137,7 +137,7 @@ def _weights_hint(result: EvaluationResult) -> Iterator[str]:
 
 
 def _model_sentences(old: EvaluationResult, new: EvaluationResult, names: Mapping[str, str]) -> Iterator[str]:
-    """Say whether a checkpoint is better than an older one."""
+    """Yield whether a checkpoint is better than an older one."""
     column = next((column for column in _OF_THE_PRODUCT if column in old.columns), old.columns[0])
     metric = old.metrics[0]
     differences = new.values[column][metric] - old.values[column][metric]
@@ -156,7 +156,7 @@ def _model_sentences(old: EvaluationResult, new: EvaluationResult, names: Mappin
 
 
 def judge_calibration(fitted: FittedCalibration) -> Verdict:
-    """Say how good a calibration is, and what two thresholds of it come to on the half it was not fitted on."""
+    """Return the quality of a calibration, and the effect of two thresholds, on the half it was not fitted on."""
     n, rate = len(fitted.reported_on), fitted.brier_of_the_rate
     said = "better" if fitted.brier < rate else "no better"
     asked = f"the {n:,} questions that it was not fitted on, with and without what answers them"
@@ -184,7 +184,7 @@ def _difference(comparison: Comparison) -> str:
 
 
 def _rounded(n: int) -> int:
-    """Round up to two digits, as a number of questions is a guess."""
+    """Return a number of questions rounded up to two digits, because it is an estimate."""
     step = int(10 ** max(len(str(n)) - 2, 0))
     return -(-n // step) * step
 
