@@ -1,4 +1,4 @@
-"""The three stages that make BGE-M3, on transformers' `Trainer`: RetroMAE, contrastive, unified with distillation."""
+"""The three training stages of BGE-M3 on transformers' `Trainer`: RetroMAE, contrastive, unified with distillation."""
 
 from m3_integrations.training.config import TrainingConfig
 from m3_integrations.training.health import HeadDiedError

@@ -1,6 +1,6 @@
-"""What was done to a checkpoint: a record for programs, m3_training.json, and README.md, its model card, for people.
+"""The record of a checkpoint's training for programs, m3_training.json, and its model card for people, README.md.
 
-A stage that begins with a checkpoint with a record continues it, so the last stage's card tells of all.
+If a stage begins with a checkpoint that has a record, the stage is added to it: the last card describes all stages.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ def describe_stage(
     history: Sequence[Mapping[str, Any]],
     best_step: int | None,
 ) -> dict[str, Any]:
-    """Return what a stage did, as JSON has it.
+    """Return the description of one stage, as values for JSON.
 
     Args:
-        settings: Those that were not the defaults; of paths only the names are kept.
-        model: What it began with; of a folder only its name, or its run's, is kept.
-        data: What it was trained on; only the names are kept.
-        examples: How many examples or texts that was.
+        settings: The settings that differ from their defaults; model, paths, stage and steps have entries of their own.
+        model: The checkpoint that the stage began with. Only the name of a folder is kept, or the name of its run.
+        data: The files of the training data; only their names are kept.
+        examples: The number of examples or texts.
         history: The Trainer's log.
-        best_step: The step of the checkpoint that was kept; None for the last.
+        best_step: The step of the checkpoint that was kept; None for the last one.
     """
     lines = [entry for entry in history if "loss" in entry]
     evaluations = [entry for entry in history if any(name.startswith("eval_") for name in entry)]
@@ -69,17 +69,17 @@ def describe_stage(
 
 
 def _names(entries: Sequence[Mapping[str, Any]], part: str) -> list[str]:
-    """Return the names with this part in the last entry, in one order whether it was read from a file or not."""
+    """Return the names in the last entry that contain this part, sorted, because entries from a file are sorted too."""
     return sorted(name for name in (entries[-1] if entries else {}) if part in name)
 
 
 def extend_record(base: Path, stage: Mapping[str, Any], *, hub_name: str | None) -> dict[str, Any]:
-    """Return what was done to a checkpoint before, by its record if it has one, and after that this stage.
+    """Return the record of a checkpoint with one more stage; the record is empty if the checkpoint has none.
 
     Args:
         base: The folder of the checkpoint that the stage began with.
-        stage: As `describe_stage` gives it.
-        hub_name: That checkpoint's name on the hub; None if it is not there.
+        stage: The stage, as `describe_stage` returns it.
+        hub_name: The checkpoint's name on the hub; None if it is not from the hub.
     """
     before: dict[str, Any] = {}
     if (base / RECORD).is_file():
@@ -92,14 +92,15 @@ def extend_record(base: Path, stage: Mapping[str, Any], *, hub_name: str | None)
 def write_card(folder: Path, record: Mapping[str, Any]) -> Path:
     """Write the record and the model card into the folder of a checkpoint.
 
-    A README.md there that somebody else wrote or changed stays; the card is TRAINING.md then, or TRAINING-2.md.
+    A README.md without our mark is somebody else's and stays as it is; then the card is TRAINING.md, TRAINING-2.md and
+    so on.
 
     Args:
-        folder: Is made if absent.
-        record: As `extend_record` gives it.
+        folder: The folder; made if it does not exist.
+        record: The record, as `extend_record` returns it.
 
     Returns:
-        The card.
+        The path of the card.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -147,7 +148,7 @@ def _stage_lines(stage: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _chosen(evaluations: Sequence[Mapping[str, Any]], best_step: int | None) -> list[Mapping[str, Any]]:
-    """Return the first evaluation, the best and the last."""
+    """Return the first, the best and the last evaluation."""
     steps = {evaluations[0]["step"], best_step, evaluations[-1]["step"]}
     return [entry for entry in evaluations if entry["step"] in steps]
 
@@ -162,13 +163,13 @@ def _table(evaluations: Sequence[Mapping[str, Any]], best_step: int | None) -> I
 
 
 def _name(folder: Path) -> str:
-    """Return what to call a checkpoint in the folder `final` of a run, or of a stage of a run."""
+    """Return the name of a checkpoint: of its folder, or of the run if the folder is `final` or a stage's."""
     parts = [part for part in folder.resolve().parts if part not in {"final", *_TITLES}]
     return parts[-1]
 
 
 def _plain(value: Any) -> Any:
-    """Return a setting as JSON has it."""
+    """Return a setting as a value for JSON."""
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 

@@ -1,4 +1,4 @@
-"""The trained weights averaged with those that training began with, against forgetting."""
+"""The average of the trained weights and the start's weights: it reduces what the model forgets in training."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from torch import nn
 
 @torch.no_grad()
 def mix_in_start(trained: nn.Module, start: nn.Module, start_weight: float) -> None:
-    """Make every weight of a network (1 - start_weight) times itself plus start_weight times the start's.
+    """Replace each weight by (1 - start_weight) times itself plus start_weight times the start's weight.
 
-    Xiao et al. 2023, "LM-Cocktail: Resilient Tuning of Language Models via Model Merging", with one model fine-tuned
-    and its base.
+    Source: Xiao et al. 2023, "LM-Cocktail: Resilient Tuning of Language Models via Model Merging", for one fine-tuned
+    model and its base.
 
     Args:
-        trained: Changed in place.
-        start: A network with the same weights, such as `trained` had when training began.
-        start_weight: From 0 for the trained weights alone to 1 for the start's.
+        trained: The trained network, changed in place.
+        start: The network as it was when training began, with the same names and shapes of weights.
+        start_weight: From 0 (only the trained weights) to 1 (only the start's).
 
     Raises:
-        ValueError: If a weight is missing or of another shape.
+        ValueError: If a weight is missing or has another shape.
     """
     own, other = trained.state_dict(), start.state_dict()
     if {name: each.shape for name, each in own.items()} != {name: each.shape for name, each in other.items()}:

@@ -19,7 +19,7 @@ _COLUMNS: Final = {
     "contrastive": ("dense",),
     "unified": ("dense", "lexical", "multi_vector", "search:all"),
 }
-"""What is evaluated in each stage; by the last one the best checkpoint is chosen, unless the settings say otherwise."""
+"""The modes that are evaluated in each stage. The last one chooses the best checkpoint, unless `best_by` is set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -28,58 +28,59 @@ class TrainingConfig:
 
     Attributes:
         model: A checkpoint folder or a repository of the hub.
-        train_data: Files in FlagEmbedding's JSONL, or folders of them; for RetroMAE what `read_texts` reads.
-        output_dir: Where checkpoints, the log and the trained checkpoint (`final`) go.
-        steps: Batches to train on.
-        stage: "retromae" trains the encoder to put a text into [CLS]; "contrastive" trains the dense mode alone on
-            pairs, whatever train_group_size is; "unified" trains all three modes. The first two keep the heads of the
-            checkpoint as they are, and write none where it has none.
+        train_data: Files in FlagEmbedding's JSONL, or folders of them; for RetroMAE files that `read_texts` reads.
+        output_dir: The folder for checkpoints, the log and the trained checkpoint (`final`).
+        steps: The number of batches to train on.
+        stage: "retromae" trains the encoder to put a text into [CLS]. "contrastive" trains only the dense mode, on
+            pairs, whatever train_group_size is. "unified" trains all three modes. The first two do not change the heads
+            of the checkpoint, and write none if it has none.
         positions: The most tokens that the trained checkpoint reads; 0 for as many as before. See `extend_positions`.
-        encoder_mask: RetroMAE: which part of a text's tokens the encoder does not see; above 0 and below 1.
-        decoder_mask: RetroMAE: which part of the other tokens the decoder does not see when it predicts one; Xiao et
-            al. 2022 have 0.5 to 0.7.
-        steps_before_distillation: Batches on which the modes learn alone before the ensemble teaches them, since the
-            lexical head begins at random. The paper has about 6,000 (appendix C).
+        encoder_mask: RetroMAE: the share of a text's tokens that the encoder does not see; above 0 and below 1.
+        decoder_mask: RetroMAE: the share of the other tokens that the decoder does not see when it predicts a token;
+            above 0 and below 1. Xiao et al. 2022 have 0.5 to 0.7.
+        steps_before_distillation: The number of batches on which the modes learn without the ensemble as their teacher,
+            because the lexical head begins at random. The paper has about 6,000 (appendix C).
         eval_data: A folder that `read_dataset` reads. nDCG@10 of every mode that the stage trains is measured on it,
-            before the first step as well, and `final` is the best checkpoint, not the last. None: the last.
+            also before the first step, and `final` is the best checkpoint. None: `final` is the last checkpoint.
         eval_every: Steps between two evaluations.
-        best_by: Which mode decides what is best: "dense", "lexical", "multi_vector" or "search:all". "auto" is
-            "search:all", or "dense" where that alone is trained.
-        early_stop: Training ends after so many evaluations in a row without a better one; 0 for never.
-        batch_size: Queries in a batch; texts, for RetroMAE.
-        train_group_size: Passages per query; 1 for the positive alone, with the batch's others as negatives.
+        best_by: The mode that decides which checkpoint is the best: "dense", "lexical", "multi_vector" or "search:all".
+            "auto" is "search:all", or "dense" if only the dense mode is trained.
+        early_stop: Training ends after this number of evaluations in a row without a better one; 0 for never.
+        batch_size: Queries in a batch; for RetroMAE, texts.
+        train_group_size: Passages per query; 1 for the positive alone, with the batch's other passages as negatives.
         query_max_length: The most tokens of a query, special tokens included.
-        passage_max_length: The same for passages, and for the texts of RetroMAE.
+        passage_max_length: The most tokens of a passage, or of a text of RetroMAE, special tokens included.
         query_instruction: Put before every query whose example has no prompt.
-        learning_rate: Its peak.
-        warmup_steps: It rises over so many steps and falls to zero on a line.
-        weight_decay: AdamW's.
-        max_grad_norm: Gradients are cut to this length; 0 leaves them as they are.
-        gradient_accumulation_steps: Batches per update of the weights; each is its own set of negatives.
-        freeze_position_embeddings: Whether positions stay as they are; for training on texts much shorter than those
-            that will be searched.
-        gradient_checkpointing: Whether to compute activations twice and save their memory.
-        precision: "float32", "float16" or "bfloat16": what the forward pass is computed in. Weights stay float32.
-        device: "auto", or "cpu" to leave an accelerator alone.
-        seed: Of the batches and of dropout.
+        learning_rate: The peak of the learning rate.
+        warmup_steps: The learning rate rises linearly over this number of steps, then falls linearly to zero.
+        weight_decay: The weight decay of AdamW.
+        max_grad_norm: Longer gradients are scaled down to this norm; 0 never scales them.
+        gradient_accumulation_steps: Batches per update of the weights; negatives are from the same batch only.
+        freeze_position_embeddings: Whether the position embeddings are not trained; for training on texts that are much
+            shorter than those that will be searched.
+        gradient_checkpointing: Whether to compute activations twice instead of keeping them in memory.
+        precision: The type of the forward pass: "float32", "float16" or "bfloat16". Weights stay float32.
+        device: "auto", or "cpu" to use no accelerator.
+        seed: The seed of the batches and of dropout.
         log_every: Steps between two lines of the log.
         save_every: Steps between two checkpoints.
-        keep_checkpoints: How many of the last ones stay.
-        dead_head_patience: Batches in a row with a dead head before training stops.
-        loss: Numbers of the loss.
-        batch_size_by_length: Instead of batch_size, that of each length group: "1000" = 768 for the examples whose
-            longest passage has at most 1,000 tokens and more than the group before. See the README for the paper's.
-        keep_last_batch: Whether the examples of an epoch that do not fill a batch are one.
-        same_dataset_within_batch: Whether a batch holds examples of one file only.
-        shuffle_ratio: The part of the passages of more than 100 characters that are cut in three and put together in
-            another order; the paper has 0.002.
-        sub_batch_tokens: Texts are encoded so many tokens at a time, padding included, by `split_batch`; 0 for all at
-            once.
+        keep_checkpoints: The number of the last checkpoints that are kept.
+        dead_head_patience: Training stops after this number of batches in a row with a dead head.
+        loss: The numbers of the loss.
+        batch_size_by_length: The batch size of each length group, instead of batch_size: "1000" = 768 is for the
+            examples whose longest passage has at most 1,000 tokens, and more than the group before allows. The README
+            has the paper's numbers.
+        keep_last_batch: Whether the examples of an epoch that do not fill a batch form a smaller one.
+        same_dataset_within_batch: Whether a batch has examples of one file only.
+        shuffle_ratio: The share of the passages longer than 100 characters that are cut into three segments and joined
+            in another order; the paper has 0.002.
+        sub_batch_tokens: The most tokens that are encoded at a time, padding included, in the way of `split_batch`; 0
+            for no limit.
         split_batch: "gradient_cache" or "checkpointing": see `Split`. The second needs gradient_checkpointing.
-        negatives_cross_device: Whether the passages of all devices are each query's negatives, in all modes.
-        free_layers: How many of the backbone's last layers are trained; 0 for the heads alone, -1 for everything.
-        start_weight: How much of the weights that training began with is in the result, from 0 to below 1: against
-            forgetting (Xiao et al. 2023, "LM-Cocktail"). A checkpoint on the way has none of it.
+        negatives_cross_device: Whether the passages of all devices are negatives of each query, in all modes.
+        free_layers: The number of the backbone's last layers that are trained; 0 for only the heads, -1 for everything.
+        start_weight: The share of the start's weights in the result, from 0 to below 1. It reduces what the model
+            forgets (Xiao et al. 2023, "LM-Cocktail"). Checkpoints before the end are not averaged.
     """
 
     model: str
@@ -126,7 +127,7 @@ class TrainingConfig:
     start_weight: float = 0.0
 
     def __repr__(self) -> str:
-        """Only what is not the default."""
+        """Return the class's name with the settings that differ from their defaults."""
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.changed().items())})"
 
     def __post_init__(self) -> None:
@@ -200,7 +201,7 @@ class TrainingConfig:
         return self.columns[-1] if self.best_by == "auto" else self.best_by
 
     def changed(self) -> dict[str, Any]:
-        """Return the settings that are not the defaults."""
+        """Return the settings that differ from their defaults."""
         own = {each.name: (getattr(self, each.name), each) for each in dataclasses.fields(self)}
         return {name: value for name, (value, each) in own.items() if value != _default(each)}
 

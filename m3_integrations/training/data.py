@@ -1,4 +1,4 @@
-"""Training examples: FlagEmbedding's JSONL, cut into batches of similar length that are the same on every run."""
+"""Training examples: FlagEmbedding's JSONL, in batches of similar length that are the same in every run."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from m3_integrations.tokenizer import Tokenizer
 from m3_integrations.training.plan import BatchPlan
 
 _LEAST_SHUFFLED: Final = 100
-"""Characters: a text that is not longer is never cut into segments."""
+"""In characters: a text that is not longer is never cut into segments."""
 
 _MEASURED_AT_ONCE: Final = 1000
-"""Examples whose texts are tokenized together to learn their lengths."""
+"""The examples whose texts are tokenized together to measure their lengths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +31,13 @@ class Example:
     """One query with texts that answer it and texts that do not.
 
     Attributes:
-        query: Its text.
-        positives: At least one.
-        negatives: May be empty.
-        instruction: Put before the query, and before none of its passages; None for the run's own.
-        positive_scores: A teacher's, one for each positive; empty without a teacher.
-        negative_scores: The same for the negatives.
-        source: The number of the file among all that were read.
+        query: The text of the query.
+        positives: The texts that answer it, at least one.
+        negatives: The texts that do not answer it; may be empty.
+        instruction: Put before the query, never before passages; None for the run's instruction.
+        positive_scores: A teacher's scores, one for each positive; empty without a teacher.
+        negative_scores: A teacher's scores, one for each negative; empty without a teacher.
+        source: The number of the file among all files that were read.
     """
 
     query: str
@@ -57,14 +57,14 @@ class Example:
 def read_examples(paths: Sequence[Path]) -> list[Example]:
     """Read FlagEmbedding's training data: one JSON object per line with query, pos and neg.
 
-    It may have a prompt, and a teacher's pos_scores and neg_scores. Other keys that FlagEmbedding knows (type,
-    batch_size and so on) may be there and are not used.
+    An object may have a prompt, and a teacher's pos_scores and neg_scores. Other keys that FlagEmbedding knows (type,
+    batch_size and so on) are allowed and not used.
 
     Args:
         paths: Files, or folders whose .jsonl files are read in the order of their names.
 
     Raises:
-        FileNotFoundError: If a path is not there, or a folder has no .jsonl file.
+        FileNotFoundError: If a path does not exist, or a folder has no .jsonl file.
         ValueError: If a line is not such an object; the message names the file and the line.
     """
     files: list[Path] = []
@@ -98,7 +98,7 @@ def _parse(row: Any, source: int) -> Example:
     if prompt is not None and not isinstance(prompt, str):
         raise ValueError(f'"prompt" must be a string, got {type(prompt).__name__}')
     for text in (row["query"], *positives, *negatives, prompt or ""):
-        text.encode()  # half a surrogate pair is a ValueError here, and would be one of the tokenizer's at its batch
+        text.encode()  # half a surrogate pair raises ValueError here, before training, instead of in the tokenizer
     scores = [_parse_scores(row, name, len(row.get(name) or ())) for name in ("pos", "neg")]
     return Example(row["query"], tuple(positives), tuple(negatives), prompt, scores[0], scores[1], source)
 
@@ -113,41 +113,42 @@ def _parse_scores(row: dict[str, Any], name: str, count: int) -> tuple[float, ..
 
 @dataclass(frozen=True, slots=True)
 class PaddedTexts:
-    """Texts as the network takes them: (n, tokens) int64 each."""
+    """Padded texts for the network, each tensor (n, tokens) int64."""
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
 
 
 class TrainingBatches(Dataset[dict[str, torch.Tensor]]):
-    """All batches of a run, in order: batch i is decided by the seed and i alone.
+    """All batches of a run, in order. Batch i depends only on the arguments and i.
 
-    So a run that was killed goes on with exactly the batches that it had not seen, whatever was drawn before. Every
-    process of a run on several devices plans the same batches and returns its own share of the queries of each.
+    So a run that was killed goes on with exactly the batches that it had not seen. Every process of a run on several
+    devices plans the same batches and returns its own share of the queries of each.
 
     Args:
         examples: The data.
-        tokenizer: Of the network.
-        batch_size: Queries in a batch, over all processes; or, by the most tokens of a length group, those of its
-            batches.
+        tokenizer: The tokenizer of the network.
+        batch_size: Queries in a batch, over all processes. Or a mapping from the most tokens of a length group to the
+            queries in its batches.
         group_size: Passages per query: one positive and group_size - 1 negatives, some twice if there are too few.
         query_max_length: The most tokens of a query, special tokens included.
-        passage_max_length: The same for passages.
+        passage_max_length: The most tokens of a passage, special tokens included.
         instruction: Put before queries whose example has no prompt.
-        steps: How many batches.
-        seed: For the order and for which positive and negatives are taken.
-        one_source: Whether a batch holds examples of one file only.
-        keeps_last: Whether the examples of an epoch that do not fill a batch are one, if there is one for each process.
-        shuffle_ratio: The part of the passages longer than 100 characters that are cut in three segments, put together
-            in another order (the paper has 0.2 %).
+        steps: The number of batches.
+        seed: The seed of the order and of the choice of positives and negatives.
+        one_source: Whether a batch has examples of one file only.
+        keeps_last: Whether the examples of an epoch that do not fill a batch form a smaller one, if there is at least
+            one example for each process.
+        shuffle_ratio: The share of the passages longer than 100 characters that are cut into three segments and joined
+            in another order; the paper has 0.002.
         needs_scores: Whether a teacher's scores are used.
-        process: Which process this is, from 0.
-        processes: How many train together.
-        is_gathered: Whether the network scores its queries with the passages of all processes, or with its own.
+        process: The number of this process, from 0.
+        processes: The number of processes that train together.
+        is_gathered: Whether the network scores its queries with the passages of all processes, not only with its own.
 
     Raises:
         ValueError: If there are fewer examples than a batch needs, a batch has fewer queries than there are processes,
-            negatives are wanted and an example has none, or scores are wanted and an example has none.
+            negatives are needed and an example has none, or scores are needed and an example has none.
     """
 
     def __init__(
@@ -193,7 +194,7 @@ class TrainingBatches(Dataset[dict[str, torch.Tensor]]):
         )
 
     def _measure(self) -> NDArray[np.int64]:
-        """Return the tokens of the longest passage that each example may bring: (examples,)."""
+        """Return the number of tokens of the longest passage that each example may use: (examples,) int64."""
         lengths: list[int] = []
         for start in range(0, len(self._examples), _MEASURED_AT_ONCE):
             part = self._examples[start : start + _MEASURED_AT_ONCE]
@@ -205,25 +206,25 @@ class TrainingBatches(Dataset[dict[str, torch.Tensor]]):
 
     @property
     def batches_per_epoch(self) -> int:
-        """How many batches are a pass over the data."""
+        """The number of batches in a pass over the data."""
         return self._plan.batches_per_epoch
 
     def __len__(self) -> int:
         return self._steps
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        """Return this process's part of one batch, for which the following holds.
+        """Return this process's part of one batch, a mapping with these keys.
 
         query_ids, query_mask, passage_ids, passage_mask: the padded texts; passage i * group_size answers query i.
-        positives: (queries,) int64: the column of each query's positive among the passages that it is scored with.
-        known_answers: (queries, those passages) bool: which of them the data call an answer to the query.
-        share: scalar: what the mean over these queries counts in the mean over the processes' means.
+        positives: (queries,) int64, the column of each query's positive among the passages that it is scored with.
+        known_answers: (queries, passages that it is scored with) bool, whether the data call the passage an answer.
+        share: scalar, the weight of the mean over these queries in the mean over the processes' means.
         teacher_scores: (queries, group_size), if needed.
         """
         if not 0 <= step < self._steps:
             raise IndexError(f"batch {step} of {self._steps}")
         rows = [self._examples[row] for row in self._plan.rows(step)]
-        draw = random.Random(f"{self._seed} {step}")  # noqa: S311 - a choice that anyone may foresee
+        draw = random.Random(f"{self._seed} {step}")  # noqa: S311 - not for security
         groups = [self._choose(example, draw) for example in rows]
         first, last = (len(rows) * process // self._processes for process in (self._process, self._process + 1))
         own, seen = range(first, last), range(len(rows)) if self._is_gathered else range(first, last)
@@ -248,7 +249,7 @@ class TrainingBatches(Dataset[dict[str, torch.Tensor]]):
         return self._instruction if example.instruction is None else example.instruction
 
     def _choose(self, example: Example, draw: random.Random) -> tuple[list[str], list[float]]:
-        """Return a positive and negatives, and the teacher's scores of them if there are any."""
+        """Return a random positive and random negatives, and their teacher's scores if the example has some."""
         positive = draw.choice(range(len(example.positives)))
         wanted, pool = self._group_size - 1, list(range(len(example.negatives)))
         if wanted > len(pool) > 0:
@@ -262,7 +263,7 @@ class TrainingBatches(Dataset[dict[str, torch.Tensor]]):
     def _find_answers(
         self, rows: Sequence[Example], groups: Sequence[tuple[list[str], list[float]]], own: range, seen: range
     ) -> torch.Tensor:
-        """Return which passages answer each query, by its own example and others with the same query."""
+        """Return which passages answer each query, by the data of all examples in the batch with the same query."""
         answers: dict[str, set[str]] = {}
         for example in rows:
             answers.setdefault(self._instruct(example) + example.query, set()).update(example.positives)
@@ -276,15 +277,15 @@ class TrainingBatches(Dataset[dict[str, torch.Tensor]]):
         return known
 
     def _shuffle(self, texts: list[str], seed: str) -> list[str]:
-        """Cut some of the longer texts in three and return all, those with their segments in another order."""
+        """Return the texts; a random share of the longer ones has its segments in another order."""
         if not self._shuffle_ratio:
             return texts
-        draw = random.Random(seed)  # noqa: S311 - a choice that anyone may foresee
+        draw = random.Random(seed)  # noqa: S311 - not for security
         return [shuffle_segments(text, draw) if draw.random() < self._shuffle_ratio else text for text in texts]
 
 
 def shuffle_segments(text: str, draw: random.Random) -> str:
-    """Return a text cut in three segments of like length, in a random order; a short one as it is."""
+    """Return a text's three segments of equal length in a random order; a text of up to 100 characters is unchanged."""
     if len(text) <= _LEAST_SHUFFLED:
         return text
     cuts = [0, len(text) // 3, 2 * len(text) // 3, len(text)]

@@ -1,4 +1,4 @@
-"""The contrastive stage: the dense mode alone, on pairs, as BGE-M3 was pre-trained before its heads existed."""
+"""The contrastive stage: it trains only the dense mode, on pairs. BGE-M3 was pre-trained so before it had heads."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from m3_integrations.training.trainer import M3Trainer
 
 
 class DenseNetwork(TrainingNetwork):
-    """A network of which the backbone alone is trained, in float32; heads that the checkpoint has stay as they are.
+    """A network whose backbone is trained in float32; the heads of the checkpoint are not changed.
 
     Args:
-        backbone: A model of transformers that gives `last_hidden_state`.
-        heads: None for a checkpoint without heads, which `save` then writes without them too.
-        tokenizer: Its tokenizer.
+        backbone: A model of transformers that returns `last_hidden_state`.
+        heads: The checkpoint's heads; None for a checkpoint without heads, which `save` writes without heads too.
+        tokenizer: The checkpoint's tokenizer.
     """
 
     def __init__(self, backbone: nn.Module, heads: Heads | None, tokenizer: Tokenizer) -> None:
@@ -47,7 +47,7 @@ class DenseNetwork(TrainingNetwork):
         return cls(backbone, heads, load_tokenizer(folder))
 
     def _encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> TextViews:
-        """Return the views of n texts, of which the dense one alone has anything: token vectors have no dimensions."""
+        """Return the views of n texts: the dense one is computed, lexical weights are 0, token vectors have size 0."""
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return TextViews(
             dense=F.normalize(hidden[:, 0], dim=-1),
@@ -61,7 +61,7 @@ class DenseNetwork(TrainingNetwork):
         """Write the checkpoint in BGE-M3's format, as `save_checkpoint` does.
 
         Raises:
-            FileExistsError: If the folder holds a checkpoint already, unless it is to be replaced.
+            FileExistsError: If the folder has a checkpoint already and is_replacing is False.
         """
         heads = Heads(multi_vector=self.multi_vector_head, lexical=self.lexical_head) if self._has_heads else None
         save_checkpoint(
@@ -69,7 +69,7 @@ class DenseNetwork(TrainingNetwork):
         )
 
     def restore(self, folder: Path) -> None:
-        """Take the backbone of a checkpoint that `save` wrote.
+        """Load the backbone's weights from a checkpoint that `save` wrote.
 
         Raises:
             ValueError: If its weights do not fit.
@@ -93,7 +93,8 @@ class DenseTrainer(M3Trainer):
         """Encode queries and passages and return the loss of the batch.
 
         Raises:
-            HeadDiedError: If all dense vectors have become alike, or the loss is not finite.
+            HeadDiedError: If the loss is not finite, or if every query had equal dense scores in too many batches in a
+                row.
         """
         queries = model(inputs["query_ids"], inputs["query_mask"])
         passages = model(inputs["passage_ids"], inputs["passage_mask"])

@@ -1,4 +1,4 @@
-"""The passages of all devices as negatives of every device's queries, with their gradients sent back."""
+"""Gathering the passages of all devices as negatives of every device's queries; their gradients are sent back."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ _Value = TypeVar("_Value")
 
 
 def is_distributed() -> bool:
-    """Whether this process is one of several that train together."""
+    """Return whether this process is one of several that train together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def gather_views(views: TextViews) -> TextViews:
     """Return the views of the texts of all processes, in the order of the processes, padded to the longest of all.
 
-    Each process may have another number of texts, of another length. The gradient that a process's queries give to the
-    texts of another goes back to it and is added there. So if every process takes its own queries' part of the loss,
-    the sum of the gradients over the processes is that of the joined batch. Every process must call this.
+    The processes may have different numbers of texts of different lengths. The gradient of one process's queries for
+    another process's texts is sent to that process and added there. So if each process computes the loss of its own
+    queries, the sum of the gradients over the processes is the gradient of the joined batch. Every process must call
+    this.
     """
     dense, weights, vectors = _gather_floats(views.dense, views.token_weights, views.token_vectors)
     return TextViews(
@@ -43,13 +44,13 @@ def gather_rows(values: torch.Tensor) -> torch.Tensor:
         values: (n, m, ...); n and m may differ between processes.
 
     Returns:
-        (sum of n, greatest m, ...), with zeros behind what is shorter. Alone, the values themselves.
+        (sum of n, greatest m, ...), shorter rows padded with zeros. With one process, the values themselves.
     """
     return _gather(values, _shapes_of_all(values)) if is_distributed() else values
 
 
 def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
-    """Return the sum over all processes of values of one shape, without gradient; alone, the values themselves."""
+    """Return the sum over all processes of values of one shape, without gradient; with one process, the values."""
     if not is_distributed():
         return values
     total = values.detach().clone()
@@ -58,7 +59,7 @@ def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
 
 
 def from_first(compute: Callable[[], _Value]) -> _Value:
-    """Return what a function returns on the first process, which alone calls it; alone, call it here."""
+    """Call a function on the first process only, and return its result on every process."""
     if not is_distributed():
         return compute()
     held: list[Any] = [compute() if dist.get_rank() == 0 else None]
@@ -73,7 +74,7 @@ def _gather_floats(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 class _GatherFloats(torch.autograd.Function):
-    """Gathers several tensors at once, so that every process sends their gradients in the same order."""
+    """Gathering of several tensors in one function, so that every process sends their gradients in the same order."""
 
     @staticmethod
     def forward(ctx: Any, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:

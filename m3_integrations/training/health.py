@@ -1,4 +1,4 @@
-"""Watches the three heads: training stops when one of them dies, which the ensemble would hide."""
+"""Watching the three heads: training stops if one of them dies, because the ensemble's loss would not show it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from m3_integrations.training.losses import LossTerms
 from m3_integrations.training.scores import BatchScores, TextViews
 
 _LEAST_SPREAD: Final = 1e-4
-"""Cosines of one query with all passages that differ by less tell nothing apart, not even at temperature 0.02."""
+"""A mode is dead if no query's scores differ by this much: at temperature 0.02 such scores rank nothing."""
 
 
 class HeadDiedError(RuntimeError):
-    """A head gives the same for every text, or numbers that are not finite, and training cannot bring it back."""
+    """An error for a head that returns the same for every text, or for a loss that is not finite."""
 
 
 class HeadWatch:
-    """Counts for how many batches in a row each head has been dead.
+    """A counter of the batches in a row in which each head was dead.
 
-    The ensemble's loss falls on while one head is dead, so the loss does not show it. A lexical head whose weights are
+    The total loss still falls while one head is dead, so the loss does not show it. A lexical head whose weights are
     all 0 gets no gradient through its ReLU and stays dead.
 
     Args:
-        patience: How many dead batches in a row are an error.
+        patience: The number of dead batches in a row that is an error.
 
     Raises:
         ValueError: If patience is less than 1.
@@ -38,10 +38,10 @@ class HeadWatch:
         self._dead_for = {"dense": 0, "lexical": 0, "multi_vector": 0}
 
     def check(self, queries: TextViews, passages: TextViews, scores: BatchScores, loss: LossTerms) -> None:
-        """Look at one batch.
+        """Check one batch.
 
         Raises:
-            HeadDiedError: If a head has been dead for `patience` batches, or at once if the loss is not finite.
+            HeadDiedError: If a head was dead in `patience` batches in a row, or at once if the loss is not finite.
         """
         check_finite(loss.total, {name: getattr(loss, name) for name in ("dense", "lexical", "multi_vector")})
         self._note(
@@ -53,7 +53,7 @@ class HeadWatch:
         )
 
     def check_dense(self, scores: torch.Tensor, loss: torch.Tensor) -> None:
-        """Look at one batch of the dense mode alone.
+        """Check one batch of the dense mode alone.
 
         Args:
             scores: (queries, passages) cosines.
@@ -73,11 +73,11 @@ class HeadWatch:
 
 
 def check_finite(loss: torch.Tensor, terms: Mapping[str, torch.Tensor]) -> None:
-    """Raise HeadDiedError if the loss is infinite or no number.
+    """Raise HeadDiedError if the loss is infinite or NaN.
 
     Args:
         loss: A scalar.
-        terms: What it is made of, for the message.
+        terms: The terms of the loss, for the message.
     """
     if not bool(torch.isfinite(loss)):
         values = {name: term.item() for name, term in terms.items()}
@@ -85,7 +85,7 @@ def check_finite(loss: torch.Tensor, terms: Mapping[str, torch.Tensor]) -> None:
 
 
 def _tells_nothing(scores: torch.Tensor) -> bool:
-    """Whether every query scores all passages alike."""
+    """Return whether every query has almost the same score with all passages."""
     if scores.shape[1] < 2:
         return False
     return bool((scores.amax(dim=1) - scores.amin(dim=1)).amax() < _LEAST_SPREAD)

@@ -20,20 +20,20 @@ class LossSettings:
 
     Attributes:
         temperature: Every score is divided by it.
-        dense_weight: Weight of the dense score in the ensemble: w1 of the paper.
-        lexical_weight: w2.
-        multi_vector_weight: w3.
-        dense_lambda: Weight of the dense loss and of its distillation: lambda 1 of the paper.
-        lexical_lambda: lambda 2.
-        multi_vector_lambda: lambda 3.
+        dense_weight: The weight of the dense score in the ensemble: w1 of the paper.
+        lexical_weight: The weight of the lexical score: w2.
+        multi_vector_weight: The weight of the multi-vector score: w3.
+        dense_lambda: The weight of the dense loss and of its distillation: lambda 1 of the paper.
+        lexical_lambda: The weight of the lexical loss and of its distillation: lambda 2.
+        multi_vector_lambda: The weight of the multi-vector loss and of its distillation: lambda 3.
         self_distillation: Whether the ensemble teaches the modes.
-        knowledge_distillation: Whether the scores in the data (pos_scores and neg_scores, a reranker's) teach every
-            mode and the ensemble; beside the ensemble, or instead of it without self_distillation.
-        kd_loss_type: How they teach, by FlagEmbedding's names: see `compute_loss`.
-        in_batch_negatives: Whether the passages of other queries are negatives too, beside a query's own.
-        mask_known_answers: Whether a passage that the data call an answer to a query is never its negative, whichever
-            query of the batch it stands with. Texts are compared as they are.
-        false_negative_margin: A passage is no negative where its ensemble score, the weighted mean of the three raw
+        knowledge_distillation: Whether the scores in the data (pos_scores and neg_scores of a reranker) teach every
+            mode and the ensemble. With self_distillation there are two teachers.
+        kd_loss_type: The formula of this teaching, by FlagEmbedding's names: see `compute_loss`.
+        in_batch_negatives: Whether the passages of other queries are negatives too, not only a query's own.
+        mask_known_answers: Whether a passage that the data call an answer to a query is never its negative, even if it
+            is a passage of another query of the batch. Texts must be equal character by character.
+        false_negative_margin: A passage is no negative if its ensemble score, the weighted mean of the three raw
             scores, exceeds the positive's by more than this; infinite for never.
     """
 
@@ -68,18 +68,20 @@ class LossSettings:
 
 @dataclass(frozen=True, slots=True)
 class LossTerms:
-    """The loss of one batch and every term it is made of: scalars.
+    """The loss of one batch and all its terms, each a scalar, before they are multiplied by their lambdas.
+
+    The first four terms are InfoNCE, or with knowledge distillation what `compute_loss` describes. The last three are
+    the cross entropy with the ensemble's distribution; they are 0 without self-distillation.
 
     Attributes:
-        total: What is minimised.
-        dense: InfoNCE of the dense scores, with knowledge distillation if there is any, before its lambda. So are the
-            next three.
-        lexical: Of the lexical scores.
-        multi_vector: Of the multi-vector scores.
-        ensemble: Of the weighted sum of the three scores.
-        dense_distillation: Cross entropy of the dense scores with the ensemble's distribution; 0 without distillation.
-        lexical_distillation: Of the lexical scores.
-        multi_vector_distillation: Of the multi-vector scores.
+        total: The loss that is minimised.
+        dense: InfoNCE of the dense scores.
+        lexical: InfoNCE of the lexical scores.
+        multi_vector: InfoNCE of the multi-vector scores.
+        ensemble: InfoNCE of the weighted sum of the three scores.
+        dense_distillation: Cross entropy of the dense scores.
+        lexical_distillation: Cross entropy of the lexical scores.
+        multi_vector_distillation: Cross entropy of the multi-vector scores.
     """
 
     total: torch.Tensor
@@ -103,26 +105,26 @@ def compute_loss(
 ) -> LossTerms:
     """Return the loss of the paper's section 3.3 in its fourth version (arXiv 2402.03216v4).
 
-    With every score divided by the temperature, s_inter = w1 s_dense + w2 s_lex + w3 s_mul;
-    L = (l1 L_dense + l2 L_lex + l3 L_mul + L_inter) / 4; L' = (l1 L'_dense + l2 L'_lex + l3 L'_mul) / 3, where the
-    teacher is the softmax of s_inter without gradient; the loss is (L + L') / 2.
+    Every score is divided by the temperature. Then s_inter = w1 s_dense + w2 s_lex + w3 s_mul,
+    L = (l1 L_dense + l2 L_lex + l3 L_mul + L_inter) / 4 and L' = (l1 L'_dense + l2 L'_lex + l3 L'_mul) / 3. The loss is
+    (L + L') / 2. The teacher in L' is the softmax of s_inter without gradient. Without self-distillation the loss is L.
 
-    Some guides print the third version's formulas: plain sums of the scores and losses, and L + L'. The fourth version
-    is what BGE-M3 was trained with, as its code shows: the lexical head begins at random, its poor scores must not
-    lead the teacher, and so it counts 0.3 in the ensemble and 0.1 in the loss.
+    Some guides print the third version's formulas: plain sums of the scores and losses, and L + L'. BGE-M3 was trained
+    with the fourth version, as its code shows. The lexical head begins at random and its poor scores must not dominate
+    the teacher, so its weight is 0.3 in the ensemble and 0.1 in the loss.
 
-    With knowledge distillation each of the four L is another, with t the softmax of the teacher's scores over a
-    query's own group, at temperature 1 (FlagEmbedding's two forms, by its names). "kl_div": InfoNCE as before, plus the
-    cross entropy of t with the softmax over the group. "m3_kd_loss": the sum over the group of t_i times InfoNCE with
-    passage i as the positive and passages 0 to i - 1 of the group left out; no InfoNCE beside it.
+    Knowledge distillation changes each of the four L, in one of FlagEmbedding's two ways. t is the softmax of the
+    teacher's scores over a query's own group, at temperature 1. "kl_div" adds to InfoNCE the cross entropy of t with
+    the softmax over the group. "m3_kd_loss" replaces InfoNCE by the sum over the group of t_i times InfoNCE with
+    passage i as the positive and without passages 0 to i - 1 of the group.
 
     Args:
-        scores: Of every query with every passage.
-        positives: (queries,) int64: the column of the passage that answers each query. The rest of its group follows.
-        settings: The paper's if None.
-        group_size: Passages in each query's group.
-        known_answers: (queries, passages) bool: the passages that the data call an answer, the positive or others.
-        teacher_scores: (queries, group_size): the reranker's, any scale.
+        scores: The scores of every query with every passage.
+        positives: (queries,) int64, the column of the passage that answers each query. The rest of its group follows.
+        settings: The settings of the loss; the paper's if None.
+        group_size: The number of passages in each query's group.
+        known_answers: (queries, passages) bool, whether the data call the passage an answer to the query.
+        teacher_scores: (queries, group_size), the reranker's scores on any scale.
 
     Raises:
         ValueError: If knowledge distillation is on without teacher_scores.
@@ -152,14 +154,14 @@ def compute_loss(
 def _find_allowed(
     ensemble: torch.Tensor, own: torch.Tensor, settings: LossSettings, known_answers: torch.Tensor | None
 ) -> torch.Tensor:
-    """Return which passages stand in the softmax of each query: its positive and its negatives, (queries, passages)."""
+    """Return which passages are in each query's softmax, its positive and negatives: (queries, passages) bool."""
     of_positive = ensemble.gather(1, own[:, :1])
     allowed = ensemble - of_positive <= settings.false_negative_margin
     if not settings.in_batch_negatives:
         allowed &= torch.zeros_like(allowed).scatter(1, own, value=True)
     if known_answers is not None and settings.mask_known_answers:
         allowed &= ~known_answers
-    # A teacher knows how good each passage of the group is; none of them is a false negative.
+    # With a teacher's scores no passage of the group can be a false negative.
     kept = own if settings.knowledge_distillation else own[:, :1]
     return allowed.scatter(1, kept, value=True)
 
@@ -167,7 +169,7 @@ def _find_allowed(
 def _contrast(
     logits: torch.Tensor, own: torch.Tensor, teacher: torch.Tensor | None, settings: LossSettings
 ) -> torch.Tensor:
-    """Return InfoNCE with the positive as the target, or with all that a teacher says of the group."""
+    """Return InfoNCE, or with a teacher the loss of knowledge distillation that `compute_loss` describes."""
     if teacher is None or settings.kd_loss_type == "kl_div":
         loss = F.cross_entropy(logits, own[:, 0])
         return loss if teacher is None else loss + _cross_entropy(logits.gather(1, own), teacher)
@@ -179,7 +181,7 @@ def _contrast(
 
 
 def _cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Return the cross entropy with a distribution, where a logit may be -inf if its target is 0."""
+    """Return the mean cross entropy with a target distribution; a logit may be -inf if its target is 0."""
     logs = logits.log_softmax(dim=1)
     return -(target * logs.masked_fill(logits == -torch.inf, 0.0)).sum(dim=1).mean()
 

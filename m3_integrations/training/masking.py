@@ -1,4 +1,4 @@
-"""Texts for RetroMAE: read from files, cut into batches of similar length, masked alike on every run."""
+"""Texts for RetroMAE: read from files, in batches of similar length, with the same masks in every run."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def read_texts(paths: Sequence[Path]) -> list[str]:
 
     Args:
         paths: Files, or folders whose .jsonl and .txt files are read in the order of their names. In a .txt file every
-            line is a text. In any other every line is a JSON object: with "text" and maybe "title", as in BEIR's
-            corpus.jsonl, or with "pos" and maybe "neg", as in training data of pairs.
+            line is a text. In any other file every line is a JSON object: with "text" and optionally "title", as in
+            BEIR's corpus.jsonl, or with "pos" and optionally "neg", as in training data of pairs.
 
     Raises:
-        FileNotFoundError: If a path is not there, or a folder has no such file.
-        ValueError: If a line is not such an object, or no text is left; the message names the file and the line.
+        FileNotFoundError: If a path does not exist, or a folder has no such file.
+        ValueError: If a line is not such an object (the message names the file and the line), or if there is no text.
     """
     texts: dict[str, None] = {}
     for path in paths:
@@ -68,27 +68,29 @@ def _parse(row: Any) -> list[str]:
                 raise ValueError(f'"{name}" must be a list of strings, got {type(values).__name__}')
         texts = [*positives, *negatives]
     for text in texts:
-        text.encode()  # half a surrogate pair is a ValueError here, and would be one of the tokenizer's at its batch
+        text.encode()  # half a surrogate pair raises ValueError here, before training, instead of in the tokenizer
     return texts
 
 
 class MaskedBatches(Dataset[dict[str, torch.Tensor]]):
-    """All batches of a RetroMAE run, in order: batch i, its masks too, is decided by the seed and i alone.
+    """All batches of a RetroMAE run, in order. Batch i and its masks depend only on the arguments and i.
 
     Args:
         texts: The data.
-        tokenizer: Of the network.
-        batch_size: Texts in a batch.
-        max_length: The most tokens of a text, special tokens included; the rest of it is not read.
-        encoder_mask: Which part of a text's tokens is masked for the encoder, one token at least.
-        decoder_mask: Which part of the other tokens the decoder does not see, drawn anew for every token it predicts.
-        steps: How many batches.
-        seed: For the order and the masks.
-        process: Which of the processes that train together this is; it gets its part of every batch.
-        processes: How many they are.
+        tokenizer: The tokenizer of the network.
+        batch_size: Texts in a batch, over all processes.
+        max_length: The most tokens of a text, special tokens included; the rest of the text is not read.
+        encoder_mask: The share of a text's tokens that is masked for the encoder; at least one token is.
+        decoder_mask: The share of the other tokens that the decoder does not see, drawn again for every token that it
+            predicts.
+        steps: The number of batches.
+        seed: The seed of the order and of the masks.
+        process: The number of this process, from 0; it gets its part of every batch.
+        processes: The number of processes that train together.
 
     Raises:
-        ValueError: If there are fewer texts than a batch needs, or the tokenizer has no mask.
+        ValueError: If there are fewer texts than a batch needs, a batch has fewer texts than there are processes, or
+            the tokenizer has no mask token.
     """
 
     def __init__(
@@ -117,14 +119,14 @@ class MaskedBatches(Dataset[dict[str, torch.Tensor]]):
         self._batch_size, self._max_length = batch_size, max_length
         self._encoder_mask, self._decoder_mask = encoder_mask, decoder_mask
         self._steps, self._seed = steps, seed
-        # Their length in bytes stands for that in tokens: a large corpus is not tokenized before the first step.
+        # Lengths in bytes instead of tokens: tokenizing a large corpus would delay the first step.
         self._lengths = np.array([len(text.encode()) for text in texts], dtype=np.int64)
         self._epoch: int | None = None
         self._plan: NDArray[np.int64] = np.empty((0, batch_size), dtype=np.int64)
 
     @property
     def batches_per_epoch(self) -> int:
-        """How many batches are a pass over the data."""
+        """The number of batches in a pass over the data."""
         return len(self._texts) // self._batch_size
 
     def __len__(self) -> int:
@@ -134,11 +136,12 @@ class MaskedBatches(Dataset[dict[str, torch.Tensor]]):
         """Return this process's n texts of one batch, padded to the longest of the batch.
 
         Returns:
-            input_ids and masked_ids: (n, tokens) int64, as they are and with the encoder's masks. attention_mask: 1 at
-            real tokens. is_text and is_masked: (n, tokens) bool, where there is a token to predict, and which of them
-            the encoder must. visible: (n, tokens, tokens) bool, which tokens the decoder sees in each row: [CLS]
-            always, the row's own token never. shares: (2,) float32, what the means over these texts' masked tokens, and
-            over all their tokens, count in the mean over the processes' means: 1 if there is one process.
+            input_ids and masked_ids: (n, tokens) int64, without and with the encoder's masks. attention_mask:
+            (n, tokens) int64, 1 at real tokens. is_text: (n, tokens) bool, the tokens that the decoder predicts.
+            is_masked: (n, tokens) bool, those of them that the encoder predicts. visible: (n, tokens, tokens) bool, the
+            tokens that the decoder sees when it predicts the token of each row: always [CLS], never that token.
+            shares: (2,) float32, the weights of the means over these texts' masked tokens and over all their tokens in
+            the mean over the processes' means; 1 with one process.
         """
         if not 0 <= step < self._steps:
             raise IndexError(f"batch {step} of {self._steps}")
@@ -169,7 +172,7 @@ class MaskedBatches(Dataset[dict[str, torch.Tensor]]):
         return own | {"shares": torch.tensor([n * self._processes / total for n, total in counted])}
 
     def _plan_epoch(self, epoch: int) -> NDArray[np.int64]:
-        """Return the rows of every batch of an epoch: (batches, batch_size). A batch that is not full is left out."""
+        """Return the rows of every batch of an epoch, (batches, batch_size); a batch that is not full is left out."""
         draw = np.random.default_rng([self._seed, 0, epoch])
         order = draw.permutation(len(self._texts))
         pool = self._batch_size * _POOL_BATCHES
@@ -180,7 +183,7 @@ class MaskedBatches(Dataset[dict[str, torch.Tensor]]):
 
 
 def _choose(is_text: NDArray[np.bool_], part: float, draw: np.random.Generator) -> NDArray[np.bool_]:
-    """Return which tokens are masked: this part of every text's, at random, one at least: (n, tokens)."""
+    """Return which tokens are masked, (n, tokens) bool: a random share of each text's tokens, at least one."""
     order = np.where(is_text, draw.random(is_text.shape), 2.0).argsort(axis=1, kind="stable").argsort(axis=1)
     counts = np.maximum(np.rint(part * is_text.sum(axis=1)), 1)
     chosen: NDArray[np.bool_] = (order < counts[:, None]) & is_text

@@ -1,4 +1,4 @@
-"""The network in training: padded batches in, the three views with gradients out."""
+"""The network in training: it turns padded batches into the three views, with gradients."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class TrainingNetwork(nn.Module):
     """A backbone and its two heads, with every weight trainable, in float32.
 
     Args:
-        backbone: A model of transformers that gives `last_hidden_state`.
+        backbone: A model of transformers that returns `last_hidden_state`.
         heads: The multi-vector and the lexical head.
-        tokenizer: Says which ids carry no lexical weight.
+        tokenizer: The checkpoint's tokenizer; its `ignored_ids` have no lexical weight.
 
     Attributes:
-        split: How a batch is cut into sub-batches; None to encode it whole.
+        split: The division of a batch into sub-batches; None to encode it whole.
     """
 
     ignored_ids: torch.Tensor
@@ -42,7 +42,7 @@ class TrainingNetwork(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Load a checkpoint; one without heads, such as plain BGE, gets new ones from torch's random state.
+        """Load a checkpoint. If it has no heads, such as plain BGE, it gets random ones from torch's generator.
 
         Raises:
             ValueError: If anything is missing, damaged or mis-shaped, or the checkpoint's dense vector is not [CLS].
@@ -84,22 +84,22 @@ class TrainingNetwork(nn.Module):
         )
 
     def checkpoint_activations(self) -> None:
-        """Keep the input of each layer alone, and compute the rest again for the gradient."""
+        """Keep only the input of each layer in memory, and compute the other activations again for the gradient."""
         backbone: Any = self.backbone
         new = getattr(backbone, "activation_checkpointing_enable", None)  # its name since transformers 5.24
         (new or backbone.gradient_checkpointing_enable)({"use_reentrant": False})
 
     def freeze_position_embeddings(self) -> None:
-        """Leave the positions as they are."""
+        """Exclude the position embeddings from training."""
         for name, parameter in self.backbone.named_parameters():
             if "position_embeddings" in name:
                 parameter.requires_grad_(False)
 
     def freeze_backbone(self, free_layers: int = 0) -> None:
-        """Leave the backbone as it is, but for its last layers.
+        """Exclude the backbone from training, except its last layers.
 
         Args:
-            free_layers: How many layers are trained; 0 for the heads alone.
+            free_layers: The number of layers that are trained; 0 to train only the heads.
 
         Raises:
             ValueError: If the backbone has fewer layers.
@@ -116,7 +116,7 @@ class TrainingNetwork(nn.Module):
         """Write the checkpoint in BGE-M3's format, as `save_checkpoint` does.
 
         Raises:
-            FileExistsError: If the folder holds a checkpoint already, unless it is to be replaced.
+            FileExistsError: If the folder has a checkpoint already and is_replacing is False.
         """
         heads = Heads(multi_vector=self.multi_vector_head, lexical=self.lexical_head)
         save_checkpoint(
@@ -124,7 +124,7 @@ class TrainingNetwork(nn.Module):
         )
 
     def restore(self, folder: Path) -> None:
-        """Take the weights of a checkpoint that `save` wrote.
+        """Load the weights of a checkpoint that `save` wrote.
 
         Raises:
             ValueError: If its weights do not fit.

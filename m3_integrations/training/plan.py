@@ -1,4 +1,4 @@
-"""Which examples make up each batch: groups by length and source, the same on every device and after a resume."""
+"""The plan of the batches: examples grouped by length and source, the same on every device and after a resume."""
 
 from __future__ import annotations
 
@@ -9,26 +9,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 _POOL_BATCHES: Final = 100
-"""Examples are sorted by length within this many batches at a time, so that a batch is alike, another each epoch."""
+"""Examples are sorted by length within this many batches at a time: a batch has similar lengths, and other examples in
+each epoch."""
 
 
 class BatchPlan:
-    """The examples of every batch: decided by the seed and the number of the batch alone.
+    """The examples of every batch. They depend only on the arguments and the number of the batch.
 
-    Examples of one length group (and of one source, if asked for) make up a batch. Each epoch draws the order of the
-    examples of every group anew, and that of the batches of all groups.
+    A batch has examples of one length group, and of one source if asked for. In each epoch the examples of a group and
+    the batches of all groups are put into a new random order.
 
     Args:
-        lengths: (examples,) int64: tokens of the longest passage of every example.
-        sources: (examples,) int64: the file of every example.
-        batch_size: Queries in a batch; or, by the most tokens of a group, those of its batches.
-        one_source: Whether a batch holds examples of one source only.
-        keeps_last: Whether the examples that do not fill a batch are one; otherwise other ones are left out each epoch.
-        least: A rest of fewer examples is no batch all the same; such as one for each process.
-        seed: Of the order.
+        lengths: (examples,) int64, the tokens of the longest passage of every example.
+        sources: (examples,) int64, the number of the file of every example.
+        batch_size: Queries in a batch. Or a mapping from the most tokens of a length group to the queries in its
+            batches.
+        one_source: Whether a batch has examples of one source only.
+        keeps_last: Whether the examples that do not fill a batch form a smaller one. If not, random ones are left out
+            in each epoch.
+        least: The fewest examples of such a smaller batch, for example one for each process.
+        seed: The seed of the order.
 
     Raises:
-        ValueError: If a group makes up no batch, or a text is longer than the last group's.
+        ValueError: If a group does not fill a batch, or a passage is longer than the last group allows.
     """
 
     def __init__(
@@ -50,7 +53,7 @@ class BatchPlan:
         self._groups = _form_groups(lengths, sources if one_source else None, sizes)
         if not self._groups:
             raise ValueError("there are no examples")
-        # A rest of this many examples is left out of every epoch's batches of a group.
+        # For each group, the number of examples that every epoch leaves out.
         self._left = [
             0 if keeps_last and len(rows) % size >= least else len(rows) % size for rows, size in self._groups
         ]
@@ -64,11 +67,11 @@ class BatchPlan:
 
     @property
     def batches_per_epoch(self) -> int:
-        """How many batches are a pass over the data."""
+        """The number of batches in a pass over the data."""
         return sum(-(-(len(rows) - left) // size) for (rows, size), left in zip(self._groups, self._left, strict=True))
 
     def rows(self, step: int) -> NDArray[np.int64]:
-        """Return the examples of one batch: (queries,)."""
+        """Return the rows of the examples of one batch: (queries,) int64."""
         epoch, place = divmod(step, self.batches_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._batches = epoch, self._plan_epoch(epoch)
@@ -79,7 +82,7 @@ class BatchPlan:
         batches: list[NDArray[np.int64]] = []
         for (rows, size), left in zip(self._groups, self._left, strict=True):
             order = rows[generator.permutation(len(rows))]
-            order = order[: len(rows) - left]  # before the long ones are last
+            order = order[: len(rows) - left]  # before sorting: afterwards it would leave out the longest
             pool = size * _POOL_BATCHES
             parts = [order[start : start + pool] for start in range(0, len(order), pool)]
             order = np.concatenate([part[np.argsort(self._lengths[part], kind="stable")] for part in parts])
@@ -90,8 +93,8 @@ class BatchPlan:
 def _form_groups(
     lengths: NDArray[np.int64], sources: NDArray[np.int64] | None, sizes: Mapping[int, int]
 ) -> list[tuple[NDArray[np.int64], int]]:
-    """Return the examples and the batch size of every group that has any."""
-    places = np.searchsorted(np.array(list(sizes)), lengths)  # a text of just the most tokens of a group is in it
+    """Return the rows of the examples and the batch size of every group that is not empty."""
+    places = np.searchsorted(np.array(list(sizes)), lengths)  # a passage with exactly the most tokens is in the group
     keys = np.zeros_like(places) if sources is None else sources
     found = [
         (np.flatnonzero((keys == key) & (places == place)), size)

@@ -1,4 +1,4 @@
-"""The losses of a run, and its quality, as pictures."""
+"""Plots of a run's losses and quality."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def plot_losses(history: Sequence[Mapping[str, float]], path: Path) -> None:
 
     Args:
         history: The Trainer's log: one mapping per line, with "step", "loss" and the parts, such as "dense_loss".
-        path: Where to write; a file there is replaced.
+        path: The file; an existing one is replaced.
     """
     lines = [entry for entry in history if "loss" in entry]
     names = [name for name in (lines[0] if lines else {}) if name == "loss" or name.endswith("_loss")]
@@ -33,7 +33,7 @@ def plot_quality(history: Sequence[Mapping[str, float]], path: Path) -> None:
 
     Args:
         history: The Trainer's log: evaluations have "step" and a value for each mode, such as "eval_dense".
-        path: Where to write; a file there is replaced.
+        path: The file; an existing one is replaced.
     """
     lines = [entry for entry in history if any(name.startswith("eval_") for name in entry)]
     names = [name for name in (lines[0] if lines else {}) if name.startswith("eval_")]

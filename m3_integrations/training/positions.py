@@ -1,4 +1,4 @@
-"""More positions for a checkpoint, so that it reads longer texts."""
+"""Adding positions to a checkpoint, so that it reads longer texts."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ from m3_integrations.tokenizer import Tokenizer
 
 @torch.no_grad()
 def extend_positions(backbone: nn.Module, tokenizer: Tokenizer, positions: int) -> None:
-    """Give a network positions for texts of so many tokens, in place; what is written says so to other readers too.
+    """Extend a network's positions, in place, to texts of this many tokens.
 
-    New positions repeat the old ones from the first (Beltagy et al. 2020, Longformer, section 5), so texts that fitted
-    before have the vectors that they had, and the new positions must be trained. BGE-M3's paper extends XLM-RoBERTa
-    from 512 to 8,192 tokens before RetroMAE and does not say how the new ones begin.
+    The configuration and the tokenizer are changed too, so other readers of the saved checkpoint know the new length.
+
+    The new positions are copies of the old ones, from the first on (Beltagy et al. 2020, Longformer, section 5). So
+    texts that fitted before keep their vectors, and the new positions must be trained. BGE-M3's paper extends
+    XLM-RoBERTa from 512 to 8,192 tokens before RetroMAE and does not say how the new positions begin.
 
     Args:
         backbone: A model of transformers with a table of positions, such as XLM-RoBERTa or BERT.
-        tokenizer: Its own.
-        positions: The most tokens of a text, special tokens included. As many as there are changes nothing.
+        tokenizer: The checkpoint's tokenizer.
+        positions: The most tokens of a text, special tokens included. The present number changes nothing.
 
     Raises:
-        ValueError: If the network has no table of positions, or more positions than asked for.
+        ValueError: If the network has no table of positions, or already more positions than asked for.
     """
     embeddings: Any = getattr(backbone, "embeddings", None)
     table = getattr(embeddings, "position_embeddings", None)
     if not isinstance(table, nn.Embedding):
         kind = type(backbone).__name__
         raise ValueError(f"positions = {positions}: {kind} has no table of them")  # noqa: TRY004 - a setting is wrong
-    first = 0 if table.padding_idx is None else table.padding_idx + 1  # XLM-RoBERTa counts from there
+    first = 0 if table.padding_idx is None else table.padding_idx + 1  # XLM-RoBERTa's first position is after padding
     known = table.num_embeddings - first
     if positions < known:
         raise ValueError(f"positions must be at least {known}, which the checkpoint has, got {positions}")

@@ -1,4 +1,4 @@
-"""What a trainer's user reads: a line for every group of steps."""
+"""The lines that the user of a trainer reads: one for every group of steps."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]
-    """Counts tokens and time, and writes lines such as this to standard error.
+    """A callback that counts tokens and time, and writes lines such as this to standard error.
 
         unified: step 20 of 160, epoch 0.25, loss 1.234 (dense 1.1, lexical 2.0), 12,345 tokens/s, 3 min left
 
-    Tokens a second are of training alone: evaluations and checkpoints in between do not count. What is left is judged
-    by all that this process did, evaluations too.
+    Tokens per second count only the time of training, without evaluations and checkpoints. The time left is estimated
+    from the whole time of this process, with evaluations and checkpoints.
 
     Args:
-        stage: What is trained.
-        is_shown: Whether lines are written; of several processes that train together one writes them.
+        stage: The name of the stage.
+        is_shown: Whether lines are written; of several processes that train together only one writes them.
     """
 
     def __init__(self, stage: str, *, is_shown: bool) -> None:
@@ -37,7 +37,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
             tqdm.write(f"{self._stage}: {text}", file=sys.stderr)
 
     def count(self, tokens: int) -> None:
-        """Add the tokens of a batch, padding left out."""
+        """Add the number of tokens of a batch, without padding."""
         self._tokens += tokens
 
     def on_train_begin(self, _args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
@@ -52,11 +52,11 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         self._mark = now
 
     def on_save(self, *_: Any, **__: Any) -> None:
-        """Leave the time of a checkpoint out."""
+        """Exclude the time of a checkpoint."""
         self._mark = time.perf_counter()
 
     def on_evaluate(self, *_: Any, **__: Any) -> None:
-        """Leave the time of an evaluation out."""
+        """Exclude the time of an evaluation."""
         self._mark = time.perf_counter()
 
     def on_log(

@@ -1,8 +1,8 @@
-"""RetroMAE: the encoder learns to put a whole text into [CLS], from which a weak decoder must build it again.
+"""RetroMAE: the encoder learns to put a whole text into [CLS], because a weak decoder must predict the text from it.
 
-Xiao et al. 2022 (arXiv 2205.12035), with enhanced decoding (section 3.3): the encoder reads the text with a moderate
-part masked; one decoder layer, given [CLS] and, for each token, its own draw of a small part of the others, predicts
-every token. The loss is the encoder's masked-language loss and the decoder's, with equal weight.
+Xiao et al. 2022 (arXiv 2205.12035), with enhanced decoding (section 3.3). The encoder reads the text with a moderate
+share of its tokens masked. One decoder layer predicts every token from [CLS] and a random share of the other tokens,
+drawn for each token. The loss is the sum of the encoder's masked-language loss and the decoder's loss.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from m3_integrations.training.health import check_finite
 from m3_integrations.training.trainer import M3Trainer
 
 _DECODER_FILE: Final = "retromae.safetensors"
-"""What a checkpoint of a run has beside the encoder, so that the run can go on. The result is without it."""
+"""The file of the decoder in a run's checkpoint, which a resumed run needs. The result does not have it."""
 
 _TOKENS_AT_A_TIME: Final = 1024
-"""Tokens whose logits are held at once, and computed again for their gradients: 1 GB for XLM-RoBERTa's vocabulary,
-where a batch of 32 texts of 512 tokens would need 16 GB."""
+"""The tokens whose logits are in memory at a time; they are computed again for the gradient. For XLM-RoBERTa's
+vocabulary they take 1 GB; those of a batch of 32 texts of 512 tokens would take 16 GB."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetroMAELoss:
-    """The loss of one batch: scalars.
+    """The loss of one batch and its two terms, each a scalar.
 
     Attributes:
-        total: Their sum, which is minimised.
-        encoder: Mean cross entropy of the tokens that were masked for the encoder.
-        decoder: Mean cross entropy of all tokens, predicted by the decoder.
+        total: The sum of the two terms, which is minimised.
+        encoder: The mean cross entropy of the tokens that were masked for the encoder.
+        decoder: The mean cross entropy of all tokens, predicted by the decoder.
     """
 
     total: torch.Tensor
@@ -47,10 +47,10 @@ class RetroMAELoss:
 
 
 class EnhancedDecoder(nn.Module):
-    """One transformer layer whose queries are [CLS] at every position, and whose keys are the text's embeddings.
+    """One transformer layer: its queries are [CLS] at every position, its keys and values the text's embeddings.
 
     Args:
-        config: Of the backbone, which has the sizes.
+        config: The configuration of the backbone; the sizes are from it.
     """
 
     def __init__(self, config: Any) -> None:
@@ -84,10 +84,10 @@ class EnhancedDecoder(nn.Module):
 
 
 class TokenHead(nn.Module):
-    """Predicts tokens from hidden states, by the backbone's own word embeddings; encoder and decoder share it.
+    """The prediction of tokens from hidden states with the backbone's word embeddings; encoder and decoder share it.
 
     Args:
-        config: Of the backbone, which has the sizes.
+        config: The configuration of the backbone; the sizes are from it.
     """
 
     def __init__(self, config: Any) -> None:
@@ -101,21 +101,21 @@ class TokenHead(nn.Module):
         """Return the summed cross entropy of tokens: a scalar.
 
         Args:
-            hidden: (tokens, d).
-            ids: (tokens,) int64: what is right.
-            words: (vocabulary, d): the word embeddings.
+            hidden: (tokens, d), the hidden states.
+            ids: (tokens,) int64, the right tokens.
+            words: (vocabulary, d), the word embeddings.
         """
         logits = F.linear(self.layer_norm(F.gelu(self.dense(hidden))), words, self.bias)
         return F.cross_entropy(logits, ids, reduction="sum")
 
 
 class RetroMAENetwork(DenseNetwork):
-    """A backbone with RetroMAE's decoder. The decoder begins at random; so does the head, unless there is one.
+    """A backbone with RetroMAE's decoder and token head, which begin at random.
 
     Args:
         backbone: A model of transformers with word embeddings and a table of positions, such as XLM-RoBERTa or BERT.
-        heads: None for a checkpoint without heads; they are kept as they are.
-        tokenizer: Its tokenizer.
+        heads: The checkpoint's heads, which are not changed; None for a checkpoint without heads.
+        tokenizer: The checkpoint's tokenizer.
 
     Raises:
         ValueError: If the backbone has no such embeddings.
@@ -131,7 +131,7 @@ class RetroMAENetwork(DenseNetwork):
 
     @classmethod
     def load(cls, folder: Path) -> RetroMAENetwork:
-        """Load a checkpoint, and the masked-language head that XLM-RoBERTa's own files have.
+        """Load a checkpoint. Its masked-language head, which XLM-RoBERTa's files have, becomes the token head.
 
         Raises:
             ValueError: If anything is missing, damaged or mis-shaped.
@@ -140,7 +140,8 @@ class RetroMAENetwork(DenseNetwork):
         prefix = "lm_head."
         tensors = (tensor for path in weight_files(folder) for tensor in read_tensors(path))
         state = {name.removeprefix(prefix): read().float() for name, read in tensors if name.startswith(prefix)}
-        state = {name: value for name, value in state.items() if not name.startswith("decoder.")}  # tied, here too
+        # "lm_head.decoder" is a copy of the word embeddings, which the token head uses directly.
+        state = {name: value for name, value in state.items() if not name.startswith("decoder.")}
         if state:
             try:
                 network.token_head.load_state_dict(state)
@@ -167,7 +168,7 @@ class RetroMAENetwork(DenseNetwork):
         return self.backbone.embeddings
 
     def _mean_loss(self, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """Return the mean cross entropy of tokens, 0 if there are none; the logits of a part at a time are held."""
+        """Return the mean cross entropy of tokens, 0 without tokens; only some logits are in memory at a time."""
         words = self._embeddings.word_embeddings.weight
         parts = zip(torch.split(hidden, _TOKENS_AT_A_TIME), torch.split(ids, _TOKENS_AT_A_TIME), strict=True)
         losses = [
@@ -176,7 +177,7 @@ class RetroMAENetwork(DenseNetwork):
         return torch.stack(losses).sum() / max(len(ids), 1)
 
     def save_decoder(self, folder: Path) -> None:
-        """Write what `save` leaves out."""
+        """Write the decoder and the token head, which `save` does not write."""
         state = {
             f"{name}.{key}": value.detach().cpu().contiguous()
             for name in ("decoder", "token_head")
@@ -185,7 +186,7 @@ class RetroMAENetwork(DenseNetwork):
         save_file(state, folder / _DECODER_FILE)
 
     def restore_decoder(self, folder: Path) -> None:
-        """Take what `save_decoder` wrote.
+        """Load the decoder and the token head that `save_decoder` wrote.
 
         Raises:
             ValueError: If its weights do not fit.
@@ -200,7 +201,7 @@ class RetroMAENetwork(DenseNetwork):
 
 
 class RetroMAETrainer(M3Trainer):
-    """Trains a `RetroMAENetwork`."""
+    """A trainer for a `RetroMAENetwork`."""
 
     def compute_loss(
         self,
@@ -234,7 +235,7 @@ class RetroMAETrainer(M3Trainer):
 
 
 def _initialise(module: nn.Module, spread: float) -> None:
-    """Draw weights from a normal distribution of this spread, as XLM-RoBERTa's were; biases begin at 0."""
+    """Draw weights from a normal distribution of this standard deviation, as for XLM-RoBERTa; set biases to 0."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, std=spread)

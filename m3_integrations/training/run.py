@@ -1,4 +1,4 @@
-"""A training run from start to end, or from where it was killed to its end."""
+"""A training run from its start, or from its last checkpoint after it was killed, to its end."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ _FREE: Final = frozenset({
     "model", "train_data", "output_dir", "gradient_checkpointing", "device", "log_every", "save_every",
     "keep_checkpoints", "dead_head_patience", "eval_data", "sub_batch_tokens", "split_batch",
 })  # fmt: skip
-"""Settings that a run may go on with whatever they were: the weights are the checkpoint's, and data are compared."""
+"""The settings that may differ when a run goes on. The weights are the checkpoint's, and the data's contents are
+compared, not their paths."""
 
 _KINDS: Final[dict[str, tuple[type[Any], type[M3Trainer]]]] = {
     "retromae": (RetroMAENetwork, RetroMAETrainer),
@@ -50,7 +51,7 @@ _KINDS: Final[dict[str, tuple[type[Any], type[M3Trainer]]]] = {
 
 
 def run_training(config_path: str | os.PathLike[str], *, show_progress: bool = True) -> Path:
-    """Train as a TOML file says; a run that was killed goes on from its last checkpoint, in the stage where it was.
+    """Train with the settings of a TOML file; a run that was killed goes on from its last checkpoint, in its stage.
 
     Args:
         config_path: The file; see `load_stages` for its form and `TrainingConfig` for its settings.
@@ -61,10 +62,10 @@ def run_training(config_path: str | os.PathLike[str], *, show_progress: bool = T
         sentence-transformers read, with a model card. Beside it lie loss.png and, with `eval_data`, quality.png.
 
     Raises:
-        FileNotFoundError: If the file, the data or the checkpoint is not there.
+        FileNotFoundError: If the file, the data or the checkpoint does not exist.
         FileExistsError: If the run has ended already.
-        ValueError: If a setting, the data or the checkpoint is not as it must be, or a run that goes on was begun with
-            other settings or data.
+        ValueError: If a setting, the data or the checkpoint is invalid, or if a run that goes on was begun with other
+            settings or data.
         HeadDiedError: If a head dies.
     """
     stages = load_stages(config_path)
@@ -78,8 +79,8 @@ def run_training(config_path: str | os.PathLike[str], *, show_progress: bool = T
 
 
 def train(config: TrainingConfig, *, show_progress: bool = True) -> Path:
-    """Train one stage as the settings say. Returns and raises what `run_training` does."""
-    with without_bars():  # one for each checkpoint that is written
+    """Train one stage with these settings. The result and the errors are those of `run_training`."""
+    with without_bars():  # transformers would draw a bar for each checkpoint that it writes
         return _train(config, show_progress=show_progress)
 
 
@@ -90,7 +91,7 @@ def _train(config: TrainingConfig, *, show_progress: bool) -> Path:
     data, validation, last = _read_data(config), _open_validation(config), find_last_checkpoint(config.output_dir)
     arguments = _arguments(config, is_evaluated=validation is not None, is_new=last is None)
     progress = Progress(config.stage, is_shown=show_progress and arguments.should_save)
-    if arguments.should_save or last is not None:  # of several processes the first writes them down
+    if arguments.should_save or last is not None:  # of several processes only the first writes the settings
         _hold_to_settings(config, data, _digest(validation), is_going_on=last is not None)
     set_seed(config.seed)
     base = find_checkpoint(config.model)
@@ -104,7 +105,7 @@ def _train(config: TrainingConfig, *, show_progress: bool) -> Path:
         card = _finish(config, base, trainer, examples=len(data))
         if card.name != CARD:
             progress.say(f"{final / CARD} is not this command's and stays as it is; the card is {card}")
-    trainer.accelerator.wait_for_everyone()  # the result is whole for every process
+    trainer.accelerator.wait_for_everyone()  # no process returns before the first has written the result
     return final
 
 
@@ -113,7 +114,7 @@ def _read_data(config: TrainingConfig) -> Sequence[Example] | Sequence[str]:
 
 
 def _open_validation(config: TrainingConfig) -> Validation | None:
-    """Return what measures the network, or None."""
+    """Return the validation of the network; None without eval_data."""
     if config.eval_data is None:
         return None
     from m3_integrations.training.validation import Validation  # noqa: PLC0415 - the extra `evaluation` is needed
@@ -135,7 +136,7 @@ def _digest(validation: Validation | None) -> str | None:
 def _hold_to_settings(
     config: TrainingConfig, data: Sequence[Example] | Sequence[str], eval_data: str | None, *, is_going_on: bool
 ) -> None:
-    """Write down what a run is begun with, or refuse to go on with anything else: it would be neither of two runs."""
+    """Write the settings of a new run to a file, or raise ValueError if a run would go on with other settings."""
     digest = hashlib.blake2b(digest_size=16)
     for item in data:
         digest.update(json.dumps(item if isinstance(item, str) else dataclasses.astuple(item)).encode())
@@ -146,7 +147,7 @@ def _hold_to_settings(
         config.output_dir.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
     elif file.exists():  # not in a folder of an earlier version
-        # What the file does not have was no setting when the run began, so the default is what it had.
+        # A setting that the file lacks did not exist when the run began: then the run had the default.
         begun = {name: value for name, value in own.items() if name not in config.changed()}
         begun |= json.loads(file.read_text(encoding="utf-8"))
         if other := [name for name, value in own.items() if begun.get(name) != value]:
@@ -191,7 +192,7 @@ def _open_trainer(
 
 
 def _load(config: TrainingConfig, base: Path) -> Any:
-    """Return the network of a stage as training begins with it."""
+    """Return the network of a stage before its first step."""
     network = _KINDS[config.stage][0].load(base)
     if config.positions:
         extend_positions(network.backbone, network.tokenizer, config.positions)
@@ -246,10 +247,10 @@ def _pair(
 
 
 def _finish(config: TrainingConfig, base: Path, trainer: M3Trainer, *, examples: int) -> Path:
-    """Draw the plots, and write the card and then the checkpoint: the best one, or the last where none was measured.
+    """Draw the plots, write the card, then write the checkpoint: the best one, or the last one without eval_data.
 
     Returns:
-        The card.
+        The path of the card.
     """
     state: TrainerState = trainer.state
     network = trainer.accelerator.unwrap_model(trainer.model)
@@ -277,7 +278,7 @@ def _finish(config: TrainingConfig, base: Path, trainer: M3Trainer, *, examples:
 
 
 def _mix(network: TrainingNetwork, start: TrainingNetwork, start_weight: float, *, has_heads: bool) -> None:
-    """Average the trained weights with the start's; heads that the start did not have stay as they are."""
+    """Average the trained weights with the start's; heads that the start did not have are not changed."""
     if has_heads:
         mix_in_start(network, start, start_weight)
     else:
@@ -289,11 +290,11 @@ def _has_ended(config: TrainingConfig) -> bool:
 
 
 def is_whole(final: Path, *, needs_heads: bool = True) -> bool:
-    """Whether a stage saved its result to the end; one that was killed meanwhile left no config.json or no heads.
+    """Return whether a stage saved its whole result; after a kill while saving, config.json or the heads are missing.
 
     Args:
         final: The folder of the result.
-        needs_heads: Whether the stage trains them, so that they must be there.
+        needs_heads: Whether the result must have heads, because the stage trains them.
     """
     has_network = (final / "config.json").exists() and bool(weight_files(final))
     return has_network and (len(head_files(final)) == 2 or not needs_heads)
@@ -303,7 +304,7 @@ def _arguments(config: TrainingConfig, *, is_evaluated: bool, is_new: bool) -> T
     return TrainingArguments(
         output_dir=str(config.output_dir),
         max_steps=-(-config.steps // config.gradient_accumulation_steps),
-        per_device_train_batch_size=1,  # one item of the data is a whole batch
+        per_device_train_batch_size=1,  # each item of the dataset is a whole batch
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         learning_rate=config.learning_rate,
         warmup_steps=config.warmup_steps,
@@ -322,9 +323,9 @@ def _arguments(config: TrainingConfig, *, is_evaluated: bool, is_new: bool) -> T
         greater_is_better=True if is_evaluated else None,
         save_steps=config.save_every,
         save_total_limit=config.keep_checkpoints,
-        disable_tqdm=True,  # our own lines, not a bar
+        disable_tqdm=True,  # `Progress` writes lines instead
         ddp_find_unused_parameters=False,
-        ddp_broadcast_buffers=False,  # no buffer changes, and writing one between two passes stops the backward one
+        ddp_broadcast_buffers=False,  # no buffer changes, and a write between two passes breaks the backward pass
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         report_to=[],

@@ -11,8 +11,8 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch.utils.checkpoint import checkpoint
 
 _PRODUCTS_AT_ONCE: Final = 2**22
-"""MaxSim keeps at most so many inner products (16 MiB in float32); those of 64 queries of 32 tokens with 64 passages of
-2,048 tokens would be 1 GiB, and as much again for their gradient."""
+"""The most inner products that MaxSim keeps (16 MiB in float32). Those of 64 queries of 32 tokens with 64 passages of
+2,048 tokens would take 1 GiB, and as much again for their gradient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +23,8 @@ class TextViews:
         dense: (n, d), unit length.
         token_ids: (n, tokens) int64.
         token_weights: (n, tokens), 0 or more; 0 at padding and at every id that carries no lexical weight.
-        token_vectors: (n, tokens, d), unit length; what stands at padding is not read.
-        vector_mask: (n, tokens) bool: which tokens have a vector. At least one of every text.
+        token_vectors: (n, tokens, d), unit length; values at padding are not used.
+        vector_mask: (n, tokens) bool, whether the token has a vector. Every text has at least one.
     """
 
     dense: torch.Tensor
@@ -55,15 +55,15 @@ def score_batch(queries: TextViews, passages: TextViews) -> BatchScores:
 def lexical_scores(queries: TextViews, passages: TextViews) -> torch.Tensor:
     """Return the sum, over tokens that both texts have, of the product of their weights: (queries, passages).
 
-    A token that a text repeats counts once, with its highest weight. Only the ids that occur in a query get a column,
-    so memory is texts times distinct query tokens: nothing here has the size of the vocabulary.
+    A token that a text repeats counts once, with its highest weight. Only ids that occur in a query get a column, so
+    the memory is texts times distinct query tokens, not texts times vocabulary.
     """
-    columns = torch.unique(queries.token_ids)  # (distinct,), rising
+    columns = torch.unique(queries.token_ids)  # (distinct,), ascending
     return _highest_weights(queries, columns) @ _highest_weights(passages, columns).T
 
 
 def _highest_weights(texts: TextViews, columns: torch.Tensor) -> torch.Tensor:
-    """Return the highest weight of every text for every id in columns: (n, distinct), 0 where it lacks the id."""
+    """Return the highest weight of every id in columns in every text: (n, distinct), 0 if the text lacks the id."""
     places = torch.searchsorted(columns, texts.token_ids).clamp(max=len(columns) - 1)
     is_shared = columns[places] == texts.token_ids
     weights = torch.where(is_shared, texts.token_weights, 0.0)
@@ -74,8 +74,8 @@ def _highest_weights(texts: TextViews, columns: torch.Tensor) -> torch.Tensor:
 def multi_vector_scores(queries: TextViews, passages: TextViews) -> torch.Tensor:
     """Return the mean, over a query's tokens, of the best inner product with a passage token: (queries, passages).
 
-    Padding of a passage never wins, even where every real product is negative. Where all products are too many, they
-    are computed for some passages at a time, and again for the gradient.
+    Padding of a passage is never the best, even if every real product is negative. If all products would take too much
+    memory, they are computed for some passages at a time, and again for the gradient.
     """
     of_passage = queries.vector_mask.numel() * passages.vector_mask.shape[1]
     size = max(1, _PRODUCTS_AT_ONCE // of_passage)
@@ -113,5 +113,5 @@ def join_views(parts: Sequence[TextViews]) -> TextViews:
 
 
 def _pad(values: torch.Tensor, length: int) -> torch.Tensor:
-    """Return values of shape (n, tokens, ...) with zeros behind: (n, length, ...)."""
+    """Return values of shape (n, tokens, ...) padded with zeros on the right: (n, length, ...)."""
     return F.pad(values, (0, 0) * (values.dim() - 2) + (0, length - values.shape[1]))

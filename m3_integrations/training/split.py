@@ -1,4 +1,4 @@
-"""A batch encoded some texts at a time: its gradients are the whole batch's, its memory is a fraction."""
+"""Encoding a batch some texts at a time: it needs less memory, and the gradients are those of the whole batch."""
 
 from __future__ import annotations
 
@@ -18,21 +18,20 @@ Encode = Callable[[torch.Tensor, torch.Tensor], TextViews]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """How a batch is cut into sub-batches. All texts of the batch are each other's negatives all the same.
+    """The division of a batch into sub-batches. The passages of the whole batch are still negatives of every query.
 
-    Dropout falls another way than in the whole batch, as there the texts draw their random numbers together.
+    Dropout differs from that of the whole batch, because each sub-batch draws its own random numbers.
 
     Attributes:
         max_tokens: The most tokens of a sub-batch, padding included; a longer text is a sub-batch alone.
-        kind: "checkpointing" is the paper's split-batch (appendix B.3): what is kept of a sub-batch is what the
-            backbone's own gradient checkpointing keeps, the input of each layer. "gradient_cache" keeps nothing but
-            the views (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup"):
-            each sub-batch is encoded again for its gradient. Both compute every activation twice, so that
-            gradient_cache with the backbone's gradient checkpointing computes it three times, and in the same memory a
-            sub-batch may have more tokens.
+        kind: "checkpointing" is the paper's split-batch (appendix B.3): of a sub-batch the input of each layer is kept,
+            by the backbone's gradient checkpointing. "gradient_cache" keeps only the views, and encodes each sub-batch
+            again for its gradient (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited
+            Setup"). Both compute every activation twice. "gradient_cache" together with the backbone's gradient
+            checkpointing computes it three times, and a sub-batch may have more tokens in the same memory.
 
     Raises:
-        ValueError: If max_tokens is less than 1 or kind is another.
+        ValueError: If max_tokens is less than 1, or kind is not one of `SPLIT_KINDS`.
     """
 
     max_tokens: int
@@ -49,10 +48,10 @@ def encode_split(encode: Encode, input_ids: torch.Tensor, attention_mask: torch.
     """Return the views of n texts, in their order, encoded in sub-batches of texts of similar length.
 
     Args:
-        encode: Returns the views of the texts that it gets.
+        encode: A function that returns the views of texts.
         input_ids: (n, tokens) int64, padded on the right.
         attention_mask: (n, tokens) int64, 1 at real tokens.
-        split: How the texts are cut into sub-batches.
+        split: The division into sub-batches.
     """
     lengths = attention_mask.sum(dim=1).tolist()
     groups = plan_split(lengths, split.max_tokens)
@@ -72,10 +71,10 @@ def encode_split(encode: Encode, input_ids: torch.Tensor, attention_mask: torch.
 
 
 def plan_split(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Return the rows of every sub-batch: longest texts first, so that a lack of memory shows at once.
+    """Return the rows of every sub-batch, the longest texts first: if memory is too small, the first one fails.
 
     Args:
-        lengths: Tokens of every text.
+        lengths: The number of tokens of every text.
         max_tokens: The most tokens of a sub-batch, padding included.
     """
     groups: list[list[int]] = []

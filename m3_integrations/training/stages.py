@@ -13,17 +13,18 @@ from m3_integrations.training.config import STAGES, TrainingConfig
 from m3_integrations.training.losses import LossSettings
 
 FINAL_FOLDER: Final = "final"
-"""Where in a stage's output folder the trained checkpoint lies."""
+"""The folder of the trained checkpoint in a stage's output folder."""
 
 _OF_THE_RUN: Final = ("model", "output_dir")
-"""Settings that stand at the top of a file with several stages: each stage begins where the one before it ended."""
+"""The settings that only the top of a file with several stages may have: each stage begins with the result of the one
+before it."""
 
 
 def load_config(path: str | os.PathLike[str]) -> TrainingConfig:
-    """Read a file of one stage: the names of `TrainingConfig`, and a table [loss] with those of `LossSettings`.
+    """Read a file of one stage: the names of `TrainingConfig`, and a table [loss] with the names of `LossSettings`.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         ValueError: As `load_stages`, or if the file has several stages.
     """
     stages = load_stages(path)
@@ -35,13 +36,14 @@ def load_config(path: str | os.PathLike[str]) -> TrainingConfig:
 def load_stages(path: str | os.PathLike[str]) -> tuple[TrainingConfig, ...]:
     """Read the stages of a run.
 
-    A file without a table of a stage is one stage, named by `stage`. Otherwise [retromae], [contrastive] and [unified],
-    whichever are there, run in this order; what stands at the top holds for all of them, and a table overrules it. Each
-    stage has a folder of its name in output_dir, and begins with the result of the one before it.
+    A file without a table of a stage is one stage, named by `stage`. A file with tables runs those of [retromae],
+    [contrastive] and [unified] that it has, in this order. Settings at the top are for all stages, and a table can
+    change them for its stage. Each stage has a folder with its name in output_dir, and begins with the result of the
+    one before it.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not TOML, misses a setting, has an unknown one, or one of the wrong type or range.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is not TOML, lacks a setting, has an unknown one, or one of the wrong type or range.
     """
     file = Path(path)
     try:
@@ -61,7 +63,7 @@ def load_stages(path: str | os.PathLike[str]) -> tuple[TrainingConfig, ...]:
 
 
 def _merge(file: Path, stage: str, shared: Mapping[str, Any], table: Any) -> dict[str, Any]:
-    """Return the settings of one stage: what all share, and over it what its table has."""
+    """Return the settings of one stage: the shared ones, changed by its table."""
     if not isinstance(table, dict):
         raise ValueError(f"{file}: {stage} must be a table, [{stage}], got {table!r}")  # noqa: TRY004 - its content
     if misplaced := [name for name in (*_OF_THE_RUN, "stage") if name in table]:
@@ -107,7 +109,7 @@ def _is_required(setting: dataclasses.Field[Any]) -> bool:
 
 
 def _check_type(place: str, name: str, value: object, kind: str) -> None:
-    """Hold a value of the file to the annotation of its setting."""
+    """Raise ValueError if a value of the file does not have the annotated type of its setting."""
     accepted: dict[str, tuple[type, ...]] = {
         "int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "Path": (str,), "Path | None": (str,),
         "dict[str, int]": (dict,),

@@ -1,4 +1,4 @@
-"""transformers' `Trainer` with BGE-M3's loss: checkpoints in BGE-M3's format, a log of every mode, dead heads found."""
+"""transformers' `Trainer` with BGE-M3's loss and checkpoints, a log of every mode, and a stop for dead heads."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from m3_integrations.training.progress import Progress
 from m3_integrations.training.scores import score_batch
 
 _LOGGED = ("dense", "lexical", "multi_vector", "ensemble")
-_STATE_FILE = "trainer_state.json"  # the Trainer writes it last, so a folder that has it is whole
+_STATE_FILE = "trainer_state.json"  # the Trainer writes it last, so a folder with it is a whole checkpoint
 
 
 Measure = Callable[[TrainingNetwork], Mapping[str, float]]
-"""Measures a network on a validation set: nDCG@10 by mode, from 0 to 1."""
+"""A function that measures a network on a validation set: nDCG@10 of each mode, from 0 to 1."""
 
 
 class M3Trainer(Trainer):  # type: ignore[misc]
-    """Trains a network on batches that are planned for the whole run.
+    """A trainer for batches that are planned for the whole run.
 
     Args:
-        network: What is trained.
+        network: The network to train.
         batches: All batches of the run.
-        arguments: The Trainer's; its batch size must be 1, as one item is a whole batch.
-        loss_settings: Numbers of the loss.
-        watch: Stops the run when a head dies.
-        progress: Gets the tokens of every batch, and writes the lines that a user reads.
-        measure: Measures the network where the arguments ask for evaluations; None where they do not.
-        early_stop: Training ends after so many evaluations in a row without a better one; 0 for never.
-        steps_before_distillation: Batches on which the modes learn alone.
-        is_gathered: Whether the passages of all processes are each query's; the batches must have been told the same.
+        arguments: The Trainer's arguments; the batch size must be 1, because one item is a whole batch.
+        loss_settings: The numbers of the loss.
+        watch: Stops the run if a head dies.
+        progress: Counts the tokens of every batch, and writes the lines that a user reads.
+        measure: Measures the network at every evaluation; None if the arguments ask for no evaluations.
+        early_stop: Training ends after this number of evaluations in a row without a better one; 0 for never.
+        steps_before_distillation: The number of batches on which the modes learn without the ensemble as teacher.
+        is_gathered: Whether queries are scored with the passages of all processes; batches must have the same value.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class M3Trainer(Trainer):  # type: ignore[misc]
         steps_before_distillation: int = 0,
         is_gathered: bool = True,
     ) -> None:
-        evaluated = None if measure is None else batches  # the Trainer wants some; `measure` has its own
+        evaluated = None if measure is None else batches  # the Trainer needs a dataset; `measure` uses another one
         super().__init__(
             model=network, args=arguments, train_dataset=batches, eval_dataset=evaluated, callbacks=[progress]
         )
@@ -75,7 +75,7 @@ class M3Trainer(Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = False
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return the batches in the order they were planned: each holds this process's share already."""
+        """Return the batches in the planned order; each has only this process's share."""
         batches = self.train_dataset
         return DataLoader(batches, batch_size=1, sampler=SequentialSampler(batches), collate_fn=_only)
 
@@ -88,8 +88,8 @@ class M3Trainer(Trainer):  # type: ignore[misc]
     ) -> Any:
         """Encode queries and passages and return the loss of the batch.
 
-        On several devices it is such that the mean over the processes of its gradients, which is what they take, is
-        the gradient of the joined batch.
+        On several devices the loss is scaled by this process's share of the batch: the mean of the gradients over the
+        processes, which the Trainer computes, is then the gradient of the joined batch.
 
         Raises:
             HeadDiedError: If a head has died.
@@ -113,13 +113,13 @@ class M3Trainer(Trainer):  # type: ignore[misc]
         return (total, {"scores": scores}) if return_outputs else total
 
     def _settings_now(self) -> LossSettings:
-        """Return the numbers of the loss; the ensemble teaches nothing before the modes have learned alone."""
+        """Return the loss settings of this step; the first ones are without self-distillation."""
         batches = self.state.global_step * self.args.gradient_accumulation_steps
         is_alone = batches < self._steps_before_distillation
         return dataclasses.replace(self.loss_settings, self_distillation=False) if is_alone else self.loss_settings
 
     def note(self, terms: Mapping[str, torch.Tensor], inputs: Mapping[str, torch.Tensor]) -> None:
-        """Add the terms of a batch's loss, their means over the processes, and its tokens to what is logged next."""
+        """Add the terms of a batch's loss (their means over the processes) and its tokens to the next log entry."""
         sums = sum_over_processes(torch.stack([term.detach() for term in terms.values()]))
         for name, total in zip(terms, sums.tolist(), strict=True):
             self._sums[name] += total / self.args.world_size
@@ -127,7 +127,7 @@ class M3Trainer(Trainer):  # type: ignore[misc]
         self._progress.count(sum(int(mask.sum()) for name, mask in inputs.items() if name.endswith("_mask")))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the mean loss of every mode since the last log, and the passes over the data."""
+        """Log, with the mean loss of every mode since the last entry, and the passes over the data as the epoch."""
         if self._count and "loss" in logs:
             logs |= {f"{name}_loss": total / self._count for name, total in self._sums.items()}
             self._sums.clear()
@@ -137,7 +137,7 @@ class M3Trainer(Trainer):  # type: ignore[misc]
         super().log(logs, start_time)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Measure the network on the validation set, and log what comes out."""
+        """Measure the network on the validation set, log the metrics and return them."""
         if self._measure is None:
             raise RuntimeError("this trainer has nothing to measure with")
         network: TrainingNetwork = self.accelerator.unwrap_model(self.model)
@@ -148,7 +148,7 @@ class M3Trainer(Trainer):  # type: ignore[misc]
         return metrics
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Keep the best checkpoint, and end the run when none was better for long enough."""
+        """Save the best checkpoint, and end the run if `early_stop` evaluations in a row were no better."""
         is_best: bool = super()._determine_best_metric(metrics, trial)
         self.control.should_save |= is_best
         if is_exhausted(self.state, self.args.eval_steps, self._early_stop):
@@ -156,14 +156,14 @@ class M3Trainer(Trainer):  # type: ignore[misc]
         return is_best
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:  # noqa: ARG002
-        """Write the checkpoint, over what a killed run may have left half written; of several processes the first."""
+        """Write the checkpoint, on the first process only; it replaces one that a killed run left incomplete."""
         if not self.args.should_save:
             return
         network: TrainingNetwork = self.accelerator.unwrap_model(self.model)
         network.save(Path(output_dir or self.args.output_dir), is_replacing=True)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Write each process's random state, all of them before the file that says that the checkpoint is whole."""
+        """Write each process's random state, all of them before the file that marks the checkpoint as whole."""
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()
 
@@ -173,12 +173,12 @@ class M3Trainer(Trainer):  # type: ignore[misc]
 
 
 def read_state(checkpoint: Path) -> TrainerState:
-    """Return the Trainer's state at a checkpoint: its step, its log, which checkpoint was best."""
+    """Return the Trainer's state at a checkpoint: the step, the log, and the best checkpoint so far."""
     return TrainerState.load_from_json(str(checkpoint / _STATE_FILE))
 
 
 def is_exhausted(state: TrainerState, eval_steps: float, early_stop: int) -> bool:
-    """Whether a run ends early: so many evaluations in a row were no better than the best before them."""
+    """Return whether a run ends early: `early_stop` evaluations in a row were no better than the best before."""
     if not early_stop or state.best_global_step is None:
         return False
     return bool(state.global_step - state.best_global_step >= early_stop * eval_steps)
@@ -195,6 +195,6 @@ def find_last_checkpoint(folder: Path) -> Path | None:
 
 
 def _only(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Return the one item, which is a whole batch already."""
+    """Return the only item, which is a whole batch."""
     (item,) = items
     return item

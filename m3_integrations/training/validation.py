@@ -1,4 +1,4 @@
-"""A validation set during training: the package's own evaluation of the network as it would be written."""
+"""A validation set during training: the network is saved and evaluated with `m3_integrations.evaluation`."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from m3_integrations.evaluation import evaluate, read_dataset
 from m3_integrations.training.network import TrainingNetwork
 
 METRIC = "nDCG@10"
-"""What is measured."""
+"""The metric that is measured."""
 
 
 class Validation:
-    """Measures a network on a data set, by the checkpoint that it would be saved as.
+    """A function that measures a network on a data set, through the checkpoint that it would be saved as.
 
-    That checkpoint is written and loaded for each evaluation, so the disk and the device need room for another one.
+    The checkpoint is written and loaded for each evaluation, so the disk and the device need room for another one.
 
     Args:
         data: A folder that `read_dataset` reads.
-        columns: Which modes.
-        work: A folder in which a checkpoint has room for the time of an evaluation.
-        device: As `M3Encoder` has it.
-        dtype: As `M3Encoder` has it.
+        columns: The modes to measure.
+        work: The folder for the temporary checkpoint of an evaluation.
+        device: The device, as `M3Encoder` takes it.
+        dtype: The type of the weights, as `M3Encoder` takes it.
         query_instruction: Put before every query.
 
     Raises:
-        FileNotFoundError: If a file of the data set is not there.
+        FileNotFoundError: If a file of the data set does not exist.
         ModuleNotFoundError: If the extra `evaluation` is not installed.
         ValueError: If the data set is not in the layout.
     """
@@ -53,12 +53,12 @@ class Validation:
 
     @property
     def digest(self) -> str:
-        """32 hexadecimal digits of the documents, the queries and the judgements."""
+        """A hash of the documents, the queries and the judgements, 32 hexadecimal digits."""
         content = [self._dataset.corpus.digest, dict(self._dataset.queries), dict(self._dataset.qrels)]
         return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
     def __call__(self, network: TrainingNetwork) -> Mapping[str, float]:
-        """Return nDCG@10 of every mode, from 0 to 1. What is drawn at random afterwards is as without this call."""
+        """Return nDCG@10 of every mode, from 0 to 1. torch's random state is restored, so training is not changed."""
         self._work.mkdir(parents=True, exist_ok=True)
         devices = list(range(torch.cuda.device_count()))
         with tempfile.TemporaryDirectory(prefix=".validation-", dir=self._work) as name, torch.random.fork_rng(devices):

@@ -1,4 +1,4 @@
-"""Which of a query's hits become its negatives."""
+"""Choosing negatives from a query's hits."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from m3_integrations.search.options import MODES_OF
 from m3_integrations.vectors import PRESETS, M3Scores, ModeWeights
 
 _GRAM: Final = 5
-"""Characters of the pieces by which texts are compared: for every script, also where no blanks divide words."""
+"""The length in characters of the pieces by which texts are compared; it works for scripts without spaces too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MiningOptions:
-    """Which passages become negatives.
+    """The options for choosing negatives.
 
     Attributes:
-        modes: The rankings that they are drawn from, in turn, one of each. Empty: every mode alone that the checkpoint
-            has a head for and the store keeps, so that no mode is left without its own hard negatives.
-        n: How many negatives a query gets at most; 7 and a positive are `m3 train`'s group of 8.
-        first_rank: The first rank that they are drawn from: 1 is the best passage that is no positive.
-        last_rank: The last one.
-        margin: By what share of a positive's score a negative has to score less than every positive, in the ranking
-            that it is drawn from; None lets it score anything. 0.05 is "TopK-PercPos" with 95 % of Moreira et al.
-            (2024, "NV-Retriever"): a guard against passages that answer too. A weak checkpoint, whose positives rank
-            low, keeps few negatives with it.
-        duplicates: From which similarity on a passage repeats a positive, the query or a negative that was chosen
-            before, and is left out: the Jaccard index of their runs of 5 characters, whatever their case; 1 leaves
-            out the same texts alone.
-        weights: How much each mode counts in the rankings "all" and "dense+lexical". A mode of weight 0 cannot be
-            ranked by alone.
-        query_instruction: Put before queries whose example has no prompt; a prompt stands in its place. Nothing else is
-            put before a query, so the encoder is to have no instruction of its own.
-        seed: For the choice among the ranks.
+        modes: The rankings that negatives are drawn from, one from each in turn. Empty: each mode alone that the
+            checkpoint has a head for and the store keeps, so that every mode gets hard negatives for itself.
+        n: The most negatives of a query; 7 and a positive are `m3 train`'s group of 8.
+        first_rank: The first rank that negatives are drawn from: 1 is the best passage that is no positive.
+        last_rank: The last rank that negatives are drawn from.
+        margin: The share of a positive's score by which a negative must score less than every positive, in the ranking
+            that it is drawn from; None for no limit. 0.05 is "TopK-PercPos" with 95 % of Moreira et al. (2024,
+            "NV-Retriever"): it excludes passages that probably answer too. With a weak checkpoint, whose positives rank
+            low, few negatives remain.
+        duplicates: A passage is left out if its similarity with the query, a positive or an earlier negative is at
+            least this. The similarity is the Jaccard index of their runs of 5 characters, without regard to case; 1
+            leaves out only equal texts.
+        weights: The weights of the modes in the rankings "all" and "dense+lexical". A mode of weight 0 cannot rank
+            alone.
+        query_instruction: Put before queries whose example has no prompt; an example's prompt replaces it. Nothing else
+            is put before a query, so the encoder must have no query instruction.
+        seed: The seed of the choice among the ranks.
 
     Raises:
         ValueError: If an option is out of range.
@@ -78,15 +78,14 @@ def choose_negatives(
     options: MiningOptions,
     draw: random.Random,
 ) -> list[str]:
-    """Return the texts of at most `options.n` hits, as they are drawn.
+    """Return the texts of at most `options.n` hits, in the order in which they are drawn.
 
     Args:
-        found: What each ranking found, best first.
-        own: The query and its positives, which no negative may repeat. Where they are hits themselves, they have no
-            rank.
-        limits: The most that a negative may score in each ranking.
-        options: How many, from which ranks, and what is too similar.
-        draw: Decides among the ranks.
+        found: The hits of each ranking, best first.
+        own: The query and its positives, which no negative may repeat. If they are hits, they are not counted in ranks.
+        limits: The highest score of a negative in each ranking.
+        options: The number of negatives, their ranks, and the limit of similarity.
+        draw: The generator for the choice among the ranks.
     """
     seen = _Texts(options.duplicates, own)
     pools: list[Iterator[str]] = []
@@ -107,12 +106,12 @@ def choose_negatives(
 
 
 def margin_limits(scores: M3Scores, modes: Sequence[SearchMode], options: MiningOptions) -> dict[SearchMode, float]:
-    """Return the most that a negative may score in each ranking.
+    """Return the highest score that a negative may have in each ranking.
 
     Args:
-        scores: Of the query with each of its positives.
+        scores: The scores of the query with each of its positives.
         modes: The rankings.
-        options: With a margin.
+        options: Options with a margin.
     """
     limits: dict[SearchMode, float] = {}
     for mode in modes:
@@ -122,7 +121,7 @@ def margin_limits(scores: M3Scores, modes: Sequence[SearchMode], options: Mining
 
 
 class _Texts:
-    """Texts that nothing may repeat."""
+    """Texts that no negative may repeat."""
 
     def __init__(self, threshold: float, texts: Sequence[str]) -> None:
         self._threshold = threshold
@@ -137,11 +136,11 @@ class _Texts:
         self._grams.append(_grams(plain))
 
     def has(self, text: str) -> bool:
-        """Whether this is one of the texts, but for case and blanks."""
+        """Return whether this is one of the texts, without regard to case and white space."""
         return _plain(text) in self._plain
 
     def repeats(self, text: str) -> bool:
-        """Whether this is one of the texts, or as similar to one as the threshold says."""
+        """Return whether this is one of the texts, or at least as similar to one as the threshold."""
         plain = _plain(text)
         grams = _grams(plain)
         return plain in self._plain or any(_jaccard(grams, other) >= self._threshold for other in self._grams)

@@ -1,7 +1,7 @@
 """Hard negatives for a training file, from the store that a `Searcher` would search.
 
-As in ANCE (Xiong et al., 2021), negatives are passages that the model itself ranks high, and training with
-them and mining with the new checkpoint may alternate. ANCE knows one ranking; here every mode has its own.
+As in ANCE (Xiong et al., 2021), negatives are passages that the model itself ranks high, and training with them and
+mining with the new checkpoint may alternate. ANCE has one ranking; here every mode has its own.
 """
 
 from __future__ import annotations
@@ -27,23 +27,24 @@ from m3_integrations.training.mining.progress import ProgressFile, replace_lines
 from m3_integrations.vectors import MODES, Encoder, absent_heads
 
 Teacher = Callable[[Sequence[tuple[str, str]]], Sequence[float]]
-"""Scores pairs of a query and a passage, higher is better: a `CrossEncoder`, or the `score` of one of LangChain's."""
+"""A function that scores pairs of a query and a passage, higher is better: a `CrossEncoder`, or the method `score` of a
+cross-encoder of LangChain."""
 
 _BLOCK: Final = 64
-"""Examples that are mined and written together. A run that goes on begins at a block, so that queries share forward
-passes with the same others, and scores are the same to the bit."""
+"""The examples that are mined and written together. A resumed run begins at a block: queries share forward passes with
+the same other queries as without the interruption, so their scores are the same to the bit."""
 
 
 @dataclass(frozen=True, slots=True)
 class MiningReport:
-    """What was mined.
+    """The numbers of a mining run.
 
     Attributes:
-        examples: How many queries the file has.
-        negatives: How many negatives they have got together.
-        short: How many of them have got fewer than was asked for, those with none included.
-        without: How many have got none; `m3 train` takes them only with `train_group_size = 1`.
-        resumed: How many an earlier run had mined already.
+        examples: The number of queries in the file.
+        negatives: The number of negatives of all queries together.
+        short: The number of queries with fewer negatives than asked for, including those without any.
+        without: The number of queries without negatives; `m3 train` accepts them only with `train_group_size = 1`.
+        resumed: The number of queries that an earlier run had mined already.
     """
 
     examples: int
@@ -64,29 +65,29 @@ def mine_negatives(
     teacher_name: str = "",
     show_progress: bool = False,
 ) -> MiningReport:
-    """Write a training file anew, with passages of a store as negatives.
+    """Write a copy of a training file with passages of a store as negatives.
 
-    Every ranking is that of a `Searcher`: by token vectors and by several modes it holds what the two legs have found.
-    What an example had as "neg" is replaced; other keys stay, but for "pos_scores" and "neg_scores", which go unless a
-    teacher writes new ones. What a killed run had mined lies in OUT.progress, and the same call goes on from there. The
-    result appears as a whole, in the order of the data; it depends on the options and the seed alone.
+    The rankings are those of a `Searcher`: "multi_vector" and several modes together rank the candidates of the two
+    legs. The "neg" of an example is replaced. Its "pos_scores" and "neg_scores" are removed, and written again if there
+    is a teacher. Other keys are kept. The file OUT.progress keeps what a killed run had mined, and the same call goes
+    on from there. The result is written in one step, in the order of the data; a resumed run writes the same result.
 
     Args:
-        encoder: Encodes the queries; without a query instruction of its own.
+        encoder: Encodes the queries; it must have no query instruction.
         store: The passages, encoded by the same model.
         data: A file in FlagEmbedding's JSONL; "neg" may be absent.
-        out: Where the new file goes.
-        options: Which passages are chosen.
+        out: The new file.
+        options: The options for choosing negatives.
         teacher: Scores every query with its positives and negatives, for "pos_scores" and "neg_scores".
-        teacher_name: What the teacher is called; a run that goes on is held to it.
-        show_progress: Whether to draw a bar.
+        teacher_name: The name of the teacher; a resumed run must have the same one.
+        show_progress: Whether to draw a progress bar.
 
     Raises:
-        FileExistsError: If there is such a file already.
-        FileNotFoundError: If the data are not there.
+        FileExistsError: If the new file exists already.
+        FileNotFoundError: If the data do not exist.
         BlockingIOError: If another process mines into the same file.
-        ValueError: If a line of the data is no example, the store is empty, holds another model's vectors or lacks a
-            mode that is asked for, or the run in OUT.progress was begun with something else.
+        ValueError: If a line of the data is no example, the store is empty, has another model's vectors or lacks a mode
+            that is asked for, or the run in OUT.progress was begun with other arguments.
     """
     options = options or MiningOptions()
     if out.exists():
@@ -127,7 +128,7 @@ def _read_rows(data: Path) -> list[dict[str, Any]]:
 
 
 def _modes(encoder: Encoder, store: Store, options: MiningOptions) -> tuple[SearchMode, ...]:
-    """Return the rankings, held to what the checkpoint and the store have."""
+    """Return the rankings; raise ValueError if the checkpoint or the store lacks one of their modes."""
     if not store.count():
         raise ValueError(f"{store!r} holds no passages to mine: index some first")
     present = [mode for mode in MODES if mode in encoder.modes and mode in store.modes]
@@ -147,13 +148,13 @@ def _modes(encoder: Encoder, store: Store, options: MiningOptions) -> tuple[Sear
 
 @dataclass(frozen=True, slots=True)
 class _Miner:
-    """All that a run keeps from block to block.
+    """The parts of a run that are the same for all blocks.
 
     Attributes:
         searcher: The encoder and the store.
         modes: The rankings.
-        options: Which passages are chosen.
-        teacher: Scores them; None for no scores.
+        options: The options for choosing negatives.
+        teacher: Scores positives and negatives; None for no scores.
     """
 
     searcher: Searcher
@@ -167,13 +168,13 @@ class _Miner:
         Args:
             examples: The rows as training reads them.
             rows: The rows as the file has them.
-            start: The place of the first one in the file.
+            start: The number of the first row in the file, from 0.
         """
         queries = [
             (self.options.query_instruction if example.instruction is None else example.instruction) + example.query
             for example in examples
         ]
-        # One more than the ranks and the positives: the query itself may be a passage.
+        # The positives and the query itself may be hits without a rank, so that many more hits are needed.
         k = self.options.last_rank + 1 + max(len(example.positives) for example in examples)
         found = {
             mode: self.searcher.search_batch(queries, mode=mode, k=k, pool_size=k, weights=self.options.weights)
@@ -182,7 +183,7 @@ class _Miner:
         limits = self._limits(queries, examples)
         mined: list[dict[str, Any]] = []
         for i in range(len(rows)):
-            draw = random.Random(f"{self.options.seed} {start + i}")  # noqa: S311 - a choice that anyone may foresee
+            draw = random.Random(f"{self.options.seed} {start + i}")  # noqa: S311 - not for security
             own = (examples[i].query, *examples[i].positives)
             hits = {mode: found[mode][i] for mode in self.modes}
             negatives = choose_negatives(hits, own, limits[i], self.options, draw)
@@ -193,7 +194,7 @@ class _Miner:
         return mined
 
     def _limits(self, queries: Sequence[str], examples: Sequence[Example]) -> list[dict[SearchMode, float]]:
-        """Return the most that a negative of each query may score in each ranking."""
+        """Return for each query the highest score that a negative may have in each ranking."""
         if self.options.margin is None:
             return [dict.fromkeys(self.modes, math.inf)] * len(queries)
         return [
@@ -207,7 +208,7 @@ class _Miner:
 
 
 def _add_teacher_scores(rows: Sequence[dict[str, Any]], teacher: Teacher) -> None:
-    """Write a teacher's scores into rows: of the query as it stands, which a cross-encoder knows no instruction for.
+    """Write a teacher's scores into rows. The query is scored without an instruction: a cross-encoder takes none.
 
     Raises:
         ValueError: If the teacher does not score every pair.

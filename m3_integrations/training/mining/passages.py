@@ -1,4 +1,4 @@
-"""Passages: the texts of a file, and a store that holds each of them once."""
+"""Reading passages from a file, and adding each of them to a store once."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from m3_integrations.store import Store
 from m3_integrations.vectors import Encoder
 
 _CHUNK: Final = 1000
-"""Passages that are looked up and added at a time."""
+"""The passages that are looked up and added at a time."""
 
 
 def read_passages(path: Path, *, titles: bool = True) -> Iterator[str]:
-    """Yield the texts of a file with a JSON object a line, such as corpus.jsonl in BEIR's layout.
+    """Yield the texts of a file with a JSON object in each line, such as corpus.jsonl in BEIR's layout.
 
     Args:
-        path: The file. Every object has "text", and maybe "title".
+        path: The file. Every object has "text", and optionally "title".
         titles: Whether a title and a space are put before the text, as BEIR joins them.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         ValueError: If a line is no such object.
     """
     with path.open("rb") as lines:
@@ -41,34 +41,34 @@ def _parse(row: Any, *, titles: bool) -> str:
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
         raise ValueError('needs an object with "text", a string')  # noqa: TRY004 - the file's content is wrong
     text = f"{(titles and row.get('title')) or ''} {row['text']}".strip()
-    text.encode()  # half a surrogate pair is a ValueError here, and would be one of the tokenizer's later
+    text.encode()  # half a surrogate pair raises ValueError here, instead of later in the tokenizer
     return text
 
 
 def passage_id(text: str) -> str:
-    """Return an id that a text always gets: 32 hexadecimal digits of it."""
+    """Return the id of a text: its hash, 32 hexadecimal digits."""
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def index_passages(encoder: Encoder, store: Store, texts: Iterable[str], *, show_progress: bool = False) -> int:
-    """Put every text into a store once, under `passage_id`; what is there already is not encoded again.
+    """Add every text to a store once, under `passage_id`; a text that is stored already is not encoded again.
 
-    So a call that was killed goes on when it is made again.
+    So after a call was killed, the same call goes on from there.
 
     Args:
-        encoder: Encodes them, in every mode that it has a head for and the store keeps.
-        store: Where they go.
-        texts: Read once, some at a time. Blank ones are left out.
-        show_progress: Whether to draw a bar for every thousand.
+        encoder: Encodes the texts in every mode that it has a head for and the store keeps.
+        store: The store of the passages.
+        texts: The texts; read once, some at a time. Blank ones are left out.
+        show_progress: Whether to draw a progress bar for every thousand.
 
     Returns:
-        How many were added.
+        The number of texts that were added.
 
     Raises:
-        ValueError: If the store holds another model's vectors.
+        ValueError: If the store has another model's vectors.
     """
     store.bind(encoder.fingerprint)
-    searcher = Searcher(encoder, store, SearchOptions(mode="dense"))  # asks for no head that may be absent
+    searcher = Searcher(encoder, store, SearchOptions(mode="dense"))  # "all" would warn of absent heads
     added, unread = 0, iter(texts)
     while chunk := list(islice(unread, _CHUNK)):
         found = {passage_id(text): text for text in chunk if text.strip()}

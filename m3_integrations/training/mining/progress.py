@@ -1,4 +1,4 @@
-"""A file of lines that a killed run leaves behind, and that the same run goes on from."""
+"""A file of finished lines: after a run was killed, the same run goes on from there."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ _HEAD: Final = "begun_with"
 
 
 class ProgressFile:
-    """JSON objects, a line each, behind a first line that says what the run was begun with.
+    """A file with a JSON object in each line; the first line has the settings that the run was begun with.
 
-    Every call of `append` is durable when it returns. A last line that a kill or a full disk cut short is dropped.
+    The lines of a call of `append` are durable when it returns. An incomplete last line, after a kill or on a full
+    disk, is dropped.
 
     Attributes:
-        path: Where the lines are.
-        rows: The objects that are in the file, in their order.
+        path: The path of the file.
+        rows: The objects in the file, in their order, without the first line.
     """
 
     def __init__(self, path: Path, rows: list[dict[str, Any]]) -> None:
@@ -30,16 +31,16 @@ class ProgressFile:
     @classmethod
     @contextmanager
     def open(cls, path: Path, begun_with: Mapping[str, Any], *, block: int = 1) -> Iterator[Self]:
-        """Open a file that is there, or begin one; only one process at a time has it open.
+        """Open a file, or begin one if it does not exist; only one process at a time can have it open.
 
         Args:
-            path: The file. A lock lies beside it while it is open.
-            begun_with: What its lines depend on, as JSON holds it.
-            block: How many lines are written together: those of a block that was cut short are dropped.
+            path: The file. While it is open, a lock file is beside it.
+            begun_with: The settings that the lines depend on, as values for JSON.
+            block: The number of lines that are written together; the lines of an incomplete block are dropped.
 
         Raises:
             BlockingIOError: If another process has it open.
-            ValueError: If it was begun with something else, or is no such file.
+            ValueError: If it was begun with other settings, or is no such file.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.with_name(f"{path.name}.lock")
@@ -65,7 +66,7 @@ class ProgressFile:
 
 
 def replace_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a file of JSON objects, a line each: beside, synced, then renamed, so that it is whole or not there."""
+    """Write a file with a JSON object in each line under another name, sync it, then rename it: it is never partial."""
     aside = path.with_name(f"{path.name}.unfinished")
     with aside.open("w", encoding="utf-8") as file:
         file.writelines(_line(row) for row in rows)
@@ -79,7 +80,7 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def _read(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-    """Return what a file was begun with, None for no file, and its whole lines."""
+    """Return the settings that a file was begun with (None if it does not exist) and its complete lines."""
     if not path.exists():
         return None, []
     rows: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Questions for passages, asked of a chat model: training pairs from texts that nobody has asked anything yet."""
+"""Questions for passages, written by a chat model: training pairs for texts without real questions."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ PROMPT: Final = (
     'The generated question should revolve around the core content of this text, and avoid using pronouns (e.g., "this"'
     "). Note that you should generate only one question, without including additional content:"
 )
-"""The paper's prompt for its long documents, word for word (v4, appendix A.2); the text stands below it."""
+"""The paper's prompt for its long documents, word for word (v4, appendix A.2); the text follows it."""
 
 _LEAST: Final = 200
-"""Characters: a shorter paragraph, such as a heading, is asked about only where a text has no longer one."""
+"""In characters: a shorter paragraph, such as a heading, is used only if a text has no longer one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuestionOptions:
-    """What is asked.
+    """The options for writing questions.
 
     Attributes:
-        sample: How many of the passages get questions, drawn by the seed; None for all.
-        per_passage: How many questions each gets at most. A long text is asked about another paragraph each time.
-        paragraph_length: Characters: of a longer text one paragraph is drawn and cut to this. As in the paper (v4,
-            section 3.1) the question is about the paragraph, and the whole text is its positive.
-        prompt: Stands above the text.
-        seed: Decides which passages and which paragraphs.
-        concurrency: How many questions are asked at the same time.
+        sample: The number of passages that get questions, a random sample; None for all.
+        per_passage: The most questions for each passage. For a long text each question is about another paragraph.
+        paragraph_length: In characters: of a longer text a random paragraph is used, cut to this length. As in the
+            paper (v4, section 3.1) the question is about the paragraph, and the whole text is its positive.
+        prompt: Put before the text.
+        seed: The seed of the choice of passages and paragraphs.
+        concurrency: The number of questions that are asked at the same time.
 
     Raises:
         ValueError: If a number is out of range.
@@ -67,13 +67,13 @@ class QuestionOptions:
 
 @dataclass(frozen=True, slots=True)
 class QuestionReport:
-    """What was asked.
+    """The numbers of a run.
 
     Attributes:
-        passages: How many passages were asked about.
-        pairs: How many training examples the file has.
-        asked: How many questions the chat model was asked for now; the others it had answered before.
-        blank: How many of its answers held no question.
+        passages: The number of passages that were used.
+        pairs: The number of training examples in the file.
+        asked: The number of requests to the chat model in this call; the other answers were kept from before.
+        blank: The number of empty answers.
     """
 
     passages: int
@@ -84,7 +84,7 @@ class QuestionReport:
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """A question to be had: the key of its answer, the text that it is about, and the text that is its positive."""
+    """A request for a question: the key of its answer, the text that it is about, and the text that is its positive."""
 
     key: str
     about: str
@@ -100,25 +100,26 @@ def write_questions(
     model_name: str = "",
     show_progress: bool = False,
 ) -> QuestionReport:
-    """Write a training file: a question a line, and the passage that answers it as its positive.
+    """Write a training file: in each line a question, and the passage that answers it as its positive.
 
-    Every answer is kept in OUT.answers as soon as it comes, and is never asked for again: neither after a kill, nor for
-    a larger sample, nor for more questions a passage. The result appears as a whole, in the order of the passages; a
-    question that was asked about several has them all as positives. It has no negatives: `m3 mine` finds some.
+    Every answer is kept in OUT.answers as soon as it comes, and is not asked for again: not after a kill, not for a
+    larger sample, and not for more questions per passage. The result is written in one step, in the order of the
+    passages. If the same question was written for several passages, all of them are its positives. The file has no
+    negatives: `m3 mine` finds some.
 
     Args:
-        passages: Texts; blank ones and those that came before are left out.
+        passages: The texts; blank and repeated ones are left out.
         chat_model: Any chat model of LangChain.
-        out: Where the file goes.
-        options: Which passages, and what is asked.
-        model_name: What the chat model is called; the answers of another are not used.
-        show_progress: Whether to draw a bar.
+        out: The file to write.
+        options: The options for writing questions.
+        model_name: The name of the chat model; the answers of another one are not used.
+        show_progress: Whether to draw a progress bar.
 
     Raises:
-        FileExistsError: If there is such a file already.
-        BlockingIOError: If another process asks for the same file.
-        ValueError: If there is no passage, or OUT.answers are another model's or another prompt's.
-        RuntimeError: If the chat model fails; its error is the cause. What was answered until then is kept.
+        FileExistsError: If the file exists already.
+        BlockingIOError: If another process writes the same file.
+        ValueError: If there is no passage, or OUT.answers are of another model or another prompt.
+        RuntimeError: If the chat model fails; its error is the cause. The answers until then are kept.
     """
     options = options or QuestionOptions()
     if out.exists():
@@ -151,18 +152,18 @@ def _sampled(passages: Iterable[str], options: QuestionOptions) -> list[str]:
         raise ValueError("there is no passage to ask about")
     if options.sample is None or options.sample >= len(texts):
         return texts
-    # By a number that each text draws for itself: a larger sample holds the smaller one, whose answers are known.
+    # Each text has its own random number: so a larger sample contains the smaller one, whose answers are kept.
     drawn = sorted(range(len(texts)), key=lambda i: random.Random(f"{options.seed} {passage_id(texts[i])}").random())  # noqa: S311
     return [texts[i] for i in sorted(drawn[: options.sample])]
 
 
 def _requests(text: str, options: QuestionOptions) -> Iterator[_Request]:
-    """Yield what is asked about one text."""
+    """Yield the requests for one text."""
     paragraphs = [text]
     if len(text) > options.paragraph_length:
         parts = [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
         paragraphs = [part for part in parts if len(part) >= _LEAST] or parts
-    draw = random.Random(f"{options.seed} {passage_id(text)}")  # noqa: S311 - a choice that anyone may foresee
+    draw = random.Random(f"{options.seed} {passage_id(text)}")  # noqa: S311 - not for security
     draw.shuffle(paragraphs)
     for i in range(options.per_passage):
         about = _cut(paragraphs[i % len(paragraphs)], options.paragraph_length, draw)
@@ -170,7 +171,7 @@ def _requests(text: str, options: QuestionOptions) -> Iterator[_Request]:
 
 
 def _cut(paragraph: str, length: int, draw: random.Random) -> str:
-    """Return a run of so many characters of a longer paragraph, from somewhere in it, between blanks if it has some."""
+    """Return a random part of a longer paragraph, of at most this many characters, cut at spaces if possible."""
     if len(paragraph) <= length:
         return paragraph
     start = draw.randrange(len(paragraph) - length + 1)
@@ -185,10 +186,10 @@ def _cut(paragraph: str, length: int, draw: random.Random) -> str:
 def _ask(
     chat_model: BaseChatModel, requests: Sequence[_Request], options: QuestionOptions
 ) -> Iterator[tuple[str, str]]:
-    """Yield the key and the question of every request, as they are answered.
+    """Yield the key and the question of every request, in the order of the answers.
 
     Raises:
-        RuntimeError: If the chat model fails, once the others that were asked at the same time are answered.
+        RuntimeError: If the chat model fails, after the answers to the other requests of the same batch.
     """
     size = options.concurrency
     for start in range(0, len(requests), size):
@@ -210,7 +211,7 @@ def _ask(
 
 
 def _question(answer: BaseMessage) -> str:
-    """Return the question in an answer, on one line and without quotes around it; "" if there is none."""
+    """Return the question in an answer, one line without quotes around it; "" if the answer is empty."""
     lines = [line.strip() for line in str(answer.text).splitlines() if line.strip()]
     first = next((line for line in lines if line.endswith(("?", "？", "؟", ";"))), lines[0] if lines else "")  # noqa: RUF001
     return first.strip("\"'“”„«»*` ").strip()

@@ -1,4 +1,4 @@
-"""A cross-encoder as the teacher that scores mined passages; the network and its tokenizer are transformers'."""
+"""A cross-encoder that scores mined passages as a teacher; the network and the tokenizer are from transformers."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from m3_integrations.model import find_devices
 
 
 class CrossEncoder:
-    """Reads a query and a passage together and returns one number, such as BAAI/bge-reranker-v2-m3.
+    """A network that reads a query and a passage together and returns one score, such as BAAI/bge-reranker-v2-m3.
 
-    The score is the network's output as it is, without a sigmoid: FlagEmbedding's training takes the softmax of it.
+    The score is the network's output without a sigmoid, because FlagEmbedding's training computes its softmax.
 
     Args:
         model: A checkpoint folder, or a repository of the hub.
-        device: As `M3Encoder` takes it.
+        device: The device, as `M3Encoder` takes it.
         max_length: The most tokens of a pair; the longer of the two texts is cut.
-        batch_size: Pairs in a forward pass.
+        batch_size: The number of pairs in a forward pass.
 
     Raises:
-        FileNotFoundError: If there is no such checkpoint.
-        ValueError: If it cannot be loaded, lacks weights, or gives another number of scores than one.
+        FileNotFoundError: If the checkpoint does not exist.
+        ValueError: If it cannot be loaded, lacks weights, or returns another number of scores than one.
     """
 
     def __init__(
         self, model: str | os.PathLike[str], *, device: str = "auto", max_length: int = 512, batch_size: int = 32
     ) -> None:
         self.model = str(model)
-        """What was loaded."""
+        """The name or folder of the model."""
         self._max_length, self._batch_size = max_length, batch_size
         self._device = find_devices(device)[0]
         self._tokenizer, self._network = _load(find_checkpoint(model))
@@ -77,7 +77,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
             folder, dtype=torch.float32, output_loading_info=True, **local
         )
     except (OSError, RuntimeError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())  # several lines, of some
+        reason = " ".join(str(error).split())  # some messages have several lines
         raise ValueError(f"{folder} holds no cross-encoder that can be loaded: {reason}") from error
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{folder} is no cross-encoder: it lacks {', '.join(missing[:3])}, which would be random")
