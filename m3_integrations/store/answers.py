@@ -1,4 +1,4 @@
-"""What an `m3 serve` says of its store and what it finds there, checked before it is used."""
+"""Reading and checking the answers of an `m3 serve` about its store."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from m3_integrations.vectors import MODES, FloatArray, M3Vectors, Mode, Tensors,
 
 @dataclass(frozen=True, slots=True)
 class AboutStore:
-    """What a server says of its store.
+    """A server's description of its store.
 
     Attributes:
-        modes: Those of its records; empty before the first.
-        kept_modes: Those that it keeps.
-        fingerprint: Of the model that it is bound to.
-        format: How it keeps records; None in memory.
+        modes: The modes of its records; empty before the first record.
+        kept_modes: The modes that it keeps.
+        fingerprint: The fingerprint of the model that it is bound to; None before it is bound.
+        format: The format of its records; None in memory.
         most_records: The most records, or ids, of a request.
         most_bytes: The most bytes of a request's body.
     """
@@ -37,18 +37,18 @@ class AboutStore:
     most_bytes: int
 
     def expected(self) -> dict[str, Any]:
-        """Return what the server compares with its store before it writes: it may have another one by now."""
+        """Return the values that the server compares with its store before it writes: the store may have changed."""
         return expected_of(self.fingerprint, self.kept_modes, self.format)
 
 
 def expected_of(fingerprint: str | None, kept_modes: Sequence[Mode], format_: StoreFormat | None) -> dict[str, Any]:
-    """Return what decides how the records that a client sends are made."""
+    """Return the properties of a store on which the records that a client sends depend."""
     pooling = 1 if format_ is None else format_.token_pooling
     return {"fingerprint": fingerprint, "kept_modes": list(kept_modes), "token_pooling": pooling}
 
 
 class Candidates(dict[Mode, Hits]):
-    """The candidates of a query, with what the server sent along: their scores in the modes of query and records."""
+    """The candidates of a query, together with their scores in all modes that query and records have."""
 
     def __init__(
         self, hits: Mapping[Mode, Hits], query: M3Vectors, ids: Sequence[str], columns: Mapping[Mode, FloatArray]
@@ -61,7 +61,7 @@ class Candidates(dict[Mode, Hits]):
     def scores(
         self, query: M3Vectors, ids: Sequence[str], modes: Sequence[Mode]
     ) -> tuple[list[str], dict[Mode, FloatArray]] | None:
-        """Return what `Store.scores` does; None if the server has to be asked."""
+        """Return the result of `Store.scores`; None if the server must be asked."""
         if query is not self._query or not self._found.issuperset(ids) or not self._columns.keys() >= set(modes):
             return None
         there = [id_ for id_ in ids if id_ in self._row_of]  # the others were deleted meanwhile
@@ -70,10 +70,10 @@ class Candidates(dict[Mode, Hits]):
 
 
 def read_about(url: str, body: bytes) -> AboutStore:
-    """Read what a server says of its store.
+    """Read a server's description of its store.
 
     Raises:
-        ValueError: If it is no m3 serve, or one without a store, or of another version of the calls.
+        ValueError: If the server is no m3 serve, has no store, or has another version of the calls.
     """
     try:
         said = json.loads(body)
@@ -101,10 +101,10 @@ def read_about(url: str, body: bytes) -> AboutStore:
 
 
 def read_records(url: str, body: bytes, *, with_vectors: bool) -> tuple[list[Record], dict[str, Any]]:
-    """Return records, and what else is said.
+    """Return the records of an answer, and its further values.
 
     Raises:
-        ValueError: If the answer holds anything else, or vectors where none were asked for.
+        ValueError: If the answer has another form, or vectors that were not asked for.
     """
     try:
         records, vectors, said = unpack_records(body)
@@ -121,7 +121,7 @@ def read_candidates(url: str, body: bytes, query: M3Vectors, legs: Sequence[Mode
     """Return the candidates of these legs for a query.
 
     Raises:
-        ValueError: If the answer holds anything else.
+        ValueError: If the answer has another form.
     """
     try:
         said, arrays = unpack(body)
@@ -137,10 +137,10 @@ def read_candidates(url: str, body: bytes, query: M3Vectors, legs: Sequence[Mode
 
 
 def read_scores(url: str, body: bytes, modes: Sequence[Mode]) -> tuple[list[str], dict[Mode, FloatArray]]:
-    """Return the ids that there are, and their scores in these modes.
+    """Return the ids that exist, and their scores in these modes.
 
     Raises:
-        ValueError: If the answer holds anything else.
+        ValueError: If the answer has another form.
     """
     try:
         said, arrays = unpack(body)
@@ -154,7 +154,7 @@ def read_member(url: str, body: bytes, name: str, kind: type) -> Any:
     """Return a value of a JSON object.
 
     Raises:
-        ValueError: If it is not there, or of another type.
+        ValueError: If it is missing, or of another type.
     """
     try:
         value = json.loads(body)[name]
@@ -166,12 +166,12 @@ def read_member(url: str, body: bytes, name: str, kind: type) -> Any:
 
 
 def refuse(url: str, what: str, error: Exception | None = None) -> NoReturn:
-    """Raise ValueError for an answer that is none of ours."""
+    """Raise ValueError for an answer that an m3 serve does not send."""
     raise ValueError(f"{url} answers with {what}: is something between this process and m3 serve?") from error
 
 
 def _take_scores(arrays: Tensors, modes: Sequence[Mode], n: int) -> dict[Mode, FloatArray]:
-    """Take the last arrays of an answer."""
+    """Remove the scores from an answer's arrays and return them; raise ValueError if other arrays are left."""
     columns = {mode: take_array(arrays, f"scores.{mode}", np.float32, n) for mode in modes}
     check_empty(arrays)
     return columns

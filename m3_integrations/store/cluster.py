@@ -1,8 +1,8 @@
-"""Asking one or several nodes of a Qdrant server: another try where that is safe, another node where it helps.
+"""Calls to one or several nodes of a Qdrant server, with another try if that is safe and another node if that helps.
 
-gRPC's own retry policy goes by the status code alone, so it would repeat any INTERNAL error and any delete; it has one
-address a channel and does nothing for REST. A library for retries would still need the choice of the node and of what
-is safe, which is what is here.
+gRPC's retry policy knows only the status code, so it would repeat every INTERNAL error and every delete. It has one
+address per channel and does nothing for REST. A library for retries would still need the choice of the node and of the
+calls that are safe to repeat, and this file is little more than that.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 _Answer = TypeVar("_Answer")
 
 MAX_ROUNDS: Final = 9
-"""How often every node is asked at most."""
+"""The most times that every node is asked."""
 
 _FIRST_WAIT_S: Final = 0.1
 _LONGEST_WAIT_S: Final = 2.0
-"""The wait after each round doubles up to this. All waits together take 7 to 9 s, longer than it takes a cluster to
-notice that a node is gone."""
+"""The wait after each round doubles up to this. All waits together take 7 to 9 s, which is longer than a cluster needs
+to notice that a node is gone."""
 
 _GRPC_OPTIONS: Final = {
-    # By default a channel waits up to 2 minutes before it looks for a node that had gone.
+    # By default a channel waits up to 2 minutes before it connects again to a node that was down.
     "grpc.initial_reconnect_backoff_ms": 100,
-    "grpc.min_reconnect_backoff_ms": 5000,  # how long connecting may take
+    "grpc.min_reconnect_backoff_ms": 5000,  # the time limit of connecting
     "grpc.max_reconnect_backoff_ms": 2000,
 }
 
@@ -44,8 +44,8 @@ _OF_A_NODE: Final = re.compile(
     r"|transport error|failed to connect|RST_STREAM|stream removed",
     re.IGNORECASE,
 )
-"""Words of an internal error by which it is one node's: it went, came back, or has not got the shards yet. Other
-internal errors would come again."""
+"""Words of an internal error that only one node has: it stopped, restarted, or does not have its shards yet. Any other
+internal error would happen again."""
 
 _UNSENT: Final = re.compile("failed to connect to all addresses|errors resolving|DNS resolution failed")
 
@@ -59,14 +59,13 @@ _READ_ONLY: Final = re.compile(r"\b(manage|write)\b.* access", re.IGNORECASE)
 class Cluster:
     """The nodes of one server or cluster. Safe to use from many threads.
 
-    One node is asked as long as it answers, and the next one in turn when it does not, so a node that was down is
-    tried again when the turn comes round.
+    One node is asked as long as it answers; then the next one is asked. After the last one the first is asked again.
 
     Args:
-        urls: Of the nodes, for errors.
-        clients: One for each node.
-        timeout_s: No further try begins this long after the first did.
-        grpc_ports: Of the nodes, for errors; None without gRPC.
+        urls: The URLs of the nodes, for errors.
+        clients: One client for each node.
+        timeout_s: No further try begins later than this after the first one.
+        grpc_ports: The ports of the nodes, for errors; None without gRPC.
     """
 
     def __init__(
@@ -81,7 +80,7 @@ class Cluster:
     def connect(
         cls, urls: Sequence[str], *, api_key: str | None, grpc_ports: Sequence[int] | None, timeout_s: int
     ) -> Cluster:
-        """Return the cluster that has nodes at these URLs; it is not asked anything yet."""
+        """Return the cluster with nodes at these URLs; no request is sent yet."""
         clients = [
             QdrantClient(
                 url=url,
@@ -91,26 +90,26 @@ class Cluster:
                 grpc_port=6334 if grpc_ports is None else grpc_ports[i],
                 grpc_options=dict(_GRPC_OPTIONS),
                 timeout=timeout_s,
-                check_compatibility=False,  # it would ask the server, and warn, before anything was asked of it
+                check_compatibility=False,  # the check would send a request now, and warn if it fails
             )
             for i, url in enumerate(urls)
         ]
         return cls(urls, clients, timeout_s, grpc_ports)
 
     def ask(self, call: Callable[[QdrantClient], _Answer], *, is_repeatable: bool = True) -> _Answer:
-        """Return what a call of a node's client returns, and raise built-in errors, whatever the transport.
+        """Return the result of a call of a node's client; errors of REST and gRPC become built-in ones.
 
-        A call that could not be sent is repeated in any case. One whose answer was lost may have been applied, so it
-        is repeated only if doing it twice is like doing it once. One that took too long may be under way still, and
-        is not repeated: applied late, it would undo what came after it.
+        A call that could not be sent is always repeated. If the answer was lost, the call may have been applied: it is
+        repeated only if `is_repeatable`. A call that took too long is not repeated: the first one may still be running
+        and be applied later, over newer changes.
 
         Args:
-            call: What to ask of a client.
-            is_repeatable: Whether doing it twice is like doing it once.
+            call: A function that calls a client.
+            is_repeatable: Whether two calls have the same effect as one.
 
         Raises:
             ConnectionError: If no node answers.
-            PermissionError: If the key is not accepted, or may not do this.
+            PermissionError: If the key is not accepted, or does not allow this.
             OSError: If the answer is another error. Errors of a node say how often it was tried and for how long.
         """
         began, tries, wait_s = time.monotonic(), 0, _FIRST_WAIT_S
@@ -141,11 +140,11 @@ class Cluster:
 
     def _leave(self, node: int) -> None:
         with self._lock:
-            if self._current == node:  # or another thread has gone on already
+            if self._current == node:  # if not, another thread has changed the node already
                 self._current = (node + 1) % len(self.clients)
 
     def _as_os_error(self, error: Any, node: int, tried: str) -> OSError:
-        """Return the built-in error for one of qdrant-client's or grpc's."""
+        """Return the built-in error for an error of qdrant-client or grpc."""
         url, everywhere = self._urls[node], " or ".join(self._urls)
         if isinstance(error, ResponseHandlingException):
             return ConnectionError(f"no Qdrant server answers at {everywhere}: {error.source} ({tried})")
@@ -164,16 +163,16 @@ class Cluster:
 
 
 class _Fault(Enum):
-    """What an error says of the call."""
+    """The state of a call after an error."""
 
     NOT_SENT = auto()
-    """No server can have seen it."""
+    """No server has seen the call."""
     LOST = auto()
-    """The node went or is not ready; what it had done of the call is unknown."""
+    """The node stopped or is not ready; it may have applied the call."""
     LATE = auto()
-    """The node may be at it still."""
+    """The node may still be working on the call."""
     FINAL = auto()
-    """It would fail again."""
+    """The call would fail again."""
 
 
 def _fault(error: Exception) -> _Fault:

@@ -25,30 +25,30 @@ from m3_integrations.vectors import Mode
 _LOG = logging.getLogger(__name__)
 
 _DUE_AT: Final = 20_000
-"""Up to about here a search that looks at every record takes a few milliseconds."""
+"""Up to about this many records, a search without an index takes a few milliseconds."""
 
 _RESERVE_BYTES: Final = 128 << 20
-"""Disk space that is left alone: the engine maps its files, and a page that finds no room kills the process."""
+"""Disk space that is never used: the engine maps its files, and a page without room on the disk kills the process."""
 
-_NOBODY: Final = uuid.UUID(int=0)  # no record has it, as `point_id` makes others
+_NOBODY: Final = uuid.UUID(int=0)  # no record has it: `point_id` makes UUIDs of version 5
 
-_PAGE: Final = 256  # records read at a time when all are
+_PAGE: Final = 256  # records in a page of `_scroll`
 
 _IS_LOG_ENOUGH: Final = sys.platform == "linux"
-"""Where a file's sync is known to cover what was written through a memory map, as the engine writes its log."""
+"""Whether syncing a file covers writes through a memory map, which the engine uses for its log: known of Linux."""
 
 _MAX_LOGGED_BYTES: Final = 16 << 20
-"""So much may be in the log alone: it is done again when the store is opened after a crash, mostly in half a second."""
+"""The most bytes that are only in the log. Opening after a crash applies them again, mostly in half a second."""
 
 _MAX_REMEMBERED: Final = 1 << 16
-"""Records whose ids are remembered, at some 400 bytes each; with more all are forgotten."""
+"""The most records whose ids are remembered, at some 400 bytes each; with more of them all are forgotten."""
 
 _NO_HANDLES: Final = (errno.EMFILE, errno.ENFILE)
-"""Too many open files: nothing was tried, and so nothing is lost."""
+"""Errors for too many open files: then no sync was tried, so no data are lost."""
 
 
 def _as_filter(part: Mapping[str, Any]) -> Any:
-    """Return a filter that `translate` has made, or a condition of one, in the engine's types."""
+    """Return a filter of `translate`, or one of its conditions, in the engine's types."""
     if "nested" in part:
         return edge.NestedCondition(part["nested"]["key"], _as_filter(part["nested"]["filter"]))
     if "match" in part:
@@ -62,26 +62,26 @@ def _as_filter(part: Mapping[str, Any]) -> Any:
 class EdgeStore(QdrantStore):
     """A store in a folder, durable, for one process at a time.
 
-    What an `upsert` or a delete returned from survives the end of the process and of the machine: it is in the engine's
-    log, and the log is on the disk. Dense vectors and lexical weights are kept as float32, token vectors as told.
-    Searching looks at every record until `optimize`.
+    When `upsert` or a delete returns, its changes are in the engine's log and the log is on the disk: they survive the
+    end of the process and a power cut. Dense vectors and lexical weights are kept as float32, token vectors as
+    `multi_vector` says. Until `optimize` is called, a search compares every record.
 
-    A folder in which nothing may be written, such as one on a read-only disk, is opened for reading: the engine works
-    on a copy of its files in the system's folder for temporary files.
+    A folder that is not writable, such as one on a read-only disk, is opened for reading: the engine works on a copy of
+    its files in the system's folder for temporary files.
 
-    The engine holds the interpreter while it works, some milliseconds for a batch or a search. On Linux other threads
-    and event loops run on while the log waits for the disk; elsewhere, and at every 16 MB, the engine itself waits.
+    The engine blocks the interpreter while it works, some milliseconds for a batch or a search. On Linux, other threads
+    and event loops run while the log is synced; on other systems, and after every 16 MB, they wait for the sync too.
 
     Args:
-        folder: Made if it is not there.
-        multi_vector: How token vectors are kept; for a new store. "float16" by default.
-        token_pooling: How many neighbouring tokens share a token vector; for a new store. 1 by default.
+        folder: The folder; made if it does not exist.
+        multi_vector: The way to keep token vectors in a new store. "float16" by default.
+        token_pooling: The number of neighbouring tokens that share a token vector in a new store. 1 by default.
 
     Raises:
         NotADirectoryError: If the folder is a file.
         ValueError: If something else is in the folder, a later version made it, or it was made with other settings.
         BlockingIOError: If it is open already, in this process or another.
-        PermissionError: If the folder is read-only, by whatever changes records.
+        PermissionError: If the folder is read-only; raised by the methods that change records.
     """
 
     _point_type = edge.Point
@@ -100,10 +100,10 @@ class EdgeStore(QdrantStore):
         self._lock = threading.RLock()
         self._shard: edge.EdgeShard | None = None
         self._indexed_paths: set[str] = set()
-        self._names: dict[int, str] = {}  # the records' ids by the numbers of their UUIDs, which hash in C
-        self._points: dict[str, Any] = {}  # and the other way round
+        self._names: dict[int, str] = {}  # the records' ids by their UUIDs as integers, whose hash is fast
+        self._points: dict[str, Any] = {}  # the records' UUIDs by their ids
         self._n_unindexed, self._has_said_due = 0, False
-        self._n_logged_bytes = _MAX_LOGGED_BYTES  # what a crash left in the log: the first change writes it out
+        self._n_logged_bytes = _MAX_LOGGED_BYTES  # a crash may have left changes in the log: the first change flushes
         self._broken_by: Exception | None = None
         self._is_log_enough = _IS_LOG_ENOUGH
         try:
@@ -122,7 +122,7 @@ class EdgeStore(QdrantStore):
         )
 
     def _open(self, multi_vector: MultiVectorStorage | None, token_pooling: int | None) -> StoreFormat:
-        """Open what is in the folder, and return its format."""
+        """Open the engine in the folder if there is one, and return the store's format."""
         found, engine = self._place.read(), self._place.engine
         format_ = choose_format(str(self.folder), found, multi_vector, token_pooling)
         if found is None:
@@ -136,10 +136,10 @@ class EdgeStore(QdrantStore):
         return format_
 
     def _read_format(self) -> StoreFormat:
-        return self._format  # nobody else has the folder open
+        return self._format  # no other process can have the folder open
 
     def _write_format(self, format_: StoreFormat) -> None:
-        if not self._place.is_read_only:  # it is of the copy then
+        if not self._place.is_read_only:  # a read-only store works on a copy, whose format is not kept
             self._place.write(format_)
 
     def _create_engine(self, format_: StoreFormat) -> StoreFormat:
@@ -157,7 +157,7 @@ class EdgeStore(QdrantStore):
         return format_
 
     def _index(self, path: str) -> None:
-        with suppress(OSError):  # a search answers without the index, more slowly; a change fails by itself
+        with suppress(OSError):  # searches work without the index, only slower; a change raises its own error
             self._check_disk(0)
             index = edge.IntegerIndexParams(lookup=False, range=True)
             self._update(edge.UpdateOperation.create_field_index(path, index))
@@ -220,21 +220,21 @@ class EdgeStore(QdrantStore):
             for mode, vector in named.items()
         ]
         answers: list[list[Any]] = self._opened().query_batch(edge.QueryBatchRequest(requests))
-        found = [[(hit.id.int, hit.score) for hit in answer] for answer in answers]  # an id is a new UUID every time
+        found = [[(hit.id.int, hit.score) for hit in answer] for answer in answers]  # `hit.id` makes a UUID every time
         if unknown := {point for hits in found for point, _ in hits} - self._names.keys():
             self._read_names(unknown)
         names = self._names
         return {mode: [(names[point], score) for point, score in hits] for mode, hits in zip(named, found, strict=True)}
 
     def _point_of(self, name: str) -> Any:
-        """Return a record's point, which is a UUID, and remember it."""
+        """Return the UUID of a record's point, and remember it."""
         if name not in self._points:
             self._points[name] = point = uuid.UUID(point_id(name))
             self._names[point.int] = name
         return self._points[name]
 
     def _read_names(self, unknown: set[int]) -> None:
-        """Learn whose points these are: that takes as long as finding them, and never changes."""
+        """Read and remember the ids of these points: reading them takes as long as the search that found them."""
         points: list[Any] = [uuid.UUID(int=number) for number in unknown]
         records: list[Any] = self._opened().retrieve(points, edge.PayloadSelector.Include(["id"]), False)
         for point, name in [(record.id, record.payload["id"]) for record in records]:
@@ -252,10 +252,10 @@ class EdgeStore(QdrantStore):
         shard = self._opened()
         try:
             if _IS_LOG_ENOUGH:
-                sync_log(self._place.log)  # first of all: what it says is done again, also where it was done by half
-                sync_tree(self._place.engine)  # which leaves less to wait for in the call that holds the interpreter
+                sync_log(self._place.log)  # first: after a crash the log's changes are applied again, partial ones too
+                sync_tree(self._place.engine)  # shortens `shard.flush()`, which blocks the interpreter
             shard.flush()
-        except Exception as error:  # the engine raises the base class itself
+        except Exception as error:  # the engine raises Exception itself, no subclass
             raise self._failed(error) from error
         self._n_logged_bytes = 0
 
@@ -276,18 +276,18 @@ class EdgeStore(QdrantStore):
             self._place.unlock()
 
     def _settle(self, shard: edge.EdgeShard) -> None:
-        """Write everything out, and end the log with a change that is small enough to stay in it."""
+        """Write everything out, and if the log's last change is large, add a small one that can stay in the log."""
         shard.flush()
         last = last_change(self._place.log)
         if last is not None and not last.is_small:
-            with suppress(OSError):  # no room: the log stays as it is
+            with suppress(OSError):  # the disk is full: the log is not trimmed
                 self._check_disk(0)
                 shard.update(edge.UpdateOperation.delete_points([_NOBODY]))
                 shard.flush()
 
     def _opened(self) -> edge.EdgeShard:
         if self._shard is None:
-            raise RuntimeError("there are no records yet")  # our own mistake: the caller sees to it
+            raise RuntimeError("there are no records yet")  # callers check this first
         return self._shard
 
     def _load(self) -> None:
@@ -295,7 +295,7 @@ class EdgeStore(QdrantStore):
         self._indexed_paths = set(self._shard.info().payload_schema)
 
     def _update(self, *operations: edge.UpdateOperation, size_bytes: int = 0) -> None:
-        """Change the engine, and return when the change is durable."""
+        """Apply operations to the engine, and return when they are durable."""
         shard = self._opened()
         if self._broken_by is not None:
             raise self._unwritable(self._broken_by)
@@ -305,18 +305,18 @@ class EdgeStore(QdrantStore):
         except Exception as error:
             if type(error) is not Exception:
                 raise
-            raise self._unwritable(error) from error  # the engine raises the base class itself, whatever went wrong
+            raise self._unwritable(error) from error  # the engine raises Exception itself for every error
         self._n_logged_bytes += size_bytes + 1000
         if not self._is_log_enough or self._n_logged_bytes >= _MAX_LOGGED_BYTES:
             self._flush()
             return
         try:
-            sync_log(self._place.log)  # and not the many files that the changes in it change: those now and then
+            sync_log(self._place.log)  # enough to be durable; the engine's many other files are synced by `_flush`
         except OSError as error:
             raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> OSError:
-        """Note that a sync failed: the system forgets what it could not write, and the next sync would succeed."""
+        """Note that a sync failed. The next one would succeed, although the system has dropped the unwritten data."""
         if getattr(error, "errno", None) not in _NO_HANDLES:
             self._broken_by = error
         return self._unwritable(error)

@@ -26,7 +26,7 @@ def as_config(format_: StoreFormat) -> edge.EdgeConfig:
             edge.Distance.Dot,
             multivector_config=edge.MultiVectorConfig(edge.MultiVectorComparator.MaxSim),
             datatype=_DATATYPES[format_.multi_vector],
-            # No graph: token vectors score candidates, they do not find them.
+            # No graph index: token vectors only score candidates.
             hnsw_config=edge.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10_000),
         )
     sparse = {"lexical": edge.EdgeSparseVectorParams()} if "lexical" in format_.modes else None

@@ -3,16 +3,16 @@
 The language is MongoDB's: `{"product": "vault", "year": {"$gte": 2024}}` asks for both; `$and`, `$or` and `$not` join.
 
 - A dot leads into a mapping: `loc.page` is the page of `{"loc": {"page": 3}}`, and of a list of such mappings, and
-  also the value of a key that is called `loc.page`.
-- A key that is absent, None or an empty list is missing; that satisfies only `$ne`, `$nin` and `$exists: false`.
+  also the value of a key with the name `loc.page`.
+- A key that is absent, None or an empty list is missing; a missing key fulfils only `$ne`, `$nin` and `$exists: false`.
 - A list matches if any of its elements does; `$ne`, `$nin` and `$not` are exact negations.
 - Numbers equal numbers (2024 is 2024.0), booleans only booleans, strings only strings.
-- Dates are compared as instants, among each other and with strings of ISO 8601: `{"day": {"$lt": "2024-05-01"}}` and
-  `{"day": date(2024, 4, 30)}` look at dates and at such strings. Two strings are equal only to the letter.
+- Dates are compared as instants, with dates and with strings of ISO 8601: `{"day": {"$lt": "2024-05-01"}}` and
+  `{"day": date(2024, 4, 30)}` compare dates and such strings. Two strings are equal only if all characters are.
 - Ranges are for numbers and for dates.
-- What is compared is taken as metadata are: `values` has the table.
-- Filters may stand 20 deep in each other.
-- Whatever cannot be honoured exactly by every engine is refused.
+- The values in a filter are converted as metadata are: store/values.py has the table.
+- Filters may be nested 20 deep.
+- A filter that an engine could not answer exactly is refused.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Instant:
     """A point in time that a filter compares dates with.
 
     Attributes:
-        microseconds: From 1970 in UTC.
+        microseconds: Microseconds since 1970 in UTC.
     """
 
     microseconds: int
@@ -46,7 +46,7 @@ class Condition:
 
     Attributes:
         key: The metadata's key.
-        operator: What is asked.
+        operator: The comparison.
         value: A scalar; a tuple of scalars for `$in`; a finite number or an instant for ranges; True for `$exists`.
     """
 
@@ -65,9 +65,9 @@ class Condition:
         object.__setattr__(self, "_wants_dates", any(kind == "written" for kind, _ in wanted))
 
     def holds(self, element: Any) -> bool:
-        """Return whether an element of metadata is what is asked for."""
-        if self._wanted:  # a look-up, however long the list is
-            if isinstance(element, str) and not self._wants_dates:  # most filters: nothing is read as a date
+        """Return whether an element of metadata fulfils the condition."""
+        if self._wanted:  # one look-up in a set, however long the list of `$in` is
+            if isinstance(element, str) and not self._wants_dates:  # fast path: the string need not be read as a date
                 return ("string", element) in self._wanted
             return not self._wanted.isdisjoint(_names(element))
         if self.operator == "$exists":
@@ -80,21 +80,21 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class AllOf:
-    """Every one of these; true if there are none."""
+    """A filter that matches if all of these match; without any it matches everything."""
 
     filters: tuple[Filter, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class AnyOf:
-    """At least one of these; false if there are none."""
+    """A filter that matches if at least one of these matches; without any it matches nothing."""
 
     filters: tuple[Filter, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Not:
-    """Not this."""
+    """A filter that matches if this one does not."""
 
     filter: Filter
 
@@ -113,23 +113,23 @@ RANGES: Final[dict[str, Callable[[float, float], bool]]] = {
 }
 _OPERATORS: Final = ("$eq", "$ne", "$in", "$nin", *RANGES, "$exists", "$not")
 _MAX_DEPTH: Final = 20
-"""Filters in filters: the format that servers are talked to in has an end not far beyond."""
+"""The deepest nesting of filters: the servers' message format allows not much more."""
 MAX_NUMBER: Final = 2**53
-"""Integers beyond it cannot be told apart as the floating-point numbers that engines compare."""
+"""The largest number: larger integers are not exact as the floating-point numbers that engines compare."""
 
 
 def parse_filter(filter: FilterLike) -> Filter | None:  # noqa: A002 - the word users know
-    """Turn a filter as users write it into one that can be evaluated and translated.
+    """Parse a filter as users write it into one that can be evaluated and translated.
 
-    Parts that say nothing, such as `{}` in a list of `$and`, are left out.
+    Empty parts, such as `{}` in a list of `$and`, are left out.
 
     Returns:
-        None if it says nothing, so that every record matches: for None, `{}`, `{"$and": [{}]}` and the like.
+        The parsed filter; None if it is empty and every record matches, as for None, `{}` or `{"$and": [{}]}`.
 
     Raises:
         TypeError: If it is not a mapping, or a key is not a string.
-        ValueError: For an unknown operator, a value that the operator cannot compare exactly, or filters that stand too
-            deep in each other.
+        ValueError: For an unknown operator, a value that the operator cannot compare exactly, or filters that are
+            nested too deep.
     """
     if filter is None or isinstance(filter, Condition | Not):
         return filter
@@ -150,7 +150,7 @@ def _parse(filter: FilterLike, depth: int) -> Filter:  # noqa: A002 - likewise
 
 
 def _all_of(parts: Sequence[Filter]) -> Filter:
-    """Return the filter that asks for all of these, without those that say nothing."""
+    """Return the filter that asks for all of these, without the empty ones."""
     said = tuple(part for part in parts if part != _EVERYTHING)
     if _NOTHING in said:
         return _NOTHING
@@ -231,7 +231,7 @@ def _scalar(where: str, value: Any) -> Scalar:
 
 
 def _bound(where: str, value: Any) -> int | float | Instant:
-    """Return what a range compares with."""
+    """Return the number or the instant that a range compares with."""
     scalar = _scalar(where, value)
     if isinstance(scalar, str) and (instant := instant_of(scalar)) is not None:
         return Instant(instant)
@@ -246,8 +246,8 @@ def matches(filter: FilterLike, metadata: Mapping[str, Any]) -> bool:  # noqa: A
     """Evaluate a filter on one record's metadata: the meaning that every engine's translation must have.
 
     Args:
-        filter: As `parse_filter` takes and returns it.
-        metadata: As a store returns them, or `values.check_metadata`.
+        filter: A filter as `parse_filter` takes or returns it.
+        metadata: Metadata as a store or `values.check_metadata` returns them.
 
     Raises:
         TypeError: As `parse_filter`.
@@ -268,7 +268,7 @@ def _matches(filter: Filter, metadata: Mapping[str, Any]) -> bool:  # noqa: A002
 
 
 def elements_at(metadata: Mapping[str, Any], path: str) -> Iterable[Any]:
-    """Return what is compared at a path: under the key of that name, then in mappings under the parts of it."""
+    """Return the elements at a path: under the key with this name, then in mappings under the path's parts."""
     return _elements_at(metadata, path) if "." in path else elements_of(metadata.get(path))
 
 
@@ -284,7 +284,7 @@ def _elements_at(metadata: Mapping[str, Any], path: str) -> Iterator[Any]:
 
 
 def _names(element: Any) -> Sequence[tuple[str, Any]]:
-    """Return the names of which an operand has one if an element equals it: True is not 1, and 1 is 1.0."""
+    """Return an element's names; it equals an operand if they share a name. True is not 1, and 1 is 1.0."""
     if isinstance(element, str):
         instant = instant_of(element)
         return (("string", element),) if instant is None else (("string", element), ("written", instant))
@@ -297,12 +297,12 @@ def _names(element: Any) -> Sequence[tuple[str, Any]]:
 
 
 def _names_wanted(value: Scalar) -> Sequence[tuple[str, Any]]:
-    """Return an operand's names: a date's are those of dates and strings, a string's are those of dates and itself."""
+    """Return an operand's names: a date equals dates and date strings, a string equals dates and itself."""
     if isinstance(value, Instant):
         return [("date", value.microseconds), ("written", value.microseconds)]
     return [("date" if name == "written" else name, each) for name, each in _names(value)]
 
 
 def is_number(element: Any) -> bool:
-    """Return whether this is a number, which a boolean is not here."""
+    """Return whether this is a number; a boolean is none here."""
     return isinstance(element, int | float) and not isinstance(element, bool)

@@ -1,13 +1,14 @@
-"""The engine's log of changes: when a store closes, what is written out elsewhere is dropped from it.
+"""The engine's log of changes: when a store closes, changes that are in the engine's segments are removed from it.
 
-The engine keeps up to 64 MB of changes that its segments have long since, and reserves as much for those to come. It
-counts changes by the log, and takes one with a number that a record has had for done: a log that begins anew loses
-changes without a word. So the last change stays, under its number.
+The engine keeps up to 64 MB of such changes in the log, and reserves as much again. It numbers changes by the log, and
+skips a change whose number a record has had already. So with an empty log, whose numbers begin at 0 again, new changes
+would be lost without an error. Therefore the last change is kept, with its number.
 
-A log is a folder of files `closed-N`, whose first change has the number N, of files `open-N`, which go on from there,
-and of `first-index`, the last change that is written out. A file is "wal", a zero, 4 bytes that its first checksum
-goes on from, and its changes: their length in 8 bytes, their bytes, zeros up to a multiple of 8, the last four of which
-are a checksum that goes on from the one before. So a change may be moved as it is behind the checksum before it.
+A log is a folder. Its files `closed-N` begin with change number N, its files `open-N` continue them, and `first-index`
+has the number of the last change that is written out. A file begins with "wal", a zero byte, and 4 bytes that seed the
+checksum of its first change. Each change has its length in 8 bytes, its bytes, and zeros up to a multiple of 8 whose
+last four bytes are a checksum, seeded with the checksum before. So a change can be copied together with the checksum
+before it.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ class LastChange:
     """The last change in a log.
 
     Attributes:
-        number: Counted from 0, over all that the store ever had.
-        checksum_before: 4 bytes, of the change before it.
-        entry: The change as it stands in the file, with its length and checksum.
+        number: Its number, from 0, among all changes that the store ever had.
+        checksum_before: The checksum of the change before it, 4 bytes.
+        entry: The bytes of the change in the file, with its length and checksum.
     """
 
     number: int
@@ -49,14 +50,14 @@ class LastChange:
 
     @property
     def is_small(self) -> bool:
-        """Whether it may stay in the log of a store that is closed."""
+        """Whether it is small enough to stay in the log of a closed store."""
         return len(self.entry) <= _SMALL_CHANGE_BYTES
 
 
 def last_change(log: Path) -> LastChange | None:
-    """Return the last change of a log in which everything is written out; None if that cannot be said of it.
+    """Return the last change of a log whose changes are all written out, else None.
 
-    It may be the log of an engine that is open, or one of a format that is not the one described above.
+    None is also returned for the log of an open engine, and for a log in another format than the one described above.
     """
     try:
         acknowledged = json.loads((log / _ACKNOWLEDGED).read_text(encoding="utf-8"))["ack_index"]
@@ -79,7 +80,7 @@ def last_change(log: Path) -> LastChange | None:
 
 
 def _read(file: Path) -> tuple[int, tuple[bytes, bytes] | None]:
-    """Return how many changes a file has, and its last with the checksum before it; None if it is no such file."""
+    """Return the number of changes in a file, and the last one with the checksum before it (None if it is no log)."""
     size, n_changes, start = file.stat().st_size, 0, _HEADER_BYTES
     with file.open("rb") as opened:
         if opened.read(len(_MAGIC)) != _MAGIC:
@@ -104,10 +105,10 @@ def _padded(n_bytes: int) -> int:
 
 
 def trim_log(log: Path) -> None:
-    """Leave the last change alone in the log of an engine that was written out and closed.
+    """Remove all changes but the last from the log of an engine that was written out and closed.
 
-    A kill or a power cut at any moment leaves the whole log or the trimmed one, if `restore_log` is called before the
-    next opening. Where a disk is full, or the log is none that is known, it stays as it is.
+    After a kill or a power cut at any moment, `restore_log` leaves the whole log or the trimmed one; it must be called
+    before the next opening. If the disk is full, or the log's format is unknown, the log is not changed.
     """
     last = last_change(log)
     if last is None or not last.is_small:
@@ -122,14 +123,14 @@ def trim_log(log: Path) -> None:
         log.rename(old)
         new.rename(log)
         sync(log.parent)
-    except OSError:  # it is the log of before, or `restore_log` makes it that
+    except OSError:  # the old log is still there, or `restore_log` restores it
         return
     finally:
         restore_log(log)
 
 
 def restore_log(log: Path) -> None:
-    """Finish or undo what an interrupted `trim_log` has left."""
+    """Finish or undo an interrupted `trim_log`."""
     new, old = _beside(log)
     if old.exists() and not log.exists():
         old.rename(log)

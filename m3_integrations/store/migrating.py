@@ -1,8 +1,7 @@
-"""`migrate_store`: a store's records encoded by another model, into a store beside it, while the first is searched.
+"""`migrate_store`: encoding a store's records with another model into a second store, while the first is searched.
 
-The new store is the record of what is done: a text that it has already is not encoded again. So a migration that was
-killed goes on, and one that is run again brings over only what changed since. `switch_folder` then gives the new folder
-the old one's name.
+A text that the new store has already is not encoded again. So a migration that was killed goes on, and one that is run
+again copies only what changed since. `switch_folder` then renames the new folder to the old one's name.
 """
 
 from __future__ import annotations
@@ -22,25 +21,25 @@ from m3_integrations.store.values import is_same
 from m3_integrations.vectors import Encoder, M3Vectors, Mode
 
 _BATCH_SIZE: Final = 64
-"""Records compared, and encoded, at a time: what a migration that is killed has done in vain at most."""
+"""The records that are compared and encoded at a time. A migration that is killed loses at most the work on these."""
 
 _MOST_PASSES: Final = 10
-"""Of a store that changes all the time, what changed in the last pass is left to the next migration."""
+"""The most passes over a source that keeps changing; changes after the last one are left to the next migration."""
 
 _NAMED: Final = 8
-"""Digits of a fingerprint that tell a store's folder, or its collection, from that of another model."""
+"""The digits of a fingerprint in the name of a folder or a collection beside another model's."""
 
 
 @dataclass(slots=True)
 class MigrationReport:
-    """What a migration did.
+    """The numbers of a migration.
 
     Attributes:
-        n_encoded: Records whose text the target did not have, or had otherwise.
-        n_updated: Records that had other metadata there; they keep their vectors.
-        n_kept: Records that were there as they are before it began.
-        n_deleted: Records of the target that the source no longer has.
-        is_in_step: Whether the last pass over the source found nothing to do. Otherwise the source went on changing.
+        n_encoded: The records that the target did not have, or had with another text.
+        n_updated: The records that the target had with other metadata; they kept their vectors.
+        n_kept: The records that the target had already, unchanged.
+        n_deleted: The records of the target that the source no longer has.
+        is_in_step: Whether the last pass over the source found nothing to do. If not, the source kept changing.
     """
 
     n_encoded: int = 0
@@ -53,22 +52,22 @@ class MigrationReport:
 def migrate_store(
     source: Store, target: Store, encoder: Encoder, *, delete_absent: bool = True, show_progress: bool = False
 ) -> MigrationReport:
-    """Bring a store of another model into step with a store: same records, encoded by that model.
+    """Copy a store's records into another store, encoded by another model.
 
     The source is only read, and may be searched and changed meanwhile: passes over it are repeated until one finds
-    nothing to do. Every batch is in the target before the next is encoded.
+    nothing to do, at most 10. Every batch is in the target before the next one is encoded.
 
     Args:
-        source: Where the records are.
-        target: A new store, or one that a migration from this source has begun. Bound to the encoder's model.
+        source: The store of the records.
+        target: A new store, or the target of an earlier migration from this source. It is bound to the encoder's model.
         encoder: Encodes the texts, in all modes that it has and the target keeps.
-        delete_absent: Whether what the source does not have is deleted in the target, as what was deleted since has to
-            be. False for a target that holds more than a migration's records.
+        delete_absent: Whether records that the source does not have are deleted from the target. False for a target
+            with other records too; then records that were deleted from the source stay in the target.
         show_progress: Whether to draw a progress bar.
 
     Raises:
-        ValueError: If the source is of the encoder's model already, source and target are one store, or the target
-            holds a third model's vectors. Nothing was changed then.
+        ValueError: If the source is of the encoder's model already, source and target are one store, or the target has
+            a third model's vectors. Then nothing was changed.
     """
     if source is target:
         raise ValueError("a store cannot be migrated into itself: open another one for the new model")
@@ -101,7 +100,7 @@ def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
 
 
 def _bring(batch: list[Record], target: Store, encoder: Encoder, modes: list[Mode], report: MigrationReport) -> int:
-    """Put into the target what it lacks of these records, or has otherwise; return how many it had as they are."""
+    """Write the records that the target lacks or has differently, and return the number that it had already."""
     there = {record.id: record for record in target.get([record.id for record in batch])}
     fresh = [record for record in batch if record.id not in there or there[record.id].text != record.text]
     known = [record for record in batch if record.id in there and there[record.id].text == record.text]
@@ -137,31 +136,31 @@ def _delete_absent(source: Store, target: Store, report: MigrationReport) -> Non
 
 
 def folder_beside(folder: Path, fingerprint: str) -> Path:
-    """Return where a folder's store of a model lies while the folder itself holds another's."""
+    """Return the folder for a model's store while the folder itself has another model's."""
     return folder.with_name(f"{folder.name}.{fingerprint[:_NAMED]}")
 
 
 def collection_beside(collection: str, fingerprint: str) -> str:
-    """Return what a collection's store of a model is called while the collection itself holds another's."""
+    """Return the name of the collection for a model's store while the collection itself has another model's."""
     return f"{collection}-{fingerprint[:_NAMED]}"
 
 
 def switch_folder(folder: Path, old: str, new: str) -> Path:
-    """Give the store beside a folder the folder's name, and the folder's own store the name of its model.
+    """Rename a folder's store to a name with its model, and the store beside it to the folder's name.
 
-    `finish_switch` ends one that was killed. Both stores must be closed, here and elsewhere.
+    `finish_switch` completes a switch that was killed. Both stores must be closed in all processes.
 
     Args:
         folder: The store of the old model.
-        old: That model's fingerprint.
-        new: The fingerprint of the other, whose store is beside it.
+        old: The fingerprint of the old model.
+        new: The fingerprint of the new model, whose store is beside the folder.
 
     Returns:
-        Where the old store lies now.
+        The folder of the old store after the switch.
 
     Raises:
-        FileExistsError: If something has the name that the old store would get.
-        FileNotFoundError: If there is no store beside it.
+        FileExistsError: If the name for the old store is taken.
+        FileNotFoundError: If there is no store of the new model beside the folder.
     """
     aside, beside, mark = folder_beside(folder, old), folder_beside(folder, new), _mark_of(folder)
     if not beside.is_dir():
@@ -177,10 +176,12 @@ def switch_folder(folder: Path, old: str, new: str) -> Path:
 
 
 def finish_switch(folder: Path) -> bool:
-    """End a switch that was killed between its two steps: return whether there was one. Before the first it is undone.
+    """Complete a switch that was killed between its two renames, and return whether there was one to complete.
+
+    A switch that was killed before the first rename is undone.
 
     Args:
-        folder: As for `switch_folder`.
+        folder: The folder that was passed to `switch_folder`.
     """
     mark = _mark_of(folder)
     if not mark.exists():
@@ -195,5 +196,5 @@ def finish_switch(folder: Path) -> bool:
 
 
 def _mark_of(folder: Path) -> Path:
-    """Return the file that is there from before a switch's first step to after its last."""
+    """Return the file that exists while a switch is going on."""
     return folder.with_name(f"{folder.name}.switching")

@@ -1,4 +1,4 @@
-"""Points to and from a Qdrant server by gRPC, without making a Python number of every float of a vector."""
+"""Sending points to and from a Qdrant server by gRPC, without making a Python number of every float of a vector."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from m3_integrations.store.points import point_id
 from m3_integrations.vectors import FloatArray, M3Vectors
 
 _NUMBER_BYTES: Final = 4
-"""Of a float32; protobuf has the numbers of a vector in a row, lowest byte first."""
+"""The bytes of a float32; protobuf has the numbers of a vector one after another, lowest byte first."""
 
 
 class _Sparse(NamedTuple):
@@ -24,7 +24,7 @@ class _Sparse(NamedTuple):
 
 
 class Point(NamedTuple):
-    """What a server has returned of a point: its UUID, payload, vectors by name, and score where it was searched."""
+    """A point that a server returned: its UUID, payload, vectors by name, and its score if it was searched."""
 
     id: str
     payload: dict[str, Any]
@@ -39,9 +39,9 @@ class Answer(NamedTuple):
 
 
 class PackedPoints:
-    """The calls of a client for points that have many numbers, each with the name that the client has for it.
+    """The calls of a client that carry vectors, under the names that the client has for them.
 
-    The messages, what is sent with them and the errors are those of the client's own calls.
+    The messages, their metadata and the errors are the same as with the client's own calls.
     """
 
     def __init__(self, client: QdrantClient, timeout_s: float) -> None:
@@ -61,14 +61,14 @@ class PackedPoints:
         return cls(client, options["timeout"] or QdrantRemote.DEFAULT_GRPC_TIMEOUT)
 
     def upsert(self, collection: str, request: grpc.UpsertPoints, *, wait: bool) -> None:
-        """Add the points that `pack_points` has made, replacing those with the same ids."""
+        """Add the points of `pack_points`, replacing those with the same ids."""
         request.collection_name, request.wait = collection, wait
         self._client.grpc_points.Upsert(request, timeout=self._timeout_s)
 
     def retrieve(
         self, collection: str, points: Sequence[str], *, with_payload: bool, with_vectors: bool, consistency: Any = None
     ) -> list[Point]:
-        """Return those of the points that are there."""
+        """Return the existing ones of these points."""
         request = grpc.GetPoints(
             collection_name=collection,
             ids=[grpc.PointId(uuid=point) for point in points],
@@ -79,7 +79,7 @@ class PackedPoints:
         return [_read_point(found) for found in self._client.grpc_points.Get(request, timeout=self._timeout_s).result]
 
     def query_batch_points(self, collection: str, requests: Sequence[Any], consistency: Any = None) -> list[Answer]:
-        """Return what each of the searches has found."""
+        """Return the answer of each of the searches."""
         converted = [RestToGrpc.convert_query_request(request, collection) for request in requests]
         request = grpc.QueryBatchPoints(
             collection_name=collection, query_points=converted, read_consistency=_as_message(consistency)
@@ -91,13 +91,13 @@ class PackedPoints:
 def pack_points(payloads: Sequence[dict[str, Any]], vectors: M3Vectors, rows: Sequence[int]) -> grpc.UpsertPoints:
     """Return records as the points of a message for `PackedPoints.upsert`.
 
-    The message is filled in place: protobuf copies a message that is put into another one.
+    The message is filled in place, because protobuf copies a message that is put into another one.
 
     Args:
-        payloads: n, as `as_payload` returns them.
-        vectors: Of any number of texts, in every mode that is to be kept. A vector without values is left out: servers
-            refuse it.
-        rows: n, where the vectors of each are.
+        payloads: The payloads of n records, as `as_payload` returns them.
+        vectors: The vectors of any number of texts, in every mode to be kept. A vector without values is left out:
+            servers refuse it.
+        rows: The row of each of the n records in vectors.
     """
     request = grpc.UpsertPoints()
     dense = vectors.dense if "dense" in vectors.modes else None
@@ -107,7 +107,7 @@ def pack_points(payloads: Sequence[dict[str, Any]], vectors: M3Vectors, rows: Se
         point = request.points.add(
             id=grpc.PointId(uuid=point_id(payload["id"])), payload=RestToGrpc.convert_payload(payload)
         )
-        point.vectors.vectors.SetInParent()  # there even if every vector is left out
+        point.vectors.vectors.SetInParent()  # the field must exist even if every vector is left out
         named = point.vectors.vectors.vectors
         if dense is not None:
             named["dense"].dense.MergeFromString(_dense_head(dense.shape[1]) + _as_bytes(dense[row]))
@@ -130,7 +130,7 @@ def _read_point(found: grpc.RetrievedPoint) -> Point:
 
 
 def _read_hit(found: grpc.ScoredPoint) -> Point:
-    payload = found.payload  # of hundreds of hits most have none
+    payload = found.payload  # most hits have none, and converting hundreds of empty ones takes time
     return Point(found.id.uuid, GrpcToRest.convert_payload(payload) if payload else {}, None, found.score)
 
 
@@ -145,7 +145,7 @@ def _read_vector(vector: grpc.VectorOutput) -> Any:
         return _Sparse(list(vector.sparse.indices), list(vector.sparse.values))
     if kind == "multi_dense" and vector.multi_dense.vectors:
         return _read_rows(vector.multi_dense)
-    return GrpcToRest.convert_vector_output(vector)  # as servers before 1.17 have it
+    return GrpcToRest.convert_vector_output(vector)  # the format of servers before 1.17
 
 
 def _read_rows(multi: grpc.MultiDenseVector) -> FloatArray:
@@ -157,12 +157,12 @@ def _read_rows(multi: grpc.MultiDenseVector) -> FloatArray:
         if (rows[:, : head.size] == head).all():
             numbers = np.ascontiguousarray(rows[:, head.size :]).view("<f4")
             return numbers.astype(np.float32, copy=False)
-    # A later server may put more into a message than this client knows.
+    # A later server may add fields that this client does not know.
     return np.array([row.data for row in multi.vectors], np.float32)
 
 
 def _pack_rows(rows: FloatArray) -> bytes:
-    """Return (tokens, d) float32 as protobuf's bytes of a MultiDenseVector."""
+    """Return rows, (tokens, d) float32, as protobuf's bytes of a MultiDenseVector."""
     head = np.frombuffer(_row_head(rows.shape[1]), np.uint8)
     packed = np.empty((len(rows), head.size + _NUMBER_BYTES * rows.shape[1]), np.uint8)
     packed[:, : head.size] = head
@@ -176,14 +176,14 @@ def _as_bytes(row: FloatArray) -> bytes:
 
 @lru_cache
 def _dense_head(size: int) -> bytes:
-    """Return what stands before the numbers in protobuf's bytes of a DenseVector."""
+    """Return the bytes before the numbers in protobuf's bytes of a DenseVector."""
     packed: bytes = grpc.DenseVector(data=[0.0] * size).SerializeToString()
     return packed[: -_NUMBER_BYTES * size]
 
 
 @lru_cache
 def _row_head(size: int) -> bytes:
-    """Return what stands before the numbers of each row in protobuf's bytes of a MultiDenseVector."""
+    """Return the bytes before the numbers of each row in protobuf's bytes of a MultiDenseVector."""
     row = grpc.DenseVector(data=[0.0] * size)
     packed: bytes = grpc.MultiDenseVector(vectors=[row]).SerializeToString()
     return packed[: -_NUMBER_BYTES * size]

@@ -1,4 +1,4 @@
-"""What a durable store writes down: its format, and every record as a point of a Qdrant engine."""
+"""The format of a durable store, and its records as points of a Qdrant engine."""
 
 from __future__ import annotations
 
@@ -20,42 +20,43 @@ from m3_integrations.vectors import MODES, FloatArray, IntArray, LexicalRows, M3
 from m3_integrations.vectors.pooling import pool_tokens, pooled_lengths
 
 MultiVectorStorage = Literal["none", "float16", "turbo8", "turbo4"]
-"""How token vectors are kept: not at all, at 2 bytes a number, or compressed to about 1 or a half."""
+"""The ways to keep token vectors: not at all, with 2 bytes a number, or compressed to about 1 or half a byte."""
 
 _DEFAULT_STORAGE: Final[MultiVectorStorage] = "float16"
-"""Kept although turbo8 takes 1.9 times less of the disk and loses no nDCG@10 that shows on XQuAD in five languages.
+"""The default is float16, although turbo8 takes 1.9 times less disk without a measurable loss of nDCG@10 on XQuAD in
+five languages.
 
-With float16 every score is that of brute force to 1e-4 (7e-6 on random vectors of 1,024 numbers), the promise that all
-stores are held to. With turbo8 a multi-vector score is off by up to 6e-4 there (`tiny`; 3e-4 on those random vectors),
-so that texts that are nearly alike change places, and what was rounded does not come back: `copy_store` makes a smaller
-store of a larger one without encoding, never a larger one. Who wants half the bytes asks for them: `m3 index` says how
-many, `m3 fit` at what cost. Numbers: python -m tests.benchmarks.bench_bytes, 2026-11-27.
+With float16 every score equals brute force within 1e-4 (7e-6 on random vectors of 1,024 numbers), as in all stores.
+With turbo8 a multi-vector score is off by up to 6e-4 (`tiny`; 3e-4 on those random vectors), so very similar texts
+change places. Rounding cannot be undone: `copy_store` makes a smaller store of a larger one without encoding, not the
+reverse. `m3 index` shows the bytes of smaller ways, `m3 fit` their cost. Numbers: python -m
+tests.benchmarks.bench_bytes, 2026-11-27.
 """
 
 _FORMAT_NAME: Final = "m3_integrations store"
 _FORMAT_VERSION: Final = 2
 _READ_VERSIONS: Final = (1, 2)
-"""Version 1 had metadata as one text: its records are written anew when the store is opened."""
+"""Version 1 had metadata as one text: its records are rewritten when the store is opened."""
 _MAX_NUMBERS: Final = 2**20 - 1
-"""A Qdrant server refuses a multi-vector of more numbers in all."""
+"""The most numbers in a multi-vector: a Qdrant server refuses more."""
 _NAMESPACE: Final = uuid.UUID("6f1c6c62-9a0e-5a35-8ce5-3a2f5b0f7c11")
-"""Engines take UUIDs only: a record's is made from its id, so that adding it again replaces it."""
+"""Engines accept only UUIDs: a record's is made from its id, so adding the record again replaces it."""
 _MAX_RECORDS_PER_BATCH: Final = 50
-"""What the engine's log holds is replayed when a store is opened: small batches keep that short."""
+"""The engine's log is replayed when a store is opened: small batches keep that short."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreFormat:
-    """What a durable store says of itself.
+    """The format of a durable store, which is written into its folder or collection.
 
     Attributes:
         fingerprint: The model of the vectors; None before a model was bound.
-        modes: The modes of the records; empty before the first.
-        dense_dim: Length of a dense vector; 0 without.
-        token_dim: Length of a token vector; 0 without.
-        multi_vector: How token vectors are kept.
-        token_pooling: How many tokens share a token vector.
-        version: Of the format of its records.
+        modes: The modes of the records; empty before the first record.
+        dense_dim: The length of a dense vector; 0 without dense vectors.
+        token_dim: The length of a token vector; 0 without token vectors.
+        multi_vector: The way to keep token vectors.
+        token_pooling: The number of tokens that share a token vector.
+        version: The version of the format of its records.
     """
 
     fingerprint: str | None = None
@@ -68,17 +69,17 @@ class StoreFormat:
 
     @property
     def is_current(self) -> bool:
-        """Whether its records are as this package writes them."""
+        """Whether its records have the format that this package writes."""
         return self.version == _FORMAT_VERSION
 
     @property
     def kept_modes(self) -> tuple[Mode, ...]:
-        """The modes that are kept of what is added."""
+        """The modes of added records that are kept."""
         return tuple(mode for mode in MODES if mode != "multi_vector" or self.multi_vector != "none")
 
     @property
     def max_tokens(self) -> int:
-        """How many token vectors a record has at most."""
+        """The most token vectors of a record."""
         return _MAX_NUMBERS // max(self.token_dim, 1)
 
     @property
@@ -88,26 +89,26 @@ class StoreFormat:
         return {mode: lengths[mode] for mode in self.modes}
 
     def renewed(self) -> Self:
-        """Return this of a store whose records have all been written as this package writes them."""
+        """Return this format with the current version, for a store whose records were all rewritten."""
         return replace(self, version=_FORMAT_VERSION)
 
     def of_sizes(self, sizes: Mapping[Mode, int]) -> Self:
-        """Return this with the modes and sizes of the first records."""
+        """Return this format with the modes and sizes of the first records."""
         return replace(
             self, modes=tuple(sizes), dense_dim=sizes.get("dense", 0), token_dim=sizes.get("multi_vector", 0)
         )
 
     def bound_to(self, fingerprint: str) -> Self:
-        """Return this bound to a model.
+        """Return this format bound to a model.
 
         Raises:
-            ValueError: If it is bound to another.
+            ValueError: If it is bound to another model.
         """
         check_model(self.fingerprint, fingerprint)
         return replace(self, fingerprint=fingerprint)
 
     def adopt(self, found: Self) -> Self:
-        """Return the format of a store that somebody else has made meanwhile, bound to a model if either is.
+        """Return the format of a store that another process has made meanwhile, bound to a model if either is.
 
         Raises:
             ValueError: If it was made with other settings or is bound to another model.
@@ -120,16 +121,16 @@ class StoreFormat:
         return found if self.fingerprint is None else found.bound_to(self.fingerprint)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what is written down."""
+        """Return the format as a dict for JSON."""
         return {"format": _FORMAT_NAME} | asdict(self) | {"modes": list(self.modes)}
 
     @classmethod
     def from_dict(cls, where: str, found: Mapping[str, Any] | None) -> Self:
-        """Read what was written down.
+        """Read a format that `to_dict` wrote.
 
         Args:
             where: The folder or the collection, for error messages.
-            found: What is written there.
+            found: The dict that is written there.
 
         Raises:
             ValueError: If this package did not write it, or a later version did.
@@ -155,10 +156,10 @@ class StoreFormat:
 def choose_format(
     where: str, found: StoreFormat | None, multi_vector: MultiVectorStorage | None, token_pooling: int | None
 ) -> StoreFormat:
-    """Return the format of a store that is there, or of a new one, as asked for.
+    """Return the format of an existing store, or of a new one with these settings.
 
     Raises:
-        ValueError: For settings that do not exist, or that differ from those that a store was made with.
+        ValueError: For invalid settings, or settings that differ from those of an existing store.
     """
     if multi_vector is not None and multi_vector not in get_args(MultiVectorStorage):
         raise ValueError(f"multi_vector must be one of {', '.join(get_args(MultiVectorStorage))}, got {multi_vector!r}")
@@ -176,20 +177,20 @@ def choose_format(
     return found
 
 
-@lru_cache(maxsize=1 << 16)  # a search asks for the same few hundred again, and hashing them took a part of its time
+@lru_cache(maxsize=1 << 16)  # searches need the same few hundred again and again, and hashing takes time
 def point_id(id_: str) -> str:
     """Return the UUID of a record's id."""
     return str(uuid.uuid5(_NAMESPACE, id_))
 
 
 def as_payload(id_: str, text: str, metadata: Mapping[str, Any], *, is_pooled: bool) -> dict[str, Any]:
-    """Return what is stored of a record beside its vectors.
+    """Return the payload of a record: all of it except its vectors.
 
-    `metadata` are JSON, for the engine's other users to see and filter; `exact` is a text that they are read from
-    where JSON or the engine would change a value. What our filters ask for stands beside them: see `filter_payload`.
+    `metadata` are JSON that other users of the engine can read and filter. If JSON or the engine would change a value,
+    `exact` has the metadata as a text, from which they are read. `filter_payload` adds the keys for our filters.
 
     Raises:
-        ValueError: If the metadata hold what cannot be kept, or a text is not valid Unicode.
+        ValueError: If the metadata have a value that cannot be kept, or a text is not valid Unicode.
     """
     return _payload(id_, text, check_metadata(metadata, f"record {id_!r}"), is_pooled=is_pooled)
 
@@ -205,7 +206,7 @@ def _payload(id_: str, text: str, kept: dict[str, Any], *, is_pooled: bool) -> d
 
 
 def as_record(point: Any, format_: StoreFormat | None = None) -> Record:
-    """Return the record of an engine's point; with the vectors, which the point then has, if a format is given."""
+    """Return the record of an engine's point; with its vectors, which the point must have, if a format is given."""
     payload = point.payload
     vectors = None if format_ is None else _read_vectors(format_, point.vector or {})
     is_pooled = bool(payload.get("is_pooled", False))
@@ -221,23 +222,23 @@ def _read_metadata(payload: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def renewed_payload(payload: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the payload that version 1 had of a record as it is today; None if it is of today."""
+    """Return a payload of version 1 in the current format; None if it has the current format already."""
     if not isinstance(payload["metadata"], str):
         return None
     is_pooled = bool(payload.get("is_pooled", False))
-    # Not checked: what was nested deeper was kept then, and must not keep a store from being opened.
+    # Not checked: version 1 kept metadata that are nested too deep today, and such a store must still open.
     return _payload(payload["id"], payload["text"], _read_metadata(payload), is_pooled=is_pooled)
 
 
 def pool_vectors(
     vectors: M3Vectors, is_pooled: NDArray[np.bool_], format_: StoreFormat
 ) -> tuple[M3Vectors, NDArray[np.bool_]]:
-    """Return vectors with as many token vectors as a store of this format keeps, and which texts have pooled ones.
+    """Return vectors with their token vectors pooled as the format says, and which texts have pooled ones.
 
     Args:
-        vectors: Of n texts.
-        is_pooled: (n,) which were pooled before, in another store: they are not pooled by the factor again.
-        format_: Of the store.
+        vectors: The vectors of n texts.
+        is_pooled: (n,) bool, whether the text was pooled before, in another store; it is not pooled again.
+        format_: The format of the store.
     """
     if "multi_vector" not in vectors.modes:
         return vectors, is_pooled
@@ -253,11 +254,11 @@ def pool_vectors(
 
 
 def vector_bytes(vectors: M3Vectors, rows: IntArray) -> IntArray:
-    """Return (n,) int64, the bytes of the numbers in each of these rows: 4 of a float32, 8 of a lexical weight.
+    """Return (n,) int64, the bytes of the vectors in each of these rows: 4 for a float32, 8 for a lexical weight.
 
     Args:
-        vectors: Of any number of texts.
-        rows: (n,) where the vectors of each record are.
+        vectors: The vectors of any number of texts.
+        rows: (n,) int64, the row of each record in vectors.
     """
     sizes = np.zeros(len(rows), dtype=np.int64)
     if "dense" in vectors.modes:
@@ -272,15 +273,15 @@ def vector_bytes(vectors: M3Vectors, rows: IntArray) -> IntArray:
 def batches(
     payloads: Sequence[Mapping[str, Any]], rows: IntArray, vectors: M3Vectors, max_bytes: int
 ) -> Iterator[tuple[slice, int]]:
-    """Cut n records into batches of at most 50 and of about so many bytes, and yield each with its size in bytes.
+    """Yield batches of n records, each at most 50 records and about max_bytes, with their sizes in bytes.
 
-    A record's size is about what is written: vectors, text and metadata. A larger record is alone.
+    A record's size is estimated from its vectors, text and metadata. A larger record is a batch alone.
 
     Args:
-        payloads: n.
-        rows: (n,) where the vectors of each are.
-        vectors: Of any number of texts.
-        max_bytes: The size of a batch at most.
+        payloads: The payloads of n records.
+        rows: (n,) int64, the row of each record in vectors.
+        vectors: The vectors of any number of texts.
+        max_bytes: The largest size of a batch.
     """
     sizes = np.array([len(payload["text"]) + 4 * len(json.dumps(payload["metadata"])) for payload in payloads])
     sizes += vector_bytes(vectors, rows)
@@ -296,16 +297,16 @@ def batches(
 def name_vectors(
     vectors: M3Vectors, modes: Sequence[Mode], rows: Sequence[int], sparse: Callable[..., Any]
 ) -> Iterator[dict[Mode, Any]]:
-    """Yield the vectors of chosen texts by the names that an engine has them under, which are the modes.
+    """Yield the vectors of chosen texts by mode, which is the engine's name for them.
 
-    They are lists, which engines read faster than arrays; they are made for one text at a time, as they take eight
-    times the memory. A vector without values is left out: engines refuse it.
+    They are lists, because engines read lists faster than arrays. They are made for one text at a time, because lists
+    take eight times the memory. A vector without values is left out: engines refuse it.
 
     Args:
-        vectors: Of any number of texts.
-        modes: Which of them.
+        vectors: The vectors of any number of texts.
+        modes: The modes to yield.
         rows: The chosen texts.
-        sparse: Makes the engine's sparse vector of indices and values.
+        sparse: A function that makes the engine's sparse vector of indices and values.
     """
     dense = vectors.dense if "dense" in modes else None
     lexical = vectors.lexical if "lexical" in modes else None
@@ -324,7 +325,7 @@ def name_vectors(
 
 
 def _read_vectors(format_: StoreFormat, named: Mapping[str, Any]) -> M3Vectors:
-    """Return the vectors of one text from what an engine returned by name."""
+    """Return the vectors of one text, from an engine's vectors by name."""
     dense = lexical = multi_vector = None
     if "dense" in format_.modes:
         dense = np.asarray(named["dense"], np.float32).reshape(1, -1)
@@ -344,5 +345,5 @@ def _as_rows(vectors: Any, dim: int) -> FloatArray:
     """Return token vectors, an array or lists of Python numbers, as (tokens, dim) float32."""
     if isinstance(vectors, np.ndarray):
         return vectors
-    pack = struct.Struct(f"{dim}f").pack  # in half the time that numpy takes for nested lists
+    pack = struct.Struct(f"{dim}f").pack  # takes half the time of numpy for nested lists
     return np.frombuffer(bytearray().join([pack(*row) for row in vectors]), np.float32).reshape(-1, dim)

@@ -1,6 +1,6 @@
-"""What the two stores over Qdrant share: everything but the calls of the engine, in this process or on a server.
+"""The shared part of the two stores over Qdrant: everything except the calls of the engine or the server.
 
-Long because every primitive of a store is here, and below them every call that an engine must answer.
+Long because every primitive of a store is here, and after them every call that an engine must answer.
 """
 
 from __future__ import annotations
@@ -42,14 +42,15 @@ from m3_integrations.vectors import FloatArray, M3Vectors, Mode
 
 _BATCH_BYTES: Final = 8 << 20
 _SMALL_BATCH_BYTES: Final = 1 << 20
-"""Outside the main thread, where an event loop may be waiting: most engines hold the interpreter while they write."""
+"""For threads other than the main one: an event loop may wait, and most engines block the interpreter in writes."""
 
 _MAX_INDEXED: Final = 17
-"""Up to 16 paths of numbers and dates, and the terms, are indexed as records come; with more paths only those that a
-filter compares, when it first does, which takes some 12 microseconds a record. Each index makes every change slower."""
+"""The most indexes that are made when records are added: the terms, and 16 paths of numbers and dates. With more paths,
+a path is indexed when a filter first compares it, which takes some 12 microseconds a record. Each index makes every
+change slower."""
 
 _MAX_IDS: Final = 1000
-"""Ids looked up or deleted in one call of an engine."""
+"""The most ids that are read or deleted in one call of an engine."""
 
 Among = Mapping[Mode, Sequence[str]]
 """The ids of records by mode."""
@@ -58,18 +59,18 @@ Found = dict[Mode, list[tuple[str, float]]]
 
 
 class QdrantStore(Store):
-    """A store over a Qdrant engine. Safe to use from many threads, but not in a process forked off the opener's.
+    """A store over a Qdrant engine. Safe to use from many threads, but not in a fork of the process that opened it.
 
-    An engine's points have the UUIDs that `point_id` makes of the records' ids, the payloads of `as_payload`, and
-    vectors named after the modes. A method of an engine that changes something returns when the change is durable.
+    A record is a point: its UUID is made by `point_id`, its payload by `as_payload`, and its vectors are named after
+    the modes. An engine's method that changes something returns when the change is durable.
     """
 
-    _point_type: ClassVar[Any]  # makes the engine's point of id, vector and payload
-    _sparse_type: ClassVar[Any]  # its sparse vector of indices and values
-    _filter_type: ClassVar[Any]  # its filter of what `translate` returns
-    _lock: AbstractContextManager[object]  # keeps other threads out of the engine, where it needs that
-    _indexed_paths: set[str]  # of the payloads
-    _holds_interpreter = True  # for as long as a batch is written
+    _point_type: ClassVar[Any]  # makes the engine's point from id, vector and payload
+    _sparse_type: ClassVar[Any]  # makes the engine's sparse vector from indices and values
+    _filter_type: ClassVar[Any]  # makes the engine's filter from the result of `translate`
+    _lock: AbstractContextManager[object]  # excludes other threads, if the engine needs that
+    _indexed_paths: set[str]  # the paths of the payloads that have an index
+    _holds_interpreter = True  # whether writing a batch blocks other threads
 
     def __init__(self, format_: StoreFormat) -> None:
         self._format = format_
@@ -90,7 +91,7 @@ class QdrantStore(Store):
 
     @property
     def format(self) -> StoreFormat:
-        """What the store says of itself."""
+        """The format of the store."""
         return self._current_format()
 
     @property
@@ -104,7 +105,7 @@ class QdrantStore(Store):
             if self._current_format().fingerprint == fingerprint:
                 return
             self._format.bound_to(fingerprint)
-            # Another process may have bound it since it was opened here.
+            # Another process may have bound the store after this one opened it.
             bound = (self._read_format() or self._format).bound_to(fingerprint)
             self._write_format(bound)
             self._format = bound
@@ -120,11 +121,11 @@ class QdrantStore(Store):
     ) -> None:
         """Add records, or replace those with the same ids, as `Store.upsert`.
 
-        They are written in batches; each is durable, and seen by readers, at once or not at all.
+        They are written in batches. Each batch becomes durable and visible to readers as a whole, or not at all.
 
         Raises:
             OSError: If the disk is full.
-            PermissionError: If nothing may be written there.
+            PermissionError: If the store is not writable.
         """
         rows = latest_rows(ids, texts, metadatas, vectors, is_pooled)
         if not rows:
@@ -141,7 +142,7 @@ class QdrantStore(Store):
         payloads = [as_payload(ids[i], texts[i], metadatas[i], is_pooled=bool(flags[i])) for i in rows]
         if not stored:
             self._create(sizes)
-            # Another thread or process may have been first, with other sizes.
+            # Another thread or process may have added the first records meanwhile, with other sizes.
             check_vectors("what is added", vectors, self._format.sizes)
         is_alone = threading.current_thread() is threading.main_thread() or not self._holds_interpreter
         max_bytes = _BATCH_BYTES if is_alone else _SMALL_BATCH_BYTES
@@ -203,7 +204,7 @@ class QdrantStore(Store):
     def candidates(
         self, query: M3Vectors, limits: Mapping[Mode, int], filter: FilterLike = None  # noqa: A002
     ) -> dict[Mode, Hits]:  # fmt: skip
-        """Return the best records by each mode, as `Store.candidates`; equal scores in the order of the ids."""
+        """Return the best records by each mode, as `Store.candidates`; records with equal scores are sorted by id."""
         if unknown := set(limits) - {"dense", "lexical"}:
             raise ValueError(f"candidates come by dense or lexical scores, not by {', '.join(sorted(unknown))}")
         hits = {mode: Hits([], np.empty(0, np.float32)) for mode in limits}
@@ -236,8 +237,8 @@ class QdrantStore(Store):
     ) -> tuple[list[str], dict[Mode, FloatArray], list[Record]]:
         """Return exact raw scores, and records that came along, as `Store.scores_and_records`.
 
-        They are exact for the vectors as they are stored: see the storage of token vectors. What is known is not asked
-        of the engine again, not even where a record was deleted since.
+        They are exact for the stored vectors, which may be rounded: see `MultiVectorStorage`. The engine is not asked
+        for known scores again, even if the record was deleted meanwhile.
         """
         taken = {mode: dict(zip(hits.ids, hits.scores.tolist(), strict=True)) for mode, hits in (known or {}).items()}
         by_id = {mode: dict(taken.get(mode, {})) for mode in modes}
@@ -251,7 +252,7 @@ class QdrantStore(Store):
             found, points = self._search_among(named, limits, missing, likely)
             for mode, hits in found.items():
                 by_id[mode] |= hits
-            if "dense" in by_id:  # every record has a dense vector, so the search has met all that are there
+            if "dense" in by_id:  # every record has a dense vector, so the search has returned all existing ones
                 there = set(by_id["dense"])
             else:
                 there = {id_ for hits in taken.values() for id_ in hits}
@@ -259,27 +260,27 @@ class QdrantStore(Store):
                 if others:
                     there |= {others[str(point.id)] for point in self._retrieve(list(others))}
         present = [id_ for id_ in ids if id_ in there]
-        # A point that a search does not return shares no token with the query, or has no token vectors: it scores 0.
+        # A point that a search did not return shares no token with the query or has no token vectors: its score is 0.
         columns = {m: np.array([by_id[m].get(id_, 0.0) for id_ in present], np.float32) for m in modes}
         if "multi_vector" in columns:
             columns["multi_vector"] /= max(len(query.multi_vector[0]), 1)  # the engine's sum becomes BGE-M3's mean
         return present, columns, [as_record(point) for point in points]
 
     def optimize(self) -> None:
-        """Build the indexes now. Blocks, for minutes where there is much; call it after a large import."""
+        """Build the indexes now; call it after a large import. Blocks until they are built, which may take minutes."""
         with self._usable():
             if self._current_format().modes:
                 self._optimize()
 
     def flush(self) -> None:
-        """Return when everything is durable; it is in any case when an update returns."""
+        """Return when everything is durable. Every update is durable when it returns, even without this call."""
         with self._usable():
             if self._current_format().modes:
                 self._flush()
 
     def close(self) -> None:
-        """Release the engine; using the store then raises. In a fork of the opener it does nothing."""
-        if self._pid != os.getpid():  # a thread that the fork does not have may have held the lock
+        """Release the engine; using the store afterwards raises RuntimeError. In a fork it does nothing."""
+        if self._pid != os.getpid():  # at the fork another thread may have held the lock, which is never released here
             return
         with self._lock:
             if not self._is_closed:
@@ -287,7 +288,7 @@ class QdrantStore(Store):
                 self._close()
 
     def _pack(self, payloads: Sequence[dict[str, Any]], vectors: M3Vectors, rows: Sequence[int]) -> Any:
-        """Return records as points for `_write`; `rows` are where the vectors of each are."""
+        """Return records as points for `_write`; `rows` has the row of each record in the vectors."""
         named = name_vectors(vectors, vectors.modes, rows, self._sparse_type)
         return [
             self._point_type(id=point_id(payload["id"]), vector=each, payload=payload)
@@ -297,15 +298,15 @@ class QdrantStore(Store):
     def _search_among(
         self, named: Mapping[Mode, Any], limits: Mapping[Mode, int], among: Among, likely: Iterable[str]  # noqa: ARG002
     ) -> tuple[Found, Sequence[Any]]:  # fmt: skip
-        """Search among records, and return the points of the likely ones too where that takes no further call."""
+        """Search among records; return the likely ones' points too if that takes no further call."""
         return self._search(named, limits, among=among), []
 
     def _condition(self, filter_: Filter | None) -> Any:
-        """Return a filter as the engine has it, and index the numbers and dates that it compares."""
+        """Return a filter in the engine's type, and index the numbers and dates that it compares."""
         if filter_ is None:
             return None
         compared = {path: has for path, has in range_paths(filter_).items() if path not in self._indexed_paths}
-        # A key that no record has, perhaps misspelt, gets no index, which every later change would have to pay for.
+        # A key that no record has, perhaps misspelt, gets no index: an index makes every later change slower.
         self._index_all({path for path, has in compared.items() if self._count(self._filter_type(translate(has)))})
         return self._filter_type(translate(filter_))
 
@@ -315,7 +316,7 @@ class QdrantStore(Store):
             self._indexed_paths.add(path)
 
     def _renew(self) -> None:
-        """Write the records of an earlier format as this package does; what was interrupted goes on."""
+        """Rewrite records of an earlier format in the current one; a rewrite that was interrupted goes on."""
         if self._format.is_current:
             return
         if self._format.modes:
@@ -326,7 +327,7 @@ class QdrantStore(Store):
                 self._overwrite({id_: payload for id_, payload in renewed.items() if payload is not None})
                 if after is None:
                     break
-            for path in self._indexed_paths - {"terms"}:  # of numbers as they were kept then
+            for path in self._indexed_paths - {"terms"}:  # version 1 kept numbers in another form
                 self._unindex(path)
             self._indexed_paths &= {"terms"}
         self._format = self._format.renewed()
@@ -334,7 +335,7 @@ class QdrantStore(Store):
 
     @contextmanager
     def _usable(self) -> Iterator[None]:
-        """Hold the engine's lock; the process is looked at before it, as it may have been held at the fork."""
+        """Hold the engine's lock. The process is checked first: in a fork the lock may never be released."""
         if self._pid != os.getpid():
             raise RuntimeError(
                 "this store was opened before the process forked: open it in the child, or use the 'spawn' start method"
@@ -345,37 +346,37 @@ class QdrantStore(Store):
             yield
 
     def _create(self, sizes: Mapping[Mode, int]) -> None:
-        """Make room for records with vectors of these sizes, unless somebody else has made it."""
+        """Create the engine for records with vectors of these sizes, unless another thread or process has."""
         with self._usable(), self._creating:
             format_ = self._current_format()
             if not format_.modes:
                 self._adopt(self._create_engine(format_.of_sizes(sizes)))
 
     def _current_format(self) -> StoreFormat:
-        """Return the format; while there are no records, see whether somebody else has added some."""
+        """Return the format. If there were no records, read it again: another process may have added some."""
         if not self._format.modes and (found := self._read_format()) is not None:
             self._adopt(found)
         return self._format
 
     def _adopt(self, found: StoreFormat) -> None:
-        """Take over the format of a store that somebody else may have made a moment ago."""
+        """Use the format of a store that another process may have made meanwhile."""
         bound = self._format.adopt(found)
-        if bound != found:  # bound here before there was a place to write it down
+        if bound != found:  # this store was bound before there was a collection to write it into
             self._write_format(bound)
         self._format = bound
         self._renew()
 
     @abstractmethod
     def _read_format(self) -> StoreFormat | None:
-        """Return what the engine's place says of itself; None as long as there is none."""
+        """Return the format in the folder or collection; None if there is none yet."""
 
     @abstractmethod
     def _write_format(self, format_: StoreFormat) -> None:
-        """Write the format down where there is a place for it."""
+        """Write the format into the folder or collection, if there is one."""
 
     @abstractmethod
     def _create_engine(self, format_: StoreFormat) -> StoreFormat:
-        """Make room for points of this format; return the format that is really there."""
+        """Create the engine for points of this format, and return the format that it has then."""
 
     @abstractmethod
     def _index(self, path: str) -> None:
@@ -387,7 +388,7 @@ class QdrantStore(Store):
 
     @abstractmethod
     def _write(self, points: Any, size_bytes: int) -> None:
-        """Add the points that `_pack` has made, replacing those with the same ids."""
+        """Add the points of `_pack`, replacing those with the same ids."""
 
     @abstractmethod
     def _overwrite(self, payloads: Mapping[Any, dict[str, Any]]) -> None:
@@ -399,27 +400,27 @@ class QdrantStore(Store):
 
     @abstractmethod
     def _retrieve(self, points: list[Any], *, with_payload: bool = False, with_vectors: bool = False) -> Sequence[Any]:
-        """Return those of the points that are there."""
+        """Return the existing ones of these points."""
 
     @abstractmethod
     def _scroll(self, after: Any) -> tuple[Sequence[Any], Any]:
-        """Return the next points with their payloads, and where to go on; None at the end."""
+        """Return the next points with their payloads, and the place to go on from; None at the end."""
 
     @abstractmethod
     def _count(self, where: Any) -> int:
-        """Return the number of points that match; of all if None."""
+        """Return the number of points that match, or of all points if where is None."""
 
     @abstractmethod
     def _search(
         self, named: Mapping[Mode, Any], limits: Mapping[Mode, int], *, where: Any = None, among: Among | None = None
     ) -> Found:
-        """Return the ids and raw scores that one search in every mode finds; a multi-vector's is the engine's sum.
+        """Return the ids and raw scores of one search in every mode; a multi-vector score is the sum of the maxima.
 
         Args:
             named: The vectors to search with, by mode.
-            limits: How many points at most, by mode.
-            where: Only points that match; all if None.
-            among: Only the points of these records, by mode, and every one of them scored exactly.
+            limits: The most points, by mode.
+            where: Search only points that match; all if None.
+            among: Search only the points of these records, by mode, and score each of them exactly.
         """
 
     @abstractmethod
@@ -436,7 +437,7 @@ class QdrantStore(Store):
 
 
 def _parts(ids: Sequence[str]) -> Iterator[list[str]]:
-    """Yield the points of these records, so many that an engine takes them in one call."""
+    """Yield the UUIDs of these records' points, at most `_MAX_IDS` at a time."""
     points = [point_id(id_) for id_ in dict.fromkeys(ids)]
     for start in range(0, len(points), _MAX_IDS):
         yield points[start : start + _MAX_IDS]

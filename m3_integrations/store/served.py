@@ -46,13 +46,13 @@ _PATH: Final = "/v1/store"
 _CLOSED: Final = "this store was closed: open another with open_store(...)"
 
 _REQUEST_BYTES: Final = 8 << 20
-"""The size of a request with records, where the server would take larger ones: both sides hold it in memory."""
+"""The most bytes of a request with records, even if the server accepts more: both sides hold it in memory."""
 
 _FRAME_BYTES: Final = 4096
-"""Room for what a body has beside its records, or ids."""
+"""Bytes for the rest of a body, without its records or ids."""
 
 _ANSWER_BYTES: Final = 1 << 30
-"""Far more than the server puts into one answer with records."""
+"""The most bytes of an answer: far more than the server puts into one answer with records."""
 
 _PROBE_S: Final = 5.0
 _PROBE_BYTES: Final = 1 << 20
@@ -61,24 +61,24 @@ _PROBE_BYTES: Final = 1 << 20
 class ServedStore(Store):
     """The store behind an `m3 serve`; many processes may have it open, and share one embedded folder through it.
 
-    Records, filters and scores are those of the store itself, to the bit. A search takes two requests: the candidates
-    come with all their scores, then the best come with their texts. All methods may be called from any number of
-    threads. A request that meets a busy server (429, 503) or a broken connection is sent again within `timeout_s`: a
-    write with the same ids changes nothing more, except that a count of deleted records leaves out what the first try
-    deleted, and that what another process wrote in between is written over. It works after a fork. A pickle has the
-    URL, the settings and what the server said of its store: the API key is in it.
+    Records, filters and scores equal those of the store behind the server, to the bit. A search takes two requests: one
+    for the candidates with all their scores, one for the texts of the best. All methods may be called from any number
+    of threads, and after a fork. If the server is busy (429, 503) or the connection breaks, a request is sent again
+    within `timeout_s`. A write that is sent twice has the same result, with two exceptions: a count of deleted records
+    lacks those that the first try deleted, and records that another process wrote in between are overwritten. A pickle
+    has the URL, the settings with the API key, and the description of the store.
 
     Args:
-        url: Of the server, such as "http://127.0.0.1:8000".
+        url: The URL of the server, such as "http://127.0.0.1:8000".
         api_key: One of the server's keys, if it has any.
-        timeout_s: How long one request may take, its repetitions included. Many records are many requests.
+        timeout_s: The time limit of one request with its repetitions. Many records are sent in many requests.
 
     Raises:
         ConnectionError: If nothing answers; later calls too.
-        PermissionError: If the server does not accept the key; later calls too, also if its folder may only be read.
-        TimeoutError: If an answer takes longer than `timeout_s`; later calls too. A write may be in then.
+        PermissionError: If the server does not accept the key; later calls too, also if its folder is read-only.
+        TimeoutError: If an answer takes longer than `timeout_s`; later calls too. A write may be done nevertheless.
         OSError: If the server cannot write; later calls too.
-        ValueError: If the URL is none, or what answers is no m3 serve with a store, or speaks another version of these
+        ValueError: If the URL is invalid, or what answers is no m3 serve with a store, or has another version of these
             calls; later calls too, if the server has another model by then.
         RuntimeError: If the server fails; later calls too.
     """
@@ -116,7 +116,7 @@ class ServedStore(Store):
     @property
     def modes(self) -> tuple[Mode, ...]:
         """The modes that the records have vectors of; empty before the first record."""
-        if not self._about.modes:  # another process may have added some
+        if not self._about.modes:  # another process may have added records
             self._about = self._describe()
         return self._about.modes
 
@@ -134,11 +134,11 @@ class ServedStore(Store):
 
     @property
     def format(self) -> StoreFormat | None:
-        """How the store keeps records; None in memory."""
+        """The format of the store; None for a store in memory."""
         return self._about.format
 
     def bind(self, fingerprint: str) -> None:
-        """Record which model the vectors are from, as `Store.bind`; the server has bound it to its own."""
+        """Record which model the vectors are from, as `Store.bind`; the server binds its store to its own model."""
         self._check_open()
         check_model(self._about.fingerprint, fingerprint)
         if self._about.fingerprint is None:
@@ -156,12 +156,12 @@ class ServedStore(Store):
     ) -> None:
         """Add records, or replace those with the same ids, as `Store.upsert`.
 
-        All are checked before the first is sent. They are sent in their order, in requests of bounded size; what a
-        request brought is in when it was answered. If one fails, what the requests before it brought is in, and what it
-        brought itself may be; the same call again makes no duplicates.
+        All are checked before the first is sent. They are sent in their order, in requests of bounded size; the records
+        of a request are stored when it is answered. If a request fails, those of earlier requests are stored and its
+        own may be; the same call again makes no duplicates.
 
         Raises:
-            ValueError: Also if a record is larger than a request may be. Nothing is in then.
+            ValueError: Also if a record is larger than a request may be. Then nothing is stored.
             RuntimeError: If the server fails, or refuses a request after others were stored.
         """
         rows = latest_rows(ids, texts, metadatas, vectors, is_pooled)
@@ -173,9 +173,9 @@ class ServedStore(Store):
         if not kept:
             raise ValueError(f"what is added has {', '.join(vectors.modes)} vectors only: none is kept")
         vectors = vectors.select(kept)
-        sizes = check_vectors("what is added", vectors, {})  # the server knows what it has
+        sizes = check_vectors("what is added", vectors, {})  # the server compares them with its records
         flags = np.zeros(len(ids), bool) if is_pooled is None else np.array(is_pooled, bool)
-        if about.format is not None:  # here, by the store's own function, so that less is sent
+        if about.format is not None:  # pooled here as the server would do it, so that less is sent
             vectors, flags = pool_vectors(vectors, flags, about.format.of_sizes(sizes))
         records = [
             Record(ids[i], texts[i], check_metadata(metadatas[i], f"record {ids[i]!r}"), None, bool(flags[i]))
@@ -192,12 +192,12 @@ class ServedStore(Store):
                 raise RuntimeError(f"{self.url} refused records after others of the call were stored") from error
             try:
                 read_member(self.url, answer.body, "upserted", int)
-            except ValueError as error:  # they may be in
+            except ValueError as error:  # the records may be stored
                 raise RuntimeError(str(error)) from error
         self._about = replace(about, modes=vectors.modes)
 
     def _parts(self, records: Sequence[Record], rows: NDArray[np.int64], vectors: M3Vectors) -> list[slice]:
-        """Cut records into what one request takes."""
+        """Return the slices of the records that fit into one request each."""
         sizes = np.array([len(json.dumps(record_to_json(each), ensure_ascii=False).encode()) + 2 for each in records])
         sizes += 16 + vector_bytes(vectors, rows)  # 16 for the offsets
         room = self._about.most_bytes - _FRAME_BYTES
@@ -230,7 +230,7 @@ class ServedStore(Store):
         found: list[Record] = []
         for part in self._id_parts(list(ids)):
             start = 0
-            while start < len(part):  # a long answer ends before the last id
+            while start < len(part):  # the server limits its answers, so one may end before the last id
                 answer = self._ask("/get", {"ids": part[start:], "with_vectors": with_vectors})
                 records, said = read_records(self.url, answer.body, with_vectors=with_vectors)
                 n_read = said.get("n_read")
@@ -259,9 +259,9 @@ class ServedStore(Store):
     ) -> dict[Mode, Hits]:  # fmt: skip
         """Return the best records by each mode, as `Store.candidates`, in the order of the store behind.
 
-        They come with their scores in every mode of the query: `scores`, if it is told what is known, asks nothing.
+        They have their scores in every mode of the query: `scores` with these candidates as known sends no request.
         """
-        check_query(query, {}, ())  # one text; the server knows what fits its records
+        check_query(query, {}, ())  # checks that it is one text; the server checks that it fits its records
         said = {"limits": dict(limits), "filter": filter_to_json(parse_filter(filter))}
         answer = self._ask("/candidates", pack(said, to_tensors(query)))
         return read_candidates(self.url, answer.body, query, list(limits))
@@ -278,7 +278,7 @@ class ServedStore(Store):
         columns: dict[Mode, list[FloatArray]] = {mode: [np.empty(0, np.float32)] for mode in modes}
         sent = to_tensors(query)
         room = sum(array.nbytes for array in sent.values())
-        for part in self._id_parts(list(ids), room) or [[]]:  # without ids too: it checks the query
+        for part in self._id_parts(list(ids), room) or [[]]:  # without ids one request too: the server checks the query
             answer = self._ask("/scores", pack({"ids": part, "modes": list(modes)}, sent))
             found, values = read_scores(self.url, answer.body, modes)
             there += found
@@ -287,7 +287,7 @@ class ServedStore(Store):
         return there, {mode: np.concatenate(each) for mode, each in columns.items()}
 
     def optimize(self) -> None:
-        """Do now what makes searching faster, at the server; blocks until it is done, longer than `timeout_s` too."""
+        """Build the server's indexes now; blocks until they are built, if need be longer than `timeout_s`."""
         run: int | None = None
         is_done = False
         while not is_done:
@@ -295,7 +295,7 @@ class ServedStore(Store):
             run, is_done = read_member(self.url, body, "run", int), read_member(self.url, body, "is_done", bool)
 
     def flush(self) -> None:
-        """Return when everything is durable, where the engine behind is."""
+        """Return when everything is durable at the server."""
         self._ask("/flush", {})
 
     def _check_open(self) -> None:
@@ -303,7 +303,7 @@ class ServedStore(Store):
             raise RuntimeError(_CLOSED)
 
     def _ask(self, path: str, sent: dict[str, Any] | bytes | None) -> Answer:
-        """Return the answer of one of the server's doors; it has the store's model still."""
+        """Return the answer to one request; raise ValueError if the server has another model by now."""
         self._check_open()
         future = self._connection.start(_PATH + path, sent, max_bytes=_ANSWER_BYTES)
         answer = self._connection.result(future)
@@ -319,16 +319,16 @@ class ServedStore(Store):
         return read_about(self.url, self._ask("", None).body)
 
     def _id_parts(self, ids: list[str], used_bytes: int = 0) -> list[list[str]]:
-        """Cut ids into what one request takes."""
+        """Return the ids in parts that fit into one request each."""
         sizes = [len(json.dumps(id_, ensure_ascii=False).encode()) + 2 for id_ in ids]
         room = self._about.most_bytes - _FRAME_BYTES - used_bytes
         return [ids[part] for part in parts_of(sizes, self._about.most_records, room)]
 
 
 def is_m3_serve(url: str) -> bool:
-    """Return whether an `m3 serve` answers at a URL, with a store or without; no key is sent.
+    """Return whether an `m3 serve` answers at a URL, with or without a store; no key is sent.
 
-    False for other servers, and if nothing answers within 5 seconds.
+    The result is False for other servers, and if nothing answers within 5 seconds.
     """
     try:
         parts = urlsplit(check_url(url))

@@ -26,13 +26,13 @@ from m3_integrations.vectors import M3Vectors, Mode
 _Answer = TypeVar("_Answer")
 
 _PAGE: Final = 256
-"""Records read at a time when all are."""
+"""The records in a page of `_scroll`."""
 
 _TERMS: Final = "terms"
-"""The payload's key that most filters ask for."""
+"""The payload's key that most filters use."""
 
 _POLL_S: Final = 0.5
-"""How long to wait before asking again whether the server has built its indexes."""
+"""The wait before the server is asked again whether its indexes are built."""
 
 _INDEXED: Final = models.CollectionStatus.GREEN
 
@@ -43,49 +43,49 @@ _DATATYPES: Final = {
 }
 
 ReadConsistency = int | Literal["majority", "quorum", "all"]
-"""How many replicas of a shard answer a read: that many, or a share of them."""
+"""The replicas of a shard that must agree on the answer to a read: a number, or a share of them."""
 
 
 class ServerStore(QdrantStore):
     """A store in a collection of a Qdrant server or cluster; many processes may have it open.
 
-    What an `upsert` or a delete returned from is seen by every reader, and survives the end of the server's processes:
-    it is in the write-ahead log of as many replicas as `write_consistency_factor` says. The server flushes that log to
-    the disk by itself, every 5 s unless `flush_interval_sec` is set there, so a power cut of all nodes that have the
-    record may lose what is younger. Records of one batch that lie in several shards may be seen a moment apart.
+    When `upsert` or a delete returns, every reader sees its changes, and they survive the end of the server's
+    processes: they are in the write-ahead log of `write_consistency_factor` replicas. The server flushes this log to
+    the disk every 5 s, unless its `flush_interval_sec` is set. So a power cut of all nodes with a record may lose its
+    changes since the last flush. Readers may see records of one batch in different shards a moment apart.
 
-    Reads, upserts, and deletes by id are tried again, for some 8 s and at most `timeout_s`, where a node goes, comes
-    back or has not got its shards yet, also at another node of `url`. A repeated upsert or delete counts as done at
-    its last try: of two processes that write one record at the same moment the later try stays. A delete by filter is
-    not repeated once it was sent, as it could delete what another process added since; nor is binding to a model.
+    Reads, upserts and deletes by id are tried again, for some 8 s and at most `timeout_s`, if a node stops, restarts or
+    does not have its shards yet; also at another node of `url`. If two processes write one record at the same moment,
+    the later try wins. A delete by filter is not repeated after it was sent, because it could delete what another
+    process added meanwhile. Binding to a model is not repeated either.
 
-    The server builds its indexes by itself. A pickled store opens the collection again, with its settings: the API key
+    The server builds its indexes by itself. A pickled store opens the collection again with its settings: the API key
     is in the pickle.
 
     Args:
-        url: Of the server; `https://` with TLS. Its port is the one for REST, 6333 unless it says another. For a
-            cluster the URLs of several nodes: another is asked when one does not answer.
-        api_key: Of the server.
-        collection: Its name. Made with the first record if it is not there.
-        prefer_grpc: Whether to talk by gRPC, which takes larger batches.
-        grpc_port: Of gRPC; a list has one for each URL.
-        timeout_s: How long to wait for an answer; after it a call is not tried again.
-        shard_number: Into how many shards a new collection is cut; the server decides if None.
-        replication_factor: How many nodes hold each shard of a new collection; the server decides if None.
-        write_consistency_factor: How many replicas must have an update of a new collection before it returns, at
-            least 1; the server decides if None, which is 1.
-        read_consistency: How many replicas of each shard must agree on what a search or a look-up returns, or
-            "majority", "quorum" or "all" of them; one if None. A count asks one replica always.
+        url: The URL of the server; `https://` for TLS. Its port is the port for REST, 6333 if it has none. For a
+            cluster the URLs of several nodes: if one does not answer, another is asked.
+        api_key: The API key of the server.
+        collection: The name of the collection. If it does not exist, it is made with the first record.
+        prefer_grpc: Whether to use gRPC, which takes larger batches.
+        grpc_port: The port for gRPC; a list has one port for each URL.
+        timeout_s: The time to wait for an answer; after this time a call is not tried again.
+        shard_number: The number of shards of a new collection; the server decides if None.
+        replication_factor: The number of nodes that have each shard of a new collection; the server decides if None.
+        write_consistency_factor: The number of replicas that must have an update of a new collection before it returns,
+            at least 1; the server decides if None, which is 1.
+        read_consistency: The number of replicas of each shard that must agree on the answer of a search or a look-up,
+            or "majority", "quorum" or "all" of them; one if None. A count always asks one replica.
         on_disk: Whether dense vectors and the lexical index of a new collection are read from disk.
-        multi_vector: How token vectors of a new collection are kept; "float16" by default. They are on disk always.
-        token_pooling: How many neighbouring tokens share a token vector of a new collection; 1 by default.
-        client: An open client, used instead of what the URL says and left open; such a store cannot be pickled.
+        multi_vector: The way to keep token vectors in a new collection; "float16" by default. They are always on disk.
+        token_pooling: The number of neighbouring tokens that share a token vector in a new collection; 1 by default.
+        client: An open client, used instead of the URL and not closed; such a store cannot be pickled.
 
     Raises:
         ConnectionError: If no node can be reached; later calls too.
         PermissionError: If the key is not accepted, or may not write; later calls too.
-        OSError: If it answers with another error; later calls too. Also if `optimize` cannot end.
-        ValueError: If the collection is none of this package's, or was made by a later version or with other
+        OSError: If the server answers with another error; later calls too. Also if `optimize` cannot end.
+        ValueError: If the collection was not made by this package, or was made by a later version or with other
             settings; if there are not as many ports as URLs, or a setting is out of range.
     """
 
@@ -111,7 +111,7 @@ class ServerStore(QdrantStore):
         token_pooling: int | None = None,
         client: QdrantClient | None = None,
     ) -> None:
-        arguments = locals()  # by their names: a pickle opens the store with them again
+        arguments = locals()  # a pickle opens the store again with these
         self._given = {name: value for name, value in arguments.items() if name not in {"self", "__class__"}}
         self.url, self.collection = url, collection
         self._where = f"collection {collection!r}"
@@ -166,7 +166,7 @@ class ServerStore(QdrantStore):
         return StoreFormat.from_dict(self._where, info.config.metadata)
 
     def _write_format(self, format_: StoreFormat) -> None:
-        if format_.modes:  # without, the collection is not there yet
+        if format_.modes:  # without modes the collection does not exist yet
             # Not repeated: another process may have bound the collection to its model meanwhile.
             self._ask(
                 lambda client, name: client.update_collection(name, metadata=format_.to_dict()), is_repeatable=False
@@ -185,7 +185,7 @@ class ServerStore(QdrantStore):
                 )
             )
         except (OSError, ValueError) as error:
-            there = self._read_format()  # by another process, or by a try whose answer was lost
+            there = self._read_format()  # made by another process, or by a try whose answer was lost
             if there is None:
                 raise
             if not there.modes:
@@ -195,7 +195,7 @@ class ServerStore(QdrantStore):
 
     def _index(self, path: str) -> None:
         index = models.IntegerIndexParams(type=models.IntegerIndexType.INTEGER, lookup=False, range=True)
-        # Whoever may only read searches without the index, more slowly.
+        # With a key that may only read, searches work without the index, only slower.
         with contextlib.suppress(PermissionError):
             self._ask(lambda client, name: client.create_payload_index(name, path, field_schema=index, wait=True))
 
@@ -208,7 +208,7 @@ class ServerStore(QdrantStore):
         return super()._pack(payloads, vectors, rows)
 
     def _write(self, points: Any, size_bytes: int) -> None:  # noqa: ARG002
-        if _TERMS not in self._indexed_paths:  # also where whoever made the collection did not get as far
+        if _TERMS not in self._indexed_paths:  # the process that made the collection may have been killed before this
             index = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD)
             self._ask(lambda client, name: client.create_payload_index(name, _TERMS, field_schema=index, wait=True))
             self._indexed_paths.add(_TERMS)
@@ -220,12 +220,12 @@ class ServerStore(QdrantStore):
             for id_, payload in payloads.items()
         ]
         if operations:
-            # Not repeated: another process may have written these records anew meanwhile.
+            # Not repeated: another process may have written these records again meanwhile.
             self._ask(lambda client, name: client.batch_update_points(name, operations, wait=True), is_repeatable=False)
 
     def _delete(self, *, points: list[Any] | None = None, where: Any = None) -> None:
         chosen = models.FilterSelector(filter=where) if points is None else models.PointIdsList(points=points)
-        # A filter may match what another process has added since the first try.
+        # By filter not repeated: it may match records that another process added after the first try.
         self._ask(lambda client, name: client.delete(name, chosen, wait=True), is_repeatable=points is not None)
 
     def _retrieve(self, points: list[Any], *, with_payload: bool = False, with_vectors: bool = False) -> Sequence[Any]:
@@ -252,7 +252,7 @@ class ServerStore(QdrantStore):
     def _query(
         self, named: Mapping[Mode, Any], limits: Mapping[Mode, int], where: Any, among: Among, likely: Iterable[str]
     ) -> tuple[Found, Sequence[Any]]:
-        """Search in every mode, and read likely records, in one call."""
+        """Search in every mode and read the likely records, in one call."""
         if not named:
             return {}, []
         asked = {mode: {point_id(id_): id_ for id_ in ids} for mode, ids in among.items()}
@@ -280,14 +280,14 @@ class ServerStore(QdrantStore):
         return found, records
 
     def _optimize(self) -> None:
-        """Wait until the server, which indexes by itself, has nothing left to do."""
+        """Wait until the server, which indexes by itself, has built all indexes."""
         while (info := self._ask(lambda client, name: client.get_collection(name))).status != _INDEXED:
             if info.status == models.CollectionStatus.RED:
                 raise OSError(f"the Qdrant server at {self.url} cannot index {self._where}: {info.optimizer_status}")
             time.sleep(_POLL_S)
 
     def _flush(self) -> None:
-        """Do nothing: the server answers an update when it is in its write-ahead log, which it flushes by itself."""
+        """Return at once: an update is in the server's write-ahead log when it returns; the server flushes this log."""
 
     def _close(self) -> None:
         if self._is_ours:
@@ -295,7 +295,7 @@ class ServerStore(QdrantStore):
 
 
 def _with_numbers(client: QdrantClient) -> Any:
-    """Return what has a client's calls with many numbers: packed by gRPC, else the client itself."""
+    """Return the `PackedPoints` of a client with gRPC, else the client itself; both have the calls with vectors."""
     return PackedPoints.of(client) or client
 
 
@@ -322,7 +322,7 @@ def _dense_config(format_: StoreFormat, on_disk: bool) -> dict[str, models.Vecto
             on_disk=True,
             datatype=_DATATYPES[format_.multi_vector],
             multivector_config=models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM),
-            # No graph: token vectors score candidates, they do not find them.
+            # No graph index: token vectors only score candidates.
             hnsw_config=models.HnswConfigDiff(m=0),
         )
     return config

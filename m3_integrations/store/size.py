@@ -1,4 +1,4 @@
-"""What a store in a folder takes on the disk, and what another way to keep its token vectors would make of it."""
+"""The size of a store in a folder, now and with another way to keep its token vectors."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from typing import Final
 from m3_integrations.store.points import MultiVectorStorage
 
 _MULTI_VECTOR_FOLDER: Final = "vector_storage-multi_vector"
-"""What the engine calls the folders of token vectors."""
+"""The engine's name for the folders of token vectors."""
 
 _BITS: Final[dict[MultiVectorStorage, int]] = {"none": 0, "float16": 16, "turbo8": 8, "turbo4": 4}
 _NORM_BYTES: Final = 4
-"""Beside a compressed vector the engine keeps a number of float32."""
+"""The engine keeps one float32 number with each compressed vector."""
 
 
 @dataclass(frozen=True, slots=True)
 class DiskUse:
-    """What a store in a folder takes once it is closed.
+    """The disk space of a store in a folder after it is closed.
 
     Attributes:
-        size_bytes: All its files, without the holes in them and the engine's log, of which little stays then.
-        token_bytes: Those of token vectors.
+        size_bytes: The allocated bytes of all its files, without the engine's log, which closing makes small.
+        token_bytes: The allocated bytes of its token vectors.
     """
 
     size_bytes: int
     token_bytes: int
 
     def with_token_vectors(self, factor: float) -> int:
-        """Return the bytes of the whole store if its token vectors took so many times what they take."""
+        """Return the bytes of the whole store if its token vectors took this many times their present bytes."""
         return round(self.size_bytes + (factor - 1) * self.token_bytes)
 
 
 def disk_use(folder: Path) -> DiskUse:
-    """Measure a store in a folder. What was just written may be missing until it closes."""
+    """Measure a store in a folder. Records that were just written may not be counted until it closes."""
     log = folder / "engine" / "wal"
     files = [file for file in folder.rglob("*") if file.is_file() and file.parent != log]
     sizes = {file: _allocated_bytes(file) for file in files}
@@ -42,17 +42,17 @@ def disk_use(folder: Path) -> DiskUse:
 
 
 def token_vector_bytes(storage: MultiVectorStorage, dim: int) -> float:
-    """Return how many bytes the engine takes for a token vector: measured at 8 to 1,024 numbers.
+    """Return the bytes that the engine uses for a token vector, as measured with 8 to 1,024 numbers.
 
     Args:
-        storage: How it is kept.
-        dim: How many numbers it has.
+        storage: The way to keep it.
+        dim: The number of its numbers.
     """
     return dim * _BITS[storage] / 8 + (_NORM_BYTES if storage.startswith("turbo") else 0)
 
 
 def smaller_storages(storage: MultiVectorStorage) -> list[MultiVectorStorage]:
-    """Return the ways to keep token vectors that take less than this one, the largest first."""
+    """Return the ways to keep token vectors that take fewer bytes than this one, the largest first."""
     return [each for each in ("turbo8", "turbo4", "none") if _BITS[each] < _BITS[storage]]
 
 

@@ -1,7 +1,7 @@
-"""What a Qdrant engine keeps of a record for filters to ask for, and filters as an engine has them.
+"""The payload that a Qdrant engine keeps for filters, and the translation of filters for an engine.
 
-Every engine must answer as `filters.matches` does. What they do with floats, dates, missing keys and lists differs, so
-that they are asked about exact strings and integers only.
+Every engine must answer as `filters.matches` does. Engines treat floats, dates, missing keys and lists differently, so
+they only compare exact strings and integers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from m3_integrations.store.filters import (
 from m3_integrations.store.values import elements_of, instant_of
 
 _MAX_TERM: Final = 200
-"""Characters of a term; a longer one is kept as its digest."""
+"""The most characters of a term; a longer one is kept as its hash."""
 
 _AS_JSON: Final = json.JSONEncoder(ensure_ascii=False).encode
 _SPECIAL: Final = re.compile("[^0-9A-Za-z]")
@@ -38,11 +38,11 @@ _ONES: Final = 0xFFFF_FFFF_FFFF_FFFF
 
 
 def filter_payload(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a Qdrant engine stores of a record for filters to ask for.
+    """Return the part of a record's payload that filters use.
 
-    `terms` is a list of what is equal to what. Numbers and instants are integers of 64 bits in two halves. `numbers`
-    and `dates` have the high halves by path; `lows` has, by the same two names and path, both halves of those whose
-    low one is not 0. Of most numbers it is.
+    `terms` is a list of strings, one for each path with a value and each path with this value. Numbers and instants are
+    integers of 64 bits in two halves. `numbers` and `dates` have the high halves by path. `lows` has, by the same two
+    names and path, both halves of those whose low half is not 0; for most numbers it is 0.
     """
     terms: dict[str, None] = {}  # each once, in order
     highs: dict[str, dict[str, list[int]]] = {"numbers": {}, "dates": {}}
@@ -74,7 +74,7 @@ def integer_paths(payloads: Iterable[Mapping[str, Any]]) -> set[str]:
 
 
 def range_paths(filter: Filter) -> dict[str, Filter]:  # noqa: A002
-    """Return the paths in payloads whose integers a filter compares, each with a filter for what has its key."""
+    """Return the paths in payloads whose integers a filter compares, each with a filter for records with its key."""
     if isinstance(filter, AllOf | AnyOf):
         return {path: exists for part in filter.filters for path, exists in range_paths(part).items()}
     if isinstance(filter, Not):
@@ -83,7 +83,7 @@ def range_paths(filter: Filter) -> dict[str, Filter]:  # noqa: A002
 
 
 def _paths(metadata: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Sequence[Any]]]:
-    """Yield every path that leads to something, with what is there; a path that is met twice comes twice."""
+    """Yield every path with its elements; a path that occurs twice, in a list of mappings, is yielded twice."""
     for key, value in metadata.items():
         path, elements = before + key, elements_of(value)
         yield path, elements
@@ -93,7 +93,7 @@ def _paths(metadata: Mapping[str, Any], before: str = "") -> Iterator[tuple[str,
 
 
 def translate(filter: Filter) -> dict[str, Any]:  # noqa: A002
-    """Return the filter of a Qdrant engine, as Qdrant's REST interface writes it, that matches what `matches` does."""
+    """Return the filter for a Qdrant engine that matches as `matches` does, in the form of Qdrant's REST interface."""
     if isinstance(filter, AllOf):
         return {"must": [translate(part) for part in filter.filters]} if filter.filters else {}
     if isinstance(filter, AnyOf):
@@ -110,10 +110,10 @@ def translate(filter: Filter) -> dict[str, Any]:  # noqa: A002
 
 
 def _translate_range(condition: Condition) -> dict[str, Any]:
-    """Compare the high halves, which are indexed; and the low halves only where the high ones are equal.
+    """Return a filter that compares the high halves, which are indexed, and the low halves if the high ones are equal.
 
-    Where a low half is 0, as in every whole number up to a million, what has the same high half is that very value or
-    above it. Equality is a term.
+    If the bound's low half is 0, as in every whole number up to a million, a value with the same high half equals the
+    bound or is above it. Equality is tested by a term.
     """
     path, bound, value = _path_of(condition), condition.operator.removeprefix("$"), condition.value
     high, low = _halves(value)
@@ -127,13 +127,13 @@ def _translate_range(condition: Condition) -> dict[str, Any]:
         parts.append(_has_term(_equal_terms(condition.key, _whole(value, high))))
     if low or strict == "gt":
         of_one = {"must": [*_at("high", high), _in_range("low", strict, low)]}
-        nested = {"nested": {"key": f"lows.{path}", "filter": of_one}}  # one element fulfils it alone
+        nested = {"nested": {"key": f"lows.{path}", "filter": of_one}}  # one element must fulfil both conditions
         parts.append({"must": [*_at(path, high), nested]})
     return {"should": parts}
 
 
 def _any(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    # An engine reads an empty list as no condition at all.
+    # For an engine an empty list is no condition, so everything would match.
     return {"should": parts} if parts else {"must_not": [{}]}
 
 
@@ -150,37 +150,37 @@ def _at(key: str, value: int) -> list[dict[str, Any]]:
 
 
 def _equal_terms(path: str, value: Scalar) -> list[str]:
-    """Return the terms of which a record has one if an element at this path equals the value, as `matches` has it."""
+    """Return terms; a record has one of them if an element at this path equals the value, as in `matches`."""
     if isinstance(value, Instant):
         return [_term(path, kind, str(value.microseconds)) for kind in ("on", "is")]
     terms = [_term(path, value)]
     if isinstance(value, str) and (instant := instant_of(value)) is not None:
-        terms.append(_term(path, "on", str(instant)))  # a date; another string of the same instant is not equal
+        terms.append(_term(path, "on", str(instant)))  # a date is equal; another string of the same instant is not
     return terms
 
 
 def _term(path: str, *value: str | float) -> str:
-    """Return what stands for a path leading to this value, to a date of this instant, or to anything."""
+    """Return the term for a path with this value, with a date of this instant, or with any value."""
     text = _AS_JSON([path, *(float(v) + 0.0 if is_number(v) else v for v in value)])
     return text if len(text) <= _MAX_TERM else "#" + hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _path_of(condition: Condition) -> str:
-    """Return where in a payload the high halves are that a range compares."""
+    """Return the path in a payload of the high halves that a range compares."""
     return f"{'dates' if isinstance(condition.value, Instant) else 'numbers'}.{_name(condition.key)}"
 
 
 def _name(path: str) -> str:
-    """Return the name that a path's numbers are under: without characters that have a meaning in an engine's path."""
+    """Return the payload's name for a path, without characters that have a meaning in an engine's path."""
     return "k" + _SPECIAL.sub(lambda found: f"_{ord(found[0]):x}_", path)
 
 
 def _halves(value: float | Instant) -> tuple[int, int]:
-    """Return two integers of 32 bits that are in the order of the numbers or instants, the first before the second.
+    """Return two integers of 32 bits, high and low, that sort as the numbers or instants do.
 
-    Of a number they are the bits of a double, which are in order for positive numbers, and in reverse for negative
-    ones. They are exact, whatever an engine's parser does to floats. Integers beyond 2**53, which no filter may ask
-    for, become one double beyond it.
+    For a number they are the bits of a double, whose order is right for positive numbers and reversed for negative
+    ones; the bits are changed to correct it. Integers are exact, whatever an engine's parser does to floats. Integers
+    beyond 2**53, which no filter may contain, all become one double beyond it.
     """
     if isinstance(value, Instant):
         bits = value.microseconds + (1 << 63)
@@ -193,7 +193,7 @@ def _halves(value: float | Instant) -> tuple[int, int]:
 
 
 def _whole(value: float | Instant, high: int) -> float | Instant:
-    """Return what has this high half and 0 as its low one: of the kind of a value."""
+    """Return the number or instant with this high half and the low half 0, of the same kind as the value."""
     bits = high << 32
     if isinstance(value, Instant):
         return Instant(bits - (1 << 63))

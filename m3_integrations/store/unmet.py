@@ -1,4 +1,4 @@
-"""Which clauses of a filter a record does not fulfil."""
+"""The clauses of a filter that a record does not fulfil."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from m3_integrations.store.filters import (
 )
 
 _NEGATED: Final = {"$eq": "$ne", "$in": "$nin", "$exists": "$exists"}
-"""How the negation of a condition is written."""
+"""The operators that write the negation of a condition."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,9 @@ class Clause:
 
     Attributes:
         said: The part, as a user writes it, such as `{"year": {"$gte": 2024}}`.
-        where: The parts that it stands in, the outermost first: "$or" for an alternative of which none is fulfilled.
-            Clauses that are joined by `$and`, or stand side by side, have no entry.
-        found: What the record has under the keys that the part names, a list for each; empty where a key is missing.
+        where: The parts that contain it, the outermost first: "$or" for each list of alternatives. Clauses that are
+            joined by `$and`, or are written side by side, have no entry.
+        found: The record's values under each key of the part, a list for each key; empty if the key is missing.
     """
 
     said: dict[str, Any]
@@ -40,7 +40,7 @@ class Clause:
     found: dict[str, list[Any]]
 
     def __str__(self) -> str:
-        """One line: the clause, and what the record has instead."""
+        """Return one line with the clause and the record's values."""
         if not self.found:
             return f"{self.said}: nothing fulfils it"
         has = ", ".join(f"{key} = {_shown(values)}" if values else f"no {key}" for key, values in self.found.items())
@@ -49,13 +49,14 @@ class Clause:
 
 
 def unmet_clauses(filter: FilterLike, metadata: Mapping[str, Any]) -> list[Clause]:  # noqa: A002
-    """Return the smallest parts of a filter that exclude a record; none if it matches.
+    """Return the smallest parts of a filter that exclude a record; an empty list if it matches.
 
-    Of parts that must all hold, those that do not; of alternatives, of which none holds, all; a negation as a whole.
+    Of parts that must all be fulfilled, these are the unfulfilled ones. If no alternative of an `$or` is fulfilled, all
+    alternatives are returned. A negation is returned as a whole.
 
     Args:
-        filter: As `parse_filter` takes and returns it.
-        metadata: As a store returns them.
+        filter: A filter as `parse_filter` takes or returns it.
+        metadata: Metadata as a store returns them.
 
     Raises:
         TypeError: As `parse_filter`.

@@ -1,8 +1,8 @@
-"""What a store's calls look like on the way between `ServedStore` and `m3 serve`: records, filters and arrays as bytes.
+"""The format of a store's calls between `ServedStore` and `m3 serve`: records, filters and arrays as bytes.
 
-A body is one file of safetensors: arrays by name, and under "json" the bytes of a JSON value. JSON has no dates, so a
-record's stand there as strings of ISO 8601, beside the keys and positions that lead to them. A filter travels as it was
-parsed, so that a date in it stays one.
+A body is one file of safetensors: arrays by name, and under "json" the bytes of a JSON value. JSON has no dates, so the
+dates of a record are strings of ISO 8601, with a list of the keys and positions where they are. A filter is sent in its
+parsed form, so that a date in it stays a date.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from m3_integrations.store.values import check_value, put_dates, split_dates
 from m3_integrations.vectors import M3Vectors, Tensors, modes_of, take_array, take_vectors, to_tensors
 
 API: Final = 1
-"""Version of these calls: rises when a client or a server of before would misread one."""
+"""The version of these calls: it rises if an older client or server would misread a call."""
 
 _JSON: Final = "json"
 
 _MAX_DEPTH: Final = 64
-"""Of a parsed filter: one that is 20 deep as users write it has some 45 levels."""
+"""The most levels of a parsed filter: one that users write 20 deep has some 45 levels."""
 
 
 _MAX_INSTANT: Final = 2**58
-"""Microseconds: the year 9999, and room for a time zone."""
+"""The largest instant in microseconds: the year 9999 and any time zone are below it."""
 
 
 def pack(said: Any, arrays: Mapping[str, NDArray[Any]] | None = None) -> bytes:
@@ -54,7 +54,7 @@ def unpack(body: bytes) -> tuple[Any, Tensors]:
     """Return the JSON value and the arrays of a body.
 
     Raises:
-        ValueError: If it is none that `pack` makes.
+        ValueError: If `pack` did not make it.
     """
     try:
         arrays = load(body)
@@ -64,13 +64,13 @@ def unpack(body: bytes) -> tuple[Any, Tensors]:
 
 
 def check_empty(arrays: Tensors) -> None:
-    """Raise ValueError if arrays are left that nobody has asked for."""
+    """Raise ValueError if a body has arrays that were not read."""
     if arrays:
         raise ValueError(f"{', '.join(sorted(arrays))}, which nobody asked for")
 
 
 def record_to_json(record: Record) -> dict[str, Any]:
-    """Return a record, whose metadata were checked, without its vectors."""
+    """Return a record without its vectors as a value for JSON; its metadata must have been checked."""
     written, dates = split_dates(record.metadata)
     said: dict[str, Any] = {"id": record.id, "text": record.text, "metadata": written}
     if dates:
@@ -81,10 +81,10 @@ def record_to_json(record: Record) -> dict[str, Any]:
 
 
 def record_from_json(said: Any) -> Record:
-    """Return what `record_to_json` was given.
+    """Return the record that `record_to_json` turned into this value.
 
     Raises:
-        ValueError: If it did not make this.
+        ValueError: If `record_to_json` did not make it.
     """
     try:
         metadata = said["metadata"]
@@ -98,13 +98,13 @@ def record_from_json(said: Any) -> Record:
 
 
 def pack_records(records: Sequence[Record], vectors: M3Vectors | None = None, **said: Any) -> bytes:
-    """Return a body with records, the vectors of all together, and what else is said."""
+    """Return a body with records, the vectors of all of them, and further values."""
     written = [record_to_json(record) for record in records]
     return pack({**said, "records": written}, {} if vectors is None else to_tensors(vectors))
 
 
 def unpack_records(body: bytes) -> tuple[list[Record], M3Vectors | None, dict[str, Any]]:
-    """Return a body's records, without vectors, the vectors of all together, and what else is said.
+    """Return a body's records without vectors, the vectors of all of them, and its further values.
 
     Raises:
         ValueError: If `pack_records` did not make it.
@@ -120,7 +120,7 @@ def unpack_records(body: bytes) -> tuple[list[Record], M3Vectors | None, dict[st
 
 
 def parts_of(sizes: Sequence[int], max_n: int, max_bytes: int) -> Iterator[slice]:
-    """Cut things into parts of at most so many, and of at most so many bytes unless one alone is larger."""
+    """Yield slices of at most max_n things and max_bytes bytes; a single larger thing is a slice alone."""
     start = total = 0
     for i, size in enumerate(sizes):
         if i > start and (i - start == max_n or total + size > max_bytes):
@@ -132,7 +132,7 @@ def parts_of(sizes: Sequence[int], max_n: int, max_bytes: int) -> Iterator[slice
 
 
 def filter_to_json(filter_: Filter | None) -> Any:
-    """Return a parsed filter as JSON has it: null, or an object with "all", "any", "not" or "key"."""
+    """Return a parsed filter as a value for JSON: None, or a dict with "all", "any", "not" or "key"."""
     if filter_ is None:
         return None
     if isinstance(filter_, Not):
@@ -149,10 +149,10 @@ def _operand_to_json(value: Any) -> Any:
 
 
 def filter_from_json(said: Any) -> Filter | None:
-    """Return what `filter_to_json` was given.
+    """Return the filter that `filter_to_json` turned into this value.
 
     Raises:
-        ValueError: If it did not make this.
+        ValueError: If `filter_to_json` did not make it.
     """
     return None if said is None else _filter(said, 0)
 
@@ -172,7 +172,7 @@ def _filter(said: Any, depth: int) -> Filter:
 
 
 def _comparison(operator: Any, value: Any) -> tuple[Operator, Any]:
-    """Return a condition's operator and value, if they are such as `parse_filter` makes."""
+    """Return a condition's operator and value; raise ValueError if `parse_filter` cannot make them."""
     if operator not in get_args(Operator):
         raise ValueError(f"a filter's operator must be one of {', '.join(get_args(Operator))}")
     if operator == "$exists":
