@@ -1,4 +1,4 @@
-"""A small collection that is on every machine: docstrings of well-known modules of Python's standard library."""
+"""A small collection that every machine has: docstrings of well-known modules of Python's standard library."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ MODULES: Final = (
     "os", "pprint", "queue", "random", "re", "secrets", "shlex", "shutil", "statistics", "subprocess", "tarfile",
     "tempfile", "textwrap", "threading", "timeit", "traceback", "urllib.parse", "urllib.request", "zipfile",
 )  # fmt: skip
-"""Written in Python, and at the same place in every version of Python from 3.11 to 3.14."""
+"""Modules that are written in Python and have the same path in all versions from 3.11 to 3.14."""
 
 _MIN_LENGTH: Final = 40
-"""Characters: a shorter docstring says little more than the name."""
+"""In characters: a shorter docstring says little more than the name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +27,10 @@ class Passage:
     """A docstring.
 
     Attributes:
-        id: What it documents, such as "functools.lru_cache".
-        text: The id, and what the docstring says.
+        id: The name of the documented object, such as "functools.lru_cache".
+        text: The id and the text of the docstring.
         kind: "module", "class" or "function".
-        module: Whose module, such as "functools".
+        module: The name of the module, such as "functools".
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""What `m3` understands. Every command is one function in one file, and imports what it needs when it runs."""
+"""The commands of `m3`. Every command is one function in one file, which is imported when the command runs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def prepare(
     """BGE-M3's dense, lexical and multi-vector retrieval for LangChain and LlamaIndex."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a character that a terminal does not have is no reason to end
+            stream.reconfigure(errors="replace")  # a character that the terminal lacks must not raise an error
 
 
 @app.command("help")

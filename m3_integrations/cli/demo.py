@@ -1,4 +1,4 @@
-"""`m3 demo`: one network, one index and two frameworks over real text that is on every machine."""
+"""`m3 demo`: one network, one index and two frameworks, on real text that every machine has."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUESTIONS: Final = (
     "generate a secure random token that is safe in a URL",
     "run a blocking function in a separate thread from asyncio",
 )
-"""Three that the bundled checkpoint answers. Of the 50 in tests/demo it finds 41 among the first three passages.
+"""Three questions that the bundled checkpoint answers. For 41 of the 50 in tests/demo, the first three passages answer.
 
 The collection is small, 856 passages under Python 3.11, and one of the 50 has no answer in it.
 """
@@ -92,7 +92,7 @@ def _index(retriever: M3HybridRetriever, encoder: M3Encoder | RemoteEncoder, con
 
 
 def _stats(encoder: M3Encoder | RemoteEncoder) -> EncoderStats | None:
-    """Return what the network has done so far; None for a server, whose network works for others too."""
+    """Return the network's statistics so far; None for a server, whose network has other users too."""
     from m3_integrations.encoder import M3Encoder
 
     return encoder.stats if isinstance(encoder, M3Encoder) else None

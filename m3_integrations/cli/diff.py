@@ -1,4 +1,4 @@
-"""`m3 diff`: which questions win or lose between two ways to search, and why; its exit status is for CI."""
+"""`m3 diff`: the questions that win or lose between two ways to search, and why; its exit status is for CI."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from m3_integrations.store import Store
 
 IS_WORSE: Final = 3
-"""The exit status where B is worse than A; 1 is an error and 2 a wrong command line."""
+"""The exit status if B is worse than A; 1 is an error and 2 a wrong command line."""
 
 _SETTINGS: Final = ("weights", "mode", "dtype", "multi_vector", "token_pooling", "store")
 _NEEDS_CORPUS: Final = ("multi_vector", "token_pooling")
@@ -37,12 +37,12 @@ _SYNTAX: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way to search, as it was typed.
+    """One way to search, from the command line.
 
     Attributes:
-        text: What was typed.
+        text: The text as it was typed.
         model: A checkpoint, or the URL of m3 serve.
-        settings: The settings after it, by their names.
+        settings: The settings after the model, by their names.
     """
 
     text: str
@@ -51,10 +51,10 @@ class Way:
 
 
 def read_way(text: str) -> Way:
-    """Read a way to search.
+    """Parse a way to search.
 
     Raises:
-        ValueError: If it has no model, or a setting that there is not, or settings that contradict each other.
+        ValueError: If it has no model, an unknown setting, or settings that contradict each other.
     """
     model, *parts = text.split(",")
     pairs = [part.partition("=") for part in parts]
@@ -116,10 +116,10 @@ def diff(
 
 
 def _open_all(ways: list[Way], corpus: Corpus | None, device: str, stack: ExitStack) -> list[Searcher]:
-    """Open what two ways search with; a model, a store and an encoded corpus that both have are opened once."""
+    """Return the searchers of two ways; a model, a store or an encoded corpus that both use is opened once."""
     from m3_integrations.search import Searcher
 
-    asked = [_options(way) for way in ways]  # a wrong one is refused before the first corpus is encoded
+    asked = [_options(way) for way in ways]  # a wrong option is refused before the first corpus is encoded
     encoders: dict[tuple[str, ...], M3Encoder | RemoteEncoder] = {}
     stores: dict[tuple[str, ...], Store] = {}
     searchers = []
@@ -155,7 +155,7 @@ def _open_there(place: str, stack: ExitStack) -> Store:
 
 
 def _encode_corpus(way: Way, encoder: M3Encoder | RemoteEncoder, corpus: Corpus | None, stack: ExitStack) -> Store:
-    """Encode the corpus into a store in memory, or where its storage is named into one in a temporary folder."""
+    """Encode the corpus into a store in memory, or into a temporary folder if the way has settings of storage."""
     from m3_integrations.search import Searcher
     from m3_integrations.store import open_store
 
@@ -171,7 +171,7 @@ def _encode_corpus(way: Way, encoder: M3Encoder | RemoteEncoder, corpus: Corpus 
 
 
 def is_worse(found: SearchDiff, max_loss: float | None) -> bool:
-    """Return whether the second loses more than is allowed in the mean; or is shown to be worse, if None is given."""
+    """Return whether the second way's mean is lower by more than max_loss, or if None, whether it is shown worse."""
     comparison = found.compare()
     loss = -comparison.difference.mean
     return loss > max_loss if max_loss is not None else loss > 0 and comparison.p_value < 0.05
@@ -192,14 +192,14 @@ def _document(found: SearchDiff, ways: list[Way], *, worse: bool) -> dict[str, A
 
 
 def print_diff(found: SearchDiff, a: str, b: str, show: int, console: Console) -> None:
-    """Print the questions that changed most, and what all of them come to.
+    """Print the questions that changed most, and the result over all of them.
 
     Args:
         found: The comparison.
-        a: What the first way is called.
-        b: What the second is called.
-        show: How many questions are shown.
-        console: Where.
+        a: The name of the first way.
+        b: The name of the second way.
+        show: The most questions to print.
+        console: The console to print to.
     """
     for each in found.changed[:show]:
         for line in _lines(each):

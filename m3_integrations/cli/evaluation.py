@@ -1,4 +1,4 @@
-"""`m3 eval`: datasets and models in, tables, run files and a plot out."""
+"""`m3 eval`: it evaluates models on datasets, and writes tables, run files and a plot."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
 
 
 def _common_modes(opened: Callable[[str], M3Encoder | RemoteEncoder], models: Sequence[str]) -> tuple[Mode, ...]:
-    """Return the modes that all checkpoints have heads for. Each is opened, so that a damaged one is refused now."""
+    """Return the modes that all checkpoints have heads for. All are opened: a damaged one raises an error at once."""
     common = MODES
     for name in models:
         with opened(name) as encoder:
@@ -116,7 +116,7 @@ def _common_modes(opened: Callable[[str], M3Encoder | RemoteEncoder], models: Se
 def _check_datasets(
     datasets: Sequence[Dataset], metrics: Sequence[str] | None, modes: Sequence[Mode], model: str, *, tune: bool
 ) -> None:
-    """Refuse before the first text is encoded what could not be measured, tuned or written after the last."""
+    """Raise an error for data that cannot be measured, tuned on or written, before the first text is encoded."""
     from m3_integrations.evaluation.runs import check_run_ids
     from m3_integrations.evaluation.tuning import check_tuning
 
@@ -139,7 +139,7 @@ def _joined(models: Sequence[str]) -> str:
 
 
 def parse_weights(texts: Sequence[str]) -> dict[str, ModeWeights | str]:
-    """Read weights as a user types them: PRESET or D,L,M, and for one column COLUMN=PRESET or COLUMN=D,L,M.
+    """Parse weights as a user types them: PRESET or D,L,M, and for one column COLUMN=PRESET or COLUMN=D,L,M.
 
     Raises:
         ValueError: If a text is neither.
@@ -162,7 +162,7 @@ def parse_weights(texts: Sequence[str]) -> dict[str, ModeWeights | str]:
 
 
 def _print_tables(tables: Sequence[Table], console: Console) -> None:
-    """Print tables at the width that they need, so that no interval is cut however narrow the terminal is."""
+    """Print tables at their full width, so that no interval is cut in a narrow terminal."""
     from m3_integrations.evaluation.tables import WIDTH
 
     console.width = max(console.width, WIDTH)

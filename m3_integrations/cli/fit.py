@@ -1,4 +1,4 @@
-"""`m3 fit`: what a smaller store would cost on your questions."""
+"""`m3 fit`: the cost of a smaller store on your questions."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _share(text: str) -> float:
 
 
 def _table(fit: StorageFit) -> Iterator[str]:
-    """Yield lines of at most 80 columns."""
+    """Yield the lines of a table of at most 80 columns."""
     yield f"{'token vectors':<20}{'bytes a token':>14}{'MB in all':>11}{fit.metric:>9}{'loss':>9}  95 % interval"
     for cost in (fit.kept, *fit.smaller):
         size = "" if cost.size_bytes is None else f"{cost.size_bytes / 1e6:,.1f}"
@@ -74,7 +74,7 @@ def _table(fit: StorageFit) -> Iterator[str]:
 
 
 def verdict(fit: StorageFit, max_loss: float) -> str:
-    """Return the sentence at the end: which is the smallest whose loss is shown to be within a share."""
+    """Return the last sentence: the smallest way to keep token vectors whose loss is shown to be within a share."""
     of, n_questions = f"{100 * max_loss:g} % of {fit.metric}", len(fit.kept.values)
     chosen = fit.smallest(max_loss)
     if chosen is None:

@@ -31,7 +31,7 @@ _QUOTED_LENGTH: Final = 420
 
 
 class QuotingChatModel(SimpleChatModel):
-    """Quotes the best passage instead of answering, and says so: for a demo without a language model."""
+    """A chat model that quotes the best passage instead of answering, for a demo without a language model."""
 
     @property
     def _llm_type(self) -> str:
@@ -57,7 +57,7 @@ class ChatModelLLM(CustomLLM):
 
     @property
     def metadata(self) -> LLMMetadata:
-        """What LlamaIndex asks about a model."""
+        """The properties of the model for LlamaIndex."""
         return LLMMetadata(model_name=self.chat_model._llm_type)
 
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:  # noqa: ARG002
@@ -70,7 +70,7 @@ class ChatModelLLM(CustomLLM):
 
 
 def open_chat_model(llm: str | None) -> BaseChatModel:
-    """Open a chat model as LangChain's `init_chat_model` takes it; without a name, one that quotes the best passage.
+    """Open a chat model by its name for LangChain's `init_chat_model`; without a name, one that quotes a passage.
 
     Raises:
         ImportError: If a model is named and langchain is not installed.
@@ -79,7 +79,7 @@ def open_chat_model(llm: str | None) -> BaseChatModel:
 
 
 def answer_with_langchain(retriever: M3HybridRetriever, chat_model: BaseChatModel, question: str) -> str:
-    """Answer a question by a chain of retriever, prompt and model."""
+    """Return the answer to a question by a chain of retriever, prompt and model."""
     prompt = ChatPromptTemplate.from_template(_PROMPT)
     found = {"context": retriever | RunnableLambda(_join), "question": RunnableLambda(str)}
     answer: str = (found | prompt | chat_model | StrOutputParser()).invoke(question)
@@ -91,7 +91,7 @@ def _join(documents: list[Document]) -> str:
 
 
 def answer_with_llama_index(retriever: M3HybridRetriever, chat_model: BaseChatModel, question: str) -> str:
-    """Answer a question by a query engine over the same store, which reranks from the stored vectors."""
+    """Return the answer to a question by a query engine over the same store, which reranks by stored vectors."""
     nodes = for_llama_index.M3HybridRetriever(
         encoder=retriever.encoder, store=retriever.store, similarity_top_k=20, mode="dense+lexical"
     )

@@ -1,4 +1,4 @@
-"""`m3 index`: files into a store, and up to date there."""
+"""`m3 index`: adding files to a store, and keeping the store up to date with them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def index(
     from m3_integrations.store.qdrant import QdrantStore
 
     splitting = Splitting(size, overlap)
-    # Before a mistyped path has made a store, and before seconds go into loading a model.
+    # Checked first: a mistyped path must not make a store, nor cost the seconds of loading a model.
     if is_new(store) and (absent := [path for path in paths if not path.expanduser().exists()]):
         raise FileNotFoundError(f"no file or folder {absent[0]}")
     folder = folder_of(store)
@@ -102,7 +102,7 @@ def _print_report(report: IndexReport, n_records: int, store: str) -> None:
 
 
 def _print_size(folder: Path, format_: StoreFormat) -> None:
-    """Say what a closed store takes, and what would make it smaller."""
+    """Print the size of a closed store, and the ways to make it smaller."""
     from m3_integrations.store.size import disk_use, smaller_storages, token_vector_bytes
 
     use = disk_use(folder)

@@ -1,4 +1,4 @@
-"""`m3 load`: the records of Parquet files that an encoding on many machines has written, into a store."""
+"""`m3 load`: adding the records of Parquet files, from an encoding on many machines, to a store."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def load(
     from m3_integrations.parquet import load_parquet
 
     absent = [path for path in paths if "://" not in path and not Path(path).expanduser().exists()]
-    if is_new(store) and absent:  # before a mistyped path has made a store
+    if is_new(store) and absent:  # a mistyped path must not make a store
         raise FileNotFoundError(f"no file or folder {absent[0]}")
     with open_place(store, collection=collection, multi_vector=multi_vector) as opened:
         report = load_parquet(paths, opened, show_progress=True)

@@ -1,4 +1,4 @@
-"""`m3 migrate`: a store into one of another model, beside it; compared, and then in its place."""
+"""`m3 migrate`: encoding a store's records with another model, comparing both stores, and switching to the new one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from m3_integrations.store.migrating import MigrationReport
 
 _SHOWN: Final = 10
-"""Changed questions that are shown."""
+"""The most changed questions that are shown."""
 
 
 @errors_in_one_line(stderr=True, after_interrupt="What was done is kept: the same line goes on from there.")
@@ -96,7 +96,7 @@ def migrate(
 
 
 def _read(questions: Path) -> JudgedQueries:
-    """Read the questions before hours go into encoding, which also shows whether the extra is there."""
+    """Read the questions before hours of encoding; this also raises an error now if the extra is not installed."""
     from m3_integrations.evaluation import read_queries
 
     return read_queries(questions)
@@ -106,7 +106,7 @@ def _beside(store: str, source: Store, fingerprint: str, collection: str | None)
     """Return the place, and on a Qdrant server the collection, of the new store beside the old one.
 
     Raises:
-        ValueError: If there is no such place, as behind m3 serve.
+        ValueError: If the store is behind m3 serve, which has no place beside it.
     """
     from m3_integrations.store.migrating import collection_beside, folder_beside
     from m3_integrations.store.served import ServedStore

@@ -63,7 +63,7 @@ def mine(
 
     if corpus is not None and store is not None:
         raise ValueError("--corpus and --store both name the passages: leave one out")
-    if out.exists():  # before minutes go into a model and a corpus
+    if out.exists():  # checked before minutes of loading a model and encoding a corpus
         raise FileExistsError(f"{out} is there already: choose another file")
     first, last = _parse_ranks(ranks)
     options = MiningOptions(
@@ -97,9 +97,9 @@ def _parse_ranks(ranks: str) -> tuple[int, int]:
 
 
 def _indexed(encoder: M3Encoder | RemoteEncoder, data: Path, corpus: Path | None, work: Path, *, titles: bool) -> Store:
-    """Open the store of these passages by this model, and put into it what a killed run did not.
+    """Open the store of these passages by this model, and add the passages that it lacks after a killed run.
 
-    Passages that changed are another corpus and lie in another folder.
+    Changed passages are another corpus, with another folder.
     """
     from m3_integrations.store import open_store
     from m3_integrations.training.data import read_examples

@@ -1,4 +1,4 @@
-"""`m3 questions`: training pairs from passages, by a chat model."""
+"""`m3 questions`: training pairs from passages, with questions by a chat model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`m3 search`: a question to a store."""
+"""`m3 search`: searching a store for a question."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from m3_integrations.search import Explanation, Hit, Searcher, SearchMode, SearchOptions
 
 _SHOWN_LENGTH: Final = 300
-"""Characters of a text that are shown; `--json` gives all."""
+"""The most characters of a text that are shown; `--json` prints all."""
 
 _BEFORE_MATCH: Final = 40
-"""Characters that are shown before the first token that matched."""
+"""The most characters that are shown before the first token that matched."""
 
 _FILTER_EXAMPLE: Final = """{"year": {"$gte": 2024}}"""
 

@@ -1,4 +1,4 @@
-"""Fields that several classes for LangChain have: the encoder, the weights of its modes, a store."""
+"""Fields that several classes for LangChain share: the encoder, the weights of its modes, a store."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from m3_integrations.store import Store
 from m3_integrations.vectors import Encoder, WeightsLike
 
 Weights = Annotated[SkipValidation[WeightsLike | None], BeforeValidator(checked_weights)]
-"""How much each mode counts: any `WeightsLike`, or None for equal weights."""
+"""The weight of each mode: any `WeightsLike`, or None for equal weights."""
 
 
 def _read_calibration(given: CalibrationLike | None) -> Calibration | None:
     try:
         return None if given is None else read_calibration(given)
-    except TypeError as error:  # which pydantic does not report
+    except TypeError as error:  # pydantic reports only ValueError
         raise ValueError(str(error)) from error
 
 
 Calibrated = Annotated[SkipValidation[CalibrationLike | None], BeforeValidator(_read_calibration)]
-"""A `Calibration`, or the file of one, which is read when the field is set."""
+"""A `Calibration`, or the path of its file, which is read when the field is set."""
 
 Integer = Annotated[int, BeforeValidator(no_flag)]
-"""A whole number, numpy's too; pydantic itself would take True for 1."""
+"""A whole number of Python or numpy. Pydantic itself would accept True as 1."""
 
 MaybeStore = Annotated[SkipValidation[Store | None], BeforeValidator(check_store)]
 """A store or None; anything else is refused."""
 
 
 class EncoderFields(BaseModel):
-    """The fields by which an encoder is given.
+    """The fields for a model or an encoder.
 
-    Once made, `encoder` is always there, `model` is its name and `model_kwargs` are its settings, so that another
+    After construction `encoder` is always set, `model` is its name and `model_kwargs` are its settings. So another
     instance can be made from the fields of the first, as LangChain does for configurable fields, or from its dump,
-    which leaves the encoder out.
+    which does not contain the encoder.
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
@@ -58,13 +58,13 @@ class EncoderFields(BaseModel):
         exclude=True,
         repr=False,
     )
-    """Instead of `model`: an encoder that exists already."""
+    """An existing encoder, instead of `model`."""
 
     model_kwargs: dict[str, Any] = Field(default_factory=dict, repr=False)
     """Further arguments of `M3Encoder`, such as device or max_length; only with `model`."""
 
     def model_post_init(self, context: Any, /) -> None:
-        """Open the encoder: after all fields, so that a misspelt argument is refused before a network is loaded."""
+        """Open the encoder. All fields are checked before, so a misspelt argument is refused before a model loads."""
         super().model_post_init(context)
         self.encoder = open_encoder(self.model, encoder=self.encoder, model_kwargs=self.model_kwargs)
         self.model, self.model_kwargs = self.encoder.model, self.model_kwargs or changed_settings(self.encoder)

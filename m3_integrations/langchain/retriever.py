@@ -33,7 +33,7 @@ from m3_integrations.store import FilterLike, Store, open_store
 
 
 class M3HybridRetriever(EncoderFields, BaseRetriever):
-    r"""Finds documents by BGE-M3's dense and lexical vectors and ranks them by the exact score of all three modes.
+    r"""A retriever that finds documents by dense and lexical vectors and ranks them by exact scores of all three modes.
 
     Setup:
         ```bash
@@ -42,12 +42,12 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
 
     Key init args:
         model: A checkpoint folder, a repository of the hub, or the URL of an `m3 serve`.
-        encoder: Instead of `model`: an encoder that exists already.
+        encoder: An existing encoder, instead of `model`.
         model_kwargs: Further arguments of `M3Encoder`; only with `model`.
-        store: Where the documents are; a new one in memory if None.
-        k, mode, weights, filter, score_threshold, pool_size, fusion, rrf_k, bm25, calibration, min_probability: What a
-            search asks for, such as `k=5, filter={"year": {"$gte": 2024}}`. `m3_integrations.SearchOptions` explains
-            each.
+        store: The store of the documents; a new one in memory if None.
+        k, mode, weights, filter, score_threshold, pool_size, fusion, rrf_k, bm25, calibration, min_probability: The
+            options of a search, such as `k=5, filter={"year": {"$gte": 2024}}`. `m3_integrations.SearchOptions`
+            explains each.
         show_progress: Whether adding documents draws a progress bar.
 
     Instantiate:
@@ -58,11 +58,10 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
         ```
 
     Usage:
-        Documents are equal to those that were added. Their scores are attributes and no part of their metadata, as
-        `M3Document` describes.
+        Documents are equal to those that were added. Their scores are attributes of `M3Document`, not metadata.
 
-        Every option of a search can be given to a call too. There None means the constructor's option, and the filter
-        `{}` means no filter.
+        A call can set every option of a search. In a call, None means the constructor's option, and the filter `{}`
+        means no filter.
 
         ```python
         found = retriever.invoke("how do I rotate the keys?", k=3, filter={"product": "vault"})
@@ -90,12 +89,12 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
         ```
 
     Raises:
-        ValueError: For an unknown argument or one out of range (pydantic's ValidationError), or unless there is one of
-            model and encoder.
-        FileNotFoundError: If there is no such model.
+        ValueError: For an unknown argument or one out of range (pydantic's ValidationError), or if neither of
+            model and encoder is given, or both and they differ.
+        FileNotFoundError: If the model does not exist.
     """
 
-    model_config = ConfigDict(extra="forbid")  # BaseRetriever would drop what it does not know
+    model_config = ConfigDict(extra="forbid")  # BaseRetriever would ignore unknown arguments
 
     store: Annotated[SkipValidation[Store], BeforeValidator(lambda store: check_store(store) or open_store())] = Field(
         default_factory=open_store, exclude=True, repr=False
@@ -103,7 +102,7 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
     k: Integer = SearchOptions.k
     mode: SearchMode = SearchOptions.mode
     weights: Weights = None
-    # A copy, or a later change of the caller's mapping would change what may be seen.
+    # A copy: otherwise a later change of the caller's mapping would change which documents are found.
     filter: Annotated[SkipValidation[FilterLike], BeforeValidator(copy.deepcopy)] = SearchOptions.filter
     score_threshold: float | None = SearchOptions.score_threshold
     pool_size: Integer = SearchOptions.pool_size
@@ -123,7 +122,7 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
         self._searcher()
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
-        """Return what the representation shows: the store, which is no part of a dump, too."""
+        """Return the fields for the representation, and the store, which is not in a dump."""
         return [*super().__repr_args__(), ("store", self.store)]
 
     def _options(self) -> SearchOptions:
@@ -131,7 +130,7 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
 
     def _searcher(self) -> Searcher:
         """Return the searcher that the fields describe, a new one only if a field has changed."""
-        # Looked at in every call: assignment, model_copy and a change of the filter in place happen behind our back.
+        # Compared in every call: assignment, model_copy and a change of the filter in place do not notify us.
         fields = repr([getattr(self, name) for name in OPTION_NAMES])
         made_of, made = self._made or ("", None)
         if made is None or made.encoder is not self.encoder or made.store is not self.store:
@@ -144,7 +143,7 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **options: Unpack[SearchKeywords]
     ) -> list[Document]:
-        del run_manager  # there is no step inside that could report to it
+        del run_manager  # a search has no inner step to report
         return as_documents(self._searcher().search(query, **options))
 
     async def _aget_relevant_documents(
@@ -212,8 +211,8 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
 
         Args:
             texts: Encoded as documents.
-            metadatas: One per text, None for none; `m3_integrations.store.values` says what they may hold. The scores
-                of an earlier `M3Rerank` are not stored.
+            metadatas: One per text, None for none; `m3_integrations.store.values` describes what they may hold. The
+                scores of an earlier `M3Rerank` are not stored.
             ids: One per text; None makes a random one.
 
         Returns:
@@ -221,12 +220,12 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
 
         Raises:
             TypeError: If texts is one string or holds anything but strings, or an id is no string.
-            ValueError: If there are not as many ids or metadatas as texts, metadata hold what cannot be kept, or the
-                store holds another model's vectors. Then nothing was added.
-            IncompleteAddError: If it fails when some texts may be in the store already, such as on a full disk. It has
+            ValueError: If there are not as many ids or metadatas as texts, metadata have a value that cannot be kept,
+                or the store holds another model's vectors. Then nothing was added.
+            IncompleteAddError: If it fails after some texts may have been stored, for example on a full disk. It has
                 all ids; adding again with these makes no duplicates.
         """
-        if metadatas is not None and not isinstance(metadatas, Mapping):  # a mapping is refused below
+        if metadatas is not None and not isinstance(metadatas, Mapping):  # `add` refuses a single mapping
             metadatas = [without_scores(each) for each in metadatas]
         return self._searcher().add(texts, ids=ids, metadatas=metadatas, show_progress=self.show_progress)
 
@@ -251,11 +250,11 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
 
         Args:
             documents: They are not changed. The scores of an earlier `M3Rerank` in their metadata are not stored.
-            ids: One per document; by default their own. None makes a random one, or with source_key always the same
-                for the same text of a source.
-            source_key: If given, these are all documents of their sources, which the metadata name under this key:
-                what else the store has of these sources is deleted, last. A text that it has already keeps its vectors
-                and is not encoded again. A call with the same documents changes nothing. If None, nothing is deleted.
+            ids: One per document; by default their own. None makes a random id, or with source_key an id that is the
+                same for the same text of a source.
+            source_key: The key of the metadata with a document's source. Then these must be all documents of their
+                sources: the store's other documents of these sources are deleted, last. A text that it has already
+                keeps its vectors. A call with the same documents changes nothing. If None, nothing is deleted.
 
         Returns:
             The ids.
@@ -265,7 +264,7 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
             ValueError: If there are not as many ids as documents, or the store holds another model's vectors. With
                 source_key also if a document does not name its source, or two have the same id. Then nothing was
                 changed.
-            IncompleteAddError: As `add_texts`. Nothing was deleted then.
+            IncompleteAddError: As `add_texts`. Then nothing was deleted.
         """
         documents = _checked_documents(documents)
         texts = [document.page_content for document in documents]
@@ -296,15 +295,15 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
         """Delete documents by their ids, or those that match a filter.
 
         Args:
-            ids: Which documents to delete; unknown ids are skipped.
-            filter: Instead of ids: the documents to delete.
+            ids: The ids of the documents to delete; unknown ids are skipped.
+            filter: A filter for the documents to delete, instead of ids.
 
         Returns:
-            How many were deleted.
+            The number of deleted documents.
 
         Raises:
             TypeError: If ids is one string.
-            ValueError: Unless exactly one of ids and filter is given, or if the filter is empty.
+            ValueError: If not exactly one of ids and filter is given, or if the filter is empty.
         """
         return self._searcher().delete(ids, filter=filter)
 
@@ -321,10 +320,10 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
         return await asyncio.to_thread(self.get_by_ids, ids)
 
     def explain(self, query: str, id: str) -> Explanation:  # noqa: A002 - the document's id
-        """Return why a document matches a query: its scores, the shared tokens, and what each query token found.
+        """Return why a document matches a query: its scores, the shared tokens, and each query token's nearest token.
 
         Raises:
-            KeyError: If there is no such document.
+            KeyError: If there is no document with this id.
         """
         return self._searcher().explain(query, id)
 
@@ -333,12 +332,12 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
         return self._searcher().explain_missing(query, id, **options)
 
     def spans(self, query: str, ids: Iterable[str]) -> list[Evidence]:
-        """Return which sentences of documents carry their match, as `Searcher.spans` does."""
+        """Return the scored sentences of documents, as `Searcher.spans` does."""
         return self._searcher().spans(query, ids)
 
 
 def _checked_documents(documents: Any) -> list[Document]:
-    # A document is iterable too: it gives its fields.
+    # A document is iterable too: it yields its fields.
     if isinstance(documents, Document | str) or not isinstance(documents, Iterable):
         raise TypeError(f"documents must be several, got a single {type(documents).__name__}: pass [document]")
     checked: list[Any] = list(documents)

@@ -11,7 +11,7 @@ from m3_integrations.search import changed_settings, checked_weights, no_flag, o
 from m3_integrations.vectors import Encoder, WeightsLike
 
 Weights = Annotated[SkipValidation[WeightsLike | None], BeforeValidator(checked_weights)]
-"""How much each mode counts: any `WeightsLike`, or None for equal weights."""
+"""The weight of each mode: any `WeightsLike`, or None for equal weights."""
 
 Integer = Annotated[int, BeforeValidator(no_flag)]
 """A whole number of Python or numpy. Pydantic itself would accept True as 1."""

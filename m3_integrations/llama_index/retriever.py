@@ -37,35 +37,35 @@ from m3_integrations.vectors import Encoder, FloatArray
 
 
 class M3HybridRetriever(BaseRetriever):
-    """Finds nodes by BGE-M3's dense and lexical vectors and ranks them by the exact score of all three modes.
+    """A retriever that finds nodes by dense and lexical vectors and ranks them by exact scores of all three modes.
 
     `pip install 'PATH_TO_THE_CLONE[llama-index]'`
 
-    What is encoded is a node's text for embedding models, so with its metadata; of a query, its `query_str`. A query's
-    `embedding`, or the mean of those of its `custom_embedding_strs` (as HyDE sets them), takes the place of the query's
-    own dense vector; without a `query_str` the dense mode ranks alone. The mode "lexical" has no use for them. A node
-    comes back as it was added (a `Document` as a `TextNode`, as in LlamaIndex's stores), in an `M3NodeWithScore`,
-    whose `m3_scores` are the scores in every mode. They are not in the metadata, because `QueryFusionRetriever`
-    recognises a node by them.
+    Of a node, its text for embedding models is encoded, which contains metadata; of a query, its `query_str`. A query's
+    `embedding`, or the mean embedding of its `custom_embedding_strs` (as HyDE sets them), replaces the query's own
+    dense vector; the mode "lexical" does not use it. Without a `query_str` only the dense mode ranks. A node is
+    returned as it was added (a `Document` as a `TextNode`, as in LlamaIndex's stores), in an `M3NodeWithScore`, whose
+    `m3_scores` are the scores in every mode. These are not in the metadata, because `QueryFusionRetriever` identifies a
+    node by its metadata.
 
     Args:
         model: A checkpoint folder, a repository of the hub, or the URL of an `m3 serve`.
-        encoder: Instead of `model`: an encoder that exists already.
+        encoder: An existing encoder, instead of `model`.
         model_kwargs: Further arguments of `M3Encoder`; only with `model`.
-        store: Where the nodes are; a new one in memory if None.
-        similarity_top_k: How many nodes to return at most.
+        store: The store of the nodes; a new one in memory if None.
+        similarity_top_k: The most nodes to return.
         filters: Only nodes whose metadata match: `MetadataFilters`, or a mapping such as `{"year": {"$gte": 2024}}`.
-        callback_manager: Who is told about retrieval events.
+        callback_manager: Receives the retrieval events.
         object_map: The objects of `IndexNode`s by their `index_id`.
-        objects: `IndexNode`s whose objects to add to that map.
+        objects: `IndexNode`s whose objects are added to this map.
         verbose: Whether LlamaIndex prints when it follows an `IndexNode`.
         **options: `mode`, `weights`, `score_threshold`, `pool_size`, `fusion`, `rrf_k`, `bm25`, `calibration` and
             `min_probability`; `m3_integrations.SearchOptions` explains each.
 
     Raises:
         TypeError: For an unknown argument, or one of a wrong type.
-        ValueError: If an argument is out of range, or unless there is one of model and encoder.
-        FileNotFoundError: If there is no such model.
+        ValueError: If an argument is out of range, or if neither model nor encoder is given, or both and they differ.
+        FileNotFoundError: If the model does not exist.
 
     Examples:
         ```python
@@ -103,7 +103,7 @@ class M3HybridRetriever(BaseRetriever):
         **options: Unpack[RankingKeywords],
     ) -> None:
         _check_options(options)
-        # Before the encoder, so that a wrong setting is refused before a network is loaded.
+        # Before the encoder: a wrong setting is refused before a network is loaded.
         asked = SearchOptions(k=DEFAULT_SIMILARITY_TOP_K).changed(
             k=similarity_top_k, filter=as_filter(filters), **options
         )
@@ -122,17 +122,17 @@ class M3HybridRetriever(BaseRetriever):
 
     @property
     def encoder(self) -> Encoder:
-        """What encodes queries and nodes."""
+        """The encoder of queries and nodes."""
         return self._searcher.encoder
 
     @property
     def store(self) -> Store:
-        """Where the nodes are."""
+        """The store of the nodes."""
         return self._searcher.store
 
     @property
     def similarity_top_k(self) -> int:
-        """How many nodes to return at most; for one request alone, `with_options` makes a retriever of its own."""
+        """The most nodes to return. To change it for one request, use the retriever that `with_options` returns."""
         return self._searcher.options.k
 
     @similarity_top_k.setter
@@ -166,14 +166,14 @@ class M3HybridRetriever(BaseRetriever):
     ) -> Self:
         """Make a retriever and add documents to it, cut into nodes.
 
-        Whatever else a store that is not empty has of these documents is deleted once they are in, and a text that it
-        has of them is not encoded again. A document is known by its `id_`, which `SimpleDirectoryReader` makes of the
-        file's name if it is told `filename_as_id=True`, and is random otherwise.
+        If the store has other nodes of these documents, they are deleted after the new ones are stored. A text that it
+        has of them already is not encoded again. A document is identified by its `id_`. `SimpleDirectoryReader` makes
+        this id from the file's name if `filename_as_id=True`; otherwise it is random.
 
         Args:
             documents: They are not changed.
-            transformations: What makes nodes of them. If None, `Settings.transformations`, which cuts at sentences, and
-                what is still longer than the model reads is split by the model's own tokens.
+            transformations: They make nodes of the documents. If None, `Settings.transformations`, which cuts at
+                sentences; a node that is still longer than the model reads is split by the model's tokens.
             show_progress: Whether to draw progress bars.
             **settings: The constructor's arguments; its errors are raised too.
 
@@ -197,9 +197,9 @@ class M3HybridRetriever(BaseRetriever):
         filters: MetadataFilters | FilterLike = None,
         **options: Unpack[RankingKeywords],
     ) -> Self:
-        """Return a retriever over the same encoder and store that asks for something else, perhaps for one request.
+        """Return a retriever over the same encoder and store with other options, for example for one request.
 
-        None leaves an option as it is. The filters `{}` mean no filter.
+        None keeps an option. The filters `{}` mean no filter.
 
         Args:
             similarity_top_k: As the constructor's.
@@ -219,7 +219,7 @@ class M3HybridRetriever(BaseRetriever):
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         dense = None if query_bundle.embedding is None else np.array(query_bundle.embedding, dtype=np.float32)
         if dense is None and query_bundle.custom_embedding_strs:
-            # In all modes: the query is among them as a rule, and is in the cache then.
+            # In all modes: the query is usually one of these texts, and then the search finds it in the cache.
             dense = self.encoder.encode(query_bundle.custom_embedding_strs, kind="query").dense.mean(axis=0)
         return [as_result(hit) for hit in self._searcher.search(_text(query_bundle, dense), dense=dense)]
 
@@ -236,17 +236,17 @@ class M3HybridRetriever(BaseRetriever):
     ) -> list[str]:
         """Add nodes, replacing those with the same ids and those that their documents had before.
 
-        So a script that is run again leaves the same nodes, though LlamaIndex's splitters give them other ids every
-        time, and encodes only texts that the store does not have of the same document. Once all nodes are in, it
-        deletes what an earlier version of a document had (its hash in the nodes' relationships tells), and the same
-        piece of the same version. A document that is added in several calls keeps the nodes of all of them. What is
-        of a document that is gone stays: see `delete_ref_doc`.
+        So a script that is run again leaves the same nodes, although LlamaIndex's splitters make new ids every time,
+        and only texts that the store does not have of the same document are encoded. After all nodes are stored, the
+        nodes of an earlier version of a document are deleted (the document's hash in the nodes' relationships shows the
+        version), and older copies of the same piece. A document that is added in several calls keeps the nodes of all
+        of them. Nodes of a document that no longer exists are not deleted: see `delete_ref_doc`.
 
         Args:
             nodes: They are not changed. The scores of an earlier reranking are not stored. The object of an
-                `IndexNode` goes into this retriever's `object_map` if it is no node.
-            replace_documents: Whether these are all nodes of their documents. Then whatever else the store has of them
-                is deleted, also if it is of the same version, but was cut in another way.
+                `IndexNode` is put into this retriever's `object_map` if it is no node.
+            replace_documents: Whether these are all nodes of their documents. Then all other nodes of them are deleted,
+                also those of the same version that were cut in another way.
             show_progress: Whether to draw a progress bar.
 
         Returns:
@@ -254,9 +254,9 @@ class M3HybridRetriever(BaseRetriever):
 
         Raises:
             TypeError: If nodes is a single one, or holds anything but nodes.
-            ValueError: If metadata hold what cannot be kept, as `m3_integrations.store.values` says, or the store
+            ValueError: If metadata have a value that cannot be kept (see `m3_integrations.store.values`), or the store
                 holds another model's vectors. Then nothing was added.
-            IncompleteAddError: If it fails when some nodes may be in the store already, such as on a full disk. Adding
+            IncompleteAddError: If it fails after some nodes may have been stored, for example on a full disk. Adding
                 all of them again makes no duplicates.
         """
         given = check_nodes(nodes)
@@ -281,15 +281,15 @@ class M3HybridRetriever(BaseRetriever):
         """Delete nodes by their ids, or those that match filters.
 
         Args:
-            node_ids: Which nodes to delete; unknown ids are skipped.
-            filters: Instead of node_ids: the nodes to delete.
+            node_ids: The ids of the nodes to delete; unknown ids are skipped.
+            filters: Filters for the nodes to delete, instead of node_ids.
 
         Returns:
-            How many were deleted.
+            The number of deleted nodes.
 
         Raises:
             TypeError: If node_ids is one string.
-            ValueError: Unless exactly one of node_ids and filters is given, or if the filters are empty.
+            ValueError: If not exactly one of node_ids and filters is given, or if the filters are empty.
         """
         return self._searcher.delete(node_ids, filter=as_filter(filters))
 
@@ -300,7 +300,7 @@ class M3HybridRetriever(BaseRetriever):
         return await asyncio.to_thread(self.delete_nodes, node_ids, filters=filters)
 
     def delete_ref_doc(self, ref_doc_id: str) -> int:
-        """Delete the nodes that were made of a document, or a document that was added whole; return how many.
+        """Delete the nodes of a document, or a document that was added whole, and return the number of deleted nodes.
 
         Raises:
             TypeError: If ref_doc_id is no string.
@@ -314,10 +314,10 @@ class M3HybridRetriever(BaseRetriever):
         return await asyncio.to_thread(self.delete_ref_doc, ref_doc_id)
 
     def explain(self, query: str, node_id: str) -> Explanation:
-        """Return why a node matches a query: its scores, the shared tokens, and what each query token found.
+        """Return why a node matches a query: its scores, the shared tokens, and each query token's nearest token.
 
         Raises:
-            KeyError: If there is no such node.
+            KeyError: If there is no node with this id.
         """
         return self._searcher.explain(query, node_id)
 
@@ -326,17 +326,17 @@ class M3HybridRetriever(BaseRetriever):
         return self._searcher.explain_missing(query, node_id)
 
     def spans(self, query: str, node_ids: Iterable[str]) -> list[Evidence]:
-        """Return which sentences of what was encoded of nodes carry their match, as `Searcher.spans` does."""
+        """Return the scored sentences of the encoded texts of nodes, as `Searcher.spans` does."""
         return self._searcher.spans(query, node_ids)
 
 
 def _text(query_bundle: QueryBundle, dense: FloatArray | None) -> str | None:
-    """Return the text to encode; None where a dense vector stands alone."""
+    """Return the text to encode; None if there is only a dense vector."""
     return query_bundle.query_str if query_bundle.query_str or dense is None else None
 
 
 def _has_object(node: BaseNode) -> bool:
-    """Return whether a node points at something that is no node, and so cannot be stored."""
+    """Return whether a node refers to an object that is no node, and so cannot be stored."""
     return isinstance(node, IndexNode) and node.obj is not None and not isinstance(node.obj, BaseNode)
 
 
