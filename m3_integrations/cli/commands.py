@@ -1,4 +1,4 @@
-"""The commands of `m3`. Every command is one function in one file, which is imported when the command runs."""
+"""The commands of `m3`. Every command is one function in one file, with its slow imports inside the function."""
 
 from __future__ import annotations
 

@@ -25,7 +25,8 @@ QUESTIONS: Final = (
     "generate a secure random token that is safe in a URL",
     "run a blocking function in a separate thread from asyncio",
 )
-"""Three questions that the bundled checkpoint answers. For 41 of the 50 in tests/demo, the first three passages answer.
+"""Three questions that the bundled checkpoint answers. For 41 of the 50 in tests/demo, one of the first three passages
+answers.
 
 The collection is small, 856 passages under Python 3.11, and one of the 50 has no answer in it.
 """

@@ -98,7 +98,7 @@ def search(
 
 
 def _print_json(document: dict[str, Any]) -> None:
-    # Where the output is in another encoding, as on Windows, escapes say all that UTF-8 does.
+    # If the output has another encoding than UTF-8, as on Windows, other characters are escaped.
     is_utf8 = codecs.lookup(sys.stdout.encoding or "ascii").name == "utf-8"
     print(json.dumps(document, ensure_ascii=not is_utf8, indent=2, default=str))  # noqa: T201 - dates are strings
 
@@ -142,7 +142,7 @@ def _filter(text: str | None) -> dict[str, Any] | None:
         raise ValueError(f"--filter must be a JSON object such as {_FILTER_EXAMPLE}, got {text!r}")  # noqa: TRY004
     try:
         parse_filter(found)
-    except TypeError as error:  # where a filter stands in a filter
+    except TypeError as error:  # raised for a filter inside a filter
         raise ValueError(f"--filter: {error}") from error
     return found
 
@@ -172,11 +172,11 @@ def _print_hits(hits: Sequence[Hit], reasons: Sequence[Explanation], *, is_expla
 
 
 def excerpt(text: str, weights: Mapping[str, float]) -> str:
-    """Return what is shown of a text: where its tokens with the most weight are near to each other.
+    """Return the part of a text to show: the one whose tokens have the most weight together.
 
     Args:
-        text: White space in it is shown as single spaces.
-        weights: How much each token counts; of equal stretches the first is taken.
+        text: The text; its white space becomes single spaces.
+        weights: The weight of each token; of parts with equal weight the first is taken.
     """
     flat = " ".join(text.split())
     if len(flat) <= _SHOWN_LENGTH:

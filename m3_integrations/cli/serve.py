@@ -66,7 +66,7 @@ def serve(
         raise ValueError("--calibration is for searches in a store: name it with --store FOLDER_OR_URL")
     known = None if calibration is None else read_calibration(calibration)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    # SIGTERM ends the command as `exit` does, so that the store is closed; once it serves, after what is under way.
+    # SIGTERM ends the command as `exit` does, so the store is closed. While serving, running requests end first.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with (
         nullcontext() if store is None else open_place(store, collection=collection) as opened,

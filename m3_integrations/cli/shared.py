@@ -1,4 +1,4 @@
-"""What several commands share: options, errors as one line, where a store is, how an explanation is shown."""
+"""Shared parts of several commands: options, errors as one line, opening stores and models, printing explanations."""
 
 from __future__ import annotations
 
@@ -33,19 +33,20 @@ Collection = Annotated[
 def errors_in_one_line(*, stderr: bool = False, after_interrupt: str = "") -> Iterator[None]:
     """End with status 1 and one line for an error that a user can cause. Other errors keep their traceback.
 
-    Ctrl-C ends with status 130, as shells have it, and a reader that went away (`| head`) with 141, without a word.
+    Ctrl-C ends with status 130, as in shells. If the reader of a pipe ends (`| head`), the status is 141, without a
+    message.
 
     Args:
-        stderr: Whether the line goes to standard error.
-        after_interrupt: What to say after Ctrl-C.
+        stderr: Whether the line is printed to standard error.
+        after_interrupt: The message after Ctrl-C.
     """
     try:
         yield
-        sys.stdout.flush()  # or a reader that went away would be noticed when nobody can handle it any more
-    except typer.Exit:  # a RuntimeError, too
+        sys.stdout.flush()  # otherwise a broken pipe would raise later, outside of this block
+    except typer.Exit:  # a RuntimeError, which is handled below
         raise
     except BrokenPipeError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes stdout again at exit
         raise typer.Exit(141) from error
     except KeyboardInterrupt as error:
         Console(stderr=True).print(f"interrupted. {after_interrupt}".rstrip(), highlight=False, soft_wrap=True)
@@ -56,10 +57,10 @@ def errors_in_one_line(*, stderr: bool = False, after_interrupt: str = "") -> It
 
 
 class PipedConsole(Console):
-    """A console whose reader may go away: rich itself would end with status 1."""
+    """A console that raises BrokenPipeError if its reader ends; rich alone would exit with status 1."""
 
     def on_broken_pipe(self) -> None:
-        """Leave it to `errors_in_one_line`."""
+        """Raise BrokenPipeError, which `errors_in_one_line` handles."""
         raise BrokenPipeError
 
 
@@ -70,7 +71,7 @@ def counted(n: int, things: str) -> str:
 
 
 def urls_of(where: str) -> list[str]:
-    """Return the URLs that a command names with commas between them; one place otherwise, commas and all."""
+    """Return the URLs in a comma-separated list; a place that is no URL is returned alone, even with commas in it."""
     return [url.strip() for url in where.split(",")] if where.lower().startswith(("http://", "https://")) else [where]
 
 
@@ -91,7 +92,7 @@ def folder_of(where: str) -> Path | None:
 
 
 def is_new(where: str) -> bool:
-    """Whether opening a store would make its folder, or take an empty one."""
+    """Return whether opening a store would make its folder, or use an empty one."""
     folder = folder_of(where)
     return folder is not None and (not folder.exists() or (folder.is_dir() and not any(folder.iterdir())))
 
@@ -126,9 +127,9 @@ def open_model(
 
     Args:
         model: A checkpoint, or the URL of an `m3 serve`.
-        device: For a checkpoint; "auto" for a server.
-        dtype: For a checkpoint; None for its own choice, and for a server.
-        max_length: For a checkpoint; None for a server.
+        device: The device of a checkpoint; "auto" for a server.
+        dtype: The type of a checkpoint's weights; None for the default, and for a server.
+        max_length: The most tokens of a text for a checkpoint; None for 8,192, and for a server.
         shared: Whether a checkpoint's network is shared.
 
     Raises:
@@ -150,7 +151,7 @@ def open_model(
 
 
 def open_llm(llm: str) -> BaseChatModel:
-    """Open a chat model as LangChain's `init_chat_model` takes it.
+    """Open a chat model by its name for LangChain's `init_chat_model`.
 
     Raises:
         ImportError: If langchain is not installed, or the package of the model's provider.
@@ -167,7 +168,7 @@ def open_llm(llm: str) -> BaseChatModel:
 
 
 def print_explanation(explanation: Explanation, console: Console) -> None:
-    """Print the shared tokens, and which token of the document each token of the query found."""
+    """Print the shared tokens, and the nearest document token of each query token."""
     shared = ", ".join(f"{m.token.strip('▁') or m.token} {m.score:.3f}" for m in explanation.lexical[:6])
     console.print(f"  shared tokens: {escape(shared) or 'none'}")
     pairs = sorted(explanation.multi_vector, key=lambda pair: -pair.similarity)[:6]

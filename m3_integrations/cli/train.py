@@ -1,4 +1,4 @@
-"""`m3 train`: a run of training, from a TOML file."""
+"""`m3 train`: a training run with the settings of a TOML file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def train(
 
     folder = run_training(config)
     if os.environ.get("RANK", "0") != "0":
-        return  # of several processes under torchrun the first one speaks
+        return  # of several processes under torchrun only the first one prints
     Console().print(
         f"The trained checkpoint is in {escape(str(folder))}, with a card of what was done; "
         f"the losses are in {escape(str(folder.parent / 'loss.png'))}.",
@@ -40,6 +40,6 @@ def train(
 
 
 def _example() -> str:
-    """Return the settings of a run on data that lie in this package."""
+    """Return the settings of a run on data that are part of this package."""
     folder = Path(__file__).parent.parent / "training" / "example"
     return (folder / "train.toml").read_text(encoding="utf-8").replace("EXAMPLE", folder.as_posix())
