@@ -61,7 +61,7 @@ class _FileTokenizer:
         self.pad_token_id, self.unk_token_id = ids["pad_token"], ids["unk_token"]
         self.mask_token_id = ids["mask_token"]
         self.model_max_length: int | None = None
-        """What is written instead of the files' own length; None for that."""
+        """The length limit that `save_pretrained` writes; None keeps the one in the files."""
         self._settings = settings
 
     def save_pretrained(self, folder: Path) -> None:

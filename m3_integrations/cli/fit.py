@@ -37,7 +37,7 @@ def fit(
     collection: Collection = None,
     device: Device = "auto",
 ) -> None:  # fmt: skip
-    """Say which is the smallest store that answers your questions as well, within a loss; nothing is changed."""
+    """Find the smallest store that answers your questions as well, within a loss; nothing is changed."""
     from m3_integrations.evaluation import read_dataset
     from m3_integrations.evaluation.storage import fit_storage
 

@@ -1,4 +1,4 @@
-"""What every encoder does with a call's texts: check them, divide a stream into windows, warn about cut texts."""
+"""Checks of a call's texts, windows over a stream of them, and the warning about texts that were cut."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What self-distillation and mined negatives are worth on the domain of cookbook 6: paired tests on held-out questions.
+"""Gain by self-distillation and by mined negatives on the domain of cookbook 6: paired tests on held-out questions.
 
     python -m tests.benchmarks.bench_ablations --seeds 3
 

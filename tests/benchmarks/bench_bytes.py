@@ -1,4 +1,4 @@
-"""What every way to keep token vectors takes on the disk and loses in ranking, by language.
+"""Bytes on the disk and loss in ranking of every way to keep token vectors, by language.
 
     python -m tests.benchmarks.bench_bytes ../shared/data/xquad --model tiny
 

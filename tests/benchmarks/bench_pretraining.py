@@ -1,4 +1,4 @@
-"""What RetroMAE is worth to a small network: pre-trained on text and fine-tuned, against fine-tuned alone.
+"""Gain by RetroMAE for a small network: pre-trained on text and fine-tuned, against fine-tuned alone.
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_pretraining --work FOLDER
 
