@@ -67,8 +67,8 @@ class M3Encoder:
     process that loads it shares its own network. After a fork, a call in the child raises.
 
     Args:
-        model: A checkpoint folder, a repository of the Hugging Face hub such as "BAAI/bge-m3", or "tiny", the
-            checkpoint in this package.
+        model: A checkpoint folder, a repository of the Hugging Face hub such as "BAAI/bge-m3", or "small" or
+            "tiny", the checkpoints in this package.
         shared: Whether the handle shares the process's network for this checkpoint, device and dtype. All other
             settings may differ between the handles of one network. False loads a network for this handle alone.
         device: Any device of torch or its name. "auto" or None is the first available of CUDA, Apple's GPU and the CPU.
@@ -501,7 +501,7 @@ def _name(model: str | os.PathLike[str]) -> str:
             "it is accepted wherever an M3Encoder is"
         )
     folder = Path(model).expanduser()
-    if isinstance(model, os.PathLike) or (model != BUNDLED and folder.is_dir()):
+    if isinstance(model, os.PathLike) or (model not in BUNDLED and folder.is_dir()):
         return str(folder.resolve())
     return model
 

@@ -10,7 +10,15 @@ from typing import Final
 
 import torch
 
-from m3_integrations.checkpoint import head_files, read_pooling, read_tensors, weight_files
+from m3_integrations.checkpoint import (
+    BUNDLED,
+    find_checkpoint,
+    head_files,
+    load_tokenizer,
+    read_pooling,
+    read_tensors,
+    weight_files,
+)
 
 _SAMPLE: Final = 4096
 """The most values used from each tensor, evenly spaced: fine-tuning changes all of them, and all 2 GB take seconds."""
@@ -51,6 +59,15 @@ def checkpoint_fingerprint(folder: Path, vocabulary: Sequence[str]) -> str:
         if "pooler." not in name and "position_ids" not in name:  # the network uses neither
             digest.update(name.encode() + seen[name])
     return digest.hexdigest()
+
+
+def bundled_checkpoint(fingerprint: str) -> str | None:
+    """Return the name of the checkpoint in this package that has a fingerprint; None if neither has it."""
+    for name in BUNDLED:
+        folder = find_checkpoint(name)
+        if checkpoint_fingerprint(folder, load_tokenizer(folder).vocabulary) == fingerprint:
+            return name
+    return None
 
 
 def _sample(tensor: torch.Tensor) -> bytes:

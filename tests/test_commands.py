@@ -36,7 +36,7 @@ def run(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedPro
 
 
 def demo(folder: Path) -> None:
-    result = run("demo", "copy a whole directory tree recursively", "--device", "cpu", cwd=folder)
+    result = run("demo", "copy a whole directory tree recursively", "--model", "tiny", "--device", "cpu", cwd=folder)
     assert result.returncode == 0, result.stderr
     assert re.search(r"Indexed \d{3} docstrings", result.stdout)
     quoted = r"\(no language model is connected; the best passage says:\) .*shutil\.copytree: Recursively copy"
@@ -51,7 +51,8 @@ def evaluation(folder: Path) -> None:
     texts = {"a": "Keys are replaced once a year.", "b": "Backups run at night.", "c": "The museum is closed."}
     questions = {"1": "when do backups run?", "2": "is the museum closed?"}
     write_beir(folder / "data", texts, questions, {"1": {"b": 1}, "2": {"c": 1}})
-    result = run("eval", "data", "--modes", "lexical,search:all", "--metrics", "nDCG@10", "--out", "out", cwd=folder)
+    options = ["--modes", "lexical,search:all", "--metrics", "nDCG@10", "--out", "out"]
+    result = run("eval", "data", "--model", "tiny", *options, cwd=folder)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "1.000" in result.stdout
     assert " ranks best here: nDCG@10 1.000." in result.stdout
@@ -70,7 +71,7 @@ def diff(folder: Path) -> None:
 def migrate(folder: Path) -> None:
     (folder / "texts").mkdir()
     (folder / "texts" / "a.txt").write_text("Keys are replaced once a year.")
-    assert run("index", "texts", "--store", "idx", cwd=folder).returncode == 0
+    assert run("index", "texts", "--store", "idx", "--model", "tiny", cwd=folder).returncode == 0
     same = run("migrate", "idx", "--model", "tiny", cwd=folder)
     assert (same.returncode, same.stdout) == (0, "idx is of tiny already\n"), same.stderr
     absent = run("migrate", "nowhere", "--model", "tiny", cwd=folder)
@@ -96,7 +97,7 @@ def mine(folder: Path) -> None:
     write_jsonl(folder / "pairs.jsonl", [{"query": f"what are keys {i}?", "pos": [f"keys of {i}"]} for i in range(5)])
     write_jsonl(folder / "corpus.jsonl", [{"_id": str(i), "text": f"keys of {i} and {2**i}"} for i in range(20)])
     line = ["mine", "pairs.jsonl", "--corpus", "corpus.jsonl", "--out", "mined.jsonl", "--ranks", "1-9", "-n", "4"]
-    result = run(*line, "--duplicates", "1", "--device", "cpu", cwd=folder)
+    result = run(*line, "--duplicates", "1", "--model", "tiny", "--device", "cpu", cwd=folder)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout == "20 negatives for 5 queries are in mined.jsonl\n"
     examples = read_examples([folder / "mined.jsonl"])

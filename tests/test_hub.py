@@ -166,13 +166,13 @@ def test_a_hub_that_does_not_answer_is_given_up_and_the_ways_out_are_named(
     limit = "from m3_integrations.checkpoint import hub; hub._HUB_TIMEOUT_S = 1.0\n"
     result = run(f"{limit}M3Encoder('lab/m3')", tmp_path / "home", silent)
     assert "FileNotFoundError" in result.stderr.splitlines()[-1], result.stderr
-    assert "'tiny' is in this package; or pass a folder with config.json" in result.stderr
+    assert "'small' and 'tiny' are in this package; or pass a folder with config.json" in result.stderr
     filled = run(ENCODE, tmp_path / "home", hub.url)
     assert run(limit + ENCODE, tmp_path / "home", silent).stdout == filled.stdout, "the cache is read"
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"), [("bge-m3", "BAAI/bge-m3"), ("Tiny", "tiny"), ("baai/bge-m3", "BAAI/bge-m3")]
+    ("typed", "meant"), [("bge-m3", "BAAI/bge-m3"), ("Tiny", "tiny"), ("smal", "small"), ("baai/bge-m3", "BAAI/bge-m3")]
 )
 def test_a_name_that_is_nearly_right_is_answered_with_the_right_one(
     typed: str, meant: str, monkeypatch: pytest.MonkeyPatch

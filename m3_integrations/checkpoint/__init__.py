@@ -1,7 +1,7 @@
 """Find, download, read and save a checkpoint: backbone, two heads and tokenizer, in BGE-M3's own format."""
 
 from m3_integrations.checkpoint.files import head_files, read_tensors, weight_files
-from m3_integrations.checkpoint.finding import BUNDLED, find_checkpoint
+from m3_integrations.checkpoint.finding import BUNDLED, DEFAULT, find_checkpoint
 from m3_integrations.checkpoint.heads import Heads, load_heads
 from m3_integrations.checkpoint.modules import DensePooling, count_positions, read_limit, read_pooling
 from m3_integrations.checkpoint.saving import save_checkpoint
@@ -9,6 +9,7 @@ from m3_integrations.checkpoint.tokenizers import load_tokenizer
 
 __all__ = [
     "BUNDLED",
+    "DEFAULT",
     "DensePooling",
     "Heads",
     "count_positions",

@@ -9,16 +9,19 @@ from typing import Final
 
 _KNOWN_REPOSITORIES: Final = ("BAAI/bge-m3",)
 
-BUNDLED: Final = "tiny"
-"""The name of the checkpoint in this package."""
+DEFAULT: Final = "small"
+"""The checkpoint that commands use if none is named."""
+
+BUNDLED: Final = (DEFAULT, "tiny")
+"""The names of the checkpoints in this package."""
 
 
 def find_checkpoint(model: str | os.PathLike[str], *, revision: str | None = None) -> Path:
     """Return the folder of a checkpoint. Files of a hub's repository that are not cached yet are downloaded.
 
     Args:
-        model: A folder, a repository of the hub such as "BAAI/bge-m3", or "tiny", the checkpoint in this package
-            (a folder of your own with that name is "./tiny").
+        model: A folder, a repository of the hub such as "BAAI/bge-m3", or "small" or "tiny", the checkpoints in this
+            package (folders of your own with these names are "./small" and "./tiny").
         revision: Branch, tag or commit on the hub.
 
     Returns:
@@ -29,7 +32,7 @@ def find_checkpoint(model: str | os.PathLike[str], *, revision: str | None = Non
             the repository is not cached.
         ValueError: If a revision is given for a folder.
     """
-    folder = Path(__file__).parent.parent / BUNDLED if model == BUNDLED else Path(model).expanduser()
+    folder = Path(__file__).parent.parent / model if model in BUNDLED else Path(model).expanduser()
     if folder.is_dir():
         if revision is not None:
             raise ValueError(f"revision={revision!r} belongs to a repository of the hub, but {folder} is a folder")
@@ -50,13 +53,13 @@ def find_checkpoint(model: str | os.PathLike[str], *, revision: str | None = Non
 
 def _ways_out(model: str) -> str:
     """Return advice to a user whose checkpoint was not found."""
-    names = {name.casefold(): name for name in (BUNDLED, *_KNOWN_REPOSITORIES)} | {
+    names = {name.casefold(): name for name in (*BUNDLED, *_KNOWN_REPOSITORIES)} | {
         name.partition("/")[2].casefold(): name for name in _KNOWN_REPOSITORIES
     }
     close = get_close_matches(model.casefold(), names, n=1, cutoff=0.8)
     meant = f"Did you mean {names[close[0]]!r}? " if close and names[close[0]] != model else ""
     return (
-        f"{meant}Without the hub: {BUNDLED!r} is in this package; or pass a folder with config.json, the tokenizer, "
-        "model.safetensors or pytorch_model.bin, colbert_linear.pt and sparse_linear.pt; files downloaded earlier are "
-        "read from the cache (HF_HOME); HF_ENDPOINT sets a mirror"
+        f"{meant}Without the hub: {' and '.join(map(repr, BUNDLED))} are in this package; or pass a folder with "
+        "config.json, the tokenizer, model.safetensors or pytorch_model.bin, colbert_linear.pt and sparse_linear.pt; "
+        "files downloaded earlier are read from the cache (HF_HOME); HF_ENDPOINT sets a mirror"
     )

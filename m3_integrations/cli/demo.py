@@ -37,7 +37,7 @@ def demo(
     questions: Annotated[
         list[str] | None, typer.Argument(help="What to ask about Python; three questions of its own if none.")
     ] = None,
-    model: Model = "tiny",
+    model: Model = None,
     llm: Annotated[
         str | None, typer.Option(help="A chat model as LangChain names it, such as openai:gpt-5-mini.")
     ] = None,
@@ -55,10 +55,10 @@ def demo(
     start = time.perf_counter()
     encoder = open_model(model, device=device)
     if isinstance(encoder, RemoteEncoder):
-        console.print(f"Asking m3 serve at [bold]{escape(model)}[/bold].")
+        console.print(f"Asking m3 serve at [bold]{escape(str(model))}[/bold].")
     else:
         seconds = time.perf_counter() - start
-        console.print(f"Loaded [bold]{escape(model)}[/bold] on {encoder.device} in {seconds:.1f} s.")
+        console.print(f"Loaded [bold]{escape(encoder.model)}[/bold] on {encoder.device} in {seconds:.1f} s.")
     retriever = M3HybridRetriever(encoder=encoder, store=open_store(), k=k, show_progress=True)
     _index(retriever, encoder, console)
     for question in questions or QUESTIONS:

@@ -30,8 +30,8 @@ _SETTINGS: Final = ("weights", "mode", "dtype", "multi_vector", "token_pooling",
 _NEEDS_CORPUS: Final = ("multi_vector", "token_pooling")
 
 _SYNTAX: Final = (
-    "a way to search is a model with settings after it, such as tiny, tiny,weights=1/0.3/1, tiny,mode=dense, "
-    "tiny,dtype=bfloat16, tiny,multi_vector=turbo4, tiny,token_pooling=2 or BAAI/bge-m3,store=./idx"
+    "a way to search is a model with settings after it, such as small, small,weights=1/0.3/1, small,mode=dense, "
+    "small,dtype=bfloat16, small,multi_vector=turbo4, small,token_pooling=2 or BAAI/bge-m3,store=./idx"
 )
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @errors_in_one_line(after_interrupt="Vectors that were computed are kept: the same line goes on from there.")
 def evaluate(  # noqa: PLR0917 - typer passes by name
     data: Annotated[Path, typer.Argument(help="A folder in BEIR's layout, or a folder of such folders.")],
-    model: Annotated[list[str] | None, typer.Option(help="A checkpoint, or the URL of m3 serve; may be repeated. tiny "
+    model: Annotated[list[str] | None, typer.Option(help="A checkpoint, or the URL of m3 serve; may be repeated. small "
                      "if none.")] = None,
     out: Annotated[Path, typer.Option(help="For the report.")] = Path("m3-eval"),
     work: Annotated[Path | None, typer.Option(help="For the vectors, which later runs reuse; in OUT if none.")] = None,
@@ -51,6 +51,7 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
 ) -> None:  # fmt: skip
     """Measure what every mode, weighting and checkpoint is worth on your data."""
     from m3_integrations import evaluation
+    from m3_integrations.checkpoint import DEFAULT
     from m3_integrations.evaluation.modes import check_columns, check_weights, possible_columns
     from m3_integrations.evaluation.report import notes, write_report, write_results
     from m3_integrations.evaluation.tables import make_tables, reliability_table
@@ -64,7 +65,7 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
         evaluation.read_dataset(folder, queries_from=queries_from, split=split, titles=titles)
         for folder in evaluation.find_folders(data)
     ]
-    models = list(dict.fromkeys(model or ["tiny"]))
+    models = list(dict.fromkeys(model or [DEFAULT]))
     if calibrate is not None:
         _check_calibration(calibrate, len(models), len(datasets))
     opened = partial(open_model, shared=False, device=device, max_length=max_length)

@@ -11,12 +11,11 @@ from rich.markup import escape
 from m3_integrations.cli.shared import (
     Collection,
     Device,
-    Model,
+    ModelOfStore,
     PipedConsole,
     errors_in_one_line,
     is_new,
-    open_model,
-    open_place,
+    open_place_and_model,
 )
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ def fit(
     questions: Annotated[Path, typer.Option(help="A folder in BEIR's layout; its qrels name records of the store, or "
                          "the files or the entries of JSONL files that m3 index read.")],
     max_loss: Annotated[str, typer.Option(help="The most of nDCG@10 that may be lost: 1% or 0.01.")] = "1%",
-    model: Model = "tiny",
+    model: ModelOfStore = None,
     split: Annotated[str | None, typer.Option(help="Which qrels; test if there are several.")] = None,
     collection: Collection = None,
     device: Device = "auto",
@@ -45,7 +44,7 @@ def fit(
     asked = read_dataset(questions, split=split)
     if is_new(store):
         raise FileNotFoundError(f"no store at {store}")
-    with open_model(model, device=device) as encoder, open_place(store, collection=collection) as opened:
+    with open_place_and_model(store, model, device=device, collection=collection) as (opened, encoder):
         found = fit_storage(opened, encoder, asked)
     for line in (*_table(found), "", verdict(found, share), *_command(found, share, store)):
         PipedConsole().print(escape(line), highlight=False, soft_wrap=True)

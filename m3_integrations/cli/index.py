@@ -12,14 +12,13 @@ from rich.markup import escape
 from m3_integrations.cli.shared import (
     Collection,
     Device,
-    Model,
+    ModelOfStore,
     PipedConsole,
     counted,
     errors_in_one_line,
     folder_of,
     is_new,
-    open_model,
-    open_place,
+    open_place_and_model,
 )
 from m3_integrations.vectors import MODES, absent_heads
 
@@ -43,7 +42,7 @@ def index(
             help="A folder, made if it is not there, or the URL of an m3 serve or a Qdrant server; a,b for nodes."
         ),
     ],
-    model: Model = "tiny",
+    model: ModelOfStore = None,
     size: Annotated[int, typer.Option(help="The most tokens of a part.")] = 256,
     overlap: Annotated[int, typer.Option(help="The most tokens that a part repeats of the one before it.")] = 32,
     multi_vector: Annotated[
@@ -64,11 +63,13 @@ def index(
     folder = folder_of(store)
     if folder is not None and (within := [path for path in paths if _is_within(path, folder)]):
         raise ValueError(f"{within[0]} cannot be indexed into {store}, which is it or around it: name another --store")
-    encoder = open_model(model, device=device)
-    if lacking := [mode for mode in MODES if mode not in encoder.modes]:  # before hours go into a store without them
-        note = absent_heads(encoder.model, encoder.modes, lacking)
-        Console(stderr=True).print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
-    with open_place(store, collection=collection, multi_vector=multi_vector) as opened:
+    with open_place_and_model(store, model, device=device, collection=collection, multi_vector=multi_vector) as (
+        opened,
+        encoder,
+    ):
+        if lacking := [mode for mode in MODES if mode not in encoder.modes]:  # before hours go into it without them
+            note = absent_heads(encoder.model, encoder.modes, lacking)
+            Console(stderr=True).print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
         exclude = [folder] if folder is not None else []
         report = index_files(paths, encoder, opened, splitting=splitting, exclude=exclude, show_progress=True)
         if optimize:

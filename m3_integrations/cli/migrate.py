@@ -19,6 +19,7 @@ from m3_integrations.cli.shared import (
     folder_of,
     is_new,
     open_model,
+    open_model_of,
     open_place,
 )
 
@@ -48,7 +49,10 @@ def migrate(
     questions: Annotated[
         Path | None, typer.Option(help="A folder with queries.jsonl and qrels/, to compare both stores on.")
     ] = None,
-    old_model: Annotated[str, typer.Option(help="The model of STORE, which asks it the questions.")] = "tiny",
+    old_model: Annotated[
+        str | None,
+        typer.Option(help="The model of STORE, which asks it the questions; if none, the one in this package."),
+    ] = None,
     switch: Annotated[
         bool, typer.Option("--switch", help="Give the new folder STORE's name, unless it is worse on the questions.")
     ] = False,
@@ -82,7 +86,8 @@ def migrate(
                 from m3_integrations.evaluation import diff_searches
                 from m3_integrations.search import Searcher
 
-                old_side = Searcher(open_model(old_model, device=device), source)
+                old_encoder = open_model_of(source, old_model, device=device, option="--old-model")
+                old_side = Searcher(old_encoder, source)
                 found = diff_searches(old_side, Searcher(encoder, target), judged, explained=_SHOWN)
                 print_diff(found, "the old store", "the new one", _SHOWN, console)
     if found is not None and is_worse(found, None):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -14,11 +15,11 @@ from rich.markup import escape
 from m3_integrations.cli.shared import (
     Collection,
     Device,
-    Model,
+    ModelOfStore,
     PipedConsole,
     errors_in_one_line,
     open_model,
-    open_place,
+    open_place_and_model,
 )
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def mine(
                       "corpus.jsonl. The file's own texts if neither this nor --store is named.")] = None,
     store: Annotated[str | None, typer.Option(help="Instead of a corpus: a store that holds the passages, by the same "
                      "model; a folder or a URL.")] = None,
-    model: Model = "tiny",
+    model: ModelOfStore = None,
     modes: Annotated[str, typer.Option(help="Rankings to draw from, with commas: dense, lexical, multi_vector, "
                      "dense+lexical, all. Each mode alone if none.")] = "",
     n: Annotated[int, typer.Option("-n", help="Negatives of a query.")] = 7,
@@ -75,12 +76,12 @@ def mine(
         if path is not None and not path.is_file():
             raise FileNotFoundError(f"no file {path}")
     teacher = None if cross_encoder is None else CrossEncoder(cross_encoder, device=device)
-    encoder = open_model(model, device=device)
+    work = work or out.with_name(f"{out.name}.vectors")
     with (
-        open_place(store, collection=collection)
+        open_place_and_model(store, model, device=device, collection=collection)
         if store is not None
-        else _indexed(encoder, data, corpus, work or out.with_name(f"{out.name}.vectors"), titles=titles)
-    ) as opened:
+        else _indexed(open_model(model, device=device), data, corpus, work, titles=titles)
+    ) as (opened, encoder):
         report = mine_negatives(
             encoder, opened, data, out, options,
             teacher=teacher, teacher_name=cross_encoder or "", show_progress=True,
@@ -96,10 +97,13 @@ def _parse_ranks(ranks: str) -> tuple[int, int]:
         raise ValueError(f"--ranks must be two numbers such as 10-100, got {ranks!r}") from error
 
 
-def _indexed(encoder: M3Encoder | RemoteEncoder, data: Path, corpus: Path | None, work: Path, *, titles: bool) -> Store:
+@contextmanager
+def _indexed(
+    encoder: M3Encoder | RemoteEncoder, data: Path, corpus: Path | None, work: Path, *, titles: bool
+) -> Iterator[tuple[Store, M3Encoder | RemoteEncoder]]:
     """Open the store of these passages by this model, and add the passages that it lacks after a killed run.
 
-    Changed passages are another corpus, with another folder.
+    The model is yielded too, as by `open_place_and_model`. Changed passages are another corpus, with another folder.
     """
     from m3_integrations.store import open_store
     from m3_integrations.training.data import read_examples
@@ -115,13 +119,9 @@ def _indexed(encoder: M3Encoder | RemoteEncoder, data: Path, corpus: Path | None
     digest = hashlib.blake2b(encoder.fingerprint.encode(), digest_size=8)
     for text in passages():
         digest.update(json.dumps(text).encode())
-    opened = open_store(work / digest.hexdigest())
-    try:
+    with open_store(work / digest.hexdigest()) as opened:
         index_passages(encoder, opened, passages(), show_progress=True)
-    except BaseException:
-        opened.close()
-        raise
-    return opened
+        yield opened, encoder
 
 
 def _print_report(report: MiningReport, out: Path, n: int) -> None:

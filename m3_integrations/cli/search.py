@@ -17,12 +17,11 @@ from rich.markup import escape
 from m3_integrations.cli.shared import (
     Collection,
     Device,
-    Model,
+    ModelOfStore,
     PipedConsole,
     errors_in_one_line,
     is_new,
-    open_model,
-    open_place,
+    open_place_and_model,
     print_explanation,
 )
 from m3_integrations.vectors import ModeWeights
@@ -46,7 +45,7 @@ def search(
     ],
     words: Annotated[list[str], typer.Argument(metavar="QUESTION...", help="What to look for, quoted or not.")],
     *,
-    model: Model = "tiny",
+    model: ModelOfStore = None,
     k: Annotated[int, typer.Option(min=1, help="How many results at most.")] = 4,
     mode: Annotated[str, typer.Option(help="dense, lexical, dense+lexical, multi_vector or all.")] = "all",
     weights: Annotated[
@@ -81,8 +80,7 @@ def search(
     )  # fmt: skip
     if is_new(store):
         raise FileNotFoundError(f"no store at {store}: make one with m3 index PATH --store {store}")
-    encoder = open_model(model, device=device)
-    with open_place(store, collection=collection) as opened:
+    with open_place_and_model(store, model, device=device, collection=collection) as (opened, encoder):
         searcher = Searcher(encoder, opened, options)
         if why_not is not None:
             _print_missing(searcher, question, why_not, as_json=as_json)

@@ -22,7 +22,17 @@ if TYPE_CHECKING:
     from m3_integrations.search import Explanation
     from m3_integrations.store import Store
 
-Model = Annotated[str, typer.Option(help="A checkpoint folder, a repository such as BAAI/bge-m3, or m3 serve's URL.")]
+Model = Annotated[
+    str | None,
+    typer.Option(help="A checkpoint folder, a repository such as BAAI/bge-m3, or m3 serve's URL; small if none."),
+]
+ModelOfStore = Annotated[
+    str | None,
+    typer.Option(
+        help="A checkpoint folder, a repository such as BAAI/bge-m3, or m3 serve's URL; if none, the one in this "
+        "package that the store is of, small for a new store."
+    ),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, ... or auto.")]
 Collection = Annotated[
     str | None, typer.Option(help="The collection, on a Qdrant server; its key is in QDRANT_API_KEY.")
@@ -120,13 +130,47 @@ def open_place(where: str, *, collection: str | None, **settings: Any) -> Store:
     return open_store(folder, **settings)
 
 
+@contextmanager
+def open_place_and_model(
+    where: str, model: str | None, *, device: str, collection: str | None, **settings: Any
+) -> Iterator[tuple[Store, M3Encoder | RemoteEncoder]]:
+    """Open the store and the encoder that a command names, and close the store at the end.
+
+    Raises:
+        ValueError: As `open_place`, `open_model` and `open_model_of`.
+    """
+    # A new store is made after the model was loaded: a mistyped model must not make one.
+    encoder = None if model is None and not is_new(where) else open_model(model, device=device)
+    with open_place(where, collection=collection, **settings) as store:
+        yield store, encoder or open_model_of(store, device=device)
+
+
+def open_model_of(
+    store: Store, model: str | None = None, *, device: str, option: str = "--model"
+) -> M3Encoder | RemoteEncoder:
+    """Open the encoder that a command names for a store; if it names none, the checkpoint in this package it is of.
+
+    Raises:
+        ValueError: If it is of a model that is not in this package. Further errors are those of `open_model`.
+    """
+    from m3_integrations.checkpoint import BUNDLED
+    from m3_integrations.fingerprint import bundled_checkpoint
+
+    if model is None and (bound := store.fingerprint) is not None and (model := bundled_checkpoint(bound)) is None:
+        raise ValueError(
+            f"the store holds vectors of the model {bound}, which is not in this package as {' and '.join(BUNDLED)} "
+            f"are: name the model that it was filled with, {option} MODEL"
+        )
+    return open_model(model, device=device)
+
+
 def open_model(
-    model: str, *, device: str, dtype: str | None = None, max_length: int | None = None, shared: bool = True
+    model: str | None, *, device: str, dtype: str | None = None, max_length: int | None = None, shared: bool = True
 ) -> M3Encoder | RemoteEncoder:
     """Open the encoder that a command names. The key of a server is in the environment, in M3_API_KEY.
 
     Args:
-        model: A checkpoint, or the URL of an `m3 serve`.
+        model: A checkpoint, or the URL of an `m3 serve`; None for `small`.
         device: The device of a checkpoint; "auto" for a server.
         dtype: The type of a checkpoint's weights; None for the default, and for a server.
         max_length: The most tokens of a text for a checkpoint; None for 8,192, and for a server.
@@ -136,11 +180,13 @@ def open_model(
         ValueError: If a device, a type or a length is named for a server. Further errors are those of `M3Encoder` or,
             for a URL, of `RemoteEncoder`.
     """
-    if not model.startswith(("http://", "https://")):
+    if model is None or not model.startswith(("http://", "https://")):
+        from m3_integrations.checkpoint import DEFAULT
         from m3_integrations.encoder import M3Encoder
 
+        name = DEFAULT if model is None else model
         length = 8192 if max_length is None else max_length
-        return M3Encoder(model, device=device, dtype=dtype or "auto", max_length=length, shared=shared)
+        return M3Encoder(name, device=device, dtype=dtype or "auto", max_length=length, shared=shared)
     from m3_integrations.remote import RemoteEncoder
 
     if device != "auto" or dtype is not None or max_length is not None:

@@ -271,7 +271,7 @@ def _finish(config: TrainingConfig, base: Path, trainer: M3Trainer, *, examples:
         history=state.log_history,
         best_step=best,
     )
-    hub_name = None if Path(config.model).is_dir() or config.model == BUNDLED else config.model
+    hub_name = None if Path(config.model).is_dir() or config.model in BUNDLED else config.model
     card = write_card(final, extend_record(base, done, hub_name=hub_name))
     network.save(final, is_replacing=True)
     return card

@@ -25,7 +25,7 @@ README = str(Path(__file__).parents[2] / "README.md")
 
 
 def doors(store: str) -> dict[str, str]:
-    index = ["index", README, "--store", store, "--device", "cpu"]
+    index = ["index", README, "--store", store, "--model", "tiny", "--device", "cpu"]
     encoder = "from m3_integrations import M3Encoder; encoder = M3Encoder('tiny', device='cpu'); encoder.dim"
     return {
         BASELINE: BASELINE,
@@ -37,8 +37,8 @@ def doors(store: str) -> dict[str, str]:
         "and one text encoded": encoder + "; encoder.encode(['a text'])",
         "m3 --help": M3.format(["--help"]),
         "m3 index, nothing to do": M3.format(index),
-        "m3 search": M3.format(["search", store, "what can I rely on", "--device", "cpu"]),
-        "m3 demo": M3.format(["demo", "--device", "cpu"]),
+        "m3 search": M3.format(["search", store, "what can I rely on", "--model", "tiny", "--device", "cpu"]),
+        "m3 demo": M3.format(["demo", "--model", "tiny", "--device", "cpu"]),
     }
 
 

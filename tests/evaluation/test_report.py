@@ -159,7 +159,8 @@ def test_errors_are_one_line_and_an_exit_status_before_anything_is_encoded(
     }
     arguments = [str(places.get(argument, argument)) for argument in arguments]
     out = [] if "--out" in arguments else ["--out", str(tmp_path / "out")]
-    result = CliRunner().invoke(app, ["eval", *arguments, *out, "--device", "cpu"])
+    model = [] if "--model" in arguments else ["--model", "tiny"]
+    result = CliRunner().invoke(app, ["eval", *arguments, *model, *out, "--device", "cpu"])
     assert result.exit_code == 1, result.output
     assert isinstance(result.exception, SystemExit)
     (line,) = result.stdout.splitlines()

@@ -25,8 +25,9 @@ OPERA = {"_id": "o1", "text": "The opera begins at eight in the evening.", "year
 
 
 def call(*arguments: str | Path) -> Result:
-    """Run the command in this process, which has the checkpoint loaded."""
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    """Run the command in this process, which has `tiny` loaded. New stores are of it; searches name no model."""
+    model = ["--model", "tiny"] if arguments[0] == "index" and "--model" not in arguments else []
+    return CliRunner().invoke(app, [*map(str, arguments), *model])
 
 
 def found_by(result: Result) -> dict[str, Any]:
@@ -93,7 +94,7 @@ def test_a_killed_process_is_taken_up_by_the_next(docs: Path) -> None:
     lines = [json.dumps({"_id": str(i), "text": f"Record {i} of the list."}) for i in range(600)]
     (docs / "list.jsonl").write_text("\n".join(lines))
     store = docs.parent / "idx"
-    arguments = [str(M3), "index", str(docs), "--store", str(store)]
+    arguments = [str(M3), "index", str(docs), "--store", str(store), "--model", "tiny"]
     with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, bufsize=0) as killed:
         assert killed.stderr is not None
         said = b""
