@@ -24,7 +24,7 @@ from tests.training.conftest import WriteConfig, write_config
 
 __all__ = ["write_config"]
 
-TINY = Path(m3_integrations.__file__).parent / "tiny"
+BUNDLED = {name: Path(m3_integrations.__file__).parent / name for name in ("small", "tiny")}
 MEAN = '{"word_embedding_dimension": 64, "pooling_mode_cls_token": false, "pooling_mode_mean_tokens": true}'
 TEXTS = ["how do I rotate the keys?", "", "x", "Ключи меняют раз в год. " * 4]
 
@@ -173,19 +173,17 @@ def test_a_pooling_that_the_checkpoint_was_not_trained_with_is_refused(plain: Pa
             M3Encoder(plain, shared=False, device="cpu", pooling=other)
 
 
-@pytest.mark.parametrize("which", ["saved", "trained", "tiny"])
+@pytest.mark.parametrize("which", ["saved", "trained", "tiny", "small"])
 def test_what_is_written_has_the_files_that_others_read(
     which: str, small: Path, tmp_path: Path, write_config: WriteConfig
 ) -> None:
     """Files and keys: sentence-transformers' and, as Text Embeddings Inference reads them, three of transformers'."""
-    folder, dim, limit = TINY, 256, 1024
-    if which != "tiny":
-        dim, limit = 64, 128
-        folder = tmp_path / "saved"
-        if which == "saved":
-            load(small).save(folder)
-        else:
-            folder = run_training(write_config(steps=1), show_progress=False)
+    dim, limit = {"tiny": (256, 1024), "small": (384, 512)}.get(which, (64, 128))
+    folder = BUNDLED.get(which, tmp_path / "saved")
+    if which == "saved":
+        load(small).save(folder)
+    elif which == "trained":
+        folder = run_training(write_config(steps=1), show_progress=False)
     steps = json.loads((folder / "modules.json").read_text())
     assert [(each["idx"], each["path"], each["type"].rpartition(".")[2]) for each in steps] == [
         (0, "", "Transformer"),
@@ -213,16 +211,15 @@ def theirs(name: str, package: str) -> ModuleType:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("which", ["saved", "trained", "mean", "tiny"])
+@pytest.mark.parametrize("which", ["saved", "trained", "mean", "tiny", "small"])
 def test_sentence_transformers_makes_the_same_dense_vectors(
     which: str, small: Path, plain: Path, tmp_path: Path, write_config: WriteConfig
 ) -> None:
     sentence_transformers = theirs("sentence_transformers", "sentence-transformers")
-    folder = TINY
+    folder = BUNDLED.get(which, tmp_path / "saved")
     if which == "mean":
         put_pooling(plain, MEAN)
     if which in {"saved", "mean"}:
-        folder = tmp_path / "saved"
         load(small if which == "saved" else plain).save(folder)
         settings = json.loads((folder / "tokenizer_config.json").read_text())
         settings.pop("model_max_length", None)  # then the limit is in sentence_bert_config.json alone
@@ -238,9 +235,10 @@ def test_sentence_transformers_makes_the_same_dense_vectors(
 @pytest.mark.filterwarnings("ignore")
 def test_llama_indexs_hugging_face_embedding_makes_the_same_dense_vectors() -> None:
     huggingface = theirs("llama_index.embeddings.huggingface", "llama-index-embeddings-huggingface")
-    model = huggingface.HuggingFaceEmbedding(str(TINY), device="cpu")
-    np.testing.assert_allclose(model.get_text_embedding_batch(TEXTS), load(TINY).encode(TEXTS).dense, atol=1e-5)
-    query = load(TINY).encode(["keys?"], kind="query").dense[0]
+    folder = BUNDLED["tiny"]
+    model = huggingface.HuggingFaceEmbedding(str(folder), device="cpu")
+    np.testing.assert_allclose(model.get_text_embedding_batch(TEXTS), load(folder).encode(TEXTS).dense, atol=1e-5)
+    query = load(folder).encode(["keys?"], kind="query").dense[0]
     np.testing.assert_allclose(model.get_query_embedding("keys?"), query, atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""The bundled checkpoint: small, quick to load, and good for something."""
+"""The bundled checkpoint for tests and CI: light, quick to load, and good for something."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise ValueError(f"{folder} has no tokenizer: none of {', '.join(VOCABULARIES)}")
     if (tokenizer := _read(folder)) is not None:
         return Tokenizer(tokenizer)
-    from transformers import AutoTokenizer  # noqa: PLC0415 - slower to import than the bundled checkpoint to load
+    from transformers import AutoTokenizer  # noqa: PLC0415 - slower to import than a bundled checkpoint to load
 
     try:
         return Tokenizer(AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False))

@@ -1,4 +1,4 @@
-"""`python -m tests.tiny_recipe --out FOLDER`: make the bundled checkpoint."""
+"""`python -m tests.tiny_recipe --out FOLDER`: make the bundled checkpoint `tiny`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def main() -> None:
     """Read the arguments and run the recipe."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.tiny_recipe",
-        description="Make the bundled checkpoint from Debian's package descriptions.",
+        description="Make the bundled checkpoint tiny from Debian's package descriptions.",
     )
     parser.add_argument("--out", type=Path, required=True, help="an empty folder for the checkpoint")
     parser.add_argument("--work", type=Path, help="for what lies in between; a folder beside out by default")

@@ -1,4 +1,4 @@
-"""The recipe of the bundled checkpoint, from Debian's descriptions to half-precision weights."""
+"""The recipe of the bundled checkpoint `tiny`, from Debian's descriptions to half-precision weights."""
 
 from __future__ import annotations
 
