@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -44,10 +44,14 @@ class Description:
         return int.from_bytes(hashlib.sha256(self.key.encode()).digest()[:4], "big") % _HELD_OUT_PARTS == 0
 
 
-def fetch_lists(folder: Path) -> None:
+def fetch_lists(folder: Path, languages: Sequence[str] = LANGUAGES) -> None:
     """Let apt fetch the translations from the sources of this system into a folder of its own.
 
     The system's own lists stay as they are. Nothing is fetched if the folder holds translations already.
+
+    Args:
+        folder: Gets the lists.
+        languages: As Debian spells them; a language without translations is passed over.
 
     Raises:
         RuntimeError: If apt is not there or fails.
@@ -57,7 +61,7 @@ def fetch_lists(folder: Path) -> None:
     fetched = folder.with_name(f"{folder.name}.unfinished")  # some languages alone would make another checkpoint
     (fetched / "partial").mkdir(parents=True, exist_ok=True)
     options = {
-        "Acquire::Languages": ",".join(LANGUAGES),
+        "Acquire::Languages": ",".join(languages),
         "Acquire::GzipIndexes": "false",
         "Dir::State::Lists": str(fetched.resolve()),
     }

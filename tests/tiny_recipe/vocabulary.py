@@ -43,7 +43,7 @@ def train_tokenizer(folder: Path, descriptions: Sequence[Description], *, vocab_
         model_type="unigram",
         vocab_size=vocab_size - 1,  # <mask> comes last
         normalization_rule_name="nmt_nfkc_cf",
-        required_chars=_common_hanzi(),
+        required_chars=common_hanzi(),
         character_coverage=0.9998,
         max_sentence_length=16_384,
         max_sentencepiece_length=16,
@@ -54,9 +54,21 @@ def train_tokenizer(folder: Path, descriptions: Sequence[Description], *, vocab_
     )  # fmt: skip
     proto = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())  # type: ignore[attr-defined]
     pieces = [[piece.piece, round(piece.score, 4)] for piece in proto.pieces]
-    pieces = [*pieces, [_MASK, 0.0]]
+    charsmap = proto.normalizer_spec.precompiled_charsmap
+    write_tokenizer(folder, [*pieces, [_MASK, 0.0]], charsmap, max_length=max_length)
+
+
+def write_tokenizer(folder: Path, pieces: list[list[Any]], charsmap: bytes, *, max_length: int) -> None:
+    """Write tokenizer.json and tokenizer_config.json of a Unigram model in XLM-RoBERTa's form.
+
+    Args:
+        folder: Where to write; made if it is missing.
+        pieces: Every piece and its log probability; the four special tokens first, <mask> last.
+        charsmap: SentencePiece's normalizer, compiled.
+        max_length: The most tokens that the network has positions for.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    content = _tokenizer_json(pieces, proto.normalizer_spec.precompiled_charsmap)
+    content = _tokenizer_json(pieces, charsmap)
     (folder / "tokenizer.json").write_text(
         json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8"
     )
@@ -75,8 +87,8 @@ def _sample(descriptions: Sequence[Description]) -> Iterator[str]:
             yield f"{description.short}. {description.long}"[:_MAX_CHARACTERS]
 
 
-def _common_hanzi() -> str:
-    """The 3,755 most used simplified characters: level 1 of GB 2312, most of which the texts lack."""
+def common_hanzi() -> str:
+    """Return the 3,755 most used simplified characters: level 1 of GB 2312, most of which the texts lack."""
     codes = (bytes((row, cell)) for row in range(0xB0, 0xD8) for cell in range(0xA1, 0xFF))
     return "".join(code.decode("gb2312", errors="ignore") for code in codes)
 

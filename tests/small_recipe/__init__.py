@@ -1,0 +1,1 @@
+"""The recipe of the small checkpoint: a multilingual model learns from text in 26 languages."""
