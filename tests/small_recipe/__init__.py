@@ -1,1 +1,1 @@
-"""The recipe of the small checkpoint: a multilingual model learns from text in 26 languages."""
+"""The recipe of the small checkpoint: a multilingual model learns from text in 28 languages."""

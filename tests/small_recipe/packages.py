@@ -18,7 +18,7 @@ _MEDIA: Final = ("*.png", "*.jpg", "*.jpeg", "*.webp", "*.ogg", "*.wav", "*.mp3"
 
 @dataclass(frozen=True, slots=True)
 class PackageFacts:
-    """What the record of the sources says about a package.
+    """A package as the record of the sources names it.
 
     Attributes:
         name: "libreoffice-help-tr".

@@ -1,4 +1,4 @@
-"""What the pairs were made from: counts by language, and the packages with their versions and licences."""
+"""Write what the pairs were made from: counts by language, and the packages with their versions and licences."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ _BATCH: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class _Statistics:
-    """What the layer before the added one says of texts.
+    """Measurements of the layer before the added one, over many texts.
 
     Attributes:
         direction: (width,) float32, u of the module's docstring.

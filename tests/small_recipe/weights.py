@@ -107,7 +107,7 @@ def _state(
 
     def matrix(name: str, width: int) -> torch.Tensor:
         _, size, offset = directory[name]
-        return torch.from_numpy(_widen(data[offset : offset + size // _BLOCK * _BLOCK_BYTES], width))
+        return torch.from_numpy(widen(data[offset : offset + size // _BLOCK * _BLOCK_BYTES], width))
 
     width = header.width
     positions = vector("emb.pos").view(-1, width)
@@ -127,7 +127,7 @@ def _state(
     return state
 
 
-def _widen(blocks: NDArray[np.uint8], width: int) -> NDArray[np.float32]:
+def widen(blocks: NDArray[np.uint8], width: int) -> NDArray[np.float32]:
     """Return the weights of whole blocks: (rows, width) float32."""
     blocks = blocks.reshape(-1, _BLOCK_BYTES)
     scales = blocks[:, :2].copy().view("<f2").astype(np.float32)
