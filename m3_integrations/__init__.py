@@ -56,8 +56,8 @@ def __getattr__(name: str) -> Any:
         return version("m3-integrations")
     if name in _FRAMEWORKS:
         homes = " or ".join(f"{__name__}.{module}" for module in _FRAMEWORKS[name])
-        # Not an AttributeError: `from m3_integrations import ...` would put its own message in the place of this one.
-        raise ImportError(f"{__name__} has no {name} of its own, as that depends on the framework: it is in {homes}")
+        # Not an AttributeError: `from m3_integrations import ...` would replace its message.
+        raise ImportError(f"{name} depends on the framework, so {__name__} does not have it: import it from {homes}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

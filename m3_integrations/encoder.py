@@ -82,17 +82,17 @@ class M3Encoder:
         max_length: The most tokens of a text, special tokens included. The checkpoint's positions are a second limit.
         query_instruction: Put before every query. BGE-M3 needs none, BGE v1.5 does.
         query_max_length: The same limit for queries; `max_length` if None.
-        pooling: How a dense vector is made. None: as the checkpoint's files say, "cls" for BGE-M3, "mean" for many
-            dense-only checkpoints. "mcls" is for long documents, where the files say "cls": the mean of a [CLS] every
-            256 tokens (paper, appendix B.2).
+        pooling: How a dense vector is made. None uses the pooling that the checkpoint's files state: "cls" for BGE-M3,
+            "mean" for many dense-only checkpoints. "mcls" is for long documents, if the files state "cls": the mean of
+            a [CLS] every 256 tokens (paper, appendix B.2).
         cache_size_bytes: Memory for vectors of recent texts, shared by the network's handles; 0 for none.
 
     Raises:
-        FileNotFoundError: If there is no such folder or repository.
-        ValueError: If a setting is out of range, the device is not there, or the checkpoint is incomplete, damaged or
+        FileNotFoundError: If the folder or repository does not exist.
+        ValueError: If a setting is out of range, the device cannot be used, or the checkpoint is incomplete, damaged or
             trained with another pooling.
         TypeError: If the checkpoint's tokenizer is a slow one.
-        RuntimeError: In a process forked off one that has loaded a network.
+        RuntimeError: In a process forked from one that has loaded a network.
     """
 
     def __init__(
@@ -171,8 +171,8 @@ class M3Encoder:
         own = engine.network.pooling
         if self._pooling not in {None, own, "mcls"} or (self._pooling == "mcls" and own != "cls"):
             raise ValueError(
-                f"{self.model} was trained with pooling={own!r}, and pooling={self._pooling!r} would give vectors that "
-                "mean nothing: leave it out"
+                f"{self.model} was trained with pooling={own!r}, so pooling={self._pooling!r} would return meaningless "
+                "vectors: leave pooling out"
             )
         engine.cache.allow(self._cache_size_bytes)
         return engine
@@ -419,7 +419,7 @@ class M3Encoder:
             weights: How the modes count in `combined`: any `WeightsLike`; equal if None.
 
         Raises:
-            TypeError: If query is not a string, texts is one, texts holds anything but strings, or weights are no
+            TypeError: If query is not a string, texts is one string or holds anything but strings, or weights are not a
                 `WeightsLike`.
             ValueError: If a text is not valid Unicode, weights are unknown or negative, or lie only on modes that the
                 checkpoint lacks.
@@ -498,7 +498,7 @@ def _name(model: str | os.PathLike[str]) -> str:
     if os.fspath(model).startswith(("http://", "https://")):
         raise ValueError(
             f"{model} is a server's URL, and M3Encoder loads a model into this process: open RemoteEncoder({model!r}), "
-            "it is accepted wherever an M3Encoder is"
+            "which works wherever an M3Encoder does"
         )
     folder = Path(model).expanduser()
     if isinstance(model, os.PathLike) or (model not in BUNDLED and folder.is_dir()):

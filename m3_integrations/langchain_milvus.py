@@ -73,7 +73,7 @@ class M3SparseEmbeddings(BaseSparseEmbedding):
 
     Raises:
         ValueError: If neither model nor encoder is given, they disagree, or the checkpoint has no lexical head.
-        FileNotFoundError: If there is no such model.
+        FileNotFoundError: If the model does not exist.
     """
 
     def __init__(

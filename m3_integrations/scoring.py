@@ -28,13 +28,13 @@ _BLOCK_SIZE = 1 << 22
 """The most token-to-token similarities of one query in memory at a time: 16 MB of float32."""
 
 _UNTHREADED_SIZE = 1 << 19
-"""OpenBLAS was seen to make products of so many multiplications in the calling thread, and to wake others for more."""
+"""OpenBLAS computes products of up to this many multiplications in the calling thread, and wakes others for more."""
 
 _THREADED_SIZE = 1 << 27
-"""From so many multiplications on, a millisecond of work or more, threads are let in: they save more than they cost."""
+"""From this many multiplications on, a millisecond of work, threads save more time than they cost."""
 
 _MIN_STEP = 8
-"""Products of fewer rows are slow in themselves: what would be cut smaller, as a query of 65 tokens, is not cut."""
+"""Products of fewer rows are slow, so a product is not cut into smaller pieces, as for a query of 65 tokens."""
 
 
 def dense_scores(query: FloatArray, documents: FloatArray) -> FloatArray:
@@ -240,9 +240,9 @@ def _max_sim_pairs(
 
 
 def _similarities(tokens: FloatArray, query: FloatArray) -> FloatArray:
-    """Return `tokens @ query.T`; a product for which threads do not pay is made in pieces too small for them.
+    """Return `tokens @ query.T`. A medium product is computed in pieces for which OpenBLAS wakes no threads.
 
-    On cores that others use, a woken thread is waited for: 200 documents of 40 tokens took 58 ms of CPU, not 5.
+    On busy cores the call waits for woken threads: 200 documents of 40 tokens took 58 ms of CPU instead of 5.
 
     Args:
         tokens: (m, d) float32.

@@ -79,7 +79,7 @@ class Tokenizer:
         with_special = self._backend.encode("a").ids
         plain = self._backend.encode("a", add_special_tokens=False).ids
         if len(with_special) < len(plain) + 1 or with_special[1 : 1 + len(plain)] != plain:
-            raise ValueError("the tokenizer does not put one [CLS] token before a text, and the dense vector needs one")
+            raise ValueError("the tokenizer must put one [CLS] token before a text, as the dense vector needs it")
         self._cls, self._suffix = with_special[0], with_special[1 + len(plain) :]
 
     def __call__(self, texts: Sequence[str], *, max_length: int, pooling: Pooling = "cls") -> list[Tokens]:
@@ -123,11 +123,11 @@ class Tokenizer:
         ]
 
     def spans(self, texts: Sequence[str], *, max_length: int, pooling: Pooling = "cls") -> list[NDArray[np.int64]]:
-        """Return where each of `tokens` stands in its text; arguments and errors as `__call__`.
+        """Return where each of `tokens` stands in its text; arguments and errors are those of `__call__`.
 
         Returns:
-            (tokens, 2) int64 for each text: the first character of a token and the one after its last. [SEP] stands
-            after the last token. A token that no character is left of in the text is empty.
+            (tokens, 2) int64 for each text: the first character of a token and the one after its last. [SEP] is empty
+            and stands after the last token. A token that stands for no character of the text is empty too.
         """
         found: list[NDArray[np.int64]] = []
         for text, tokens in zip(texts, self(texts, max_length=max_length, pooling=pooling), strict=True):
@@ -160,7 +160,7 @@ class Tokenizer:
 
     @property
     def mask_id(self) -> int | None:
-        """The id that stands for a masked token; None where the tokenizer has none."""
+        """The id of the mask token; None if the tokenizer has none."""
         return cast("int | None", self.source.mask_token_id)
 
     @property

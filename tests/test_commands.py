@@ -73,7 +73,7 @@ def migrate(folder: Path) -> None:
     (folder / "texts" / "a.txt").write_text("Keys are replaced once a year.")
     assert run("index", "texts", "--store", "idx", "--model", "tiny", cwd=folder).returncode == 0
     same = run("migrate", "idx", "--model", "tiny", cwd=folder)
-    assert (same.returncode, same.stdout) == (0, "idx is of tiny already\n"), same.stderr
+    assert (same.returncode, same.stdout) == (0, "idx already has vectors of tiny\n"), same.stderr
     absent = run("migrate", "nowhere", "--model", "tiny", cwd=folder)
     assert (absent.returncode, "no store at nowhere" in absent.stderr) == (1, True)
 
@@ -103,7 +103,7 @@ def mine(folder: Path) -> None:
     examples = read_examples([folder / "mined.jsonl"])
     assert all(len(set(example.negatives)) == 4 for example in examples)
     again = run(*line, "--device", "cpu", cwd=folder)
-    assert (again.returncode, again.stderr) == (1, "error: mined.jsonl is there already: choose another file\n")
+    assert (again.returncode, again.stderr) == (1, "error: mined.jsonl exists already: choose another file\n")
 
 
 LANGCHAIN = """

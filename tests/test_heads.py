@@ -74,7 +74,7 @@ def test_where_all_modes_become_dense_it_is_said_once_and_at_the_users_line(
     (warning,) = said
     assert warning.filename == __file__
     assert str(warning.message).startswith(f"the checkpoint {plain.model} has no heads for lexical, multi_vector")
-    assert "'all' modes are dense here" in str(warning.message)
+    assert "mode='all' means dense here" in str(warning.message)
 
 
 def test_dense_that_is_asked_for_is_silent(plain: M3Encoder) -> None:
@@ -111,7 +111,7 @@ def test_the_command_line_says_it_in_one_line(plain: M3Encoder, tmp_path: Path) 
     result = CliRunner().invoke(app, [*arguments, "--mode", "lexical"])
     assert result.exit_code == 1
     assert re.search(LACKS.format("lexical"), result.stderr)
-    with pytest.warns(UserWarning, match="'all' modes are dense here"):
+    with pytest.warns(UserWarning, match="mode='all' means dense here"):
         assert CliRunner().invoke(app, arguments).exit_code == 0
     assert CliRunner().invoke(app, [*arguments, "--mode", "dense"]).exit_code == 0
 

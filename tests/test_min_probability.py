@@ -63,7 +63,7 @@ def test_a_refused_record_is_explained_by_the_probability(searcher: Searcher) ->
     assert (found.probability, found.is_found) == (probability, True)
     refused = searcher.explain_missing("a question", first.id, min_probability=probability + 1e-6)
     assert (refused.probability, refused.rank, refused.is_found) == (probability, 1, False)
-    assert f"answers with a probability of {probability:.2f}, under min_probability=" in str(refused)
+    assert f"answers with a probability of {probability:.2f}, below min_probability=" in str(refused)
     assert Searcher(searcher.encoder, searcher.store).explain_missing("a question", first.id).probability is None
 
 
@@ -170,7 +170,7 @@ def test_only_calibrations_are_read(file: Path, tmp_path: Path) -> None:
             read_calibration(tmp_path / "wrong.json")
     for text in ("{", "[1]", "3", "null"):
         (tmp_path / "wrong.json").write_text(text)
-        with pytest.raises(ValueError, match="is no calibration of this version"):
+        with pytest.raises(ValueError, match="is not a calibration that this version can read"):
             read_calibration(tmp_path / "wrong.json")
     for least in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match="min_probability must be from 0 to 1"):

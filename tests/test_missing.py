@@ -209,10 +209,10 @@ def test_a_page_says_what_keeps_a_record_out(tiny: M3Encoder) -> None:
     good = searcher.explain_missing("when does train number 7 leave?", "7")
     assert str(good).startswith(f"It is found: rank {good.rank} of ")
     kept_out = searcher.explain_missing("when does train number 7 leave?", "7", filter={"n": 8})
-    assert "so only the filter keeps it out" in str(kept_out)
+    assert "so only the filter excludes it" in str(kept_out)
     under = searcher.explain_missing("when does train number 7 leave?", "7", score_threshold=9.0)
     assert not under.is_found
-    assert "under score_threshold=9.0" in str(under)
+    assert "its score is below score_threshold=9.0" in str(under)
 
 
 @pytest.mark.filterwarnings("ignore:.*longer than")
@@ -228,7 +228,7 @@ def test_what_was_cut_is_told() -> None:
     assert found.text_read_to == spans[13, 1]  # the fourteenth token is the last, and then comes [SEP]
     assert 0 < found.query_read_to < len(found.query)
     assert f"The model has read {found.text_read_to} of its text's {len(text)} characters" in str(found)
-    assert f"Of the query it has read {found.query_read_to} of {len(found.query)} characters." in str(found)
+    assert f"The model has read {found.query_read_to} of the query's {len(found.query)} characters." in str(found)
 
 
 def test_tokens_that_nearly_match_are_told(tiny: M3Encoder) -> None:
@@ -286,5 +286,5 @@ def test_a_record_that_an_approximate_index_missed_is_told(random: np.random.Gen
     assert not found.is_candidate
     assert found.needed_pool_size is None
     page = " ".join(str(found).split())
-    assert "the engine's index is approximate and missed it" in page
-    assert "a larger pool_size makes the engine look further" in page
+    assert "the approximate index missed it" in page
+    assert "a larger pool_size makes the engine search further" in page

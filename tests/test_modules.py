@@ -135,15 +135,18 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "the last token": (pooling(pooling_mode="lasttoken"), "other than .* names lasttoken"),
     "two together": (pooling(pooling_mode_cls_token=True, pooling_mode_mean_tokens=True), "names cls and mean"),
     "none": (pooling(word_embedding_dimension=64), "names none"),
-    "no object": (lambda f: put_pooling(f, "[]"), "must hold an object, got list"),
-    "without the prompt": (pooling(pooling_mode="mean", include_prompt=False), "leaves its prompt out"),
-    "a dense layer behind it": (step("Dense"), r"by a further step, Dense \(2\)"),
-    "no such folder": (step("Normalize"), r"lists a pooling in modules\.json, but 1_Pooling/config\.json is not there"),
-    "no pooling": (lambda f: put_modules(f, ("", "a.Transformer")), "lists 0 poolings"),
+    "no object": (lambda f: put_pooling(f, "[]"), "must hold a JSON object, got list"),
+    "without the prompt": (pooling(pooling_mode="mean", include_prompt=False), "it leaves the prompt out"),
+    "a dense layer behind it": (step("Dense"), r"need a step that is not supported: Dense \(2\)"),
+    "no such folder": (
+        step("Normalize"),
+        r"lists a pooling in modules\.json, but 1_Pooling/config\.json does not exist",
+    ),
+    "no pooling": (lambda f: put_modules(f, ("", "a.Transformer")), "must list one pooling, got 0"),
     "no steps": (lambda f: (f / "modules.json").write_text('{"a": 1}'), "must list steps with type and path"),
-    "garbled steps": (lambda f: (f / "modules.json").write_text("{"), "is not JSON"),
-    "lower case": (put_limit('{"max_seq_length": 9, "do_lower_case": true}'), "puts texts in lower case"),
-    "a limit that is none": (put_limit('{"max_seq_length": "9"}'), "must name a number of tokens, got '9'"),
+    "garbled steps": (lambda f: (f / "modules.json").write_text("{"), "is not valid JSON"),
+    "lower case": (put_limit('{"max_seq_length": 9, "do_lower_case": true}'), "needs texts in lower case"),
+    "a limit that is none": (put_limit('{"max_seq_length": "9"}'), "must be a number of tokens, got '9'"),
 }
 
 
@@ -169,7 +172,7 @@ def test_a_pooling_that_the_checkpoint_was_not_trained_with_is_refused(plain: Pa
     put_pooling(plain, MEAN)
     assert M3Encoder(plain, shared=False, device="cpu", pooling="mean").pooling == "mean"
     for other in ("cls", "mcls"):
-        with pytest.raises(ValueError, match=f"pooling='mean', and pooling='{other}' would give vectors that mean"):
+        with pytest.raises(ValueError, match=f"pooling='mean', so pooling='{other}' would return meaningless"):
             M3Encoder(plain, shared=False, device="cpu", pooling=other)
 
 

@@ -92,7 +92,7 @@ def test_diversity_needs_the_dense_mode_and_a_trade_off_in_range(filled: Searche
     for trade_off in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match="must be from 0 to 1"):
             diverse_hits(filled.store, hits, 3, trade_off)
-    with pytest.raises(ValueError, match="a mode that ranks by them"):
+    with pytest.raises(ValueError, match="ranked by dense vectors"):
         diverse_hits(filled.store, filled.search("keys", mode="multi_vector"), 3, 0.5)
     assert diverse_hits(filled.store, [], 3, 0.5) == []
 

@@ -139,15 +139,15 @@ def test_what_cannot_be_kept_is_refused_before_anything_is_changed(searcher: Sea
     encoded(fake)
     wrong: list[Any] = [None, True, 1.5, ["a"], {}]
     for source in wrong:
-        with pytest.raises(ValueError, match="text 1 must say its source"):
+        with pytest.raises(ValueError, match="metadata of text 1 must have its source"):
             replace(searcher, ("new", "a"), ("x", {"source": source}))
-    with pytest.raises(ValueError, match=r"text 0 must say its source.*'source'.*got None"):
+    with pytest.raises(ValueError, match=r"metadata of text 0 must have its source.*'source'.*got None"):
         replace(searcher, ("new", {"origin": "a"}))
-    with pytest.raises(ValueError, match="two texts have the id 'x'"):
+    with pytest.raises(ValueError, match="got 'x' twice"):
         replace(searcher, ("new", "a"), ("newer", "a"), ids=["x", "x"])
     with pytest.raises(ValueError, match="every text needs one id"):
         replace(searcher, ("new", "a"), ids=["x", "y"])
-    with pytest.raises(ValueError, match="no valid Unicode"):
+    with pytest.raises(ValueError, match="not valid Unicode"):
         replace(searcher, ("one", {"source": "a", "page": 2}), ("\ud800", "a"))
     with pytest.raises(ValueError, match="cannot have b'x'"):
         replace(searcher, ("one", {"source": "a", "page": 2}), ("two", {"source": "a", "bytes": b"x"}))

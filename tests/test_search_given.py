@@ -101,7 +101,7 @@ async def test_given_records_are_the_candidates(filled: Searcher, random: np.ran
     assert 0 < len(lexical) < 30
     for nothing in ([], ["nobody"]):
         assert filled.search(QUERY, ids=nothing) == []
-    with pytest.raises(ValueError, match="BM25 looks for candidates"):
+    with pytest.raises(ValueError, match="pass bm25='off' with ids="):
         filled.search(QUERY, ids=given, bm25="extra")
 
 

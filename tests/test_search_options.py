@@ -132,6 +132,6 @@ def test_reranking_is_by_the_weighted_mean_of_the_exact_scores(filled: Searcher)
 
 
 def test_reranking_refuses_what_does_not_fit(filled: Searcher) -> None:
-    with pytest.raises(ValueError, match="1 texts, but 2 ids"):
+    with pytest.raises(ValueError, match="got 1 texts and 2 ids"):
         rerank(filled.encoder, "q", ["a"], ids=["x", "y"], store=filled.store)
     assert rerank(filled.encoder, "q", []) == []

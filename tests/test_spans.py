@@ -147,7 +147,7 @@ def test_stored_vectors_are_read_and_only_other_texts_are_encoded(tiny: M3Encode
     assert [(each.id, each.text) for each in mixed] == [("0", changed[0]), ("1", changed[1]), ("", "New.")]
     assert mixed[0] == found[0]
     assert find_evidence(tiny, "number", []) == []
-    with pytest.raises(ValueError, match="1 texts, but 2 ids"):
+    with pytest.raises(ValueError, match="got 1 texts and 2 ids"):
         find_evidence(tiny, "number", ["a"], ids=["a", "b"])
     with pytest.raises(KeyError, match="no record 'x'"):
         searcher.spans("number", ["0", "x"])
@@ -211,6 +211,6 @@ def test_an_answer_deep_in_a_long_record_is_found_by_its_evidence(tiny: M3Encode
 def test_dense_vectors_alone_say_nothing_of_places(tiny: M3Encoder) -> None:
     store = open_store()
     store.upsert(["a"], [TEXT], [{}], tiny.encode([TEXT], modes=("dense",)))
-    with pytest.raises(ValueError, match="there are dense vectors only"):
+    with pytest.raises(ValueError, match="the vectors are only dense"):
         Searcher(tiny, store).spans(QUERY, ["a"])
     assert np.isclose(store.get(["a"], with_vectors=True)[0].vectors.dense[0] @ tiny.encode([TEXT]).dense[0], 1)  # type: ignore[union-attr]

@@ -48,10 +48,13 @@ def load_backbone(folder: Path, dtype: torch.dtype) -> nn.Module:
     except _DAMAGE as error:
         raise ValueError(f"the encoder in {folder} cannot be loaded: {error}") from error
     if deeper := sorted(key for key in report["unexpected_keys"] if re.search(r"\blayers?\.\d+\.", key)):
-        raise ValueError(f"config.json in {folder} has no layer for some weights: {deeper[0]} ({len(deeper)})")
+        raise ValueError(
+            f"{folder} has {len(deeper)} weights of layers that its config.json does not count, such as {deeper[0]}: "
+            "correct num_hidden_layers"
+        )
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if missing:
-        raise ValueError(f"{folder} lacks weights of the network: {', '.join(missing[:5])} ({len(missing)})")
+        raise ValueError(f"{folder} lacks {len(missing)} weights of the network: {', '.join(missing[:5])}")
     if _takes_pooler(config):
         model.pooler = None  # not used: `M3Network` reads the hidden states
     backbone: nn.Module = model.eval()
@@ -60,7 +63,7 @@ def load_backbone(folder: Path, dtype: torch.dtype) -> nn.Module:
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Keep transformers' bars out of logs, where they are a line for every step: "Loading weights" and the like."""
+    """Turn off transformers' progress bars, such as "Loading weights": in a log every step is a line."""
     if not transformers_logging.is_progress_bar_enabled():
         yield
         return
@@ -77,7 +80,8 @@ def _check_architecture(folder: Path, config: Any) -> None:
     is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_encoder_decoder", False)
     if not is_encoder or not isinstance(positions, int) or positions < 1:
         raise ValueError(
-            f"{config.model_type} in {folder} is not an encoder with positions, such as xlm-roberta or bert"
+            f"{folder} holds a {config.model_type} model: use an encoder with position embeddings, such as xlm-roberta "
+            "or bert"
         )
 
 

@@ -28,17 +28,19 @@ def find_checkpoint(model: str | os.PathLike[str], *, revision: str | None = Non
         The folder, symbolic links resolved. In the hub's cache its name is the commit.
 
     Raises:
-        FileNotFoundError: If there is no such folder or repository; or if the hub does not answer within 20 seconds and
-            the repository is not cached.
+        FileNotFoundError: If the folder or repository does not exist; or if the hub does not answer within 20 seconds
+            and the repository is not cached.
         ValueError: If a revision is given for a folder.
     """
     folder = Path(__file__).parent.parent / model if model in BUNDLED else Path(model).expanduser()
     if folder.is_dir():
         if revision is not None:
-            raise ValueError(f"revision={revision!r} belongs to a repository of the hub, but {folder} is a folder")
+            raise ValueError(
+                f"revision={revision!r} is for a repository of the hub, but {folder} is a folder: leave it out"
+            )
         return folder.resolve()
     if isinstance(model, os.PathLike) or str(model).startswith((".", "~", "/")):
-        raise FileNotFoundError(f"no checkpoint folder {folder}")
+        raise FileNotFoundError(f"there is no checkpoint folder {folder}")
     from m3_integrations.checkpoint import hub  # noqa: PLC0415 - importing its client takes twice as long as numpy
 
     try:

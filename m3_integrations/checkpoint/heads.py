@@ -40,7 +40,9 @@ def load_heads(folder: Path, hidden_size: int, dtype: torch.dtype) -> Heads | No
         return None
     if len(found) == 1:
         (absent,) = set(HEADS).difference(found)
-        raise ValueError(f"{folder} has {next(iter(found))} but no {absent}: both heads are needed, or neither")
+        raise ValueError(
+            f"{folder} has {next(iter(found))} but no {absent}: add it, or delete the other head for dense vectors only"
+        )
     colbert = _load_head(found["colbert_linear"], hidden_size, None, dtype)
     return Heads(colbert, _load_head(found["sparse_linear"], hidden_size, 1, dtype))
 
@@ -64,7 +66,7 @@ def _load_head(paths: list[Path], hidden_size: int, rows: int | None, dtype: tor
         )
     weight, bias = weight.to(dtype), bias.to(dtype)
     if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
-        raise ValueError(f"{path} holds weights that are not finite in {dtype}")
+        raise ValueError(f"{path} holds weights that are infinite or NaN in {dtype}")
     head = nn.Linear(hidden_size, rows, device="meta", dtype=dtype)
     head.load_state_dict({"weight": weight, "bias": bias}, assign=True)
     return head.eval().requires_grad_(False)

@@ -48,7 +48,7 @@ def download(repository: str, revision: str | None) -> Path:
         is_cache_only, silence = False, None
     except (_HubError, OfflineModeIsEnabled) as error:
         if isinstance(error, HfHubHTTPError):
-            raise  # the hub answered: the cache is not asked
+            raise  # the hub answered, so the cache is not read
         is_cache_only, silence = True, error
     folder = Path()
     for names in WEIGHTS:

@@ -1,8 +1,8 @@
-"""How a checkpoint makes its dense vector, as sentence-transformers' files say it: read, and written.
+"""Read and write the files of sentence-transformers that state how a checkpoint makes its dense vector.
 
-They are modules.json, which lists the steps, 1_Pooling/config.json, which says how the states of tokens become one
-vector, and sentence_bert_config.json, which says where texts are cut. LlamaIndex's HuggingFaceEmbedding reads all of
-them, Text Embeddings Inference the last two.
+modules.json lists the steps. 1_Pooling/config.json states how the states of tokens become one vector.
+sentence_bert_config.json states where texts are cut. LlamaIndex's HuggingFaceEmbedding reads all three, Text Embeddings
+Inference the last two.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _FLAGS: Final[dict[str, DensePooling]] = {"pooling_mode_cls_token": "cls", "pool
 
 
 def read_pooling(folder: Path) -> DensePooling:
-    """Return how a checkpoint pools; "cls" where no file says it, as for BGE-M3's kin.
+    """Return how a checkpoint pools. It is "cls" if no file states it, as for many checkpoints like BGE-M3.
 
-    A vector has unit length here, whether or not the files list a step that normalizes.
+    A vector always has unit length in this package, whether or not the files list a step that normalizes.
 
     Raises:
-        ValueError: If it pools in another way, has a step that is not known here, or a file is damaged.
+        ValueError: If the checkpoint pools in another way, has an unknown step, or a file is damaged.
     """
     path = folder / _POOLING / "config.json"
     if (listed := _read(folder / _MODULES)) is not None:
         path = folder / _pooling_folder(folder, listed) / "config.json"
         if not path.is_file():
-            raise ValueError(f"{folder} lists a pooling in {_MODULES}, but {path.relative_to(folder)} is not there")
+            raise ValueError(f"{folder} lists a pooling in {_MODULES}, but {path.relative_to(folder)} does not exist")
     if not path.is_file():
         return "cls"
     stated = _read_object(path)
@@ -45,74 +45,73 @@ def read_pooling(folder: Path) -> DensePooling:
     if len(found) != 1 or found[0] not in _FLAGS.values():
         said = " and ".join(name.removeprefix("pooling_mode_") for name in found) or "none"
         raise ValueError(
-            f"{folder} was trained with a pooling other than [CLS] or the mean of all tokens, which is not supported: "
-            f"{path.relative_to(folder)} names {said}"
+            f"the pooling of {folder} is not supported: {path.relative_to(folder)} names {said}, and this package "
+            "supports [CLS] and the mean of all tokens"
         )
     if stated.get("include_prompt", True) is False:
-        raise ValueError(f"{folder} leaves its prompt out of the pooling ({path.relative_to(folder)}), which is not "
-                         "supported")  # fmt: skip
+        raise ValueError(
+            f"the pooling of {folder} is not supported: it leaves the prompt out ({path.relative_to(folder)})"
+        )
     return "cls" if found[0] == "cls" else "mean"
 
 
 def _pooling_folder(folder: Path, listed: Any) -> str:
-    """Return the path of the pooling's step, once every step is known."""
+    """Return the path of the pooling step. Raise ValueError if any step is unknown."""
     try:
         steps = [(str(each["type"]).rpartition(".")[2], str(each["path"])) for each in listed]
     except (TypeError, KeyError) as error:
         raise ValueError(f"{folder / _MODULES} must list steps with type and path: {error!r}") from error
     if other := [f"{kind} ({path})" for kind, path in steps if kind not in _KNOWN]:
-        raise ValueError(
-            f"{folder} makes its dense vectors by a further step, {', '.join(other)}, which is not supported"
-        )
+        raise ValueError(f"the dense vectors of {folder} need a step that is not supported: {', '.join(other)}")
     poolings = [path for kind, path in steps if kind == "Pooling"]
     if len(poolings) != 1:
-        raise ValueError(f"{folder / _MODULES} lists {len(poolings)} poolings, and one is needed")
+        raise ValueError(f"{folder / _MODULES} must list one pooling, got {len(poolings)}")
     return poolings[0]
 
 
 def read_limit(folder: Path) -> int | None:
-    """Return the most tokens of a text that the files allow, [CLS] and [SEP] included; None where they say nothing.
+    """Return the most tokens of a text that the files allow, [CLS] and [SEP] included; None if they state no limit.
 
-    It is max_seq_length in sentence_bert_config.json, or else the tokenizer's model_max_length, as in
-    sentence-transformers, whose version 6 writes the second alone.
+    It is max_seq_length in sentence_bert_config.json, or else the tokenizer's model_max_length. sentence-transformers
+    reads both, and its version 6 writes only the second.
 
     Raises:
-        ValueError: If a file is damaged, or has texts put in lower case before its tokenizer, which is not supported.
+        ValueError: If a file is damaged, or asks for texts in lower case before the tokenizer, which is not supported.
     """
     stated = _read_object(folder / _LIMIT)
     if stated.get("do_lower_case"):
-        raise ValueError(f"{folder} puts texts in lower case before its tokenizer ({_LIMIT}), which is not supported")
+        raise ValueError(f"{folder} needs texts in lower case before its tokenizer ({_LIMIT}), which is not supported")
     for path, limit in (
         (folder / _LIMIT, stated.get("max_seq_length")),
         (folder / _TOKENIZER, _read_object(folder / _TOKENIZER).get("model_max_length")),
     ):
         if limit is not None:
             if not isinstance(limit, int | float) or limit < 1:
-                raise ValueError(f"{path} must name a number of tokens, got {limit!r}")
+                raise ValueError(f"the limit in {path} must be a number of tokens, got {limit!r}")
             return int(limit)
     return None
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """Return the object that a file of JSON holds, an empty one if it is not there."""
+    """Return the object in a JSON file; an empty one if the file does not exist."""
     stated = _read(path)
     if stated is not None and not isinstance(stated, dict):
-        raise ValueError(f"{path} must hold an object, got {type(stated).__name__}")
+        raise ValueError(f"{path} must hold a JSON object, got {type(stated).__name__}")
     return stated or {}
 
 
 def _read(path: Path) -> Any:
-    """Return what a file of JSON holds, None if it is not there."""
+    """Return the value in a JSON file; None if the file does not exist."""
     if not path.is_file():
         return None
     try:
         return json.loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
 def write_modules(folder: Path, *, dim: int, pooling: DensePooling, limit: int) -> None:
-    """Write how a dense vector is made; without it sentence-transformers would take the mean over the tokens.
+    """Write how a dense vector is made. Without these files sentence-transformers would use the mean of the tokens.
 
     Args:
         folder: The checkpoint.
@@ -138,7 +137,7 @@ def write_modules(folder: Path, *, dim: int, pooling: DensePooling, limit: int) 
 def count_positions(backbone: Any) -> int:
     """Return the most tokens that a backbone has positions for: 8192 of BGE-M3's 8194.
 
-    RoBERTa and its kin count from padding_idx + 1, so that many of their positions are never used.
+    RoBERTa and models like it count from padding_idx + 1, so padding_idx + 1 of their positions are never used.
     """
     embeddings = getattr(getattr(backbone, "embeddings", None), "position_embeddings", None)
     offset = getattr(embeddings, "padding_idx", None)

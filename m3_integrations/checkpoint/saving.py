@@ -33,8 +33,8 @@ def save_checkpoint(
 
     The backbone goes to model.safetensors, the heads to colbert_linear.pt and sparse_linear.pt. modules.json, 1_Pooling
     and sentence_bert_config.json tell sentence-transformers, and what is built on it, how the dense vector is made and
-    where texts are cut. All files are written aside and then moved, config.json last: what a killed process left
-    without it is no checkpoint and can be replaced.
+    where texts are cut. All files are written to a subfolder and then moved, config.json last. If the process is killed
+    before that, the folder has no config.json and a later call may write into it.
 
     Args:
         folder: Created if absent. Other files in it stay.
@@ -50,7 +50,9 @@ def save_checkpoint(
         ValueError: If the backbone computes in int8: its weights are rounded to 8 bits.
     """
     if any(buffer.dtype == torch.int8 for buffer in backbone.buffers()):
-        raise ValueError("a network in int8 cannot be saved, its weights are rounded: load it with dtype='float32'")
+        raise ValueError(
+            "an int8 network cannot be saved because its weights are rounded: load it with dtype='float32'"
+        )
     target = Path(folder)
     if (target / CONFIG).exists() and not is_replacing:
         raise FileExistsError(f"{target} holds a checkpoint already: choose an empty folder")

@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint: as transformers makes it of tokenizer.json, with or without transformers' code."""
+"""Load a checkpoint's tokenizer as transformers would; transformers itself is imported only for unusual files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """
     if not any(file for pattern in VOCABULARIES for file in folder.glob(pattern)):
         # Without this check transformers returns a tokenizer with an empty vocabulary and does not warn.
-        raise ValueError(f"{folder} has no tokenizer: none of {', '.join(VOCABULARIES)}")
+        raise ValueError(f"{folder} has no tokenizer: it needs one of {', '.join(VOCABULARIES)}")
     if (tokenizer := _read(folder)) is not None:
         return Tokenizer(tokenizer)
     from transformers import AutoTokenizer  # noqa: PLC0415 - slower to import than a bundled checkpoint to load
@@ -38,16 +38,16 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     except TypeError:
         raise
     except Exception as error:  # the Rust library raises nothing narrower
-        raise ValueError(f"{folder} has no readable tokenizer: {error}") from error
+        raise ValueError(f"the tokenizer in {folder} cannot be read: {error}") from error
 
 
 class _FileTokenizer:
     """The parts of a transformers tokenizer that this package uses, read from the files.
 
     Args:
-        tokenizer: As tokenizer.json has it.
-        special: The special tokens, by the names that transformers has for them; that of a masked token may be unknown.
-        settings: The contents of the other files, by their names.
+        tokenizer: Read from tokenizer.json.
+        special: The special tokens by transformers' names. The vocabulary may lack the mask token.
+        settings: The contents of the settings files by their names.
     """
 
     is_fast = True
@@ -78,8 +78,8 @@ class _FileTokenizer:
 def _read(folder: Path) -> _FileTokenizer | None:
     """Read tokenizer.json; return None if transformers must load the tokenizer.
 
-    Transformers takes the vocabulary, the special tokens and the charsmap of such a checkpoint, and normalizes and
-    splits by rules of its own class, whatever the file has for them.
+    For XLM-RoBERTa transformers takes only the vocabulary, the special tokens and the charsmap from the file. It
+    normalizes and splits by the rules of its own class, and ignores the file's rules. This function does the same.
     """
     try:
         if json.loads((folder / CONFIG).read_bytes())["model_type"] != XLM_ROBERTA:
@@ -111,8 +111,8 @@ def _read(folder: Path) -> _FileTokenizer | None:
 def _apply_rules(tokenizer: tokenizers.Tokenizer, *, is_prefixed: bool) -> None:
     """Normalize by the charsmap alone, and split at white space, as transformers' XLMRobertaTokenizer does.
 
-    A file that was made of sentencepiece's has another way with blanks: it shortens runs of them itself, and makes a
-    token of those at the end of a text.
+    A file converted from sentencepiece's treats blanks in another way: its normalizer shortens runs of them, and blanks
+    at the end of a text become a token.
     """
     own = tokenizer.normalizer
     parts = [own[i] for i in range(len(own))] if isinstance(own, normalizers.Sequence) else [own]
@@ -122,7 +122,7 @@ def _apply_rules(tokenizer: tokenizers.Tokenizer, *, is_prefixed: bool) -> None:
 
 
 def _mappings(settings: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Return the special tokens whose flags the settings state."""
+    """Yield the special tokens whose flags the settings state."""
     named = (value for name, value in settings.items() if name.endswith("_token"))
     for value in (*named, *settings.get("added_tokens_decoder", {}).values()):
         if isinstance(value, Mapping):
@@ -130,9 +130,9 @@ def _mappings(settings: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _has_flags(token: tokenizers.AddedToken | None, stated: Mapping[str, Any]) -> bool:
-    """Whether a token of the file is found in texts as the settings say.
+    """Whether a token's flags in the file equal those in the settings.
 
-    Whether it takes the blanks beside it does not matter: they are no tokens in any case.
+    The flags about blanks beside a token are not compared: blanks never become tokens.
     """
     names = ("single_word", "normalized")
     return token is not None and all(getattr(token, name) == stated.get(name, False) for name in names)

@@ -25,15 +25,15 @@ QUESTIONS: Final = (
     "generate a secure random token that is safe in a URL",
     "run a blocking function in a separate thread from asyncio",
 )
-"""Three questions that `small` answers. tests/demo holds it to how many of 50 questions, and of 50 paraphrases, have an
-answer among their first three of the 856 passages (Python 3.11).
+"""Three questions that `small` answers. tests/demo checks for how many of 50 questions, and of 50 paraphrases, one of
+the first three results answers (856 passages of Python 3.11).
 """
 
 
 @errors_in_one_line()
 def demo(
     questions: Annotated[
-        list[str] | None, typer.Argument(help="What to ask about Python; three questions of its own if none.")
+        list[str] | None, typer.Argument(help="Questions about Python; three examples if none.")
     ] = None,
     model: Model = None,
     llm: Annotated[

@@ -63,7 +63,7 @@ def read_way(text: str) -> Way:
     if not model.strip() or wrong or len(settings) < len(pairs):
         raise ValueError(f"{_SYNTAX}; got {text!r}")
     if "store" in settings and (extra := [name for name in _NEEDS_CORPUS if name in settings]):
-        raise ValueError(f"a store that is there has its own {extra[0]}: leave it out of {text!r}")
+        raise ValueError(f"an existing store has its own {extra[0]}: leave it out of {text!r}")
     if not settings.get("token_pooling", "1").isdecimal():
         raise ValueError(f"token_pooling must be a whole number, got {settings['token_pooling']!r}")
     return Way(text, model.strip(), settings)
@@ -72,10 +72,10 @@ def read_way(text: str) -> Way:
 @errors_in_one_line(stderr=True)
 def diff(
     a: Annotated[str, typer.Argument(help="How one searches today: MODEL[,SETTING=VALUE...].", show_default=False)],
-    b: Annotated[str, typer.Argument(help="What might take its place, likewise.", show_default=False)],
+    b: Annotated[str, typer.Argument(help="The other way to search, written alike.", show_default=False)],
     questions: Annotated[
         Path,
-        typer.Argument(help="A folder in BEIR's layout; where both have a store, without corpus.jsonl too."),
+        typer.Argument(help="A folder in BEIR's layout; without corpus.jsonl if both have a store."),
     ],
     *,
     metric: Annotated[str, typer.Option(help="As ir-measures spells it.")] = "nDCG@10",

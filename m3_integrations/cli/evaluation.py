@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from m3_integrations.remote import RemoteEncoder
 
 
-@errors_in_one_line(after_interrupt="Vectors that were computed are kept: the same line goes on from there.")
+@errors_in_one_line(after_interrupt="Vectors that were computed are kept: run the same command again to continue.")
 def evaluate(  # noqa: PLR0917 - typer passes by name
     data: Annotated[Path, typer.Argument(help="A folder in BEIR's layout, or a folder of such folders.")],
     model: Annotated[list[str] | None, typer.Option(help="A checkpoint, or the URL of m3 serve; may be repeated. small "
@@ -132,7 +132,7 @@ def _check_calibration(file: Path, n_models: int, n_datasets: int) -> None:
     if n_models * n_datasets > 1:
         raise ValueError(f"--calibrate is for one model on one dataset, got {n_models} and {n_datasets}")
     if not file.absolute().parent.is_dir():
-        raise FileNotFoundError(f"no folder for the calibration {file}: make it, or name another file")
+        raise FileNotFoundError(f"the folder of the calibration {file} does not exist: make it, or name another file")
 
 
 def _joined(models: Sequence[str]) -> str:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from m3_integrations.store.points import StoreFormat
 
 
-@errors_in_one_line(stderr=True, after_interrupt="What was done is kept: the same line goes on from there.")
+@errors_in_one_line(stderr=True, after_interrupt="Finished work is kept: run the same command again to continue.")
 def index(
     paths: Annotated[
         list[Path],
@@ -39,7 +39,7 @@ def index(
     store: Annotated[
         str,
         typer.Option(
-            help="A folder, made if it is not there, or the URL of an m3 serve or a Qdrant server; a,b for nodes."
+            help="A folder, made if it does not exist, or the URL of an m3 serve or a Qdrant server; a,b for nodes."
         ),
     ],
     model: ModelOfStore = None,
@@ -49,10 +49,12 @@ def index(
         str | None, typer.Option(help="How a new store keeps token vectors: float16, turbo8, turbo4 or none.")
     ] = None,
     collection: Collection = None,
-    optimize: Annotated[bool, typer.Option("--optimize", help="At the end do what makes searching fast.")] = False,
+    optimize: Annotated[
+        bool, typer.Option("--optimize", help="Build the indexes at the end: searches get faster.")
+    ] = False,
     device: Device = "auto",
 ) -> None:
-    """Bring a store up to date with files: what did not change is not encoded again, what went is deleted."""
+    """Bring a store up to date with files: encode what is new or changed, and delete what no longer exists."""
     from m3_integrations.indexing import Splitting, index_files
     from m3_integrations.store.qdrant import QdrantStore
 
@@ -62,7 +64,7 @@ def index(
         raise FileNotFoundError(f"no file or folder {absent[0]}")
     folder = folder_of(store)
     if folder is not None and (within := [path for path in paths if _is_within(path, folder)]):
-        raise ValueError(f"{within[0]} cannot be indexed into {store}, which is it or around it: name another --store")
+        raise ValueError(f"{within[0]} cannot be indexed into {store}, which contains it: name another --store")
     with open_place_and_model(store, model, device=device, collection=collection, multi_vector=multi_vector) as (
         opened,
         encoder,

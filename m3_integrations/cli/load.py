@@ -11,21 +11,23 @@ from rich.markup import escape
 from m3_integrations.cli.shared import Collection, PipedConsole, counted, errors_in_one_line, is_new, open_place
 
 
-@errors_in_one_line(stderr=True, after_interrupt="What was done is kept: the same line goes on from there.")
+@errors_in_one_line(stderr=True, after_interrupt="Finished work is kept: run the same command again to continue.")
 def load(
     paths: Annotated[
         list[str],
         typer.Argument(help="Parquet files of an encoding, and folders of them, or their URIs.", show_default=False),
     ],
     *,
-    store: Annotated[str, typer.Option(help="A folder, made if it is not there, or the URL of a Qdrant server.")],
+    store: Annotated[str, typer.Option(help="A folder, made if it does not exist, or the URL of a Qdrant server.")],
     multi_vector: Annotated[
         str | None, typer.Option(help="How a new store keeps token vectors: float16, turbo8, turbo4 or none.")
     ] = None,
     collection: Collection = None,
-    optimize: Annotated[bool, typer.Option("--optimize", help="At the end do what makes searching fast.")] = False,
+    optimize: Annotated[
+        bool, typer.Option("--optimize", help="Build the indexes at the end: searches get faster.")
+    ] = False,
 ) -> None:
-    """Put encoded records into a store, vectors and all: nothing is encoded, and what is there already is skipped."""
+    """Put encoded records and their vectors into a store. Nothing is encoded; records that it has are skipped."""
     from m3_integrations.parquet import load_parquet
 
     absent = [path for path in paths if "://" not in path and not Path(path).expanduser().exists()]

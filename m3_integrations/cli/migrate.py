@@ -32,16 +32,16 @@ _SHOWN: Final = 10
 """The most changed questions that are shown."""
 
 
-@errors_in_one_line(stderr=True, after_interrupt="What was done is kept: the same line goes on from there.")
+@errors_in_one_line(stderr=True, after_interrupt="Finished work is kept: run the same command again to continue.")
 def migrate(
     store: Annotated[str, typer.Argument(help="A folder, or the URL of an m3 serve or a Qdrant server.")],
     *,
     model: Annotated[str, typer.Option(help="The new model: a checkpoint, or m3 serve's URL.")],
     to: Annotated[
-        str | None, typer.Option(help="Where the new store is made; beside the old one if none. m3 serve's needs it.")
+        str | None, typer.Option(help="The place of the new store; beside the old one if none. m3 serve needs it.")
     ] = None,
     delete: Annotated[
-        bool, typer.Option("--delete", help="With --to: delete there what STORE does not have, as is done beside it.")
+        bool, typer.Option("--delete", help="With --to: delete records there that STORE does not have.")
     ] = False,
     multi_vector: Annotated[
         str | None, typer.Option(help="How a new store keeps token vectors: float16, turbo8, turbo4 or none.")
@@ -59,23 +59,27 @@ def migrate(
     collection: Collection = None,
     device: Device = "auto",
 ) -> None:
-    """Encode a store's records with another model into a store beside it; run again, it brings what changed since."""
+    """Encode a store's records with another model into a store beside it. Run it again to copy later changes."""
     from m3_integrations.store.migrating import finish_switch, migrate_store, switch_folder
 
     judged = None if questions is None else _read(questions)
     console, folder = PipedConsole(), folder_of(store)
     if switch and (folder is None or to is not None):
-        raise ValueError("--switch is for a folder and the store beside it: on a server, open the new store instead")
+        raise ValueError(
+            "--switch works only for a folder and the store beside it: on a server, open the new store instead"
+        )
     if folder is not None and finish_switch(folder):
-        console.print(f"ended the switch of {escape(store)} that was interrupted", highlight=False, soft_wrap=True)
+        console.print(
+            f"completed the switch of {escape(store)}, which was interrupted", highlight=False, soft_wrap=True
+        )
     if is_new(store):
         raise FileNotFoundError(f"no store at {store}: make one with m3 index PATH --store {store}")
     encoder, found = open_model(model, device=device), None
     with open_place(store, collection=collection) as source:
         if (old := source.fingerprint) is None:
-            raise ValueError(f"{store} is empty and of no model yet: there is nothing to migrate")
+            raise ValueError(f"{store} is empty and has no model yet: there is nothing to migrate")
         if old == encoder.fingerprint:
-            console.print(f"{escape(store)} is of {escape(model)} already", highlight=False, soft_wrap=True)
+            console.print(f"{escape(store)} already has vectors of {escape(model)}", highlight=False, soft_wrap=True)
             return
         where, beside = (to, None) if to is not None else _beside(store, source, encoder.fingerprint, collection)
         kept = multi_vector or (None if "multi_vector" in source.kept_modes else "none")
@@ -96,7 +100,9 @@ def migrate(
         raise typer.Exit(IS_WORSE)
     if switch and folder is not None:
         aside = switch_folder(folder, old, encoder.fingerprint)
-        said = f"{store} is of {model} now, the old store is {aside}: the same line with the old model goes back"
+        said = (
+            f"{store} now has vectors of {model}; the old store is {aside}. To go back, name the old model as --model"
+        )
         console.print(escape(said), highlight=False, soft_wrap=True)
 
 
@@ -120,13 +126,15 @@ def _beside(store: str, source: Store, fingerprint: str, collection: str | None)
         return str(folder_beside(folder, fingerprint)), None
     if not isinstance(source, ServedStore):
         return store, collection_beside(collection or "m3", fingerprint)
-    raise ValueError(f"{store} is one store behind m3 serve, so name a place for the new one: --to FOLDER_OR_URL")
+    raise ValueError(
+        f"{store} is behind m3 serve, which has one store: name a place for the new one, --to FOLDER_OR_URL"
+    )
 
 
 def _print_report(report: MigrationReport, n_records: int, where: str, console: Console) -> None:
     done = f"{report.n_encoded:,} encoded, {report.n_updated:,} with new metadata, {report.n_deleted:,} deleted"
     lines = [f"records: {done}, {report.n_kept:,} were there", f"{where} holds {counted(n_records, 'records')}"]
     if not report.is_in_step:
-        lines.append("the source went on changing: the same line brings over what changed since")
+        lines.append("the source kept changing: run the same command again to copy later changes")
     for line in lines:
         console.print(escape(line), highlight=False, soft_wrap=True)

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from m3_integrations.training.mining import MiningReport
 
 
-@errors_in_one_line(stderr=True, after_interrupt="What was mined is kept: the same line goes on from there.")
+@errors_in_one_line(stderr=True, after_interrupt="Mined negatives are kept: run the same command again to continue.")
 def mine(
     data: Annotated[Path, typer.Argument(help="Examples in FlagEmbedding's JSONL: query, pos and maybe prompt a line.",
                     show_default=False)],
     *,
-    out: Annotated[Path, typer.Option(help="For the examples with their negatives.")],
+    out: Annotated[Path, typer.Option(help="The file for the examples with their negatives.")],
     corpus: Annotated[Path | None, typer.Option(help="The passages: JSONL with text and maybe title, as BEIR's "
                       "corpus.jsonl. The file's own texts if neither this nor --store is named.")] = None,
     store: Annotated[str | None, typer.Option(help="Instead of a corpus: a store that holds the passages, by the same "
@@ -65,7 +65,7 @@ def mine(
     if corpus is not None and store is not None:
         raise ValueError("--corpus and --store both name the passages: leave one out")
     if out.exists():  # checked before minutes of loading a model and encoding a corpus
-        raise FileExistsError(f"{out} is there already: choose another file")
+        raise FileExistsError(f"{out} exists already: choose another file")
     first, last = _parse_ranks(ranks)
     options = MiningOptions(
         modes=cast("tuple[SearchMode, ...]", tuple(name.strip() for name in modes.split(",") if name.strip())),

@@ -11,19 +11,19 @@ from rich.markup import escape
 from m3_integrations.cli.shared import PipedConsole, errors_in_one_line, open_llm
 
 
-@errors_in_one_line(stderr=True, after_interrupt="What was answered is kept: the same line goes on from there.")
+@errors_in_one_line(stderr=True, after_interrupt="Answers are kept: run the same command again to continue.")
 def questions(
     passages: Annotated[Path, typer.Argument(help="JSONL with text and maybe title, as BEIR's corpus.jsonl.",
                         show_default=False)],
     *,
-    out: Annotated[Path, typer.Option(help="For the pairs, in FlagEmbedding's JSONL; answers are kept beside it.")],
+    out: Annotated[Path, typer.Option(help="The file for the pairs, in FlagEmbedding's JSONL.")],
     llm: Annotated[str, typer.Option(help="A chat model as LangChain names it, such as openai:gpt-5-mini.")],
-    sample: Annotated[int | None, typer.Option(help="So many passages; all if none.")] = None,
-    per_passage: Annotated[int, typer.Option(help="Questions of a passage.")] = 1,
-    paragraph_length: Annotated[int, typer.Option(help="Characters: of a longer text a paragraph is asked about.")
+    sample: Annotated[int | None, typer.Option(help="The number of passages; all if none.")] = None,
+    per_passage: Annotated[int, typer.Option(help="Questions for each passage.")] = 1,
+    paragraph_length: Annotated[int, typer.Option(help="The most characters of a passage; a longer one is cut.")
                                 ] = 2000,
     concurrency: Annotated[int, typer.Option(help="Questions at the same time.")] = 8,
-    seed: Annotated[int, typer.Option(help="For the sample and the paragraphs.")] = 0,
+    seed: Annotated[int, typer.Option(help="The seed of the random choices.")] = 0,
     titles: Annotated[bool, typer.Option(help="Put titles before the texts, as BEIR does.")] = True,
 ) -> None:  # fmt: skip
     """Have a chat model ask a question about every passage; a run that was killed asks nothing twice."""

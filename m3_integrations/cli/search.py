@@ -56,14 +56,14 @@ def search(
     ] = None,
     calibration: Annotated[
         Path | None,
-        typer.Option(help="What m3 eval --calibrate wrote: whether the best result answers."),
+        typer.Option(help="The file that m3 eval --calibrate wrote."),
     ] = None,
     min_probability: Annotated[
-        float | None, typer.Option(help="Answer only if the best result is as likely to answer, 0 to 1.")
+        float | None, typer.Option(help="Return nothing if the best result answers with less, 0 to 1.")
     ] = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Say which tokens matched.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Show which tokens matched.")] = False,
     why_not: Annotated[
-        str | None, typer.Option(metavar="ID", help="Say why the search does not find this record, instead of hits.")
+        str | None, typer.Option(metavar="ID", help="Show why the search does not find this record, instead of hits.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     collection: Collection = None,

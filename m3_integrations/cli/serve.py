@@ -25,7 +25,7 @@ def serve(
     ] = None,
     collection: Collection = None,
     calibration: Annotated[
-        Path | None, typer.Option(help="What m3 eval --calibrate wrote: searches may name min_probability.")
+        Path | None, typer.Option(help="The file of m3 eval --calibrate; then searches may name min_probability.")
     ] = None,
     api_key_file: Annotated[
         Path | None, typer.Option(help="A file with API keys, one a line; or put them into M3_API_KEYS.")
@@ -33,7 +33,7 @@ def serve(
     without_key: Annotated[
         bool, typer.Option("--without-key", help="Serve other machines, and everybody on them, without a key.")
     ] = False,
-    name: Annotated[str | None, typer.Option(help="What the model is called; its repository or folder's name.")] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name; by default its repository or folder.")] = None,
     device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="float32, float16, bfloat16, int8 or auto.")] = "auto",
     max_length: Annotated[int, typer.Option(min=3, help="The most tokens of a text.")] = 8192,
@@ -47,8 +47,8 @@ def serve(
 ) -> None:
     """Serve a model, and a store if one is named, to every process and language over HTTP.
 
-    POST /v1/embeddings as OpenAI has it, /rerank as Cohere, Jina and TEI have it, /v1/encode for all three views; GET
-    /docs describes all doors.
+    POST /v1/embeddings works as OpenAI's, /rerank as Cohere's, Jina's and TEI's, and /v1/encode returns all three
+    views. GET /docs describes all routes.
     """
     from m3_integrations.encoder import M3Encoder
     from m3_integrations.search import read_calibration

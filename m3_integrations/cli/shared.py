@@ -81,7 +81,7 @@ def counted(n: int, things: str) -> str:
 
 
 def urls_of(where: str) -> list[str]:
-    """Return the URLs in a comma-separated list; a place that is no URL is returned alone, even with commas in it."""
+    """Return the URLs in a comma-separated list; a place that is not a URL is returned alone, even with commas."""
     return [url.strip() for url in where.split(",")] if where.lower().startswith(("http://", "https://")) else [where]
 
 
@@ -89,15 +89,15 @@ def folder_of(where: str) -> Path | None:
     """Return the folder of a store, or None if it is on a server.
 
     Raises:
-        ValueError: As `open_store`, or if it would be in memory.
+        ValueError: For the reasons of `open_store`, or if the store would be in memory.
     """
     from m3_integrations.store import is_url
 
     if where.lower() == ":memory:":
-        raise ValueError("a store in memory is gone when the command ends: name a folder")
+        raise ValueError("a store in memory ends with the command: name a folder")
     places = urls_of(where)
     if len(places) > 1 and not all(is_url(place) for place in places):
-        raise ValueError(f"several places are the URLs of one cluster, got {where!r}")
+        raise ValueError(f"several places must be the URLs of one cluster, got {where!r}")
     return None if is_url(places[0]) else Path(os.path.expanduser(where))  # noqa: PTH111 - leaves unknown users to the store
 
 
@@ -137,7 +137,7 @@ def open_place_and_model(
     """Open the store and the encoder that a command names, and close the store at the end.
 
     Raises:
-        ValueError: As `open_place`, `open_model` and `open_model_of`.
+        ValueError: For the reasons of `open_place`, `open_model` and `open_model_of`.
     """
     # A new store is made after the model was loaded: a mistyped model must not make one.
     encoder = None if model is None and not is_new(where) else open_model(model, device=device)
@@ -148,18 +148,18 @@ def open_place_and_model(
 def open_model_of(
     store: Store, model: str | None = None, *, device: str, option: str = "--model"
 ) -> M3Encoder | RemoteEncoder:
-    """Open the encoder that a command names for a store; if it names none, the checkpoint in this package it is of.
+    """Open the encoder that a command names for a store; if it names none, the bundled checkpoint of the store.
 
     Raises:
-        ValueError: If it is of a model that is not in this package. Further errors are those of `open_model`.
+        ValueError: If no model is named and the store's model is not bundled. Further errors are those of `open_model`.
     """
     from m3_integrations.checkpoint import BUNDLED
     from m3_integrations.fingerprint import bundled_checkpoint
 
     if model is None and (bound := store.fingerprint) is not None and (model := bundled_checkpoint(bound)) is None:
         raise ValueError(
-            f"the store holds vectors of the model {bound}, which is not in this package as {' and '.join(BUNDLED)} "
-            f"are: name the model that it was filled with, {option} MODEL"
+            f"the store holds vectors of the model {bound}, which is neither {' nor '.join(BUNDLED)}: name the model "
+            f"that it was filled with, {option} MODEL"
         )
     return open_model(model, device=device)
 

@@ -13,7 +13,9 @@ from rich.markup import escape
 from m3_integrations.cli.shared import errors_in_one_line
 
 
-@errors_in_one_line(after_interrupt="The same line goes on from the last checkpoint, if one was saved.")
+@errors_in_one_line(
+    after_interrupt="Run the same command again to continue from the last checkpoint, if one was saved."
+)
 def train(
     config: Annotated[
         Path | None, typer.Argument(help="A TOML file; TrainingConfig explains its settings.", show_default=False)
@@ -26,7 +28,7 @@ def train(
         typer.echo(_example(), nl=False)
         return
     if config is None:
-        raise ValueError("a TOML file is needed; m3 train --example prints one")
+        raise ValueError("name a TOML file; m3 train --example prints one")
     from m3_integrations.training import run_training
 
     folder = run_training(config)

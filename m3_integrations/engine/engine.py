@@ -101,7 +101,10 @@ class Engine:
         ]
         self.network = self.networks[0]
         if (ids := len(self.tokenizer.vocabulary)) > (rows := self.network.vocabulary_size):
-            raise ValueError(f"the tokenizer in {folder} has ids up to {ids - 1}, the network only {rows} embeddings")
+            raise ValueError(
+                f"the tokenizer in {folder} has {ids} tokens, but the network has only {rows} embeddings: take both "
+                "from one checkpoint"
+            )
         self.cache = VectorCache()
         self.counters = _Counters()
         self.process_id = os.getpid()
@@ -253,8 +256,8 @@ def encode_ahead(
 async def aencode(engine: Engine, texts: Sequence[str], options: EncodeOptions) -> tuple[M3Vectors, NDArray[np.bool_]]:
     """Make, start and finish a call without a thread that waits. If the task is cancelled, so is the call.
 
-    A short call is tokenized and finished in the event loop: that takes less time than to hand it to a thread, where it
-    could also wait behind other callers' long texts.
+    A short call is tokenized and finished in the event loop: that takes less time than a thread, where it could also
+    wait behind other callers' long texts.
     """
     loop = asyncio.get_running_loop()
     is_short = sum(len(text) + _CHARACTERS_PER_TEXT for text in texts) <= _SHORT_CHARACTERS

@@ -28,15 +28,15 @@ _SHUT_DOWN_TIMEOUT_S: Final = 30.0
 
 
 def check_not_forked() -> None:
-    """Raise RuntimeError in a process that was forked off one that has loaded a network, or was loading one.
+    """Raise RuntimeError in a process forked from one that has loaded a network, or was loading one.
 
     A fork does not copy the parent's threads, and locks may stay locked: a forward pass could block without end.
     """
     if _loading_process_ids and os.getpid() not in _loading_process_ids:
         raise RuntimeError(
-            f"process {_loading_process_ids[0]} loaded an encoder, and this process was forked off it; encoders do not "
-            "work after a fork: start workers with multiprocessing's 'spawn' method (an encoder can be pickled), or "
-            "load no encoder before the fork"
+            f"this process was forked from process {_loading_process_ids[0]}, which had loaded an encoder. Encoders do "
+            "not work after a fork: start workers with multiprocessing's 'spawn' method (an encoder can be pickled), "
+            "or fork before an encoder is loaded"
         )
 
 
@@ -47,7 +47,7 @@ def open_engine(folder: Path, devices: tuple[torch.device, ...], dtype: torch.dt
     place, the network is loaded anew.
 
     Raises:
-        RuntimeError: In a process forked off one that has loaded a network.
+        RuntimeError: In a process forked from one that has loaded a network.
         ValueError: If the checkpoint is incomplete or damaged.
     """
     check_not_forked()

@@ -98,7 +98,7 @@ class Request:
             return
         rows = slice(first, first + len(positions))
         if not output.is_finite[rows].all():
-            self.end(FloatingPointError("the network's values are not finite: load it with dtype='float32'"))
+            self.end(FloatingPointError("the network computed infinite or NaN values: load it with dtype='float32'"))
             return
         self._dense[positions] = output.dense[rows]
         if output.lexical is not None:
@@ -278,7 +278,7 @@ class Scheduler:
         with self._changed:
             level = logging.WARNING if self.max_tokens == self._usual_max_tokens else logging.INFO
             self.max_tokens = max(min(self.max_tokens, n_tokens) // 2, 1)
-        _logger.log(level, "out of memory: a forward pass holds at most %d tokens for now", self.max_tokens)
+        _logger.log(level, "out of memory: for now a forward pass has at most %d tokens", self.max_tokens)
 
     def count_good_pass(self) -> None:
         """Raise the lowered limit a little after a pass that succeeded: other programs may have freed memory."""
@@ -304,7 +304,7 @@ class Scheduler:
             waiting = self._clear()
             self._changed.notify_all()
         for request in waiting:
-            request.end(RuntimeError("this encoder's network was shut down before the texts' turn came"))
+            request.end(RuntimeError("this encoder's network was shut down before these texts were encoded"))
 
     def _clear(self) -> list[Request]:
         waiting = [request for request in (*self._short, *self._long) if request.is_waiting]

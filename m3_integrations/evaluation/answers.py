@@ -45,7 +45,7 @@ def read_questions(path: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
         The text and the answers of every question, by its id.
 
     Raises:
-        ValueError: If a line is no such object, for the reasons of `parse_row`, or if the file has no question.
+        ValueError: If a line is not such an object, for the reasons of `parse_row`, or if the file has no question.
     """
     queries, answers, seen = {}, {}, set[str]()
     for number, (_, line) in enumerate(read_lines(path), start=1):
@@ -69,7 +69,7 @@ def check_answer_metrics(metrics: Sequence[str] | None) -> Sequence[str]:
     chosen = check_metrics(metrics, default=ANSWER_METRICS)
     if {parse_metric(metric).NAME for metric in chosen} != {"Success"}:
         raise ValueError(
-            f"where answers decide, only the documents found are judged, so only Success@k has a meaning, got {metrics}"
+            f"only Success@k can be measured with answers, because only the documents found are judged; got {metrics}"
         )
     return chosen
 

@@ -137,7 +137,7 @@ class FittedCalibration:
         """
         given = [share for share in (answers_right, refusals_right) if share is not None]
         if len(given) != 1 or not 0 < given[0] <= 1:
-            raise ValueError(f"give one of answers_right and refusals_right, above 0 and up to 1, got {given}")
+            raise ValueError(f"pass one of answers_right and refusals_right, above 0 and up to 1, got {given}")
         said = np.sort(self.calibration.probabilities(self.fitted.features))
         n = np.arange(1, len(said) + 1)
         if answers_right is not None:
@@ -205,7 +205,9 @@ def calibrate(
     }
     fitted, reported = (_try_all([known[id_] for id_ in half], chosen) for half in (first, second))
     if len(set(fitted.answers.tolist())) < 2:
-        raise ValueError(f"of the {len(first)} questions that were drawn none finds its answer first: ask other ones")
+        raise ValueError(
+            f"none of the {len(first)} questions that were drawn finds its answer first: use other questions"
+        )
     calibration = fit_calibration(encoder.model, encoder.fingerprint, chosen, fitted, n_questions=len(first))
     return FittedCalibration(
         calibration=calibration, fitted_on=first, reported_on=second, fitted=fitted, reported=reported

@@ -28,7 +28,7 @@ class Corpus:
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If a line is no such object, for the reasons of `parse_row`, or if there is no document.
+        ValueError: If a line is not such an object, for the reasons of `parse_row`, or if there is no document.
     """
 
     def __init__(self, path: Path, *, titles: bool = True) -> None:

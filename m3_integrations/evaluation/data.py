@@ -138,7 +138,9 @@ def read_queries(folder: str | os.PathLike[str], *, split: str | None = None) ->
     qrels = _read_qrels(_find_qrels(folder / "qrels", split))
     texts = _read_texts(folder / "queries.jsonl")
     if absent := sorted(qrels.keys() - texts.keys()):
-        raise ValueError(f"{folder} judges {len(absent)} queries that it does not have, such as {absent[0]!r}")
+        raise ValueError(
+            f"the qrels of {folder} name {len(absent)} queries that queries.jsonl lacks, such as {absent[0]!r}"
+        )
     queries = {id_: text for id_, text in texts.items() if id_ in qrels}
     if not queries:
         raise ValueError(f"{folder} has no query with judgements")
@@ -200,7 +202,7 @@ def _read_qrels(path: Path) -> dict[str, dict[str, int]]:
                 f"{path}, line {number} must be query-id, corpus-id and a whole number: {cells}"
             ) from error
         if qrels.setdefault(query, {}).setdefault(document, gain) != gain:
-            raise ValueError(f"{path}, line {number} judges {query!r} and {document!r} again, and differently")
+            raise ValueError(f"{path}, line {number} judges {query!r} and {document!r} again with another score")
     return qrels
 
 

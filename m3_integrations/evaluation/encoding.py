@@ -117,7 +117,9 @@ def encode_corpus(
                 _save(folder, start, vectors)
                 start += len(vectors)
     except Timeout as error:
-        raise BlockingIOError(f"another process encodes into {folder}: wait for its end, it is reused then") from error
+        raise BlockingIOError(
+            f"another process encodes into {folder}: wait until it ends, and its vectors are reused"
+        ) from error
     return encoded
 
 

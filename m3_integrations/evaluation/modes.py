@@ -75,7 +75,7 @@ def check_weights(weights: Mapping[str, WeightsLike] | None) -> dict[Column, Mod
         weights: Any `WeightsLike` for a column; the others have `DEFAULT_WEIGHTS`.
 
     Raises:
-        TypeError: If the weights of a column are no `WeightsLike`.
+        TypeError: If the weights of a column are not a `WeightsLike`.
         ValueError: For a column that cannot have weights, an unknown preset, or weights that are 0 for every mode of
             the column.
     """

@@ -87,7 +87,7 @@ def first_stages(
         queries: The vectors of the queries.
         blocks: The whole corpus in its order.
         modes: "dense", "lexical" or both.
-        n: The most documents to keep for each query. A document that shares no token is no lexical hit.
+        n: The most documents to keep for each query. The lexical mode finds only documents that share a token.
         advance: A function that is called with the number of documents that were scored.
 
     Returns:

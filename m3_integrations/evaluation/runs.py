@@ -174,12 +174,12 @@ def _rank_union(dense: Ranking, lexical: Ranking, weights: ModeWeights) -> Ranki
 def rank_bm25(encoder: EvaluatedEncoder, dataset: Dataset, column: Column) -> list[Ranking]:
     """Rank the corpus by BM25 over the model's tokens ("bm25") or over words in lower case ("bm25:words").
 
-    A document that shares no token with the query is no hit. The tokens of all documents are in memory.
+    A document that shares no token with the query is not found. The tokens of all documents are in memory.
     """
     documents, queries = dataset.corpus.texts(), list(dataset.queries.values())
     if column == "bm25":
         index = OkapiIndex(_without_separators(encoder.tokenize(list(documents))))
-        tokens = _without_separators(encoder.tokenize(queries))  # without the instruction, which is no search word
+        tokens = _without_separators(encoder.tokenize(queries))  # without the instruction, which is not searched for
     else:
         index = OkapiIndex([_WORDS.findall(text.lower()) for text in documents])
         tokens = [_WORDS.findall(text.lower()) for text in queries]

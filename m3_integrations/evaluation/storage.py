@@ -132,13 +132,15 @@ def fit_storage(
         OSError: If there is no room for temporary files.
     """
     if not isinstance(store, QdrantStore):
-        raise TypeError(f"a fit reads a folder or a Qdrant server, got {store!r}: run it where the records lie")
+        raise TypeError(
+            f"a fit reads a folder or a Qdrant server, got {store!r}: run it on the machine with the folder"
+        )
     if questions.answers:
         raise ValueError(f"a fit needs judged documents, and {questions.name} has answers instead")
     store.bind(encoder.fingerprint)
     format_ = store.format
     if "multi_vector" not in format_.modes:
-        raise ValueError(f"{store!r} holds no token vectors: there is nothing to keep in fewer bytes")
+        raise ValueError(f"{store!r} holds no token vectors, so it cannot be made smaller")
     kept = Storage(format_.multi_vector, format_.token_pooling)
     searches = [_Search(store, query, pool_size) for query in _encoded(encoder, list(questions.queries.values()))]
     measure = _Measure(questions, searches, metric, resolve_weights(weights))

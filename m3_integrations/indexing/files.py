@@ -59,10 +59,10 @@ def find_files(paths: Iterable[str | os.PathLike[str]], *, exclude: Iterable[Pat
             found.files.extend(_below(root, left_out, found))
         elif root.exists():
             if kind_of(root) is None:
-                raise ValueError(f"{path}: only {', '.join(KINDS)} files can be indexed; give a folder or such a file")
+                raise ValueError(f"{path}: only {', '.join(KINDS)} files can be indexed: name a folder or such a file")
             found.files.append(root)
     if not found.roots:
-        raise ValueError("give at least one file or folder to index")
+        raise ValueError("name at least one file or folder to index")
     found.files = sorted(set(found.files))
     return found
 

@@ -78,7 +78,7 @@ def index_files(
         show_progress: Whether to draw a progress bar, over the bytes of new and changed files.
 
     Raises:
-        FileNotFoundError: If a path does not exist. A removed file that the store has is no error: its records are
+        FileNotFoundError: If a path does not exist. A removed file that the store has raises no error: its records are
             deleted.
         ValueError: If no path is given, a given file is of an unknown kind, the store holds another model's vectors, or
             the encoder cuts texts before `splitting.size` tokens.
@@ -150,7 +150,7 @@ def _check_roots(roots: Iterable[Path], stored: Mapping[Path, StoredFile]) -> No
                 f"the folder {root} is not there, and {n} files of it are in the store: is its disk mounted? If it is "
                 f"gone for good, index {root.parent}, and they are deleted"
             )
-        raise FileNotFoundError(f"no file or folder {root}, and nothing of it in the store")
+        raise FileNotFoundError(f"no file or folder {root}, and the store has nothing of it")
 
 
 def _changed_size(path: Path, stored: StoredFile | None, splitting: Splitting, report: IndexReport) -> int | None:

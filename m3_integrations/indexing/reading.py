@@ -91,7 +91,7 @@ def _page(path: Path, content: bytes) -> Entry:
         warnings.simplefilter("ignore", UnusualUsageWarning)  # BeautifulSoup takes a page of one word for a file name
         page = BeautifulSoup(content, "html.parser")
     if page.contains_replacement_characters or "\0" in page.get_text():
-        _refuse(str(path), "no text in the encoding that it says: convert the file, or leave it out")
+        _refuse(str(path), "not a text in the encoding that the page states: convert the file, or leave it out")
     title = " ".join(page.title.get_text().split()) if page.title else ""
     for element in page(_UNREAD):
         element.decompose()
@@ -109,7 +109,7 @@ def _decoded(path: Path, content: bytes) -> str:
         ) from error
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        _refuse(f"{path}:{line}", "holds a null character, so it is no text: leave the file out")
+        _refuse(f"{path}:{line}", "holds a null character, so it is not a text: leave the file out")
     return _unix_lines(text)
 
 
@@ -127,7 +127,7 @@ def read_line(where: str, line: str, number: int) -> Entry:
     try:
         found = json.loads(line, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: no JSON that can be read: {error}") from error
+        raise ValueError(f"{where}: cannot be read as JSON: {error}") from error
     if not isinstance(found, dict):
         _refuse(where, f"must be an object with a text, got {line[:60]!r}")
     for key, kind, name in (("text", str, "a string"), ("title", str, "a string"), ("metadata", dict, "an object")):
@@ -139,7 +139,7 @@ def read_line(where: str, line: str, number: int) -> Entry:
     try:
         json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
     except ValueError as error:  # half a surrogate pair, or a number beyond the largest float
-        raise ValueError(f"{where}: holds what cannot be stored: {error}") from error
+        raise ValueError(f"{where}: holds a value that cannot be stored: {error}") from error
     text = f"{title}\n{found['text']}" if title else found["text"]
     return Entry(_key(where, found, number), _unix_lines(text), _metadata(where, found))
 
@@ -158,7 +158,7 @@ def _metadata(where: str, found: Mapping[str, Any]) -> dict[str, Any]:
     given = found.get("metadata", {})
     beside = {key: value for key, value in found.items() if key not in {"text", "metadata"} and value is not None}
     if twice := sorted(given.keys() & beside.keys()):
-        _refuse(where, f"{twice[0]!r} stands both in 'metadata' and beside it")
+        _refuse(where, f"{twice[0]!r} occurs both in 'metadata' and beside it: remove one")
     metadata = {**beside, **given}
     if reserved := [key for key in metadata if key.startswith(RESERVED_PREFIX)]:
         _refuse(where, f"{reserved[0]!r} begins with {RESERVED_PREFIX!r}, which the index keeps for itself: rename it")
@@ -174,4 +174,4 @@ def _refuse(where: str, why: str) -> NoReturn:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a number in JSON")

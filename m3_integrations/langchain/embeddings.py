@@ -49,7 +49,7 @@ class M3Embeddings(EncoderFields, Embeddings):
     Raises:
         ValueError: For an unknown argument (pydantic's ValidationError), if neither model nor encoder is given, or if
             they disagree.
-        FileNotFoundError: If there is no such model.
+        FileNotFoundError: If the model does not exist.
     """
 
     show_progress: bool = False

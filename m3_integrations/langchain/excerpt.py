@@ -66,7 +66,7 @@ class M3Excerpt(EncoderFields, BaseDocumentCompressor):
     Raises:
         ValueError: For an unknown argument or one out of range (pydantic's ValidationError), if neither model nor
             encoder is given, or if they disagree.
-        FileNotFoundError: If there is no such model.
+        FileNotFoundError: If the model does not exist.
     """
 
     max_share: float = Field(default=0.5, gt=0, le=1)

@@ -64,7 +64,7 @@ class M3Rerank(EncoderFields, BaseDocumentCompressor):
     Raises:
         ValueError: For an unknown argument or one out of range (pydantic's ValidationError), if neither model nor
             encoder is given, or if they disagree.
-        FileNotFoundError: If there is no such model.
+        FileNotFoundError: If the model does not exist.
     """
 
     weights: Weights = None
@@ -156,7 +156,7 @@ class M3CrossEncoder(EncoderFields, BaseCrossEncoder):
     Raises:
         ValueError: For an unknown argument or unknown weights (pydantic's ValidationError), if neither model nor
             encoder is given, or if they disagree.
-        FileNotFoundError: If there is no such model.
+        FileNotFoundError: If the model does not exist.
     """
 
     weights: Weights = None

@@ -89,8 +89,8 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
         ```
 
     Raises:
-        ValueError: For an unknown argument or one out of range (pydantic's ValidationError), or if neither of
-            model and encoder is given, or both and they differ.
+        ValueError: For an unknown argument or one out of range (pydantic's ValidationError), if neither model nor
+            encoder is given, or if they disagree.
         FileNotFoundError: If the model does not exist.
     """
 
@@ -219,7 +219,7 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
             The ids.
 
         Raises:
-            TypeError: If texts is one string or holds anything but strings, or an id is no string.
+            TypeError: If texts is one string or holds anything but strings, or an id is not a string.
             ValueError: If there are not as many ids or metadatas as texts, metadata have a value that cannot be kept,
                 or the store holds another model's vectors. Then nothing was added.
             IncompleteAddError: If it fails after some texts may have been stored, for example on a full disk. It has
@@ -264,7 +264,7 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
             ValueError: If there are not as many ids as documents, or the store holds another model's vectors. With
                 source_key also if a document does not name its source, or two have the same id. Then nothing was
                 changed.
-            IncompleteAddError: As `add_texts`. Then nothing was deleted.
+            IncompleteAddError: For the reasons of `add_texts`. Then nothing was deleted.
         """
         documents = _checked_documents(documents)
         texts = [document.page_content for document in documents]
@@ -339,7 +339,9 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
 def _checked_documents(documents: Any) -> list[Document]:
     # A document is iterable too: it yields its fields.
     if isinstance(documents, Document | str) or not isinstance(documents, Iterable):
-        raise TypeError(f"documents must be several, got a single {type(documents).__name__}: pass [document]")
+        raise TypeError(
+            f"documents must be a list or another iterable, got one {type(documents).__name__}: pass [document]"
+        )
     checked: list[Any] = list(documents)
     for i, document in enumerate(checked):
         if not isinstance(document, Document):

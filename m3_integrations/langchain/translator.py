@@ -66,7 +66,7 @@ class M3Translator(Visitor):
         if operation.operator != Operator.NOT:
             return {f"${operation.operator.value}": parts}
         if len(parts) != 1:
-            raise ValueError(f"not takes one condition, got {len(parts)}")
+            raise ValueError(f"'not' takes one condition, got {len(parts)}")
         return {"$not": parts[0]}
 
     def visit_comparison(self, comparison: Comparison) -> dict[str, Any]:

@@ -105,7 +105,7 @@ class M3VectorStore(VectorStore):
         TypeError: If embedding is of another class.
         ValueError: For an unknown argument or one out of range (pydantic's ValidationError), or if none of embedding,
             model and encoder is given.
-        FileNotFoundError: If there is no such model.
+        FileNotFoundError: If the model does not exist.
     """
 
     def __init__(self, embedding: Embeddings | None = None, *, show_progress: bool = False, **settings: Any) -> None:
@@ -117,7 +117,7 @@ class M3VectorStore(VectorStore):
                     "elsewhere, use similarity_search_by_vector"
                 )
             if given := [name for name in ("model", "encoder", "model_kwargs") if settings.get(name)]:
-                raise ValueError(f"embedding= comes with a model: leave out {given[0]}=")
+                raise ValueError(f"embedding= already has a model: leave out {given[0]}=")
             settings["encoder"] = embedding.encoder
         # The retriever holds the fields and the search that both classes share.
         self._retriever = M3HybridRetriever(show_progress=show_progress, **settings)
@@ -296,7 +296,7 @@ class M3VectorStore(VectorStore):
         _refuse_unknown(unused)
         if source_key is not None and "batch_size" in unused:
             raise TypeError(
-                "index() brings only what is new of a source, so source_key= would delete the rest of it: use "
+                "index() passes only new documents of a source, so source_key= would delete its others: use "
                 "index(cleanup=...) without it, or add_documents(documents, source_key=...) without index()"
             )
         return self._retriever.add_documents(documents, ids=ids, source_key=source_key)
@@ -614,7 +614,7 @@ class M3VectorStore(VectorStore):
 def _refuse_unknown(given: Mapping[str, Any]) -> None:
     """Raise TypeError for an argument other than those that `index` and `TimeWeightedVectorStoreRetriever` pass."""
     if unknown := sorted(given.keys() - {"batch_size", "current_time"}):
-        raise TypeError(f"documents are added with ids= or source_key=, there is no argument {unknown[0]}")
+        raise TypeError(f"there is no argument {unknown[0]}: documents are added with ids= or source_key=")
 
 
 def _with_score(hits: Sequence[Hit]) -> list[tuple[Document, float]]:

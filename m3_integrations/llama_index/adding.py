@@ -33,7 +33,7 @@ def check_nodes(nodes: Any, kind: type[BaseNode] = BaseNode) -> list[BaseNode]:
     # A single node is iterable too: it yields its fields.
     name = "document" if kind is Document else "node"
     if isinstance(nodes, BaseNode | str) or not isinstance(nodes, Iterable):
-        raise TypeError(f"{name}s must be several, got a single {type(nodes).__name__}: pass [{name}]")
+        raise TypeError(f"{name}s must be a list or another iterable, got one {type(nodes).__name__}: pass [{name}]")
     checked: list[Any] = list(nodes)
     for i, node in enumerate(checked):
         if isinstance(node, NodeWithScore):
@@ -127,6 +127,6 @@ def check_embeddings(encoder: Encoder, nodes: Sequence[BaseNode]) -> None:
 def _foreign(node: BaseNode, encoder: Encoder, what: str) -> ValueError:
     return ValueError(
         f"the embedding of node {node.node_id!r} is not the dense vector that {encoder.model} makes of its text: it "
-        f"{what}. Nothing was stored. Another model's vectors cannot be compared with this store's: let the index or "
-        "the pipeline use `embed_model` of this vector store"
+        f"{what}. Nothing was stored. Vectors of two models cannot be compared: pass `embed_model` of this vector "
+        "store to the index or the pipeline"
     )

@@ -32,7 +32,7 @@ class M3Embedding(NamedEncoderFields, BaseEmbedding):
     Raises:
         ValueError: For an unknown argument or one out of range (pydantic's ValidationError), if neither model_name nor
             encoder is given, or if they disagree.
-        FileNotFoundError: If there is no such model.
+        FileNotFoundError: If the model does not exist.
 
     Examples:
         ```python

@@ -44,7 +44,7 @@ class M3Excerpt(EncoderFields, BaseNodePostprocessor):
     Raises:
         ValueError: For an unknown argument or one out of range (pydantic's ValidationError), if neither model nor
             encoder is given, or if they disagree.
-        FileNotFoundError: If there is no such model.
+        FileNotFoundError: If the model does not exist.
 
     Examples:
         ```python

@@ -54,7 +54,7 @@ def _condition(condition: MetadataFilter) -> dict[str, Any]:
         return {"$and": [{key: {"$eq": part}} for part in value]}
     if operator not in _OPERATORS:
         raise ValueError(
-            f"{operator.value} on {key!r} cannot be honoured exactly by every store: known are "
+            f"no store supports {operator.value} on {key!r} exactly: use one of "
             f"{', '.join(known.value for known in _OPERATORS)}, all, is_empty"
         )
     return {key: {_OPERATORS[operator]: value}}

@@ -72,7 +72,7 @@ def as_metadata(node: BaseNode) -> dict[str, Any]:
     own = check_metadata(node.metadata, f"node {node.node_id!r}")
     if taken := sorted(own.keys() & set(NODE_KEYS)):
         raise ValueError(
-            f"the metadata of node {node.node_id!r} have {taken[0]!r}, where the node itself is kept: rename it"
+            f"the metadata of node {node.node_id!r} use the key {taken[0]!r}, which stores the node itself: rename it"
         )
     checked = node.model_copy(update={"metadata": own, "relationships": _checked_relationships(node)})
     metadata = own | {key: each for key, each in node_to_metadata_dict(checked).items() if key not in own}

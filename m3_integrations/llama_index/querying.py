@@ -93,7 +93,7 @@ def read_query(
         if not text:
             if query.mode in _LEXICAL:
                 raise ValueError(
-                    f"mode {query.mode.value!r} compares words: it needs query_str, got an embedding alone"
+                    f"mode {query.mode.value!r} compares words, so it needs query_str, got only an embedding"
                 )
             text, options["mode"] = None, "dense"
     elif text is None:
@@ -120,7 +120,9 @@ def _check_fields(query: VectorStoreQuery, options: Mapping[str, Any], mmr_thres
     """Raise ValueError for a field that has no meaning in the query's mode or in this store."""
     mode = query.mode
     if mode not in _MODES:
-        raise ValueError(f"mode {mode.value!r} is not known: known are {', '.join(known.value for known in _MODES)}")
+        raise ValueError(
+            f"mode {mode.value!r} is not supported: use one of {', '.join(known.value for known in _MODES)}"
+        )
     is_default, is_mmr = mode == VectorStoreQueryMode.DEFAULT, mode == VectorStoreQueryMode.MMR
     meaningless = {
         "mode": "mode" in options and not is_default,
@@ -132,11 +134,11 @@ def _check_fields(query: VectorStoreQuery, options: Mapping[str, Any], mmr_thres
         "embedding_field": query.embedding_field is not None,
     }
     if names := [name for name, is_so in meaningless.items() if is_so]:
-        raise ValueError(f"{', '.join(names)} has no meaning in mode {mode.value!r}: leave it out")
+        raise ValueError(f"{', '.join(names)} has no effect in mode {mode.value!r}: leave it out")
     if mmr_threshold is not None and not 0 <= mmr_threshold <= 1:
         raise ValueError(f"mmr_threshold must be from 0 to 1, got {mmr_threshold}")
     if query.alpha is not None and not 0 <= query.alpha <= 1:
-        raise ValueError(f"alpha must be from 0 (lexical alone) to 1 (no lexical), got {query.alpha}")
+        raise ValueError(f"alpha must be from 0 (only lexical) to 1 (no lexical), got {query.alpha}")
 
 
 def _share(alpha: float, weights: ModeWeights, modes: Collection[Mode]) -> ModeWeights:

@@ -64,7 +64,7 @@ class M3HybridRetriever(BaseRetriever):
 
     Raises:
         TypeError: For an unknown argument, or one of a wrong type.
-        ValueError: If an argument is out of range, or if neither model nor encoder is given, or both and they differ.
+        ValueError: If an argument is out of range, neither model nor encoder is given, or they disagree.
         FileNotFoundError: If the model does not exist.
 
     Examples:
@@ -202,9 +202,9 @@ class M3HybridRetriever(BaseRetriever):
         None keeps an option. The filters `{}` mean no filter.
 
         Args:
-            similarity_top_k: As the constructor's.
-            filters: As the constructor's.
-            **options: As the constructor's.
+            similarity_top_k: As in the constructor.
+            filters: As in the constructor.
+            **options: As in the constructor.
 
         Raises:
             TypeError: For an unknown argument, or one of a wrong type.
@@ -244,7 +244,7 @@ class M3HybridRetriever(BaseRetriever):
 
         Args:
             nodes: They are not changed. The scores of an earlier reranking are not stored. The object of an
-                `IndexNode` is put into this retriever's `object_map` if it is no node.
+                `IndexNode` is put into this retriever's `object_map` if it is not a node.
             replace_documents: Whether these are all nodes of their documents. Then all other nodes of them are deleted,
                 also those of the same version that were cut in another way.
             show_progress: Whether to draw a progress bar.
@@ -303,7 +303,7 @@ class M3HybridRetriever(BaseRetriever):
         """Delete the nodes of a document, or a document that was added whole, and return the number of deleted nodes.
 
         Raises:
-            TypeError: If ref_doc_id is no string.
+            TypeError: If ref_doc_id is not a string.
         """
         if not isinstance(ref_doc_id, str):
             raise TypeError(f"ref_doc_id must be a string, got {ref_doc_id!r}")
@@ -336,7 +336,7 @@ def _text(query_bundle: QueryBundle, dense: FloatArray | None) -> str | None:
 
 
 def _has_object(node: BaseNode) -> bool:
-    """Return whether a node refers to an object that is no node, and so cannot be stored."""
+    """Return whether a node refers to an object that is not a node, and so cannot be stored."""
     return isinstance(node, IndexNode) and node.obj is not None and not isinstance(node.obj, BaseNode)
 
 

@@ -37,7 +37,7 @@ class M3SparseEmbedding(NamedEncoderFields, BaseSparseEmbedding):
     Raises:
         ValueError: For an unknown argument or one out of range (pydantic's ValidationError), if neither model_name nor
             encoder is given, if they disagree, or if the checkpoint has no head for lexical weights.
-        FileNotFoundError: If there is no such model.
+        FileNotFoundError: If the model does not exist.
 
     Examples:
         ```python

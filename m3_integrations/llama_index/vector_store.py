@@ -74,7 +74,7 @@ class M3VectorStore(EncoderFields, BasePydanticVectorStore):
     Raises:
         ValueError: For an unknown argument or one out of range (pydantic's ValidationError), if neither model nor
             encoder is given, or if they disagree.
-        FileNotFoundError: If there is no such model.
+        FileNotFoundError: If the model does not exist.
 
     Examples:
         ```python
@@ -304,7 +304,7 @@ class M3VectorStore(EncoderFields, BasePydanticVectorStore):
         del persist_path, fs
         if isinstance(self.store, MemoryStore):
             raise ValueError(  # noqa: TRY004 - it is the wrong store, not a wrong type of argument
-                "a store in memory cannot be persisted: make the vector store over open_store(folder)"
+                "a store in memory cannot be persisted: make the vector store with store=open_store(FOLDER)"
             )
         self.store.flush()
 

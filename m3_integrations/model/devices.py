@@ -52,7 +52,7 @@ def find_devices(names: str) -> tuple[torch.device, ...]:
     """
     devices = tuple(find_device(name.strip()) for name in names.split(","))
     if len({device.type for device in devices}) > 1:
-        raise ValueError(f"devices that share a queue must be of one kind, got {names!r}")
+        raise ValueError(f"several devices must be of one kind, such as cuda:0,cuda:1, got {names!r}")
     return devices
 
 
@@ -75,9 +75,7 @@ def find_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "int8" and not (device.type == "cpu" and has_int8_kernel()):
         raise ValueError(f"dtype 'int8' needs an x86 CPU with AVX2, got {device}: use dtype='auto'")
     if device.type == "cpu" and is_emulated(DTYPES[name]):
-        warn_caller(
-            f"this CPU has no instructions for {name}: it is emulated, several times slower than dtype='float32'"
-        )
+        warn_caller(f"this CPU has no instructions for {name} and emulates it: dtype='float32' is several times faster")
     return DTYPES[name]
 
 
@@ -107,7 +105,7 @@ def is_emulated(dtype: torch.dtype) -> bool:
 def _log_faster_dtype() -> None:
     if (name := faster_dtype(torch.device("cpu"))) is not None:
         _logger.info(
-            "float32 was chosen, it returns FlagEmbedding's numbers; on this CPU dtype=%r %s but is less exact",
+            "dtype='auto' is float32, which returns FlagEmbedding's numbers; here dtype=%r %s, but is less exact",
             name,
             _FASTER[name],
         )

@@ -34,8 +34,8 @@ class M3Network(nn.Module):
         ignored_ids: (ids,) token ids that never carry a lexical weight.
         pooling: How the dense vector is made. With "mean" the checkpoint has no heads.
         max_length: The most tokens of a text that the checkpoint was made for; None for all positions.
-        is_packed: Whether a batch is one row without padding, whose cost is the sum of its lengths, and not a row for
-            each text, all as long as the longest.
+        is_packed: Whether a batch is one row without padding, which costs the sum of its lengths. Otherwise every text
+            has a row, padded to the longest.
 
     Attributes:
         modes: All three, or only dense for a checkpoint without heads.
@@ -61,7 +61,9 @@ class M3Network(nn.Module):
     ) -> None:
         super().__init__()
         if is_packed and not isinstance(backbone, XlmRoberta):
-            raise ValueError(f"batches of {type(backbone).__name__} cannot be packed: its positions are not known")
+            raise ValueError(
+                f"is_packed=True needs an XlmRoberta, got {type(backbone).__name__}: only its positions are known"
+            )
         config: Any = backbone.config
         self.is_packed = is_packed
         self.backbone = backbone
@@ -103,8 +105,8 @@ class M3Network(nn.Module):
                 them on this device.
 
         Raises:
-            ValueError: If anything is missing, damaged or mis-shaped, the dense vector is made in a way that is not
-                known here, or batches cannot be packed and shall be.
+            ValueError: If anything is missing, damaged or mis-shaped, if the pooling is not supported, or if is_packed
+                is true and the backbone is not an `XlmRoberta`.
         """
         pooling = read_pooling(folder)
         stored = torch.float32 if dtype == torch.int8 else dtype
@@ -113,7 +115,7 @@ class M3Network(nn.Module):
         heads = load_heads(folder, backbone.config.hidden_size, stored)
         if heads is not None and pooling != "cls":
             raise ValueError(f"{folder} has BGE-M3's heads, whose dense vector is [CLS], but its files name {pooling} "
-                             "pooling: correct 1_Pooling/config.json, or take the heads away")  # fmt: skip
+                             "pooling: correct 1_Pooling/config.json, or delete the heads")  # fmt: skip
         if is_packed is None:
             is_packed = cpu_layers is not None or (isinstance(backbone, XlmRoberta) and has_varlen_kernel(backbone))
         network = cls(
@@ -122,7 +124,7 @@ class M3Network(nn.Module):
             pad_id=pad_id,
             ignored_ids=ignored_ids,
             pooling=pooling,
-            # What BGE-M3's own trainers write there is no limit: FlagEmbedding does not read it.
+            # BGE-M3's trainers write a number there that is no limit: FlagEmbedding does not read it.
             max_length=None if heads else read_limit(folder),
             is_packed=is_packed,
         )
@@ -239,7 +241,7 @@ class M3Network(nn.Module):
             vectors = self.multi_vector_head(hidden[here["text_positions"]])
             is_bad[here["text_positions"]] |= ~torch.isfinite(vectors).all(dim=1)
             # Copied to the host in float32, 4 kB per token; half precision would take 2. At 0.6 million tokens a second
-            # that is 2.4 GB/s, and a pinned copy reaches 25 to 55 during the next pass. To convert float16 to float32
+            # that is 2.4 GB/s, and a pinned copy reaches 25 to 55 during the next pass. Converting float16 to float32
             # on the host would keep most of a core busy: numpy converts 0.67 million tokens a second.
             results["token_vectors"] = F.normalize(vectors.float(), dim=-1)  # (tokens, d)
         bad_tokens = torch.zeros(n, dtype=torch.int32, device=hidden.device).index_add_(0, rows, is_bad.int())

@@ -23,7 +23,7 @@ def packed_attention(backbone: Any, boundaries: torch.Tensor, lengths: Sequence[
     Args:
         backbone: Its device, dtype and sizes decide which attention is used.
         boundaries: (n + 1,) on the device, the first token of every text and the end of the last.
-        lengths: (n,) the tokens of every text, on the host: to read them from the device would mean to wait for it.
+        lengths: (n,) the tokens of every text, on the host: reading them from the device would wait for it.
     """
     if not has_varlen_kernel(backbone):
         return partial(_attend_per_text, lengths=list(lengths))

@@ -59,7 +59,7 @@ class XlmRobertaConfig:
 
     @classmethod
     def read(cls, folder: Path) -> XlmRobertaConfig | None:
-        """Read config.json; return None if it is absent or damaged, or describes a network that this module lacks."""
+        """Read config.json; return None if it is absent or damaged, or if this module cannot compute its network."""
         try:
             source = json.loads((folder / CONFIG).read_bytes())
             config = cls(source, **{f.name: source[f.name] for f in fields(cls)[1:] if f.name in source})

@@ -30,7 +30,7 @@ _WRITTEN_AT_ONCE: Final = 64
 class ParquetFile:
     """A Parquet file of encoded records.
 
-    Each method raises ValueError if the file is damaged or is no Parquet file, and FileNotFoundError or PermissionError
+    Each method raises ValueError if the file is damaged or not a Parquet file, and FileNotFoundError or PermissionError
     if it cannot be opened.
     """
 

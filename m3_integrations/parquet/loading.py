@@ -53,7 +53,7 @@ def load_parquet(paths: Iterable[str | os.PathLike[str]], store: Store, *, show_
             Damage inside a file is found only when that part is read; records loaded before stay in the store.
     """
     if isinstance(paths, str | os.PathLike):
-        raise TypeError(f"paths must be several, got {paths!r}: pass [{paths!r}]")
+        raise TypeError(f"paths must be a list of paths, got {paths!r}: pass [{paths!r}]")
     files = [ParquetFile(*found) for path in paths for found in find_files(path, ".parquet")]
     if not files:
         raise ValueError("there is no Parquet file to load: name files that an encoding has written, or their folder")
@@ -64,8 +64,8 @@ def load_parquet(paths: Iterable[str | os.PathLike[str]], store: Store, *, show_
         total += n_records
     if store.modes and store.fingerprint is None:
         raise ValueError(
-            f"the store holds vectors and does not say of which model, the files are of {encoded_by.fingerprint}: if "
-            "they are of that model, bind the store to it first"
+            f"the store holds vectors of an unknown model, and the files are of {encoded_by.fingerprint}: if that is "
+            "the store's model too, bind the store to it first"
         )
     store.bind(encoded_by.fingerprint)
     n_loaded = 0

@@ -88,7 +88,7 @@ class EncodedBy:
             )
         found = cls(said["fingerprint"], tuple(said["modes"]), said["pooling"], said["max_length"], said["model"])
         if not found.schema().equals(schema.remove_metadata()):
-            raise ValueError(f"{where} has other columns than its modes {', '.join(found.modes)} need: {schema.names}")
+            raise ValueError(f"{where} must have the columns of its modes {', '.join(found.modes)}, got {schema.names}")
         return found
 
 
@@ -96,7 +96,7 @@ def check_same(where: str, said: EncodedBy, expected: EncodedBy | None) -> None:
     """Raise ValueError if vectors are of another model or other settings than expected; None accepts all."""
     if expected is not None and said != expected:
         raise ValueError(
-            f"{where} holds vectors of {_named(said)}, not of {_named(expected)}: they cannot be compared, so use a "
+            f"{where} holds vectors of {_named(said)}, not of {_named(expected)}. They cannot be compared: use a "
             "folder for each"
         )
 
@@ -211,7 +211,7 @@ def read_vectors(batch: pa.RecordBatch, where: str, modes: Sequence[Mode]) -> M3
         steps = np.diff(indices.astype(np.int64), prepend=-1)
         steps[offsets[:-1][np.diff(offsets) > 0]] = 1  # a text's first token may have any id
         if not np.array_equal(offsets, ends) or (steps < 1).any() or (indices < 0).any() or not (weights > 0).all():
-            raise ValueError(f"{where} has lexical weights that are no rising tokens with a weight above 0 for each")
+            raise ValueError(f"{where} must have lexical weights with rising token ids and a weight above 0 for each")
         lexical = LexicalRows(offsets, indices, weights)
     if "multi_vector" in modes:
         offsets, numbers = _lists(batch, "multi_vector", where)

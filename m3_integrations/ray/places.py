@@ -104,7 +104,7 @@ def check_columns(schema: pa.Schema) -> None:
             )
         kind = schema.field(name).type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
-            raise ValueError(f"the column {name} must hold strings, it has {kind}: make strings of it")
+            raise ValueError(f"the column {name} must hold strings, got {kind}: convert it to strings")
 
 
 def rows_of(batch: pa.Table) -> Rows:
@@ -135,4 +135,4 @@ def _metadata(id_: str, given: Any, exact: str | None) -> Any:
     try:
         return json.loads(given)
     except ValueError as error:
-        raise ValueError(f"the metadata of record {id_!r} are no JSON, got {given!r:.80}: {error}") from error
+        raise ValueError(f"the metadata of record {id_!r} must be JSON, got {given!r:.80}: {error}") from error

@@ -38,7 +38,7 @@ def read_jsonl(paths: Iterable[str | os.PathLike[str]]) -> Dataset:
         ValueError: If there is no file. Later, while the dataset is read, if a line does not have this format.
     """
     if isinstance(paths, str | os.PathLike):
-        raise TypeError(f"paths must be several, got {paths!r}: pass [{paths!r}]")
+        raise TypeError(f"paths must be a list of paths, got {paths!r}: pass [{paths!r}]")
     found = [file for path in paths for file in find_files(path, ".jsonl")]
     if not found:
         raise ValueError("there is no JSONL file to read")
@@ -72,7 +72,9 @@ def _rows(files: fs.FileSystem, path: str) -> Iterator[dict[str, str]]:
                 continue
             entry = read_line(f"{path}:{number}", line, number)
             if not entry.metadata.keys() & {"_id", "id"}:
-                raise ValueError(f"{path}:{number}: has no 'id', by which a run that goes on knows what is done")
+                raise ValueError(
+                    f"{path}:{number}: has no 'id': a run that continues recognises finished records by it"
+                )
             yield {
                 "id": entry.key,
                 "text": entry.text,

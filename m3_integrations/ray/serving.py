@@ -46,7 +46,7 @@ def serve_encoder(
         ValueError: If n_replicas is below 1.
     """
     if isinstance(api_keys, str):
-        raise TypeError("api_keys must be several, got one string: pass [key]")
+        raise TypeError("api_keys must be a list of keys, got one string: pass [key]")
     if n_replicas < 1:
         raise ValueError(f"n_replicas must be at least 1, got {n_replicas}")
     from m3_integrations.encoder import M3Encoder  # noqa: PLC0415 - reading processes need no torch

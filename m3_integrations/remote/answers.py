@@ -27,7 +27,7 @@ API: Final = 1
 """Version of the interface that this package speaks."""
 
 ENVELOPE_BYTES: Final = 1 << 20
-"""The most bytes of an answer beside its values."""
+"""The most bytes of an answer that are not values."""
 
 _LONGEST_EXPANSION: Final = 18
 """The most characters that NFKC makes of one; tokenizers normalise by it."""
@@ -73,17 +73,17 @@ def read_about(url: str, body: bytes) -> About:
     """Read a server's description of its encoder.
 
     Raises:
-        ValueError: If the server is no m3 serve, or has another version of the interface.
+        ValueError: If the server is not an m3 serve, or has another version of the interface.
     """
     try:
         found = json.loads(body)
         api = found["api"]
     except (ValueError, KeyError, TypeError) as error:
         begins = body[:60].decode(errors="replace")
-        raise ValueError(f"{url} answers, but it is no m3 serve: its answer begins {begins!r}") from error
+        raise ValueError(f"{url} answers, but it is not an m3 serve: its answer begins {begins!r}") from error
     if api != API:
         raise ValueError(
-            f"{url} speaks version {api!r} of the interface (its package is {found.get('version')}), and this package "
+            f"{url} has version {api!r} of the interface (its package is {found.get('version')}), and this package has "
             f"version {API}: upgrade the older of the two"
         )
     try:
@@ -95,12 +95,12 @@ def read_about(url: str, body: bytes) -> About:
             int(limits["texts"]), int(limits["body_bytes"]), int(limits["tokens"]),
         )  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{url} describes its encoder in a way that cannot be read ({error!r}): {found!r}") from error
+        raise ValueError(f"the description of its encoder by {url} cannot be read ({error!r}): {found!r}") from error
     if (
         min(about.dim, about.max_length, about.most_texts, about.most_bytes, about.most_tokens) < 1
         or about.token_dim < 0
     ):
-        raise ValueError(f"{url} describes its encoder with impossible numbers: {found!r}")
+        raise ValueError(f"the description of its encoder by {url} has impossible numbers: {found!r}")
     return about
 
 
@@ -128,14 +128,14 @@ def read_vectors(
         header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
         n_cut = int(header["__metadata__"]["truncated"])
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        _refuse(url, f"no vectors ({error})", error)
+        _refuse(url, f"the answer holds no vectors ({error})", error)
 
     try:
         vectors = take_vectors(arrays, n, modes, dim=about.dim, token_dim=about.token_dim, vocabulary=vocabulary)
     except ValueError as error:
-        _refuse(url, str(error), error)
+        _refuse(url, f"the answer has {error}", error)
     if arrays:
-        _refuse(url, f"{', '.join(sorted(arrays))}, which was not requested")
+        _refuse(url, f"the answer has {', '.join(sorted(arrays))}, which was not requested")
     return vectors, n_cut
 
 
@@ -158,7 +158,7 @@ def read_tokens(url: str, body: bytes, n: int) -> list[list[str]]:
     """
     tokens = _json(url, body, "tokens")
     if not isinstance(tokens, list) or len(tokens) != n or not all(_is_strings(each) for each in tokens):
-        _refuse(url, f"no tokens of {n} texts")
+        _refuse(url, f"the answer does not hold the tokens of {n} texts")
     return cast("list[list[str]]", tokens)
 
 
@@ -166,7 +166,7 @@ def read_spans(url: str, body: bytes, texts: Sequence[str]) -> list[IntArray]:
     """Return where the tokens of texts stand in them, (tokens, 2) int64 each.
 
     Raises:
-        ValueError: If the answer holds anything else; a server of an earlier version gives none.
+        ValueError: If the answer holds anything else. A server of an earlier version does not send them.
     """
     listed = _json(url, body, "spans")
     try:
@@ -176,7 +176,7 @@ def read_spans(url: str, body: bytes, texts: Sequence[str]) -> list[IntArray]:
     if len(spans) != len(texts) or any(
         each.size and not 0 <= each.min() <= each.max() <= len(text) for each, text in zip(spans, texts, strict=True)
     ):
-        _refuse(url, f"no places of the tokens of {len(texts)} texts")
+        _refuse(url, f"the answer does not hold the places of the tokens of {len(texts)} texts")
     return spans
 
 
@@ -188,7 +188,7 @@ def read_vocabulary(url: str, body: bytes) -> tuple[str, ...]:
     """
     tokens = _json(url, body, "tokens")
     if not _is_strings(tokens):
-        _refuse(url, "no vocabulary")
+        _refuse(url, "the answer does not hold a vocabulary")
     return tuple(tokens)
 
 
@@ -201,7 +201,7 @@ def _json(url: str, body: bytes, name: str) -> Any:
     try:
         return json.loads(body)[name]
     except (ValueError, KeyError, TypeError) as error:
-        _refuse(url, f"no {name}", error)
+        _refuse(url, f"the answer has no {name}", error)
 
 
 def read_scores(url: str, body: bytes, n: int, modes: Sequence[Mode]) -> tuple[M3Scores, list[int], list[int]]:
@@ -215,9 +215,9 @@ def read_scores(url: str, body: bytes, n: int, modes: Sequence[Mode]) -> tuple[M
         try:
             columns[name] = np.array(_json(url, body, name), dtype=np.float32)
         except (ValueError, TypeError) as error:
-            _refuse(url, f"no {name} scores", error)
+            _refuse(url, f"the {name} scores are not numbers", error)
         if columns[name].shape != (n,) or not np.isfinite(columns[name]).all():
-            _refuse(url, f"no {name} scores of {n} pairs")
+            _refuse(url, f"the answer does not hold {n} finite {name} scores")
     cut = [_rows(url, body, name, n) for name in ("truncated_queries", "truncated_texts")]
     return M3Scores(**columns), cut[0], cut[1]
 
@@ -225,9 +225,9 @@ def read_scores(url: str, body: bytes, n: int, modes: Sequence[Mode]) -> tuple[M
 def _rows(url: str, body: bytes, name: str, n: int) -> list[int]:
     rows = _json(url, body, name)
     if not isinstance(rows, list) or not all(isinstance(row, int) and 0 <= row < n for row in rows):
-        _refuse(url, f"no {name} of {n} pairs")
+        _refuse(url, f"the answer does not hold {name} of {n} pairs")
     return rows
 
 
 def _refuse(url: str, what: str, error: Exception | None = None) -> NoReturn:
-    raise ValueError(f"{url} answers with {what}: is something between this process and m3 serve?") from error
+    raise ValueError(f"{url} sent a wrong answer: {what}. Is a proxy between this process and m3 serve?") from error

@@ -1,4 +1,4 @@
-"""Requests to one `m3 serve` from all threads and event loops of a process; they are repeated if that can help."""
+"""Send requests to one `m3 serve` from all threads and event loops of a process, and repeat them if that can help."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def check_url(url: str) -> str:
         raise TypeError(f"url must be a string such as 'http://127.0.0.1:8000', got {url!r}")
     parts = urlsplit(url)
     if parts.username is not None or parts.password is not None:
-        raise ValueError(f"the URL of {parts.hostname} has a user's name in it: leave it out and pass api_key=")
+        raise ValueError(f"the URL of {parts.hostname} contains a user's name: leave it out and pass api_key=")
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
         raise ValueError(f"url must be a server's URL, such as 'http://127.0.0.1:8000', got {url!r}")
     return url.rstrip("/")
@@ -150,10 +150,10 @@ class Connection:
                 until = limit.when() or 0.0
                 reply = await self._repeated(request, wire, until, troubles)
         except TimeoutError as error:
-            said = f"; it was {troubles[-1]}" if troubles else ""
+            said = f" ({troubles[-1]})" if troubles else ""
             raise TimeoutError(
-                f"{url} did not finish within timeout_s={self._timeout_s:g} seconds{said}: allow it more time, or send "
-                "less at once"
+                f"{url} did not finish within timeout_s={self._timeout_s:g} seconds{said}: allow more time, or send "
+                "fewer texts at once"
             ) from error
         _check_status(url, request.path, reply)
         return Answer(reply.body, reply.headers.get("x-m3-fingerprint"), time.monotonic() - began)
@@ -172,16 +172,19 @@ class Connection:
                     f"nothing answers at {url} ({error}): start the server with m3 serve MODEL"
                 ) from error
             except BrokenError as error:
-                troubles.append(f"a connection that broke ({error})")
+                troubles.append(f"the connection broke: {error}")
                 resets += 1
                 if resets > _RESETS:
-                    raise ConnectionError(f"{url} broke the connection {resets} times ({troubles[-1]})") from error
+                    raise ConnectionError(
+                        f"{url} broke the connection {resets} times; at last {troubles[-1]}"
+                    ) from error
             else:
                 is_lost = resets < _RESETS and _is_of_a_proxy(reply.status, reply.body)
                 if reply.status not in {429, 503} and not is_lost:
                     return reply
                 resets += is_lost
-                troubles.append(f"{'failing' if is_lost else 'busy'} ({reply.status}: {_message(reply.body)})")
+                state = "failed" if is_lost else "was busy"
+                troubles.append(f"the server {state}, {reply.status}: {_message(reply.body)}")
                 wait_s = _seconds(reply.headers.get("retry-after"))
             backoff_s = min(0.1 * 2 ** min(attempt, 10), _LONGEST_BACKOFF_S) * random.uniform(0.5, 1)  # noqa: S311
             pause_s = max(wait_s, backoff_s)
@@ -197,20 +200,22 @@ def _check_status(url: str, path: str, reply: Reply) -> None:
     if status == 200:
         return
     if status == 401:
-        raise PermissionError(f"{url} does not accept the API key ({status}): pass the server's own as api_key=")
+        raise PermissionError(
+            f"{url} does not accept the API key ({status}): pass one of the server's keys as api_key="
+        )
     message = _message(reply.body)
     if status == 403:
         raise PermissionError(f"{url} does not allow this with any API key ({status}): {message}")
     if status == 507:
         raise OSError(f"{url} could not read or write its store ({status}): {message}")
     if status in {408, 504}:
-        raise TimeoutError(f"{url} ended the request at its own time limit: {message}")
+        raise TimeoutError(f"{url} ended the request at the server's time limit: {message}")
     if status in {400, 413, 422}:
         raise ValueError(f"{url} refused the request ({status}): {message}")
     if status >= 500:
         raise RuntimeError(f"{url} failed ({status}): {message}")
     place = f", and redirects to {reply.headers['location']}" if "location" in reply.headers else ""
-    raise ValueError(f"{url} answers, but it is no m3 serve: {path} returns {status}{place}")
+    raise ValueError(f"{url} answers, but it is not an m3 serve: {path} returns {status}{place}")
 
 
 def _is_of_a_proxy(status: int, body: bytes) -> bool:

@@ -72,8 +72,8 @@ class RemoteEncoder:
         ConnectionError: If nothing answers. This error and the following may also come from later calls.
         PermissionError: If the server does not accept the key.
         TimeoutError: If an answer takes longer than `timeout_s`.
-        ValueError: If url is not a server's URL, or the server is no m3 serve, has another version of the interface, or
-            has another model since the encoder was opened.
+        ValueError: If url is not a server's URL, or the server is not an m3 serve, has another version of the
+            interface, or has changed its model since the encoder was opened.
         RuntimeError: If the server fails.
     """
 
@@ -276,7 +276,7 @@ class RemoteEncoder:
     def token_spans(
         self, texts: Iterable[str], *, kind: Kind = "document", max_length: int | None = None
     ) -> list[IntArray]:
-        """Return where each token of `tokenize` stands in its text, as `M3Encoder.token_spans`.
+        """Return where each token of `tokenize` stands in its text, as `M3Encoder.token_spans` does.
 
         Arguments and errors are those of `tokenize`.
         """
@@ -362,16 +362,15 @@ class RemoteEncoder:
     def _read(self, answer: Answer, texts: Sequence[str], modes: Sequence[Mode]) -> tuple[M3Vectors, int]:
         """Return the vectors of texts and how many were cut; raise ValueError if the server's model has changed."""
         if answer.fingerprint is None:
-            raise ValueError(f"{self._url} does not say which model its vectors are of: is it an m3 serve?")
+            raise ValueError(f"{self._url} does not state the model of its vectors: is it an m3 serve?")
         self._check_model(answer)
         return read_vectors(self._url, self._about, answer.body, len(texts), modes=modes, vocabulary=self._vocabulary)
 
     def _check_model(self, answer: Answer) -> None:
         if answer.fingerprint not in {None, self.fingerprint}:
             raise ValueError(
-                f"{self._url} has the model {answer.fingerprint} now, and had {self._about.model} "
-                f"({self.fingerprint}) when this encoder was opened: vectors of two models cannot be compared, open "
-                "another RemoteEncoder"
+                f"{self._url} now has the model {answer.fingerprint}; it had {self._about.model} ({self.fingerprint}) "
+                "when this encoder was opened. Vectors of two models cannot be compared: open another RemoteEncoder"
             )
 
     def _ask(self, path: str, sent: dict[str, Any] | None, *, max_bytes: int) -> bytes:
@@ -413,7 +412,7 @@ class _Vocabulary(Sequence[str]):
         return self._fetched()[i]
 
     def __repr__(self) -> str:
-        return "Vocabulary(not asked for yet)" if self._tokens is None else f"Vocabulary({len(self._tokens)} tokens)"
+        return "Vocabulary(not fetched yet)" if self._tokens is None else f"Vocabulary({len(self._tokens)} tokens)"
 
 
 @contextmanager

@@ -45,5 +45,6 @@ class FetchedTokenizer:
             return Tokenizer(Backend.from_str(body.decode()))
         except Exception as error:  # the Rust library raises nothing narrower
             raise ValueError(
-                f"{self._url} answers with no tokenizer ({error}): is something between this process and m3 serve?"
+                f"{self._url} sent a wrong answer: it is not a tokenizer ({error}). Is a proxy between this process "
+                "and m3 serve?"
             ) from error

@@ -155,12 +155,12 @@ class _Link:
                 response = event
                 headers = {name.decode("ascii"): value.decode("latin-1") for name, value in event.headers}
                 if (encoding := headers.get("content-encoding", "identity")) != "identity":
-                    raise ValueError(f"{url} answered with a body that cannot be decoded: {encoding}")
+                    raise ValueError(f"{url} sent a body in the encoding {encoding}, which was not requested")
                 limit = max_bytes if event.status_code == 200 else _ERROR_BYTES
             elif isinstance(event, h11.Data):
                 size += len(event.data)
                 if size > limit:
-                    raise ValueError(f"{url} answered with more than the {limit:,} bytes that its answer can have")
+                    raise ValueError(f"{url} sent more than {limit:,} bytes, the most that this answer can have")
                 parts.append(event.data)
             elif isinstance(event, h11.EndOfMessage) and response is not None:
                 return Reply(response.status_code, headers, b"".join(parts))

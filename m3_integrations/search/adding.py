@@ -22,7 +22,7 @@ def holds_node(metadata: Mapping[str, Any]) -> bool:
 class IncompleteAddError(RuntimeError):
     """An error for a call that ended before all its texts were stored; its cause is the error that ended the call.
 
-    Adding all texts again with `ids=error.ids` makes no duplicates. An error that is no `Exception`, such as
+    Adding all texts again with `ids=error.ids` makes no duplicates. An error that is not an `Exception`, such as
     KeyboardInterrupt, keeps its type and has this one as its cause.
 
     Attributes:
@@ -39,8 +39,8 @@ class IncompleteAddError(RuntimeError):
 
     def __str__(self) -> str:
         return (
-            f"{len(self.added)} of {len(self.ids)} texts were added before an error ended it: add all of them again "
-            "with ids=error.ids, which makes no duplicates; error.added are the ids that are in"
+            f"{len(self.added)} of {len(self.ids)} texts were added before an error: add all of them again with "
+            "ids=error.ids, which makes no duplicates; error.added has the ids that are stored"
         )
 
 
@@ -91,8 +91,8 @@ def check_added(
     """Return the ids, the texts, and the metadata as they are kept; a text without an id gets a random one.
 
     Raises:
-        TypeError: As `Searcher.add`.
-        ValueError: As `Searcher.add`.
+        TypeError: For the reasons of `Searcher.add`.
+        ValueError: For the reasons of `Searcher.add`.
     """
     for name, column in (("texts", texts), ("ids", ids)):
         if isinstance(column, str):

@@ -140,8 +140,8 @@ class Calibration:
         """Raise ValueError if it was fitted for another checkpoint than this."""
         if fingerprint != self.fingerprint:
             raise ValueError(
-                f"the calibration is for {self.model} ({self.fingerprint}), and this is {model} ({fingerprint}): "
-                "scores mean something else here, so fit one with m3 eval DATA --model MODEL --calibrate FILE"
+                f"the calibration was fitted for {self.model} ({self.fingerprint}), and this model is {model} "
+                f"({fingerprint}): fit another with m3 eval DATA --model MODEL --calibrate FILE"
             )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -161,9 +161,9 @@ def read_calibration(given: CalibrationLike) -> Calibration:
     """Return a calibration as it is, or read it from its file or from a mapping.
 
     Raises:
-        TypeError: If given is no `CalibrationLike`.
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file or the mapping is no calibration, or a later version's.
+        TypeError: If given is not a `CalibrationLike`.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file or the mapping is not a calibration, or has another version.
     """
     if isinstance(given, Calibration):
         return given
@@ -174,9 +174,9 @@ def read_calibration(given: CalibrationLike) -> Calibration:
         document = dict(given if isinstance(given, Mapping) else json.loads(Path(given).read_bytes()))
         known = document.pop("format", _FORMAT), tuple(document.pop("features", FEATURES))
         if known != (_FORMAT, FEATURES):
-            raise ValueError(f"it has format {known[0]} and the features {', '.join(map(str, known[1]))}")  # noqa: TRY301
+            raise ValueError(f"it has format {known[0]} with features {', '.join(map(str, known[1]))}")  # noqa: TRY301
         return Calibration(**document)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no calibration at {where}: m3 eval DATA --calibrate {where} writes one") from error
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where} is no calibration of this version: {error}") from error
+        raise ValueError(f"{where} is not a calibration that this version can read: {error}") from error

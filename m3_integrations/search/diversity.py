@@ -27,7 +27,7 @@ def diverse_hits(store: Store, hits: Sequence[Hit], k: int, trade_off: float) ->
         raise ValueError(f"the trade-off of relevance and diversity must be from 0 to 1, got {trade_off}")
     if any("dense" not in hit.scores for hit in hits):
         raise ValueError(
-            "diversity is that of dense vectors: search by a mode that ranks by them, such as all or dense"
+            "diversity needs results that were ranked by dense vectors: search with mode='all' or mode='dense'"
         )
     records = {record.id: record for record in store.get([hit.id for hit in hits], with_vectors=True)}
     there = [(hit, record.vectors) for hit in hits if (record := records.get(hit.id)) is not None]

@@ -87,8 +87,8 @@ def explain_record(encoder: Encoder, query: str, record: Record) -> Explanation:
 def _document_tokens(encoder: Encoder, record: Record, n: int) -> list[str]:
     """Return the token that each of a record's n vectors stands for.
 
-    The record may have been cut at another limit than this encoder's: then the number of its vectors tells where. The
-    number of pooled vectors does not tell it, so for these the limit is taken to be this encoder's.
+    The record may have been cut at another limit than this encoder's. The number of its vectors shows where it was cut.
+    The number of pooled vectors does not, so for them this function assumes this encoder's limit.
     """
     if record.is_pooled:
         return _pooled_tokens(encoder.tokenize([record.text])[0], n)

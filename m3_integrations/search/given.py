@@ -25,13 +25,12 @@ def with_dense(vectors: M3Vectors | None, dense: FloatArray | None, encoder: Enc
     """
     if dense is None:
         if vectors is None:
-            raise TypeError("a search needs a query, which is a string, or a dense vector; got neither")
+            raise TypeError("a search needs a query (a string) or a dense vector, got neither")
         return vectors
     if dense.shape != (encoder.dim,) or not np.isfinite(dense).all():
         shown = np.array2string(dense, threshold=8, edgeitems=3)
         raise ValueError(
-            f"a dense vector is {encoder.dim} finite numbers, as {encoder.model} makes them; got shape "
-            f"{dense.shape}: {shown}"
+            f"a dense vector of {encoder.model} must be {encoder.dim} finite numbers, got shape {dense.shape}: {shown}"
         )
     length = float(np.linalg.norm(dense)) or 1.0
     row = (dense / length).astype(np.float32).reshape(1, -1)

@@ -32,10 +32,10 @@ class Bm25Leg:
     def top(self, query: str, n: int, filter_: Filter | None) -> dict[str, float]:
         """Return the ids and scores of the n best records that match the filter and share a token with the query.
 
-        The best is first. The query is tokenized without the model's instruction: its words are no search words.
+        The best is first. The query is tokenized without the model's instruction, so its words are not searched for.
         """
         if not isinstance(self._store, MemoryStore):
-            raise ValueError("BM25 needs a store in memory: this one has its own lexical leg")  # noqa: TRY004
+            raise ValueError("BM25 needs a store in memory: use open_store(), or leave bm25 out")  # noqa: TRY004
         with self._lock:
             self._update(self._store)
             (words,) = self._encoder.tokenize([query])
@@ -60,7 +60,7 @@ def likely_best(found: Mapping[Mode, Hits], options: SearchOptions) -> Iterator[
     """Yield the 4 k + 16 candidates that are most likely among the best k after all are scored, best first.
 
     This is a generator: a store that does not use it costs nothing. A candidate is ranked by the scores that the legs
-    found, as if the missing ones were 0. With 300 questions to 1,200 paragraphs of XQuAD and `tiny`, the candidates
+    found, with 0 for a missing score. With 300 questions to 1,200 paragraphs of XQuAD and `tiny`, the candidates
     held the best 4 of all modes for 99 questions of 100, and the best 10 for 97.
 
     Args:

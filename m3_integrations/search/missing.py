@@ -32,8 +32,8 @@ class LegPlace:
         leg: "dense", "lexical" or "bm25".
         score: The record's raw score; None if the leg is BM25 and does not find it, or if the record was deleted
             meanwhile.
-        rank: The place among all records that match the filter, from 1; None if the record is no hit of the leg (no
-            shared token), or is not among the first `DEEPEST`.
+        rank: The place among all records that match the filter, from 1; None if the record shares no token with the
+            query, or is not among the first `DEEPEST`.
         n_pool: The number of candidates that the leg found.
         edge: The raw score of the last of these candidates; None if there are none.
         is_in_pool: Whether the record is one of these candidates.
@@ -65,7 +65,7 @@ class LegPlace:
         if self.is_in_pool or self.edge is None:
             return line
         if self.is_missed:
-            return f"{line}; over the last candidate's {self.edge:.3f}: the engine's index is approximate and missed it"
+            return f"{line}; above the last candidate's {self.edge:.3f}, but the approximate index missed it"
         return f"{line}; the last candidate has {self.edge:.3f}, {self.edge - self.score:.3f} more"
 
 
@@ -99,7 +99,7 @@ class Missing:
     """The reasons why a search does not find a record; `str()` makes a page of them.
 
     If a filter excludes the record, the attributes after `excluded_by` are about the same search without the filter. If
-    the record is no candidate, its ranks are those that it would have with `needed_pool_size`.
+    the record is not a candidate, its ranks are those that it would have with `needed_pool_size`.
 
     Attributes:
         query: The text of the query.
@@ -119,14 +119,14 @@ class Missing:
         probability: How probable it is that the best candidate answers, 0 to 1; None without a calibration for the
             search. Below `min_probability` the search returns nothing.
         rank_by_weights: The rank that other weights would give it: each mode alone, and the presets.
-        needed_weights: Of the weights in tenths that would bring it among the first k, those nearest to the asked ones;
-            None if it is there, or if none would.
+        needed_weights: The weights in tenths that put it among the first k and are nearest to the search's weights;
+            None if it is among the first k already, or if no weights put it there.
         text_length: How many characters its text has.
         text_read_to: How many of these the model has read.
         query_read_to: How many of the query's characters the model has read.
-        shared: The tokens that both have, those that add most first.
-        near: The tokens of the query that the record lacks, without punctuation, each with the nearest that it has;
-            the nearest first.
+        shared: The tokens that both have; those that add most to the score come first.
+        near: The tokens of the query that the record lacks, without punctuation, each with the record's nearest token.
+            The most similar pairs come first.
     """
 
     query: str
@@ -188,14 +188,14 @@ class Missing:
 
     def _leg_lines(self) -> Iterator[str]:
         pool = max(self.options.pool_size, self.options.k)
-        state = "is a candidate" if self.is_candidate else "is no candidate: no leg brings it"
+        state = "is a candidate" if self.is_candidate else "is not a candidate: no leg brings it"
         yield f"It {state} (each leg brings its first {pool}):"
         for leg in self.legs:
             yield f"  {leg.leg:8} {leg}"
         if self.needed_pool_size is not None:
             yield f"pool_size={self.needed_pool_size} would make it a candidate."
         elif any(leg.is_missed for leg in self.legs):
-            yield "Its score is high enough: a larger pool_size makes the engine look further."
+            yield "Its score is high enough: a larger pool_size makes the engine search further."
         elif not self.is_candidate:
             yield f"No leg has it among its first {max(DEEPEST, pool):,}: a larger pool_size does not help."
 
@@ -211,14 +211,14 @@ class Missing:
             more = self.last_score - self.score
             yield f"  rank {self.options.k} has {self.last_score:.3f}, {more:.3f} more"
         if self.excluded_by and self._is_first and self._is_above and self._is_answered:
-            yield "  so only the filter keeps it out"
+            yield "  so only the filter excludes it"
         if not self._is_answered:
             yield (
-                f"  the best candidate answers with a probability of {self.probability:.2f}, under min_probability="
+                f"  the best candidate answers with a probability of {self.probability:.2f}, below min_probability="
                 f"{self.options.min_probability:g}: nothing is returned"
             )
         if not self._is_above:
-            yield f"  under score_threshold={self.options.score_threshold}"
+            yield f"  its score is below score_threshold={self.options.score_threshold}"
         if self.rank_by_weights:
             yield "  rank by other weights: " + _items((n, str(rank)) for n, rank in self.rank_by_weights.items())
         if self.needed_weights is not None:
@@ -238,13 +238,13 @@ class Missing:
     def _read_lines(self) -> Iterator[str]:
         if self.text_read_to < self.text_length:
             yield (
-                f"The model has read {self.text_read_to:,} of its text's {self.text_length:,} characters: what stands "
-                "behind cannot be found. Split the text, or allow a larger max_length."
+                f"The model has read {self.text_read_to:,} of its text's {self.text_length:,} characters: a search "
+                "cannot find the rest. Split the text, or allow a larger max_length."
             )
         else:
             yield "The model has read its whole text."
         if self.query_read_to < len(self.query):
-            yield f"Of the query it has read {self.query_read_to:,} of {len(self.query):,} characters."
+            yield f"The model has read {self.query_read_to:,} of the query's {len(self.query):,} characters."
 
 
 def _items(items: Iterable[tuple[str, str]]) -> str:

@@ -32,14 +32,14 @@ def open_encoder(
             may only repeat the encoder's own settings.
 
     Raises:
-        TypeError: If encoder is no encoder, or the class that is opened does not know one of model_kwargs.
-        ValueError: If neither is given, or an encoder together with another model or other model_kwargs.
-        FileNotFoundError: If there is no such model.
-        ConnectionError: If nothing answers at the URL; further errors there are those of `RemoteEncoder`.
+        TypeError: If encoder is not an encoder, or the class that is opened does not know one of model_kwargs.
+        ValueError: If neither model nor encoder is given, or an encoder with another model or other model_kwargs.
+        FileNotFoundError: If the model does not exist.
+        ConnectionError: If nothing answers at the URL. `RemoteEncoder` lists further errors for a URL.
     """
     if encoder is None:
         if not model:
-            raise ValueError("give model= (a folder or a repository such as 'BAAI/bge-m3') or encoder=")
+            raise ValueError("pass model= (a folder or a repository such as 'BAAI/bge-m3') or encoder=, got neither")
         if isinstance(model, str) and model.startswith(("http://", "https://")):
             from m3_integrations.remote import RemoteEncoder  # noqa: PLC0415 - loads h11 and ssl, which few need
 
@@ -56,8 +56,8 @@ def open_encoder(
     )
     if not is_repeated or (model and os.fspath(model) != encoder.model):
         raise ValueError(
-            f"encoder= ({encoder.model}) comes with a model and its settings: model={model!r} and "
-            f"model_kwargs={model_kwargs!r} cannot change them, so leave them out or leave encoder= out"
+            f"encoder= ({encoder.model}) already has a model and settings, so model={model!r} and "
+            f"model_kwargs={model_kwargs!r} cannot change them: leave them out, or leave encoder= out"
         )
     return encoder
 
@@ -95,6 +95,6 @@ def warn_of_absent_heads(encoder: Encoder) -> None:
     """Warn if the checkpoint lacks heads, so that "all" modes are fewer than three."""
     if absent := [mode for mode in MODES if mode not in encoder.modes]:
         warn_caller(
-            f"{absent_heads(encoder.model, encoder.modes, absent)}. So 'all' modes are {'+'.join(encoder.modes)} here; "
-            f"mode={'+'.join(encoder.modes)!r} says that this is meant"
+            f"{absent_heads(encoder.model, encoder.modes, absent)}. So mode='all' means {'+'.join(encoder.modes)} "
+            f"here: pass mode={'+'.join(encoder.modes)!r} to turn this warning off"
         )

@@ -86,8 +86,8 @@ class SearchOptions:
 
     Raises:
         FileNotFoundError: If the file of a calibration does not exist.
-        TypeError: For an unknown option; if k, pool_size or rrf_k is no integer, the filter no mapping, or weights
-            are no `WeightsLike`.
+        TypeError: For an unknown option; if k, pool_size or rrf_k is not an integer, the filter not a mapping, or
+            weights are not a `WeightsLike`.
         ValueError: If an option is out of range or unknown.
     """
 
@@ -146,7 +146,7 @@ class SearchOptions:
                     if known is None
                     else f"this one is for all three modes with {known.weights!r}, fusion='weighted' and bm25='off', "
                     f"not for {'+'.join(modes)} with {self.weights!r}, fusion={self.fusion!r} and bm25={self.bm25!r}; "
-                    "min_probability=0 searches without it"
+                    "min_probability=0 needs none"
                 )
             )
         return None
@@ -155,8 +155,8 @@ class SearchOptions:
         """Return these options with some changed. None keeps an option, and the filter {} means no filter.
 
         Raises:
-            TypeError: As the constructor.
-            ValueError: As the constructor.
+            TypeError: For the reasons of the constructor.
+            ValueError: For the reasons of the constructor.
         """
         if not keywords:
             return self
@@ -168,8 +168,8 @@ def checked_weights(weights: WeightsLike | None) -> WeightsLike | None:
     """Return a name or None unchanged, and anything else as `ModeWeights`, which cannot be changed later.
 
     Raises:
-        ValueError: If these are no weights. A TypeError of `resolve_weights` becomes a ValueError too, because pydantic
-            reports only this one.
+        ValueError: If these are not weights. A TypeError of `resolve_weights` becomes a ValueError too, because
+            pydantic reports only ValueErrors.
     """
     try:
         chosen = resolve_weights(weights)
@@ -185,7 +185,7 @@ def no_flag(value: Any) -> Any:
         ValueError: If it is a boolean.
     """
     if isinstance(value, bool):
-        raise ValueError(f"must be an integer, got {value!r}")  # noqa: TRY004 - pydantic reports a ValueError alone
+        raise ValueError(f"must be an integer, got {value!r}")  # noqa: TRY004 - pydantic reports only ValueErrors
     return value
 
 
@@ -247,8 +247,8 @@ def check_options(options: SearchOptions, store: Store, encoder: Encoder | None 
     """
     if options.bm25 != "off" and not isinstance(store, MemoryStore):
         raise ValueError(
-            f"bm25={options.bm25!r} needs a store in memory (open_store()), got {store!r}: leave bm25 out, as "
-            "the lexical mode finds by words too"
+            f"bm25={options.bm25!r} needs a store in memory (open_store()), got {store!r}: leave bm25 out, the "
+            "lexical mode searches by words too"
         )
     if encoder is None:
         return

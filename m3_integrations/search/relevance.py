@@ -1,4 +1,4 @@
-"""A result's score on a scale from 0 to 1. It is no probability; search/calibration.py has probabilities."""
+"""A result's score on a scale from 0 to 1. It is not a probability; search/calibration.py has probabilities."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def _source(metadata: Mapping[str, Any], key: str, row: int) -> str | int:
     source = metadata.get(key)
     if isinstance(source, bool) or not isinstance(source, str | int):
         raise ValueError(  # noqa: TRY004 - the value may be missing
-            f"text {row} must say its source, a string or an integer, under {key!r} in its metadata, got {source!r}"
+            f"the metadata of text {row} must have its source, a string or an integer, under {key!r}, got {source!r}"
         )
     return source
 
@@ -164,7 +164,7 @@ def _ids(sources: Sequence[str | int], texts: Sequence[str], given: Sequence[str
         ids.append(str(uuid.uuid5(_NAMESPACE, name)) if id_ is None else id_)
         seen[source, text] += 1
     if twice := [id_ for id_, n in Counter(ids).items() if n > 1]:
-        raise ValueError(f"two texts have the id {twice[0]!r}")
+        raise ValueError(f"every text needs its own id, got {twice[0]!r} twice")
     return ids
 
 
@@ -178,8 +178,8 @@ def _split(
 ) -> tuple[list[int], dict[int, str]]:
     """Return the rows to encode, and the rows to store with the vectors of a record that has their text.
 
-    The latter are a mapping from the row to the id of that record. A row that is stored already, with the same id, text
-    and metadata, is in neither.
+    The second result maps the row to the id of that record. A row that is stored already, with the same id, text and
+    metadata, is in neither result.
     """
     by_id = {record.id: record for record in old}
     by_text = {record.text: record.id for record in old}

@@ -53,12 +53,12 @@ def rerank(
         score_threshold: Only texts whose score is at least this are returned.
 
     Raises:
-        TypeError: If query or a text is no string.
+        TypeError: If query or a text is not a string.
         ValueError: If the store holds another model's vectors, or there are not as many ids as texts.
     """
     chosen, modes = resolve_weights(weights), encoder.modes
     if ids is not None and len(ids) != len(texts):
-        raise ValueError(f"{len(texts)} texts, but {len(ids)} ids")
+        raise ValueError(f"every text needs one id or None, got {len(texts)} texts and {len(ids)} ids")
     if not texts:
         return []
     known = _stored(encoder, modes, texts, ids, store)
@@ -89,7 +89,7 @@ def check_ranking(encoder: Encoder, weights: WeightsLike | None) -> None:
     """Check the weights of a reranker, and warn if the checkpoint lacks heads.
 
     Raises:
-        TypeError: If weights are no `WeightsLike`.
+        TypeError: If weights are not a `WeightsLike`.
         ValueError: If weights are out of range, or are 0 for every mode that the checkpoint has.
     """
     resolve_weights(weights).normalized(encoder.modes)

@@ -76,7 +76,7 @@ class Searcher:
         """Return a searcher over the same encoder, store and BM25 index with other options.
 
         Raises:
-            ValueError: As the constructor.
+            ValueError: For the reasons of the constructor.
         """
         check_options(options, self.store, self.encoder)
         twin = copy.copy(self)
@@ -124,8 +124,8 @@ class Searcher:
             The ids.
 
         Raises:
-            TypeError: If texts is one string or holds anything but strings, an id is no string, or metadata are no
-                mapping.
+            TypeError: If texts is one string or holds anything but strings, an id is not a string, or metadata are not
+                a mapping.
             ValueError: If ids or metadatas are not as many as texts, metadata hold a value that cannot be kept, a text
                 is not valid Unicode, or the store holds another model's vectors.
             IncompleteAddError: If it fails after some texts may have been stored, for example on a full disk. It has
@@ -160,7 +160,7 @@ class Searcher:
             The number of deleted records.
 
         Raises:
-            TypeError: If ids is one string, or one of them is no string.
+            TypeError: If ids is one string, or one of them is not a string.
             ValueError: If not exactly one of ids and filter is given, or if the filter is empty and so matches
                 everything.
         """
@@ -192,7 +192,7 @@ class Searcher:
                 filter.
 
         Raises:
-            TypeError: If the query is no string and there is no dense vector, or an option is unknown or of a wrong
+            TypeError: If the query is not a string and there is no dense vector, or an option is unknown or of a wrong
                 type.
             ValueError: If an option is out of range, the checkpoint or the store lacks the mode, BM25 is on and the
                 store is not in memory or ids are passed, the store holds another model's vectors, or the dense vector
@@ -237,9 +237,9 @@ class Searcher:
         if not ranking or (options.mode != "all" and len(ranking) < len(asked)):
             hint = ""
             if "multi_vector" in asked and "multi_vector" in of_encoder:
-                hint = "; to have candidates encoded again and again for their multi-vectors, put M3Rerank after it"
+                hint = "; M3Rerank after this search encodes the results again and ranks by their multi-vectors"
             raise ValueError(
-                f"mode={options.mode!r} cannot be searched: there are {', '.join(present)} vectors only{hint}"
+                f"mode={options.mode!r} cannot be searched: the store holds only {', '.join(present)} vectors{hint}"
             )
         return ranking, present if "multi_vector" in ranking else ranking
 
@@ -259,7 +259,7 @@ class Searcher:
         bm25: dict[str, float] = {}
         if options.bm25 != "off" and query is not None:
             if among is not None:
-                raise ValueError("BM25 looks for candidates: leave it off where ids are given")
+                raise ValueError("bm25 finds candidates, and ids= names them: pass bm25='off' with ids=")
             bm25 = self._bm25.top(query, pool, options.filter)
         candidates = {id_ for hits in found.values() for id_ in hits.ids}.union(bm25)
         if among is not None:
@@ -284,7 +284,7 @@ class Searcher:
             if answering[1] < (options.min_probability or 0):
                 return []
         if among is not None and list(ranking) == ["lexical"]:
-            ranked = ranked[final[ranked] > 0]  # a text without a shared token is no lexical hit
+            ranked = ranked[final[ranked] > 0]  # the lexical leg finds only texts with a shared token
         if options.score_threshold is not None:
             ranked = ranked[final[ranked] >= options.score_threshold]
         records, hits = {record.id: record for record in along}, list[Hit]()
@@ -317,8 +317,8 @@ class Searcher:
         """Return why a search with these options does not find a record; `str()` makes a page of it.
 
         Raises:
-            TypeError: As `search`.
-            ValueError: As `search`.
+            TypeError: For the reasons of `search`.
+            ValueError: For the reasons of `search`.
         """
         asked = self._asked(query, options)
         ranking, encoded = self._modes_of(asked)

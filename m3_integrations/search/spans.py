@@ -154,12 +154,12 @@ def find_evidence(
             text.
 
     Raises:
-        TypeError: If query or a text is no string.
+        TypeError: If query or a text is not a string.
         ValueError: If the store holds another model's vectors, there are not as many ids as texts, or there are only
             dense vectors, which stand for a text as a whole and not for its sentences.
     """
     if ids is not None and len(ids) != len(texts):
-        raise ValueError(f"{len(texts)} texts, but {len(ids)} ids")
+        raise ValueError(f"every text needs one id or None, got {len(texts)} texts and {len(ids)} ids")
     found: dict[int, Evidence] = {}
     known = {} if ids is None else {row: id_ for row, id_ in enumerate(ids) if id_ is not None}
     if store is not None and known:
@@ -249,8 +249,8 @@ class ReadTokens:
 def read_tokens(encoder: Encoder, records: Sequence[Record]) -> list[ReadTokens]:
     """Return the part of each record's text that was read, without a pass of the network.
 
-    A record may have been cut at another limit than this encoder's: then the number of its token vectors tells where.
-    If these are pooled, or there are none, the limit is taken to be this encoder's.
+    A record may have been cut at another limit than this encoder's. The number of its token vectors shows where it was
+    cut. If they are pooled or absent, this function assumes this encoder's limit.
     """
     lengths = [_n_read(record) for record in records]
     found: dict[int, ReadTokens] = {}
@@ -266,7 +266,7 @@ def read_tokens(encoder: Encoder, records: Sequence[Record]) -> list[ReadTokens]
 
 
 def _n_read(record: Record) -> int | None:
-    """Return the number of tokens that a record's vectors stand for, with [SEP]; None if the vectors do not tell."""
+    """Return the number of tokens that a record's vectors stand for, with [SEP]; None if the vectors do not show it."""
     if record.vectors is None or record.is_pooled or "multi_vector" not in record.vectors.modes:
         return None
     return len(record.vectors.multi_vector[0])
@@ -325,6 +325,5 @@ def _lexical_by_sentence(
 def _check_modes(modes: Sequence[Mode]) -> None:
     if not modes:
         raise ValueError(
-            "there are dense vectors only, one for a whole text: where in it something is, lexical weights or a "
-            "multi-vector say"
+            "scoring the sentences of a text needs lexical weights or a multi-vector, but the vectors are only dense"
         )

@@ -33,9 +33,9 @@ _SHOWN_FAULTS: Final = 3
 _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": ErrorAnswer, "description": description}
     for status, description in {
-        400: "The body is no JSON",
+        400: "The body is not JSON",
         401: "No API key, or a wrong one",
-        403: "Asked under another name than this machine's own, without keys; or the store may only be read",
+        403: "Without API keys, the request names another host than this machine; or the store is read-only",
         404: "No such model or record",
         408: "The body did not arrive in time",
         413: "Too large",
@@ -68,7 +68,8 @@ def create_app(
     Args:
         encoder: Encodes and scores. Its fingerprint is read now, which takes seconds for a large model.
         store: Adds the routes for search and records. It is bound to the encoder's model.
-        calibration: What searches with min_probability need; also the file that `m3 eval --calibrate` wrote.
+        calibration: Needed by searches with min_probability: a `Calibration`, or the file that `m3 eval --calibrate`
+            wrote.
         api_keys: A request must name one of these. Without keys every request is accepted. `read_keys` reads them.
         limits: Limits on each request and on the number of requests; `Limits()` if None.
         name: The model's name for clients. Default: the name it was opened with, or the last part of a folder's path.
@@ -76,10 +77,10 @@ def create_app(
             keys, else False. Set it to False behind a proxy that passes its own name on.
 
     Raises:
-        FileNotFoundError: If there is no such file of a calibration.
+        FileNotFoundError: If the calibration's file does not exist.
         TypeError: If api_keys is one string.
-        ValueError: If a key is not printable ASCII, the store holds another model's vectors, or the calibration is for
-            another model, is none, or stands without a store.
+        ValueError: If a key is not printable ASCII, the store holds another model's vectors, or the calibration cannot
+            be read, is for another model, or is passed without a store.
     """
     limits, keys = limits or Limits(), KeyRing(api_keys)
     name = name or (Path(encoder.model).name if Path(encoder.model).is_absolute() else encoder.model)
@@ -88,7 +89,7 @@ def create_app(
     if store is not None:
         routers.append(record_routes(encoder, store, limits, calibration=known))
     elif known is not None:
-        raise ValueError("a calibration is for searches, and there is no store to search: give store too")
+        raise ValueError("calibration= needs a store to search: pass store= too")
     routers.append(store_routes(store, limits))
     return gated(routers, lambda: encoder.stats, limits=limits, keys=keys, local_only=local_only)
 

@@ -23,7 +23,7 @@ from m3_integrations.serve.shapes import Weights
 from m3_integrations.vectors import FloatArray, resolve_weights
 
 _NOT_IDS: Final = (
-    "input must be texts, not token ids, which are another tokenizer's: LangChain's OpenAIEmbeddings sends texts with "
+    "input must be texts, got token ids of another tokenizer: LangChain's OpenAIEmbeddings sends texts with "
     "check_embedding_ctx_length=False"
 )
 
@@ -36,7 +36,9 @@ class EmbeddingsQuestion(BaseModel):
     input: str | list[str] | list[int] | list[list[int]] = Field(description="A text, or texts. No token ids.")
     model: str
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(default=None, description="Refused, unless it is the model's own.")
+    dimensions: int | None = Field(
+        default=None, description="The length of the model's vectors; any other value is refused."
+    )
 
 
 class Usage(BaseModel):
@@ -148,9 +150,7 @@ def conventional_routes(encoder: M3Encoder, limits: Limits, name: str) -> APIRou
         _check_name(question.model, name)
         texts = _texts_of(question.input)
         if question.dimensions not in {None, encoder.dim}:
-            raise Refusal(
-                422, f"this model's vectors cannot be shortened: leave dimensions out, or ask for {encoder.dim}"
-            )
+            raise Refusal(422, f"this model's vectors cannot be shortened: leave dimensions out, or pass {encoder.dim}")
         limits.check_number(len(texts), "texts")
         (vectors, _), n_tokens = await asyncio.gather(
             encoder.aencode_marked(texts, modes=("dense",)), asyncio.to_thread(_count_tokens, encoder, texts)
@@ -188,13 +188,13 @@ def conventional_routes(encoder: M3Encoder, limits: Limits, name: str) -> APIRou
 
 def _check_name(asked: str, name: str) -> None:
     if asked != name:
-        raise Refusal(404, f"there is no model {asked[:80]!r} here, only {name!r}")
+        raise Refusal(404, f"this server has only the model {name!r}, got {asked[:80]!r}")
 
 
 def _texts_of(given: str | Sequence[Any]) -> list[str]:
     texts = [given] if isinstance(given, str) else list(given)
     if not texts:
-        raise Refusal(422, "input must be a text, or one or more texts, got none")
+        raise Refusal(422, "input must be one or more texts, got none")
     if not all(isinstance(text, str) for text in texts):
         raise Refusal(422, _NOT_IDS)
     return texts

@@ -156,9 +156,7 @@ class Gate:
 
     def _check(self, path: str, headers: dict[bytes, bytes]) -> None:
         if self._local_only and not _is_local(headers.get(b"host", b"localhost")):
-            raise Refusal(
-                403, "without API keys this server answers requests to an address or to localhost, not to other names"
-            )
+            raise Refusal(403, "without API keys this server answers only requests to an IP address or to localhost")
         if path in _WITHOUT_KEY:
             return
         if not self._keys.accepts(headers.get(b"authorization", b"")):
@@ -206,8 +204,8 @@ class Gate:
                 raise _ClientGoneError
             raise Refusal(
                 504,
-                f"no answer within {self._limits.timeout_s:g} s, so the request was given up: send fewer texts, or "
-                "ask again when the server is less busy",
+                f"no answer within {self._limits.timeout_s:g} s, so the request was ended: send fewer texts, or "
+                "try again when the server is less busy",
             )
         finally:
             for task in (work, gone):
@@ -235,7 +233,7 @@ class Gate:
             frames = traceback.extract_tb(error.__traceback__)[-_SHOWN_FRAMES:]
             places = ", ".join(f"{frame.filename}:{frame.lineno}" for frame in frames)
             _logger.error("%s failed with %s at %s", scope["method"], type(error).__name__, places)  # noqa: TRY400
-            raise Refusal(500, "the server failed; its log has the place") from None
+            raise Refusal(500, "the server failed: its log names the place in the code") from None
         start, *rest = messages
         return _Answer(start["status"], list(start["headers"]), b"".join(part.get("body", b"") for part in rest))
 
@@ -262,7 +260,7 @@ def _refused(refusal: Refusal) -> _Answer:
 
 
 def _too_large(most: int) -> Refusal:
-    return Refusal(413, f"a request's body may have {most} bytes: send several requests")
+    return Refusal(413, f"a request's body may have at most {most} bytes: send several requests")
 
 
 def _is_local(host: bytes) -> bool:

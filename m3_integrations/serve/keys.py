@@ -36,13 +36,13 @@ def read_keys(file: str | os.PathLike[str] | None = None) -> tuple[str, ...]:
         return ()
     keys = tuple(key for part in parts if (key := part.strip()) and not key.startswith("#"))
     if not keys:
-        raise ValueError(f"{where} has no API key: put in one or more, or leave it out")
+        raise ValueError(f"{where} has no API key: add one or more, or leave it out")
     check_keys(keys)
     return keys
 
 
 def check_keys(keys: Iterable[str]) -> None:
-    """Refuse keys that cannot stand in a header, without quoting them.
+    """Raise ValueError for keys that a header cannot hold, without quoting them.
 
     Raises:
         ValueError: If a key is empty, or is not printable ASCII without blanks.
@@ -60,7 +60,7 @@ class KeyRing:
 
     Raises:
         TypeError: If keys is one string.
-        ValueError: As `check_keys`.
+        ValueError: For the reasons of `check_keys`.
     """
 
     def __init__(self, keys: Iterable[str]) -> None:

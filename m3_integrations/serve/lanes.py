@@ -56,7 +56,7 @@ class Lane:
             Refusal: With status 429, if `max_running + max_waiting` requests are here.
         """
         if len(self._here) >= self._max_here:
-            raise Refusal(429, f"{len(self._here)} requests are here already: ask again later", retry_after_s=1)
+            raise Refusal(429, f"the server already has {len(self._here)} requests: try again later", retry_after_s=1)
 
     @contextmanager
     def counted(self) -> Iterator[None]:
@@ -111,4 +111,4 @@ class Lane:
 
 def ending() -> Refusal:
     """Return the refusal for requests to a server that is ending."""
-    return Refusal(503, "this server is ending: ask again later, or another one", retry_after_s=1)
+    return Refusal(503, "this server is ending: try again later, or use another server", retry_after_s=1)

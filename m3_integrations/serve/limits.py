@@ -52,7 +52,7 @@ class Limits:
             Refusal: With status 422.
         """
         if n > self.max_texts:
-            raise Refusal(422, f"a request may hold {self.max_texts} {what}, got {n}: send several requests")
+            raise Refusal(422, f"a request may hold at most {self.max_texts} {what}, got {n}: send several requests")
 
     def check_tokens(self, texts: Iterable[str], max_length: int) -> None:
         """Refuse texts whose token vectors may take too much memory.
@@ -68,6 +68,6 @@ class Limits:
         if n > self.max_tokens:
             raise Refusal(
                 413,
-                f"a request may count {self.max_tokens} tokens, each text as its characters, at most {max_length}; "
-                f"got {n}: send several requests",
+                f"a request may have at most {self.max_tokens} tokens, got {n} (a text counts as its characters, at "
+                f"most {max_length}): send several requests",
             )

@@ -24,12 +24,12 @@ class Metrics:
         self.registry.register(_StatsCollector(stats))
         self._requests = Counter(
             "m3_requests",
-            "Requests that have ended; status 499 is a client that went away.",
+            "Requests that have ended; status 499 is a client that closed its connection.",
             ("path", "status"),
             registry=self.registry,
         )
         self._refusals = Counter(
-            "m3_refusals", "Requests that were refused or given up.", ("status",), registry=self.registry
+            "m3_refusals", "Requests that were refused or ended at the time limit.", ("status",), registry=self.registry
         )
         self._seconds = Histogram(
             "m3_request_seconds",

@@ -54,8 +54,10 @@ class UnmetClause(BaseModel):
     """A part of the filter that the record does not fulfil."""
 
     said: dict[str, Any] = Field(description='The part, such as {"year": {"$gte": 2024}}.')
-    where: list[str] = Field(description="The parts that it stands in, such as $or; the outermost first.")
-    found: dict[str, list[Any]] = Field(description="What the record has under the part's keys; empty without a key.")
+    where: list[str] = Field(description="The parts that contain it, such as $or; the outermost first.")
+    found: dict[str, list[Any]] = Field(
+        description="The record's values under the part's keys; empty if it lacks a key."
+    )
 
 
 class LegPosition(BaseModel):
@@ -63,10 +65,10 @@ class LegPosition(BaseModel):
 
     leg: str = Field(description="dense, lexical or bm25.")
     score: float | None = Field(description="The record's raw score; null if BM25 does not find it.")
-    rank: int | None = Field(description="From 1; null if it is no hit of the leg, or deeper than was looked.")
-    n_pool: int = Field(description="How many candidates the leg brings.")
-    edge: float | None = Field(description="The raw score of the last of these.")
-    is_in_pool: bool = Field(description="Whether the record is among them.")
+    rank: int | None = Field(description="From 1; null if the leg does not find it among its first 10,000.")
+    n_pool: int = Field(description="How many candidates the leg finds.")
+    edge: float | None = Field(description="The raw score of the last of these candidates.")
+    is_in_pool: bool = Field(description="Whether the record is among these candidates.")
 
 
 class NearToken(BaseModel):
@@ -75,17 +77,17 @@ class NearToken(BaseModel):
     query_token: str
     query_weight: float | None = Field(description="Its lexical weight; null without a lexical mode.")
     document_token: str
-    similarity: float | None = Field(description="The cosine of the two; null where they are alike by spelling.")
+    similarity: float | None = Field(description="The cosine of their vectors; null if they were compared by spelling.")
 
 
 class MissingAnswer(BaseModel):
-    """Why a search does not find a record. Without such a record all values but the page are empty."""
+    """Why a search does not find a record. If the store has no such record, all values but the page are empty."""
 
-    page: str = Field(description="All that follows, as a page of text.")
+    page: str = Field(description="All of this answer as a page of text.")
     is_stored: bool = Field(description="Whether there is such a record.")
     is_found: bool = Field(description="Whether the search does find it.")
     excluded_by: list[UnmetClause] = Field(
-        description="If there are any, all that follows is about the search without its filter."
+        description="If there are any, the fields below are about the same search without its filter."
     )
     legs: list[LegPosition]
     is_candidate: bool = Field(description="Whether a leg's pool has it.")
@@ -100,24 +102,26 @@ class MissingAnswer(BaseModel):
     )
     rank_by_weights: dict[str, int] = Field(description="Its rank by each mode alone, and by each preset.")
     needed_weights: dict[str, float] | None = Field(
-        description="The nearest weights in tenths that bring it among the first k; null if it is, or if none do."
+        description="The nearest weights in tenths that put it among the first k; null if it is there, or if none do."
     )
     text_length: int = Field(description="Characters of its text, in code points.")
     text_read_to: int = Field(description="How many of these the model has read.")
     query_read_to: int = Field(description="How many of the query's characters the model has read.")
-    shared: list[SharedToken] = Field(description="The tokens that both have; those that add most first.")
+    shared: list[SharedToken] = Field(
+        description="The tokens that both have; those that add most to the score come first."
+    )
     near: list[NearToken] = Field(description="The nearest first.")
 
     @classmethod
     def of(cls, missing: Missing) -> MissingAnswer:
-        """Return the answer that says what `Searcher.explain_missing` returned."""
+        """Return the answer with the result of `Searcher.explain_missing`."""
         shared = [asdict(match) | {"score": match.score} for match in missing.shared]
         said = asdict(missing) | {"page": str(missing), "is_found": missing.is_found, "shared": shared}
         return cls.model_validate(said)
 
 
 class SpansQuestion(Asked):
-    """A query, and the records to look in."""
+    """A query, and the records to search for matching sentences."""
 
     query: str
     ids: list[str] = Field(description="An id that is repeated is answered once.")
@@ -128,7 +132,9 @@ class FoundSentence(BaseModel):
 
     start: int = Field(description="Its first character, in code points of the record's text.")
     end: int = Field(description="The character after its last.")
-    score: float = Field(description="Higher is better. Comparable within one text; 0 where the model has not read it.")
+    score: float = Field(
+        description="Higher is better. Comparable within one text; 0 if the model has not read the sentence."
+    )
     text: str
 
 
@@ -142,7 +148,7 @@ class RecordSpans(BaseModel):
 
     @classmethod
     def of(cls, evidence: Evidence) -> RecordSpans:
-        """Return the answer that says what `Searcher.spans` returned for one record."""
+        """Return the answer with the result of `Searcher.spans` for one record."""
         return cls(
             id=evidence.id,
             sentences=[

@@ -56,7 +56,7 @@ def record_routes(
         encoder: Encodes queries and records.
         store: Holds the records.
         limits: Limits on each request.
-        calibration: What searches with min_probability need.
+        calibration: Needed by searches with min_probability; None if there is none.
 
     Raises:
         ValueError: If the store holds another model's vectors, or the calibration is for another model.
@@ -138,7 +138,7 @@ def _options(question: SearchQuestion, calibration: Calibration | None) -> Any:
     if question.min_probability and calibration is None:
         raise Refusal(
             422,
-            f"min_probability={question.min_probability} needs a calibration, and this server has none: fit one "
+            f"min_probability={question.min_probability} needs a calibration, which this server lacks: fit one "
             "with m3 eval DATA --calibrate FILE, and start m3 serve with --calibration FILE",
         )
     return question.model_dump(exclude={"query", "id"}, exclude_none=True)

@@ -98,8 +98,8 @@ def check_host(host: str, *, has_keys: bool, may_be_open: bool = False) -> None:
         is_loopback = False
     if not is_loopback:
         raise ValueError(
-            f"at {host} other machines could ask without a key: name a file of keys with --api-key-file, or put them "
-            "into M3_API_KEYS; --without-key if everybody may ask"
+            f"at {host} other machines could send requests without a key: name a file of keys with --api-key-file, put "
+            "keys into M3_API_KEYS, or allow everybody with --without-key"
         )
 
 

@@ -31,7 +31,7 @@ class ErrorAnswer(BaseModel):
     """The body of every error answer."""
 
     error: ErrorDetail
-    detail: str = Field(description="The message again, where Jina's clients look for it.")
+    detail: str = Field(description="The message again: Jina's clients read it here.")
 
 
 class EncoderLimits(BaseModel):
@@ -40,22 +40,22 @@ class EncoderLimits(BaseModel):
     texts: int = Field(description="The most texts, pairs, documents or records of a request.")
     body_bytes: int = Field(description="The most bytes of a request's body.")
     tokens: int = Field(
-        description="The most tokens of /v1/encode: a text counts its characters, at most its length limit."
+        description="The most tokens of /v1/encode. A text counts as its characters, at most its length limit."
     )
 
 
 class EncoderAnswer(BaseModel):
     """The server's model, its settings and the limits on a request."""
 
-    api: int = Field(description="The version of these doors.")
+    api: int = Field(description="The version of these routes.")
     model: str
-    fingerprint: str = Field(description="Which model it is, by its files: vectors of two cannot be compared.")
+    fingerprint: str = Field(description="Identifies the model by its files. Vectors of two models cannot be compared.")
     dim: int = Field(description="Length of a dense vector.")
     token_dim: int = Field(description="Length of a token vector; 0 without that head.")
     modes: list[Mode]
     max_length: int = Field(description="The most tokens of a document.")
     query_max_length: int = Field(description="The most tokens of a query.")
-    dtype: str = Field(description="Type of the network's weights. Vectors are float32 always.")
+    dtype: str = Field(description="Type of the network's weights. Vectors are always float32.")
     pooling: str = Field(description="How a text's tokens become its dense vector.")
     version: str = Field(description="The package's version.")
     limits: EncoderLimits
@@ -66,7 +66,7 @@ class EncodeQuestion(Asked):
 
     texts: list[str]
     kind: Kind = "document"
-    modes: list[Mode] | None = Field(default=None, description="By default all that the model has.")
+    modes: list[Mode] | None = Field(default=None, description="By default all modes that the model has.")
     max_length: int | None = Field(default=None, ge=3, description="The most tokens of a text, special ones included.")
 
 
@@ -76,7 +76,7 @@ class TokenizeQuestion(Asked):
     texts: list[str]
     kind: Kind = "document"
     max_length: int | None = Field(default=None, ge=3)
-    with_spans: bool = Field(default=False, description="Whether to say where in its text each token stands.")
+    with_spans: bool = Field(default=False, description="Whether to return the place of each token in its text.")
 
 
 class TokenizeAnswer(BaseModel):
@@ -209,10 +209,10 @@ class DeleteAnswer(BaseModel):
 class StoreDetail(BaseModel):
     """A store's modes, model and format."""
 
-    modes: list[Mode] = Field(description="Those that its records have vectors of; empty before the first.")
-    kept_modes: list[Mode] = Field(description="Those that it keeps of what is added.")
+    modes: list[Mode] = Field(description="The modes that the records have vectors of; empty before the first record.")
+    kept_modes: list[Mode] = Field(description="The modes that the store keeps.")
     fingerprint: str | None = Field(description="The model that it is bound to.")
-    format: dict[str, Any] | None = Field(description="How it keeps records; null in memory.")
+    format: dict[str, Any] | None = Field(description="The format of the records; null for a store in memory.")
 
 
 class StoreLimits(BaseModel):
@@ -225,7 +225,7 @@ class StoreLimits(BaseModel):
 class StoreAnswer(BaseModel):
     """The server's store, if it has one."""
 
-    api: int = Field(description="The version of these doors.")
+    api: int = Field(description="The version of these routes.")
     version: str = Field(description="The package's version.")
     store: StoreDetail | None
     limits: StoreLimits
@@ -250,7 +250,9 @@ class FetchQuestion(Asked):
 class PageQuestion(Asked):
     """Which page of all records to return."""
 
-    after: str | None = Field(default=None, description="What the page before had; null for the first.")
+    after: str | None = Field(
+        default=None, description="The value of `after` on the page before; null for the first page."
+    )
 
 
 class CountQuestion(Asked):
@@ -287,7 +289,7 @@ class BindQuestion(Asked):
 class OptimizeQuestion(Asked):
     """The run of `optimize` to wait for."""
 
-    run: int | None = Field(default=None, description="What the answer before had; null to begin.")
+    run: int | None = Field(default=None, description="The value of `run` in the answer before; null to begin a run.")
 
 
 class OptimizeAnswer(BaseModel):

@@ -254,7 +254,7 @@ class _Calls:
         said, query = _question(body)
         limits, filter_ = said.get("limits"), filter_from_json(said.get("filter"))
         if not isinstance(limits, dict) or not all(type(n) is int and n >= 0 for n in limits.values()):
-            raise ValueError("limits must be numbers of records by mode")
+            raise ValueError("limits must be a number of records for each mode")
         found = self.store.candidates(query, limits, filter_)
         ids = sorted({id_ for hits in found.values() for id_ in hits.ids})
         try:
@@ -283,7 +283,7 @@ class _Calls:
         expected = expected_of(self.store.fingerprint, self.store.kept_modes, self._format())
         if said != expected:
             raise ValueError(
-                f"these records were made for a store of {said}, and this one has {expected}: open the store again"
+                f"these records were made for a store of {said}, but this store has {expected}: open the store again"
             )
         if vectors is None:
             raise ValueError("there are no vectors")
@@ -298,7 +298,7 @@ class _Calls:
 
     def delete(self, ids: Sequence[str] | None, filter_: Mapping[str, Any] | None) -> int:
         if (ids is None) == (filter_ is None):
-            raise ValueError("a deletion needs either ids or a filter")
+            raise ValueError("a deletion needs either ids or a filter, got both or neither")
         if ids is None:
             return self.store.delete_where(filter_from_json(filter_))
         self._limits.check_number(len(ids), "ids")
@@ -321,7 +321,7 @@ def _question(body: bytes) -> tuple[dict[str, Any], M3Vectors]:
     """Return a body's JSON object and its vectors of one text."""
     said, arrays = _read(unpack, body)
     if not isinstance(said, dict) or not (modes := modes_of(arrays)):
-        raise ValueError("the body must have a JSON object, and the vectors of one text")
+        raise ValueError("the body must have a JSON object and the vectors of one text")
     query = _read(lambda tensors: take_vectors(tensors, 1, modes), arrays)
     _read(check_empty, arrays)
     return said, query

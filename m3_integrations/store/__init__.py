@@ -1,6 +1,6 @@
-"""Where records live: one protocol, three engines, `open_store` that opens each, `copy_store` from one into another.
+"""Stores of records: in memory, in a folder, on a Qdrant server, or behind an `m3 serve`. All have the same methods.
 
-A store of any of them may stand behind an `m3 serve`, for many processes.
+`open_store` opens any of them, and `copy_store` copies one into another.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ __all__ = [
 _HOST_AND_PORT: Final = re.compile(r"([\w.-]+:[0-9]+|\[[0-9a-fA-F:]+\](:[0-9]+)?)(/.*)?")
 
 _OF_EVERY_SERVER: Final = ("api_key", "timeout_s")
-"""Settings that every store on a server has."""
+"""The settings of every store on a server."""
 
 _COPIED_AT_ONCE: Final = 50
-"""Records read with their vectors at a time, while as many are written: bounds the memory."""
+"""Records that are read with their vectors at a time, while as many are written: bounds the memory."""
 
 
 def open_store(
@@ -59,53 +59,57 @@ def open_store(
     read_consistency: int | Literal["majority", "quorum", "all"] | None = None,
     on_disk: bool | None = None,
 ) -> Store:
-    """Open the store at a place, or make it there.
+    """Open the store at a place; make a new one if there is none.
 
     Args:
-        where: None or ":memory:" for a new store in memory: exact, gone with the process. A folder, `~` being the
-            user's home: embedded and durable, for one process at a time; one in which nothing may be written is opened
-            for reading. A URL, `https://` with TLS: the store of an `m3 serve`, or a Qdrant server or cluster. It is
-            asked which it is, without the key, unless a setting is given that only Qdrant has. A list of URLs: nodes
-            of one Qdrant cluster, of which another is asked when one does not answer.
-        multi_vector: How token vectors are kept, decided when a store is made: "float16" (the default, 2 bytes a
-            number), "turbo8" (1), "turbo4" (a half), or "none", where "all" modes are dense and lexical. Behind an
-            `m3 serve` the store is made there.
-        token_pooling: How many neighbouring tokens share a token vector, decided when a store is made; 1 by default.
-            Behind an `m3 serve` the store is made there.
-        api_key: Of the server.
+        where: One of these places:
+
+            - None or ":memory:": a new store in memory. Its searches are exact, and it ends with the process.
+            - A folder (`~` is the user's home): embedded and durable, for one process at a time. A folder that is not
+              writable is opened for reading.
+            - A URL: the store of an `m3 serve`, or a Qdrant server or cluster. If no setting is passed that only Qdrant
+              has, a request without the key finds out which of them it is.
+            - A list of URLs: the nodes of one Qdrant cluster. If one does not answer, the next one is asked.
+        multi_vector: The way to keep token vectors in a new store: "float16" (the default, 2 bytes a number), "turbo8"
+            (1 byte), "turbo4" (half a byte), or "none", which leaves the dense and the lexical mode. `m3 serve` has
+            this setting for its own store.
+        token_pooling: The number of neighbouring tokens that share a token vector in a new store; 1 by default.
+            `m3 serve` has this setting for its own store.
+        api_key: The key for the server.
         collection: The collection on a Qdrant server; "m3" by default.
-        prefer_grpc: Whether to talk to a Qdrant server by gRPC; True by default.
-        grpc_port: A Qdrant server's port for gRPC, or a list with one for each URL; 6334 by default.
-        timeout_s: How long to wait for the server's answer; 60 by default. Where a node of a cluster goes or comes
-            back, a call is tried again for some 8 s, and no more after this time.
-        shard_number: Into how many shards a collection is cut; decided when it is made, by default by the server.
-        replication_factor: How many nodes hold each shard; decided when it is made, by default by the server.
-        write_consistency_factor: How many replicas must have an update before it returns; decided when a collection is
-            made, by default by the server, which takes 1.
-        read_consistency: How many replicas of each shard must agree on an answer, or "majority", "quorum" or "all" of
-            them; one by default.
-        on_disk: Whether dense vectors and the lexical index are read from disk, not held in memory; decided when the
-            collection is made, False by default.
+        prefer_grpc: Whether to use gRPC with a Qdrant server; True by default.
+        grpc_port: The gRPC port of a Qdrant server, or a list with one port for each URL; 6334 by default.
+        timeout_s: The time limit of a server's answer in seconds; 60 by default. If a node of a cluster stops or
+            restarts, a call is repeated for about 8 s, but not beyond this limit.
+        shard_number: The number of shards of a new collection; by default the server chooses it.
+        replication_factor: The number of nodes that hold each shard of a new collection; by default the server chooses
+            it.
+        write_consistency_factor: The number of replicas that must have an update before it returns, for a new
+            collection; the server's default is 1.
+        read_consistency: The number of replicas of each shard that must agree on an answer, or "majority", "quorum" or
+            "all"; one by default.
+        on_disk: Whether a new collection reads dense vectors and the lexical index from disk instead of memory; False
+            by default.
 
     Raises:
-        TypeError: If where is neither, or a setting is given that this kind of store does not have.
+        TypeError: If where is none of these, or a setting is passed that this kind of store does not have.
         ValueError: If where is empty, a host and a port without `http://`, or a list of anything but URLs; if the
-            place holds something else, was made by a later version or with other settings, or a setting is out of
-            range; if an `m3 serve` has no store.
-        BlockingIOError: If a folder is open already, in this process or another.
+            place holds something else, or was made by a later version or with other settings; if a setting is out of
+            range; or if an `m3 serve` has no store.
+        BlockingIOError: If a folder is already open, in this process or another.
         NotADirectoryError: If a folder is a file.
         ConnectionError: If the server cannot be reached.
-        PermissionError: If it does not accept the key, or the key may not write what has to be written.
-        OSError: If it answers with another error.
+        PermissionError: If the server does not accept the key, or the key does not allow a write that is needed.
+        OSError: If the server answers with another error.
     """
     given = {name: value for name, value in locals().items() if name != "where" and value is not None}
     if where is None or (isinstance(where, str) and where.lower() == ":memory:"):
         _refuse("in memory", list(given))
         return MemoryStore()
     if not isinstance(where, str | os.PathLike | list | tuple):
-        raise TypeError(f"a store is opened at None, a folder, a URL or a list of URLs, got {where!r}")
+        raise TypeError(f"where must be None, a folder, a URL or a list of URLs, got {where!r}")
     if isinstance(where, list | tuple) and not (where and all(isinstance(url, str) and is_url(url) for url in where)):
-        raise ValueError(f"a list is of the URLs of one cluster, got {where!r}")
+        raise ValueError(f"a list must hold the URLs of one cluster, got {where!r}")
     if not isinstance(where, os.PathLike) and (not isinstance(where, str) or is_url(where)):
         return _open_url([where] if isinstance(where, str) else list(where), given)
     _refuse("in a folder", [name for name in given if name not in {"multi_vector", "token_pooling"}])
@@ -135,49 +139,49 @@ def is_url(where: str) -> bool:
     """Return whether a place is on a server; otherwise it is a folder.
 
     Raises:
-        ValueError: If it is empty, or looks like a server and is no URL.
+        ValueError: If it is empty, or looks like a server but is not a URL.
     """
     if not where.strip():
-        raise ValueError("where is empty: give a folder, a URL, or None for a store in memory")
+        raise ValueError("where is empty: pass a folder, a URL, or None for a store in memory")
     if _HOST_AND_PORT.fullmatch(where):
         raise ValueError(
-            f"{where!r} looks like a server: its URL is 'http://{where}'; a folder of this name is './{where}'"
+            f"{where!r} may be a server or a folder: write 'http://{where}' for a server, './{where}' for a folder"
         )
     if "://" not in where and not where.lower().startswith(("http:", "https:")):
         return False
     if not where.lower().startswith(("http://", "https://")):
-        raise ValueError(f"a server's URL begins with http:// or https://, got {where!r}")
+        raise ValueError(f"a server's URL must begin with http:// or https://, got {where!r}")
     if "," in where:
-        raise ValueError(f"several URLs are a list, {where.split(',')}, got {where!r}")
+        raise ValueError(f"several URLs must be a list, {where.split(',')}, got {where!r}")
     return True
 
 
 def _refuse(where: str, settings: list[str]) -> None:
     if settings:
-        raise TypeError(f"a store {where} has no {', '.join(settings)}: leave it out")
+        raise TypeError(f"a store {where} has no setting {', '.join(settings)}: leave it out")
 
 
 def copy_store(source: Store, target: Store) -> int:
-    """Copy all records with their vectors into another store; what only the target holds stays there.
+    """Copy all records with their vectors into another store. Records that only the target holds stay there.
 
-    Run again after an interruption it goes on: a record that the target has already, with the same text and metadata,
-    is skipped. Both stores are of one model, so its vectors are the same too. A thread reads the next records while
-    the last ones are written.
+    After an interruption, call it again: a record that the target has already, with the same text and metadata, is
+    skipped. Its vectors are the same, because both stores hold vectors of one model. A thread reads the next records
+    while the last ones are written.
 
     Args:
-        source: Where the records are. It must not change meanwhile.
-        target: Where they go; bound to the source's model.
+        source: The store to copy from. It must not change meanwhile.
+        target: The store to copy to. It is bound to the source's model.
 
     Returns:
-        How many records were copied by this call.
+        The number of records that this call copied.
 
     Raises:
-        ValueError: If the target holds another model's vectors, or only one of them says of which model they are, or
+        ValueError: If the target holds another model's vectors, if only one of the stores is bound to a model, or if
             the target keeps a mode that the source does not.
     """
     if source.modes and target.modes and (lost := set(target.modes) - set(source.modes)):
         raise ValueError(
-            f"the target has {', '.join(sorted(lost))} vectors and the source none: open the target with "
+            f"the target keeps {', '.join(sorted(lost))} vectors, which the source does not have: open the target with "
             "multi_vector='none', or encode the texts again"
         )
     _check_models(source, target)
@@ -216,12 +220,12 @@ def _add(records: list[Record], target: Store) -> None:
 
 
 def _check_models(source: Store, target: Store) -> None:
-    """Refuse to mix vectors of a model with vectors of nobody knows which; `bind` refuses those of two models."""
+    """Raise ValueError if only one store is bound to a model. `bind` raises for stores of two models."""
     for one, other, name in ((source, target, "source"), (target, source, "target")):
         if one.modes and one.fingerprint is None and other.fingerprint is not None:
             raise ValueError(
-                f"the {name} holds vectors and does not say of which model, the other store is for the model "
-                f"{other.fingerprint}: if they are of that model, bind the {name} to it first"
+                f"the {name} holds vectors of an unknown model, and the other store is for the model "
+                f"{other.fingerprint}: if that is their model, call bind({other.fingerprint!r}) on the {name} first"
             )
 
 

@@ -73,17 +73,17 @@ def read_about(url: str, body: bytes) -> AboutStore:
     """Read a server's description of its store.
 
     Raises:
-        ValueError: If the server is no m3 serve, has no store, or has another version of the calls.
+        ValueError: If the server is not an m3 serve, has no store, or has another version of the calls.
     """
     try:
         said = json.loads(body)
         api, store = said["api"], said["store"]
     except (ValueError, KeyError, TypeError) as error:
-        refuse(url, f"what is no description of a store ({body[:60].decode(errors='replace')!r})", error)
+        refuse(url, f"it does not describe a store ({body[:60].decode(errors='replace')!r})", error)
     if api != API:
         raise ValueError(
-            f"{url} speaks version {api!r} of a store's calls (its package is {said.get('version')}), and this package "
-            f"({version('m3-integrations')}) version {API}: upgrade the older of the two"
+            f"{url} has version {api!r} of a store's calls (its package is {said.get('version')}), and this package "
+            f"({version('m3-integrations')}) has version {API}: upgrade the older of the two"
         )
     if store is None:
         raise ValueError(f"{url} is an m3 serve without a store: start it with m3 serve MODEL --store FOLDER")
@@ -97,21 +97,21 @@ def read_about(url: str, body: bytes) -> AboutStore:
             most_bytes=int(said["limits"]["body_bytes"]),
         )
     except (ValueError, KeyError, TypeError) as error:
-        refuse(url, f"a description of a store that cannot be read ({error!r})", error)
+        refuse(url, f"its description of a store cannot be read ({error!r})", error)
 
 
 def read_records(url: str, body: bytes, *, with_vectors: bool) -> tuple[list[Record], dict[str, Any]]:
     """Return the records of an answer, and its further values.
 
     Raises:
-        ValueError: If the answer has another form, or vectors that were not asked for.
+        ValueError: If the answer has another form, or vectors that were not requested.
     """
     try:
         records, vectors, said = unpack_records(body)
     except ValueError as error:
-        refuse(url, f"no records ({error})", error)
+        refuse(url, f"it holds no records ({error})", error)
     if records and (vectors is None) == with_vectors:
-        refuse(url, "no vectors" if with_vectors else "vectors, which nobody asked for")
+        refuse(url, "it holds no vectors" if with_vectors else "it holds vectors, which were not requested")
     if vectors is not None:
         records = [replace(record, vectors=vectors[i]) for i, record in enumerate(records)]
     return records, said
@@ -133,7 +133,7 @@ def read_candidates(url: str, body: bytes, query: M3Vectors, legs: Sequence[Mode
         carried = [mode for mode in MODES if f"scores.{mode}" in arrays]
         return Candidates(hits, query, there, _take_scores(arrays, carried, len(there)))
     except (ValueError, KeyError, TypeError) as error:
-        refuse(url, f"no candidates ({error})", error)
+        refuse(url, f"it holds no candidates ({error})", error)
 
 
 def read_scores(url: str, body: bytes, modes: Sequence[Mode]) -> tuple[list[str], dict[Mode, FloatArray]]:
@@ -147,7 +147,7 @@ def read_scores(url: str, body: bytes, modes: Sequence[Mode]) -> tuple[list[str]
         ids = _strings(said["ids"])
         return ids, _take_scores(arrays, modes, len(ids))
     except (ValueError, KeyError, TypeError) as error:
-        refuse(url, f"no scores ({error})", error)
+        refuse(url, f"it holds no scores ({error})", error)
 
 
 def read_member(url: str, body: bytes, name: str, kind: type) -> Any:
@@ -159,15 +159,15 @@ def read_member(url: str, body: bytes, name: str, kind: type) -> Any:
     try:
         value = json.loads(body)[name]
     except (ValueError, KeyError, TypeError) as error:
-        refuse(url, f"no {name}", error)
+        refuse(url, f"it has no {name}", error)
     if type(value) is not kind:
-        refuse(url, f"no {name} but {value!r:.40}")
+        refuse(url, f"its {name} must be of type {kind.__name__}, got {value!r:.40}")
     return value
 
 
 def refuse(url: str, what: str, error: Exception | None = None) -> NoReturn:
     """Raise ValueError for an answer that an m3 serve does not send."""
-    raise ValueError(f"{url} answers with {what}: is something between this process and m3 serve?") from error
+    raise ValueError(f"{url} sent a wrong answer: {what}. Is a proxy between this process and m3 serve?") from error
 
 
 def _take_scores(arrays: Tensors, modes: Sequence[Mode], n: int) -> dict[Mode, FloatArray]:
@@ -179,5 +179,5 @@ def _take_scores(arrays: Tensors, modes: Sequence[Mode], n: int) -> dict[Mode, F
 
 def _strings(value: Any) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-        raise ValueError("no list of strings")
+        raise ValueError("a list of strings is missing")
     return value

@@ -127,7 +127,7 @@ class Cluster:
                 if is_over or not (fault is _Fault.NOT_SENT or (fault is _Fault.LOST and is_repeatable)):
                     tried = f"tried {tries} {'time' if tries == 1 else 'times'} in {spent_s:.1f} s"
                     if fault is _Fault.LOST and not is_repeatable:
-                        tried += ", not repeated as it may have been done: look before you do it again"
+                        tried += ", not repeated because the server may have done it: check before you repeat it"
                     raise self._as_os_error(error, node, tried) from error
             if pause_s:
                 time.sleep(pause_s)
@@ -153,10 +153,10 @@ class Cluster:
         status, said = _status_and_words(error)
         if status in _SILENT:
             port = None if self._grpc_ports is None else self._grpc_ports[node]
-            hint = "" if port is None else f" (gRPC has port {port} here: see grpc_port= and prefer_grpc=False)"
+            hint = "" if port is None else f" (the gRPC port is {port}: see grpc_port= and prefer_grpc=False)"
             return ConnectionError(f"no Qdrant server answers at {everywhere}: {said} ({tried}){hint}")
         if status in _REFUSED and _READ_ONLY.search(said):
-            return PermissionError(f"the API key may not write to the Qdrant server at {url}, it may read: {said}")
+            return PermissionError(f"the API key allows only reading from the Qdrant server at {url}: {said}")
         if status in _REFUSED:
             return PermissionError(f"the Qdrant server at {url} does not accept the API key: {said}")
         return OSError(f"the Qdrant server at {url} answered {status}: {said} ({tried})")

@@ -117,7 +117,7 @@ class EdgeStore(QdrantStore):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "a store in a folder cannot be pickled, as one process has it open: use a server store, "
+            "a store in a folder cannot be pickled because only one process can have it open: use a store on a server, "
             "open_store('http://...'), which every process can open"
         )
 
@@ -132,7 +132,7 @@ class EdgeStore(QdrantStore):
             self._is_log_enough = _IS_LOG_ENOUGH and self._place.renew_log()
             self._load()
         elif format_.modes:
-            raise ValueError(f"{self.folder} has lost its folder {engine.name!r} with the records: restore it")
+            raise ValueError(f"{self.folder} lacks its folder {engine.name!r} with the records: restore it")
         return format_
 
     def _read_format(self) -> StoreFormat:
@@ -173,7 +173,7 @@ class EdgeStore(QdrantStore):
         if self._n_unindexed > _DUE_AT and not self._has_said_due:
             self._has_said_due = True
             _LOG.warning(
-                "%s holds about %d records that are not indexed: call optimize() once, when it may take minutes",
+                "%s holds about %d records without an index: call optimize() once, which may take minutes",
                 self.folder,
                 self._n_unindexed,
             )
@@ -323,14 +323,14 @@ class EdgeStore(QdrantStore):
 
     def _unwritable(self, error: Exception) -> OSError:
         return OSError(
-            f"the engine could not write to {self.folder}: {error}. What was acknowledged before is safe; this "
-            "change may be there in part. Remove the cause, close the store and open it again"
+            f"the engine could not write to {self.folder}: {error}. Earlier changes are safe; a part of this change "
+            "may be stored. Remove the cause, close the store and open it again"
         )
 
     def _check_writable(self) -> None:
         if self._place.is_read_only:
             raise PermissionError(
-                errno.EACCES, "the store was opened for reading, as nothing may be written there", str(self.folder)
+                errno.EACCES, "the store was opened for reading because its folder is not writable", str(self.folder)
             )
 
     def _check_disk(self, size_bytes: int) -> None:
@@ -339,6 +339,6 @@ class EdgeStore(QdrantStore):
         if free < needed:
             raise OSError(
                 errno.ENOSPC,
-                f"{needed >> 20} MB of free disk are needed, {free >> 20} MB are there: nothing was written",
+                f"{needed >> 20} MB of free disk space are needed, got {free >> 20} MB: nothing was written",
                 str(self.folder),
             )

@@ -145,7 +145,7 @@ def _parse(filter: FilterLike, depth: int) -> Filter:  # noqa: A002 - likewise
     if not isinstance(filter, Mapping):
         raise TypeError(f"a filter must be a mapping such as {{'year': {{'$gte': 2024}}}}, got {filter!r}")
     if depth > _MAX_DEPTH:
-        raise ValueError(f"filters may stand {_MAX_DEPTH} deep in each other, and this one does deeper")
+        raise ValueError(f"filters may be nested {_MAX_DEPTH} deep, and this one is deeper: flatten it")
     return _all_of([_parse_entry(key, value, depth) for key, value in filter.items()])
 
 
@@ -182,11 +182,11 @@ def _parse_entry(given: object, value: Any, depth: int) -> Filter:
     if key == "$not":
         return _not(_parse(value, depth + 1))
     if key.startswith("$"):
-        raise ValueError(f"unknown operator {key}: outside a key there are $and, $or and $not")
+        raise ValueError(f"unknown operator {key}: outside a key use $and, $or or $not")
     if not isinstance(value, Mapping):
         return _parse_condition(key, "$eq", value, depth)
     if not value:
-        raise ValueError(f"the filter on {key!r} is empty: give a value, or one of {', '.join(_OPERATORS)}")
+        raise ValueError(f"the filter on {key!r} is empty: pass a value, or one of {', '.join(_OPERATORS)}")
     return _all_of([_parse_condition(key, operator, operand, depth) for operator, operand in value.items()])
 
 
@@ -212,7 +212,7 @@ def _parse_condition(key: str, operator: str, value: Any, depth: int) -> Filter:
         return exists if value else Not(exists)
     if operator == "$not" and isinstance(value, Mapping):
         return _not(_parse({key: value}, depth + 1))
-    raise ValueError(f"unknown {where}: known are {', '.join(_OPERATORS)}")
+    raise ValueError(f"unknown {where}: use one of {', '.join(_OPERATORS)}")
 
 
 def _scalar(where: str, value: Any) -> Scalar:
@@ -237,7 +237,7 @@ def _bound(where: str, value: Any) -> int | float | Instant:
         return Instant(instant)
     if isinstance(scalar, str | bool):
         raise ValueError(  # noqa: TRY004 - as every operand that has no meaning
-            f"{where} needs a number or a date such as '2024-05-01', got {value!r}: only these have an order here"
+            f"{where} needs a number or a date such as '2024-05-01', got {value!r}: others have no order here"
         )
     return scalar
 
@@ -250,8 +250,8 @@ def matches(filter: FilterLike, metadata: Mapping[str, Any]) -> bool:  # noqa: A
         metadata: Metadata as a store or `values.check_metadata` returns them.
 
     Raises:
-        TypeError: As `parse_filter`.
-        ValueError: As `parse_filter`.
+        TypeError: For the reasons of `parse_filter`.
+        ValueError: For the reasons of `parse_filter`.
     """
     parsed = parse_filter(filter)
     return parsed is None or _matches(parsed, metadata)
@@ -304,5 +304,5 @@ def _names_wanted(value: Scalar) -> Sequence[tuple[str, Any]]:
 
 
 def is_number(element: Any) -> bool:
-    """Return whether this is a number; a boolean is none here."""
+    """Return whether this is a number; a boolean does not count as one."""
     return isinstance(element, int | float) and not isinstance(element, bool)

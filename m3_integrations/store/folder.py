@@ -27,7 +27,7 @@ _ENGINE: Final = "engine"
 _UNFINISHED: Final = "engine.unfinished"
 _NEW_LOG: Final = "m3-store.log.new"
 _WRITTEN_LOG: Final = "open-"
-"""The engine's log files that are still written have names that begin so; full ones are renamed."""
+"""The beginning of the names of log files that the engine still writes; it renames full ones."""
 
 
 _HERE: Final[weakref.WeakValueDictionary[tuple[int, Path], StoreFolder]] = weakref.WeakValueDictionary()
@@ -60,9 +60,9 @@ class StoreFolder:
         try:
             self.path = Path(path).expanduser().resolve()
         except RuntimeError as error:
-            raise ValueError(f"there is no home folder for {os.fspath(path)!r}: write the path out") from error
+            raise ValueError(f"the home folder in {os.fspath(path)!r} is unknown: write the whole path") from error
         if self.path.exists() and not self.path.is_dir():
-            raise NotADirectoryError(f"a store is a folder, but {self.path} is a file")
+            raise NotADirectoryError(f"a store must be a folder, but {self.path} is a file: choose another path")
         self.is_read_only = self.path.exists() and not os.access(self.path, os.W_OK)
         self._copy: tempfile.TemporaryDirectory[str] | None = None
         self._lock: FileLock | None = None
@@ -113,11 +113,11 @@ class StoreFolder:
     def _taken(self) -> BlockingIOError:
         if (os.getpid(), self.path) in _HERE:
             return BlockingIOError(
-                f"{self.path} is open already in this process: go on with that store object, or close() it first"
+                f"{self.path} is open already in this process: use that store object, or close() it first"
             )
         return BlockingIOError(
-            f"{self.path} is open already in another process, and only one can have it: close it there, or let both "
-            "use it through m3 serve MODEL --store FOLDER, or use a Qdrant server: open_store('http://...')"
+            f"{self.path} is open already in another process, and only one process can open it: close it there, or "
+            "share it with m3 serve MODEL --store FOLDER, or use a Qdrant server: open_store('http://...')"
         )
 
     def read(self) -> StoreFormat | None:
@@ -193,7 +193,7 @@ class StoreFolder:
         names = {entry.name for entry in self.path.iterdir()}
         if _FORMAT_FILE not in names and (foreign := sorted(names - ours)):
             raise ValueError(
-                f"{self.path} is no store of this package (it holds {foreign[0]!r}), and is left as it is: choose an "
+                f"{self.path} is not a store of this package (it holds {foreign[0]!r}) and was not changed: choose an "
                 "empty or a new folder"
             )
 
@@ -217,7 +217,7 @@ def sync_log(folder: Path) -> None:
     """
     names = [file.name for file in folder.iterdir()]
     if not any(name.startswith(_WRITTEN_LOG) for name in names):
-        raise FileNotFoundError(errno.ENOENT, "the engine's log is not where it should be", str(folder))
+        raise FileNotFoundError(errno.ENOENT, "the engine's log has no file that can be written", str(folder))
     for name in names:
         try:
             sync(folder / name)

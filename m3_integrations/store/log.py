@@ -1,8 +1,8 @@
 """The engine's log of changes: when a store closes, changes that are in the engine's segments are removed from it.
 
-The engine keeps up to 64 MB of such changes in the log, and reserves as much again. It numbers changes by the log, and
-skips a change whose number a record has had already. So with an empty log, whose numbers begin at 0 again, new changes
-would be lost without an error. Therefore the last change is kept, with its number.
+The engine keeps up to 64 MB of such changes in the log, and reserves as much again. The last change must stay, with its
+number: the engine numbers changes by the log, and skips a change whose number a record has had already. With an empty
+log the numbers would begin at 0 again, and new changes would be lost without an error.
 
 A log is a folder. Its files `closed-N` begin with change number N, its files `open-N` continue them, and `first-index`
 has the number of the last change that is written out. A file begins with "wal", a zero byte, and 4 bytes that seed the
@@ -80,7 +80,7 @@ def last_change(log: Path) -> LastChange | None:
 
 
 def _read(file: Path) -> tuple[int, tuple[bytes, bytes] | None]:
-    """Return the number of changes in a file, and the last one with the checksum before it (None if it is no log)."""
+    """Return the number of changes in a file, and the last one with the checksum before it (None if not a log)."""
     size, n_changes, start = file.stat().st_size, 0, _HEADER_BYTES
     with file.open("rb") as opened:
         if opened.read(len(_MAGIC)) != _MAGIC:

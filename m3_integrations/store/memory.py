@@ -66,7 +66,7 @@ class MemoryStore(Store):
         return f"MemoryStore({len(self)} records)"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a store in memory cannot be pickled: use a server store, which every process can open")
+        raise TypeError("a store in memory cannot be pickled: use a store on a server, which every process can open")
 
     @property
     def modes(self) -> tuple[Mode, ...]:
@@ -181,7 +181,7 @@ class MemoryStore(Store):
     ) -> dict[Mode, Hits]:  # fmt: skip
         """Return the best records by each mode, as `Store.candidates`; equal scores in the order of adding."""
         if unknown := set(limits) - {"dense", "lexical"}:
-            raise ValueError(f"candidates come by dense or lexical scores, not by {', '.join(sorted(unknown))}")
+            raise ValueError(f"candidates are found by dense or lexical scores, got {', '.join(sorted(unknown))}")
         with self._usable():
             if not self._blocks:
                 return {mode: Hits([], np.empty(0, np.float32)) for mode in limits}

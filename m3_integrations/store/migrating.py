@@ -70,9 +70,11 @@ def migrate_store(
             a third model's vectors. Then nothing was changed.
     """
     if source is target:
-        raise ValueError("a store cannot be migrated into itself: open another one for the new model")
+        raise ValueError("source and target are the same store: open another store for the new model")
     if source.fingerprint == encoder.fingerprint:
-        raise ValueError(f"the source is of {encoder.model} ({encoder.fingerprint}) already: copy_store copies it")
+        raise ValueError(
+            f"the source already has vectors of {encoder.model} ({encoder.fingerprint}): copy it with copy_store"
+        )
     target.bind(encoder.fingerprint)
     report = MigrationReport()
     modes = [mode for mode in encoder.modes if mode in target.kept_modes]

@@ -136,11 +136,11 @@ class StoreFormat:
             ValueError: If this package did not write it, or a later version did.
         """
         if not found or found.get("format") != _FORMAT_NAME:
-            raise ValueError(f"{where} is no store of this package, and is left as it is: choose another place")
+            raise ValueError(f"{where} is not a store of this package and was not changed: choose another place")
         if found.get("version") not in _READ_VERSIONS:
             raise ValueError(
-                f"{where} has format version {found.get('version')}, this m3-integrations reads {_FORMAT_VERSION}: "
-                "upgrade m3-integrations to open it"
+                f"{where} has format version {found.get('version')}, and this m3-integrations reads versions up to "
+                f"{_FORMAT_VERSION}: upgrade m3-integrations to open it"
             )
         return cls(
             fingerprint=found.get("fingerprint"),  # a server drops what is None
@@ -165,7 +165,7 @@ def choose_format(
         raise ValueError(f"multi_vector must be one of {', '.join(get_args(MultiVectorStorage))}, got {multi_vector!r}")
     is_count = isinstance(token_pooling, int) and not isinstance(token_pooling, bool) and token_pooling >= 1
     if token_pooling is not None and not is_count:
-        raise ValueError(f"token_pooling must be 1 or more tokens a vector, got {token_pooling!r}")
+        raise ValueError(f"token_pooling must be a whole number of 1 or more, got {token_pooling!r}")
     if found is None:
         return StoreFormat(multi_vector=multi_vector or _DEFAULT_STORAGE, token_pooling=token_pooling or 1)
     for name, asked in (("multi_vector", multi_vector), ("token_pooling", token_pooling)):

@@ -293,7 +293,7 @@ def deletion_filter(filter: FilterLike) -> Filter:  # noqa: A002
     """
     parsed = parse_filter(filter)
     if parsed is None:
-        raise ValueError(f"an empty filter matches everything, got {filter!r}: delete by ids if that is what you want")
+        raise ValueError(f"an empty filter matches everything, got {filter!r}: to delete all records, pass their ids")
     return parsed
 
 
@@ -315,7 +315,7 @@ def check_vectors(
         ValueError: If modes or lengths differ from the stored ones, a mode was not encoded, or a value is not finite.
     """
     if modes is None and stored and tuple(stored) != vectors.modes:
-        raise ValueError(f"{what} has {', '.join(vectors.modes)} vectors, the store {', '.join(stored)}")
+        raise ValueError(f"{what} has {', '.join(vectors.modes)} vectors, but the store has {', '.join(stored)}")
     lengths: dict[Mode, int] = {}
     for mode in vectors.modes if modes is None else modes:
         if stored and mode not in stored:
@@ -326,9 +326,9 @@ def check_vectors(
             values = vectors.dense if mode == "dense" else vectors.multi_vector.flat
             lengths[mode] = values.shape[1]
         if lengths[mode] != (expected := stored.get(mode, lengths[mode])):
-            raise ValueError(f"{what} has {mode} vectors of length {lengths[mode]}, the store of length {expected}")
+            raise ValueError(f"{what} has {mode} vectors of length {lengths[mode]}, but the store has {expected}")
         if not np.isfinite([values.min(initial=0), values.max(initial=0)]).all():  # allocates no array of their size
-            raise ValueError(f"{mode} vectors hold values that are not finite")
+            raise ValueError(f"{mode} vectors hold infinite or NaN values")
     return lengths
 
 
@@ -343,6 +343,6 @@ def check_model(bound: str | None, fingerprint: str) -> None:
     """Raise ValueError if a store is bound to another model."""
     if bound not in {None, fingerprint}:
         raise ValueError(
-            f"this store holds vectors of the model {bound}, not of {fingerprint}: vectors of two models cannot be "
-            "compared, so use the model it was filled with, or another store"
+            f"this store holds vectors of the model {bound}, not of {fingerprint}. Vectors of two models cannot be "
+            "compared: use the store's model, or another store"
         )

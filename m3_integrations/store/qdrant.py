@@ -134,7 +134,10 @@ class QdrantStore(Store):
             stored = self._current_format().sizes
         kept = [mode for mode in self.kept_modes if mode in vectors.modes]
         if not kept:
-            raise ValueError(f"what is added has {', '.join(vectors.modes)} vectors only: none is kept")
+            raise ValueError(
+                f"the store keeps {', '.join(self.kept_modes)} vectors, but the records have only "
+                f"{', '.join(vectors.modes)}"
+            )
         vectors = vectors.select(kept)
         sizes = check_vectors("what is added", vectors, stored)
         flags = np.zeros(len(ids), bool) if is_pooled is None else np.array(is_pooled, bool)
@@ -206,7 +209,7 @@ class QdrantStore(Store):
     ) -> dict[Mode, Hits]:  # fmt: skip
         """Return the best records by each mode, as `Store.candidates`; records with equal scores are sorted by id."""
         if unknown := set(limits) - {"dense", "lexical"}:
-            raise ValueError(f"candidates come by dense or lexical scores, not by {', '.join(sorted(unknown))}")
+            raise ValueError(f"candidates are found by dense or lexical scores, got {', '.join(sorted(unknown))}")
         hits = {mode: Hits([], np.empty(0, np.float32)) for mode in limits}
         parsed = parse_filter(filter)
         with self._usable():

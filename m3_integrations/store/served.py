@@ -78,8 +78,8 @@ class ServedStore(Store):
         PermissionError: If the server does not accept the key; later calls too, also if its folder is read-only.
         TimeoutError: If an answer takes longer than `timeout_s`; later calls too. A write may be done nevertheless.
         OSError: If the server cannot write; later calls too.
-        ValueError: If the URL is invalid, or what answers is no m3 serve with a store, or has another version of these
-            calls; later calls too, if the server has another model by then.
+        ValueError: If the URL is invalid, or the server is not an m3 serve with a store, or has another version of
+            these calls; later calls too, if the server has another model by then.
         RuntimeError: If the server fails; later calls too.
     """
 
@@ -171,7 +171,10 @@ class ServedStore(Store):
         about = self._about
         kept = [mode for mode in about.kept_modes if mode in vectors.modes]
         if not kept:
-            raise ValueError(f"what is added has {', '.join(vectors.modes)} vectors only: none is kept")
+            raise ValueError(
+                f"the store keeps {', '.join(self.kept_modes)} vectors, but the records have only "
+                f"{', '.join(vectors.modes)}"
+            )
         vectors = vectors.select(kept)
         sizes = check_vectors("what is added", vectors, {})  # the server compares them with its records
         flags = np.zeros(len(ids), bool) if is_pooled is None else np.array(is_pooled, bool)
@@ -189,7 +192,7 @@ class ServedStore(Store):
             except (TypeError, ValueError) as error:
                 if n_before == 0:
                     raise
-                raise RuntimeError(f"{self.url} refused records after others of the call were stored") from error
+                raise RuntimeError(f"{self.url} refused records after it had stored others of the same call") from error
             try:
                 read_member(self.url, answer.body, "upserted", int)
             except ValueError as error:  # the records may be stored
@@ -287,7 +290,7 @@ class ServedStore(Store):
         return there, {mode: np.concatenate(each) for mode, each in columns.items()}
 
     def optimize(self) -> None:
-        """Build the server's indexes now; blocks until they are built, if need be longer than `timeout_s`."""
+        """Build the server's indexes now. Blocks until they are built, even if that takes longer than `timeout_s`."""
         run: int | None = None
         is_done = False
         while not is_done:
@@ -310,8 +313,8 @@ class ServedStore(Store):
         known = None if path == "" else self._about.fingerprint
         if known is not None and answer.fingerprint not in {None, known}:
             raise ValueError(
-                f"{self.url} has a store of the model {answer.fingerprint} now, and had one of {known} when this store "
-                "was opened: vectors of two models cannot be compared, so open the store again"
+                f"{self.url} now has a store of the model {answer.fingerprint}; it had one of {known} when this store "
+                "was opened. Vectors of two models cannot be compared: open the store again"
             )
         return answer
 

@@ -131,7 +131,7 @@ class ServerStore(QdrantStore):
         urls = [url] if isinstance(url, str) else list(url)
         ports = [grpc_port] * len(urls) if isinstance(grpc_port, int) else list(grpc_port)
         if not urls or len(ports) != len(urls):
-            raise ValueError(f"one grpc_port for each URL, or one for all: got {len(ports)} for {len(urls)} URLs")
+            raise ValueError(f"grpc_port must be one port, or one for each URL, got {len(ports)} for {len(urls)} URLs")
         grpc_ports = ports if prefer_grpc else None
         if client is None:
             self._cluster = Cluster.connect(urls, api_key=api_key, grpc_ports=grpc_ports, timeout_s=timeout_s)
@@ -151,7 +151,7 @@ class ServerStore(QdrantStore):
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._given["client"] is not None:
-            raise TypeError("a store over a client= cannot be pickled: open it by URL")
+            raise TypeError("a store that was opened with client= cannot be pickled: open it with a URL")
         return partial(ServerStore, **self._given), ()
 
     def _ask(self, call: Callable[[QdrantClient, str], _Answer], *, is_repeatable: bool = True) -> _Answer:

@@ -133,7 +133,7 @@ def _translate_range(condition: Condition) -> dict[str, Any]:
 
 
 def _any(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    # For an engine an empty list is no condition, so everything would match.
+    # An engine reads an empty list as no condition, so everything would match.
     return {"should": parts} if parts else {"must_not": [{}]}
 
 

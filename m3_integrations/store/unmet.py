@@ -59,8 +59,8 @@ def unmet_clauses(filter: FilterLike, metadata: Mapping[str, Any]) -> list[Claus
         metadata: Metadata as a store returns them.
 
     Raises:
-        TypeError: As `parse_filter`.
-        ValueError: As `parse_filter`.
+        TypeError: For the reasons of `parse_filter`.
+        ValueError: For the reasons of `parse_filter`.
     """
     parsed = parse_filter(filter)
     return [] if parsed is None else list(_unmet(parsed, metadata, ()))

@@ -88,7 +88,7 @@ def _mapping(metadata: Mapping[Any, Any], owner: str, trail: _Trail) -> dict[str
     kept: dict[str, Any] = {}
     for key, value in metadata.items():
         if not isinstance(key, str):
-            _refuse(key, owner, (*trail, repr(key)), "keys must be strings, and this one is not: use str(...)")
+            _refuse(key, owner, (*trail, repr(key)), "keys must be strings: use str(...)")
         name = key if type(key) is str else _kept(key, owner, trail)
         if not name.isascii():
             _check_unicode(name, owner, (*trail, ascii(name)[1:-1]))
@@ -123,7 +123,7 @@ def _container(value: Any, owner: str, trail: _Trail) -> Any:
         return _mapping(value, owner, trail)
     if isinstance(value, np.ndarray):
         if isinstance(value, np.ma.MaskedArray):
-            _refuse(value, owner, trail, "what is masked has no value: use .filled(...) or .tolist()")
+            _refuse(value, owner, trail, "a masked element has no value: use .filled(...) or .tolist()")
         if value.ndim == 0:
             return _kept(value[()], owner, trail)
     return [_kept(each, owner, (*trail, i)) for i, each in enumerate(value)]
@@ -169,7 +169,7 @@ def _from_datetime64(value: np.datetime64, owner: str, trail: _Trail) -> datetim
 
 def _moment(value: datetime, owner: str, trail: _Trail) -> datetime:
     if value != value or getattr(value, "nanosecond", False):  # noqa: PLR0124 - pandas.NaT is a datetime, and != itself
-        _refuse(value, owner, trail, "dates have microseconds at most: round it, or use None where there is none")
+        _refuse(value, owner, trail, "dates have microseconds at most: round it, or use None for a missing date")
     offset = value.utcoffset()
     zone = None if offset is None else timezone(offset)
     day, clock = (value.year, value.month, value.day), (value.hour, value.minute, value.second, value.microsecond)
@@ -180,7 +180,7 @@ def _check_unicode(text: str, owner: str, trail: _Trail) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        _refuse(text, owner, trail, f"it is no valid Unicode: half a surrogate pair stands at position {error.start}")
+        _refuse(text, owner, trail, f"it is not valid Unicode: half a surrogate pair at position {error.start}")
     return text
 
 

@@ -60,13 +60,13 @@ def unpack(body: bytes) -> tuple[Any, Tensors]:
         arrays = load(body)
         return json.loads(take_array(arrays, _JSON, np.uint8, -1).tobytes()), arrays
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"no body of safetensors with JSON in it ({error})") from error
+        raise ValueError(f"a body that is not safetensors with JSON in it ({error})") from error
 
 
 def check_empty(arrays: Tensors) -> None:
     """Raise ValueError if a body has arrays that were not read."""
     if arrays:
-        raise ValueError(f"{', '.join(sorted(arrays))}, which nobody asked for")
+        raise ValueError(f"{', '.join(sorted(arrays))}, which was not requested")
 
 
 def record_to_json(record: Record) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def mix_in_start(trained: nn.Module, start: nn.Module, start_weight: float) -> N
     """
     own, other = trained.state_dict(), start.state_dict()
     if {name: each.shape for name, each in own.items()} != {name: each.shape for name, each in other.items()}:
-        raise ValueError("the start has other weights than the trained network, so that they have no average")
+        raise ValueError("the start checkpoint has other weights than the trained network, so they cannot be averaged")
     for name, weight in own.items():
         if weight.is_floating_point():
             weight.lerp_(other[name].to(weight), start_weight)

@@ -177,7 +177,9 @@ class TrainingBatches(Dataset[dict[str, torch.Tensor]]):
             raise ValueError(f"an example has no pos_scores and neg_scores, which a teacher needs: {bare.query!r}")
         smallest = batch_size if isinstance(batch_size, int) else min(batch_size.values(), default=0)
         if smallest < processes:
-            raise ValueError(f"a batch of {smallest} queries leaves some of {processes} processes without any")
+            raise ValueError(
+                f"a batch of {smallest} queries is too small for {processes} processes: each needs at least one query"
+            )
         self._examples, self._tokenizer, self._group_size = examples, tokenizer, group_size
         self._query_max_length, self._passage_max_length = query_max_length, passage_max_length
         self._instruction, self._steps, self._seed = instruction, steps, seed

@@ -33,8 +33,8 @@ class LossSettings:
         in_batch_negatives: Whether the passages of other queries are negatives too, not only a query's own.
         mask_known_answers: Whether a passage that the data call an answer to a query is never its negative, even if it
             is a passage of another query of the batch. Texts must be equal character by character.
-        false_negative_margin: A passage is no negative if its ensemble score, the weighted mean of the three raw
-            scores, exceeds the positive's by more than this; infinite for never.
+        false_negative_margin: A passage does not count as a negative if its ensemble score, the weighted mean of the
+            three raw scores, exceeds the positive's by more than this; infinite for never.
     """
 
     temperature: float = 0.02

@@ -110,11 +110,13 @@ class MaskedBatches(Dataset[dict[str, torch.Tensor]]):
         if len(texts) < batch_size:
             raise ValueError(f"{len(texts)} texts do not fill one batch of {batch_size}")
         if batch_size < processes:
-            raise ValueError(f"a batch of {batch_size} texts leaves some of {processes} processes without any")
+            raise ValueError(
+                f"a batch of {batch_size} texts is too small for {processes} processes: each needs at least one text"
+            )
         self._processes = processes
         self._own = slice(batch_size * process // processes, batch_size * (process + 1) // processes)
         if tokenizer.mask_id is None:
-            raise ValueError("the tokenizer has no token for what is masked, which RetroMAE needs")
+            raise ValueError("RetroMAE needs a mask token, which the tokenizer lacks")
         self._texts, self._tokenizer, self._mask_id = texts, tokenizer, tokenizer.mask_id
         self._batch_size, self._max_length = batch_size, max_length
         self._encoder_mask, self._decoder_mask = encoder_mask, decoder_mask

@@ -49,7 +49,7 @@ class TrainingNetwork(nn.Module):
         """
         if (pooling := read_pooling(folder)) != "cls":
             raise ValueError(
-                f"{folder} was trained with {pooling} pooling, and M3's dense vector is [CLS]: take another"
+                f"{folder} was trained with {pooling} pooling, but M3 needs [CLS] pooling: choose another checkpoint"
             )
         backbone: Any = load_backbone(folder, torch.float32)
         width = backbone.config.hidden_size

@@ -49,7 +49,9 @@ class BatchPlan:
         longest = int(lengths.max(initial=0))
         sizes = {longest: batch_size} if isinstance(batch_size, int) else dict(sorted(batch_size.items()))
         if not sizes or longest > max(sizes):
-            raise ValueError(f"no group for passages of {longest} tokens: the last ends at {max(sizes, default=0)}")
+            raise ValueError(
+                f"batch_size_by_length ends at {max(sizes, default=0)} tokens, but a passage has {longest}"
+            )
         self._groups = _form_groups(lengths, sources if one_source else None, sizes)
         if not self._groups:
             raise ValueError("there are no examples")

@@ -32,7 +32,7 @@ def extend_positions(backbone: nn.Module, tokenizer: Tokenizer, positions: int) 
     table = getattr(embeddings, "position_embeddings", None)
     if not isinstance(table, nn.Embedding):
         kind = type(backbone).__name__
-        raise ValueError(f"positions = {positions}: {kind} has no table of them")  # noqa: TRY004 - a setting is wrong
+        raise ValueError(f"positions = {positions} is not possible: {kind} has no table of positions")  # noqa: TRY004 - a setting is wrong
     first = 0 if table.padding_idx is None else table.padding_idx + 1  # XLM-RoBERTa's first position is after padding
     known = table.num_embeddings - first
     if positions < known:

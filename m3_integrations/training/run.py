@@ -152,8 +152,8 @@ def _hold_to_settings(
         begun |= json.loads(file.read_text(encoding="utf-8"))
         if other := [name for name, value in own.items() if begun.get(name) != value]:
             raise ValueError(
-                f"the run in {config.output_dir} was begun with another {', '.join(other)}: give it what it had, or "
-                "choose another output_dir"
+                f"the run in {config.output_dir} was begun with another {', '.join(other)}: use the earlier settings, "
+                "or choose another output_dir"
             )
 
 

@@ -54,7 +54,7 @@ def load_stages(path: str | os.PathLike[str]) -> tuple[TrainingConfig, ...]:
     if not tables:
         return (_make(file, str(file), values),)
     if "stage" in values:
-        raise ValueError(f"{file} has tables of stages, so stage = {values['stage']!r} means nothing: leave it out")
+        raise ValueError(f"{file} has tables of stages, so stage = {values['stage']!r} has no effect: leave it out")
     stages: list[TrainingConfig] = []
     for stage, table in tables.items():
         stages.append(_make(file, f"{file} [{stage}]", _merge(file, stage, values, table)))
@@ -67,7 +67,9 @@ def _merge(file: Path, stage: str, shared: Mapping[str, Any], table: Any) -> dic
     if not isinstance(table, dict):
         raise ValueError(f"{file}: {stage} must be a table, [{stage}], got {table!r}")  # noqa: TRY004 - its content
     if misplaced := [name for name in (*_OF_THE_RUN, "stage") if name in table]:
-        raise ValueError(f"{file} [{stage}] has {', '.join(misplaced)}: the run has one, above the tables")
+        raise ValueError(
+            f"{file} [{stage}] has {', '.join(misplaced)}, which all stages share: move it above the tables"
+        )
     merged = {**shared, **table, "stage": stage}
     if isinstance(shared.get("loss"), dict) and isinstance(table.get("loss"), dict):
         merged["loss"] = {**shared["loss"], **table["loss"]}

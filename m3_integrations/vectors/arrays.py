@@ -219,7 +219,7 @@ class M3Vectors:
             mode: len(column) if mode == "dense" else len(column.offsets) - 1 for mode, column in self._columns.items()
         }
         if len(set(lengths.values())) != 1:
-            raise ValueError(f"one or more modes of equal length are needed, got lengths {lengths}")
+            raise ValueError(f"there must be one or more modes, all of equal length, got lengths {lengths}")
         self._n = lengths[self.modes[0]]
 
     def __len__(self) -> int:
@@ -295,7 +295,7 @@ class M3Vectors:
         """
         modes = {part.modes for part in parts}
         if len(modes) != 1:
-            raise ValueError(f"parts of the same modes are needed, got {sorted(modes)}")
+            raise ValueError(f"all parts must have the same modes, got {sorted(modes)}")
         if len(parts) == 1:
             return parts[0]
         columns: dict[str, Any] = {}

@@ -57,8 +57,8 @@ def test_a_deep_copy_shares_even_a_network_that_was_loaded_alone(encoder: M3Enco
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({}, ValueError, r"give model= .* or encoder="),
-        ({"encoder": FakeEncoder(), "model": "other"}, ValueError, r"encoder= \(fake\) comes with a model"),
+        ({}, ValueError, r"pass model= .* or encoder=, got neither"),
+        ({"encoder": FakeEncoder(), "model": "other"}, ValueError, r"encoder= \(fake\) already has a model"),
         ({"encoder": FakeEncoder(), "model_kwargs": {"device": "cpu"}}, ValueError, "cannot change them"),
         ({"encoder": "BAAI/bge-m3"}, TypeError, r"encoder must be an encoder.*'BAAI/bge-m3'.*no aencode\(\)"),
         ({"model": "/no/such/folder", "modle_kwargs": {}}, (TypeError, ValueError), "modle_kwargs"),

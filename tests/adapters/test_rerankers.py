@@ -177,5 +177,5 @@ def test_a_reranker_pickles_and_one_over_memory_refuses(make_reranker: type[Rera
     inputs = reranker.inputs(SENTENCES, IDS)
     assert twin.rank(QUERY, inputs) == reranker.rank(QUERY, inputs)
     assert (twin.made.top_n, twin.made.weights, twin.made.score_threshold) == (2, "mldr", -1.0)
-    with pytest.raises(TypeError, match="use a server store"):
+    with pytest.raises(TypeError, match="use a store on a server"):
         pickle.dumps(make_reranker(encoder=encoder, store=open_store()).made)

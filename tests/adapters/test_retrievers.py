@@ -337,7 +337,7 @@ async def test_an_error_of_the_encoder_reaches_the_caller(on_network: Retriever)
 
 
 def test_a_retriever_over_memory_refuses_to_be_pickled_and_names_the_way_out(filled: Retriever) -> None:
-    with pytest.raises(TypeError, match="use a server store"):
+    with pytest.raises(TypeError, match="use a store on a server"):
         pickle.dumps(filled.made)
 
 

@@ -190,7 +190,7 @@ def test_out_of_memory_makes_every_later_pass_smaller_and_says_so_once(caplog: p
     queue.put_back(shares, alone=False)
     assert [names(queue.take()) for _ in range(5)] == [[("long", [i])] for i in range(5)]
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
-        "out of memory: a forward pass holds at most 50 tokens for now"
+        "out of memory: for now a forward pass has at most 50 tokens"
     ]
 
 

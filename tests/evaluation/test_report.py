@@ -136,7 +136,7 @@ def test_weights_are_read_as_they_are_typed() -> None:
         (["DATA", "--model", "tiny", "--model", "DENSE", "--modes", "all"], "has no heads for lexical"),
         (["DATA", "--model", "DENSE", "--tune"], "has no heads for lexical"),
         (["DATA", "--queries-from", "QUESTIONS", "--tune"], "questions→data has answers instead"),
-        (["DATA", "--queries-from", "QUESTIONS", "--metrics", "nDCG@10"], "only Success@k has a meaning"),
+        (["DATA", "--queries-from", "QUESTIONS", "--metrics", "nDCG@10"], "only Success@k can be measured"),
         (["ONE", "--tune"], "two halves need two different queries"),
         (["SPACES"], "cannot hold the id 'd 1' of spaces"),
         (["DATA", "--out", "FILE"], "exists"),

@@ -301,5 +301,5 @@ def test_mkqas_measure_is_the_share_of_queries_whose_answer_is_among_the_first(t
         "Success@4": [1.0, 1.0, 0.0],
     }
     assert evaluate(encoder, dataset, modes=["dense"]).metrics == ("Success@20", "Success@100")
-    with pytest.raises(ValueError, match="only Success@k has a meaning"):
+    with pytest.raises(ValueError, match="only Success@k can be measured"):
         evaluate(encoder, dataset, metrics=["nDCG@10"])

@@ -258,15 +258,15 @@ def test_parts_are_as_long_as_asked_for(docs: Path) -> None:
         ),
         (["index", "DOCS", "--store", "DOCS"], "DOCS cannot be indexed into DOCS, which is it or around it"),
         (["index", "IDX", "--store", "IDX"], "cannot be indexed into IDX"),
-        (["search", "DOCS", "museum"], "is no store of this package"),
-        (["index", "DOCS", "--store", "localhost:6333"], "looks like a server: its URL is 'http://localhost:6333'"),
-        (["search", "localhost:6333", "museum"], "looks like a server: its URL is 'http://localhost:6333'"),
+        (["search", "DOCS", "museum"], "is not a store of this package"),
+        (["index", "DOCS", "--store", "localhost:6333"], "write 'http://localhost:6333' for a server"),
+        (["search", "localhost:6333", "museum"], "write 'http://localhost:6333' for a server"),
         (["index", "DOCS", "--store", ""], "where is empty"),
         (["search", "", "museum"], "where is empty"),
-        (["index", "DOCS", "--store", ":memory:"], "in memory is gone when the command ends"),
-        (["search", ":memory:", "museum"], "in memory is gone when the command ends"),
-        (["index", "DOCS", "--store", "~nobody-of-this-name/x"], "no home folder"),
-        (["index", "DOCS", "--store", "ftp://nowhere"], "a server's URL begins with http"),
+        (["index", "DOCS", "--store", ":memory:"], "in memory ends with the command"),
+        (["search", ":memory:", "museum"], "in memory ends with the command"),
+        (["index", "DOCS", "--store", "~nobody-of-this-name/x"], "the home folder in"),
+        (["index", "DOCS", "--store", "ftp://nowhere"], "a server's URL must begin with http"),
     ],
 )
 def test_what_a_user_can_get_wrong_is_one_line_and_changes_nothing(
@@ -364,7 +364,9 @@ def test_ctrl_c_says_that_the_same_line_goes_on(docs: Path, monkeypatch: pytest.
     monkeypatch.setattr("m3_integrations.indexing.index_files", interrupted)
     result = call("index", docs, "--store", docs.parent / "idx", "--device", "cpu")
     assert result.exit_code == 130
-    assert result.stderr.splitlines()[-1] == ("interrupted. What was done is kept: the same line goes on from there.")
+    assert result.stderr.splitlines()[-1] == (
+        "interrupted. Finished work is kept: run the same command again to continue."
+    )
 
 
 def search_in_a_shell(idx: Path, line: str, **environment: str) -> subprocess.CompletedProcess[bytes]:

@@ -45,7 +45,7 @@ def test_a_line_of_jsonl_is_a_record() -> None:
         ("a.jsonl", b'{"text": "a", "_id": 1.5}', ":1: '_id' must be a string or an integer, got 1.5"),
         ("a.jsonl", b'{"text": "a", "_id": ""}', ":1: '_id' must be a string or an integer, got ''"),
         ("a.jsonl", b'{"_id": "x", "text": "a"}\n{"id": "x", "text": "b"}', ":2: has the _id 'x', as line 1 has"),
-        ("a.jsonl", b'{"text": "a", "year": 1, "metadata": {"year": 2}}', ":1: 'year' stands both in 'metadata' and"),
+        ("a.jsonl", b'{"text": "a", "year": 1, "metadata": {"year": 2}}', ":1: 'year' occurs both in 'metadata' and"),
         ("a.jsonl", b'{"text": "a", "m3_file": "b"}', ":1: 'm3_file' begins with 'm3_'"),
         ("a.jsonl", b'{"text": "\\ud800"}', ":1: holds what cannot be stored"),
         ("a.jsonl", b'{"text": "a", "year": NaN}', ":1: no JSON that can be read: NaN is no JSON number"),

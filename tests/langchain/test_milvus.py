@@ -27,7 +27,7 @@ async def test_sparse_vectors_are_the_lexical_weights(encoder: M3Encoder) -> Non
     assert sparse.embed_documents([]) == await sparse.aembed_documents([]) == []
     assert {type(value) for row in expected for value in (*row.keys(), *row.values())} == {int, float}
     assert pickle.loads(pickle.dumps(sparse)).embed_query("keys") == sparse.embed_query("keys")
-    with pytest.raises(ValueError, match="give model="):
+    with pytest.raises(ValueError, match="pass model="):
         M3SparseEmbeddings()
 
 

@@ -67,7 +67,7 @@ def test_sparse_embeddings_pickle_and_refuse_what_they_do_not_know(encoder: M3En
     assert pickle.loads(pickle.dumps(sparse)).embed_query(QUERY) == sparse.embed_query(QUERY)
     with pytest.raises(TypeError, match="batch_size"):
         M3SparseEmbeddings(encoder=encoder, batch_size=3)  # type: ignore[call-arg]
-    with pytest.raises(ValueError, match="give model="):
+    with pytest.raises(ValueError, match="pass model="):
         M3SparseEmbeddings()
 
 

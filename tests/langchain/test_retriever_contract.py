@@ -87,7 +87,7 @@ async def test_configurable_fields_keep_encoder_and_store(retriever: M3HybridRet
 
 def test_configuring_another_model_is_refused_and_not_ignored(retriever: M3HybridRetriever) -> None:
     configurable = retriever.configurable_fields(model=ConfigurableField(id="model"))
-    with pytest.raises(ValidationError, match="comes with a model"):
+    with pytest.raises(ValidationError, match="already has a model"):
         configurable.invoke("keys", {"configurable": {"model": "other"}})
 
 

@@ -93,9 +93,9 @@ async def test_index_may_not_replace_sources_because_it_brings_a_part_of_each(ve
     manager.create_schema()
     vectors.add_documents(as_documents(RUNS[0]))
     asked: dict[str, Any] = {"key_encoder": "sha256", "upsert_kwargs": {"source_key": "source"}}
-    with pytest.raises(TypeError, match="index\\(\\) brings only what is new of a source"):
+    with pytest.raises(TypeError, match="index\\(\\) passes only new documents of a source"):
         index(as_documents(RUNS[1]), manager, vectors, **asked)
-    with pytest.raises(TypeError, match="index\\(\\) brings only what is new of a source"):
+    with pytest.raises(TypeError, match="index\\(\\) passes only new documents of a source"):
         await aindex(as_documents(RUNS[1]), manager, vectors, **asked)
     assert vectors.store.count() == 5
 

@@ -62,7 +62,7 @@ def test_a_foreign_embedding_is_refused_and_nothing_is_stored(fake: FakeEncoder)
     assert store.count() == 0
     with pytest.raises(ValueError, match="leave out encoder="):
         M3VectorStore(M3Embeddings(encoder=fake), encoder=fake)
-    with pytest.raises(ValueError, match="give model="):
+    with pytest.raises(ValueError, match="pass model="):
         M3VectorStore()
     with pytest.raises(ValidationError, match="top_k"):
         M3VectorStore(encoder=fake, top_k=3)
@@ -207,7 +207,9 @@ async def test_a_vector_of_another_model_is_refused(vectors: M3VectorStore) -> N
             vectors.similarity_search_by_vector(bad)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="a dense vector is 8 finite numbers"):
             await vectors.amax_marginal_relevance_search_by_vector(bad)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"as fake makes them; got shape \(768,\): \[0.5 0.5 0.5 ... 0.5 0.5 0.5\]$"):
+    with pytest.raises(
+        ValueError, match=r"of fake must be .* finite numbers, got shape \(768,\): \[0.5 0.5 0.5 ... 0.5 0.5 0.5\]$"
+    ):
         vectors.similarity_search_by_vector([0.5] * 768)
 
 
@@ -225,7 +227,7 @@ async def test_diverse_results_are_chosen_from_the_best_of_all_modes(vectors: M3
     assert len(vectors.max_marginal_relevance_search("keys tea")) == 4
     found = vectors.max_marginal_relevance_search("keys tea", filter={"row": {"$lt": 3}})
     assert sorted(d.metadata["row"] for d in found) == [0, 1, 2]
-    with pytest.raises(ValueError, match="a mode that ranks by them"):
+    with pytest.raises(ValueError, match="ranked by dense vectors"):
         vectors.max_marginal_relevance_search("keys tea", mode="lexical")
     with pytest.raises(ValueError, match="from 0 to 1"):
         vectors.max_marginal_relevance_search("keys tea", lambda_mult=2)

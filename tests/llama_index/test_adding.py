@@ -182,7 +182,7 @@ def test_a_bad_node_is_named_and_changes_nothing(bad: TextNode, adding: M3Hybrid
     adding.add_nodes([TextNode(id_="a", text="one", metadata={"n": 1})])
     changed = TextNode(id_="a", text="one", metadata={"n": 2}, excluded_embed_metadata_keys=["n"])
     adding.add_nodes([TextNode(id_="a", text="one", metadata={"n": 1}, excluded_embed_metadata_keys=["n"])])
-    with pytest.raises(ValueError, match="no valid Unicode") as refused:
+    with pytest.raises(ValueError, match="not valid Unicode") as refused:
         adding.add_nodes([changed, bad])
     assert "bad" in str(refused.value) or "id at position 1" in str(refused.value)
     assert adding.store.get(["a"])[0].metadata["n"] == 1

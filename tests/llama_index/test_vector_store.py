@@ -300,7 +300,7 @@ def test_what_is_no_option_is_refused(vectors: M3VectorStore, nodes: list[TextNo
         lambda: vectors.delete_nodes(["n01"], force=True),
     ]
     for call in calls:
-        with pytest.raises(TypeError, match=r"filter|top_k|batch_size|force|must be several|got NodeWithScore"):
+        with pytest.raises(TypeError, match=r"filter|top_k|batch_size|force|must be a list|got NodeWithScore"):
             call()
     with pytest.raises(ValueError, match="top_k"):
         M3VectorStore(encoder=FakeEncoder(), top_k=3)  # type: ignore[call-arg]

@@ -127,7 +127,7 @@ def test_a_dtype_that_the_cpu_emulates_is_warned_of(monkeypatch: pytest.MonkeyPa
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: True)
-    with pytest.warns(UserWarning, match="no instructions for bfloat16: it is emulated"):
+    with pytest.warns(UserWarning, match="no instructions for bfloat16 and emulates it"):
         assert find_dtype("bfloat16", CPU) is torch.bfloat16
     assert not is_emulated(torch.float32)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)

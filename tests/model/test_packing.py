@@ -157,5 +157,5 @@ def test_batches_are_padded_where_torch_has_no_kernel(load: Load) -> None:
 def test_packing_an_architecture_of_unknown_positions_is_refused(small: Path, load: Load) -> None:
     network: Any = load()
     theirs = load_backbone(small, torch.float32)
-    with pytest.raises(ValueError, match="XLMRobertaModel cannot be packed"):
+    with pytest.raises(ValueError, match="needs an XlmRoberta, got XLMRobertaModel"):
         M3Network(theirs, network.heads, pad_id=1, ignored_ids=network.ignored_ids, is_packed=True)

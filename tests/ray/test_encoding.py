@@ -41,7 +41,7 @@ def test_a_killed_run_goes_on_and_encodes_nothing_twice_and_its_files_load_to_th
         assert again.answer() == {"n_encoded": N - len(acknowledged), "n_there": len(acknowledged)}
     assert sorted(written(out)) == sorted(line["id"] for line in lines)
     with driver("encode", tmp_path / "corpus", out, "--max-length", 100) as other:
-        assert "they cannot be compared, so use a folder for each" in other.answer()["refused"]
+        assert "They cannot be compared: use a folder for each" in other.answer()["refused"]
     with open_store(tmp_path / "loaded") as store, open_store(tmp_path / "added") as expected:
         assert load_parquet([out], store).n_loaded == N
         add_corpus(expected, lines)

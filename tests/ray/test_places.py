@@ -37,7 +37,7 @@ def test_metadata_are_json_or_a_struct_and_may_be_left_out() -> None:
         ({"id": ["a", "b"], "text": [None, "c"]}, "needs an id and a text, got 'a' and None"),
         ({"_id": ["a"], "text": ["b"]}, "needs the columns id and text, got _id, text"),
         ({"id": [1], "text": ["b"]}, "column id must hold strings, it has int64"),
-        ({"id": ["a"], "text": ["b"], "metadata": ["{"]}, "metadata of record 'a' are no JSON, got '{'"),
+        ({"id": ["a"], "text": ["b"], "metadata": ["{"]}, "metadata of record 'a' must be JSON, got '{'"),
         ({"id": ["a"], "text": ["b"], "metadata": [{"x": b"y"}]}, "record 'a' cannot have .* decode it to a string"),
     ],
 )
@@ -155,7 +155,7 @@ def test_lines_without_an_id_or_a_text_are_refused_by_file_and_line(tmp_path: Pa
         path.write_text('{"id": "a", "text": "b"}\n' + line)
         with pytest.raises(ValueError, match=rf"a\.jsonl:2: .*{message}"):
             list(parsed(pa.table({"id": [0]}), find_files(path, ".jsonl")))
-    with pytest.raises(TypeError, match="paths must be several"):
+    with pytest.raises(TypeError, match="paths must be a list"):
         read_jsonl(str(path))
     with pytest.raises(ValueError, match="no JSONL file"):
         read_jsonl([])
@@ -171,5 +171,5 @@ def test_settings_that_mean_nothing_are_refused() -> None:
 
     with pytest.raises(ValueError, match="n_replicas must be at least 1, got 0"):
         serve_encoder("tiny", n_replicas=0)
-    with pytest.raises(TypeError, match="api_keys must be several"):
+    with pytest.raises(TypeError, match="api_keys must be a list"):
         serve_encoder("tiny", api_keys="secret")

@@ -63,6 +63,6 @@ def test_what_is_no_tokenizer_is_refused(scripted: Scripted, monkeypatch: pytest
     monkeypatch.setattr(tokens, "_CALLS_BEFORE", 0)
     with RemoteEncoder(scripted.url) as encoder:
         scripted.script = [(200, {}, body)]
-        with pytest.raises(ValueError, match=f"{scripted.url} answers with no tokenizer"):
+        with pytest.raises(ValueError, match=f"{scripted.url} sent a wrong answer: it is not a tokenizer"):
             encoder.tokenize(TEXTS)
         assert encoder.tokenize(["keys"])[0][-1] == "</s>"

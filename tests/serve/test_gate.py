@@ -264,7 +264,7 @@ def test_a_failure_shows_neither_its_trace_nor_a_text(alone: M3Encoder, caplog: 
         answer = encode(url, "a secret")
         assert answer.status_code == 500
         assert answer.json()["error"] == {
-            "message": "the server failed; its log has the place", "type": "server_error", "code": 500,
+            "message": "the server failed: its log names the place in the code", "type": "server_error", "code": 500,
         }  # fmt: skip
     assert passes.batches
     ours = [record.getMessage() for record in caplog.records if record.name.startswith("m3_integrations.serve")]

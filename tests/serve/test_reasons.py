@@ -201,7 +201,7 @@ def test_a_calibration_that_cannot_be_used_is_refused_at_the_start(served: M3Enc
     with pytest.raises(ValueError, match=r"the calibration is for wide \(31de\), and this is"):
         create_app(served, store=store, calibration=dataclasses.replace(known, model="wide", fingerprint="31de"))
     assert store.fingerprint is None  # it was bound to nothing
-    with pytest.raises(ValueError, match="there is no store to search"):
+    with pytest.raises(ValueError, match="needs a store to search"):
         create_app(served, calibration=known)
     with pytest.raises(FileNotFoundError, match=r"no calibration at .*absent\.json: m3 eval DATA --calibrate"):
         create_app(served, store=store, calibration=tmp_path / "absent.json")

@@ -272,7 +272,7 @@ def test_ids_are_strings_in_a_list(kind: str, open_kind: OpenStore) -> None:
             ask("12")
         with pytest.raises(TypeError, match="got 1 at position 1"):
             ask(["2", 1])  # type: ignore[list-item]
-        with pytest.raises(ValueError, match=r"id at position 1.*no valid Unicode"):
+        with pytest.raises(ValueError, match=r"id at position 1.*not valid Unicode"):
             ask(["2", "\ud800"])
     assert store.count() == 7
 
@@ -310,7 +310,7 @@ def test_a_folder_that_is_full_says_what_is_in(tmp_path: Path, monkeypatch: pyte
         monkeypatch.setattr("m3_integrations.store.edge._RESERVE_BYTES", 1 << 62)
         with pytest.raises(IncompleteAddError, match="0 of 7") as failed:
             Searcher(Batches(), store).add(TEXTS)
-        assert "of free disk are needed" in str(failed.value.__cause__)
+        assert "of free disk space are needed" in str(failed.value.__cause__)
         monkeypatch.undo()
         Searcher(Batches(), store).add(TEXTS, ids=failed.value.ids)
         assert there(store).keys() == set(failed.value.ids)

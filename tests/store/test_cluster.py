@@ -243,7 +243,9 @@ def test_a_delete_by_filter_that_may_have_been_done_is_not_repeated(
     store: ServerStore, nodes: list[Node], stack: ExitStack
 ) -> None:
     nodes[0].lost["Delete"] = [AWAY]
-    with pytest.raises(ConnectionError, match="not repeated as it may have been done: look before you do it again"):
+    with pytest.raises(
+        ConnectionError, match="not repeated because the server may have done it: check before you repeat it"
+    ):
         store.delete_where({"size": {"$exists": True}})
     assert nodes[0].asked.count("Delete") == 1
 
@@ -382,7 +384,7 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: st
 
 @pytest.mark.parametrize("where", [["http://a", "./folder"], [], ["http://a", None], "http://a:6333,http://b:6333"])
 def test_places_that_are_not_the_urls_of_one_cluster_are_refused(where: Any) -> None:
-    with pytest.raises(ValueError, match=r"URLs of one cluster|several URLs are a list"):
+    with pytest.raises(ValueError, match=r"URLs of one cluster|several URLs must be a list"):
         open_store(where)
 
 

@@ -232,19 +232,19 @@ def bad_columns(random: np.random.Generator) -> dict[str, tuple[dict[str, Any], 
         "vectors of one text": ({"vectors": good[0]}, "got 2 ids and 1 vectors"),
         "vectors of three": ({"vectors": random_vectors(random, 3)}, "got 2 ids and 3 vectors"),
         "a flag too few": ({"is_pooled": np.array([True])}, "got 2 ids and 1 is_pooled"),
-        "fewer modes": ({"vectors": good.select(["dense"])}, "has dense vectors, the store dense, lexical"),
+        "fewer modes": ({"vectors": good.select(["dense"])}, "has dense vectors, but the store has dense, lexical"),
         "another size": ({"vectors": wide}, "dense vectors of length 99, the store of length 8"),
         "not a number": (
             {"vectors": M3Vectors(dense=dense, lexical=lexical, multi_vector=tokens)},
-            "dense vectors hold values that are not finite",
+            "dense vectors hold infinite or NaN values",
         ),
         "infinite weight": (
             {"vectors": M3Vectors(dense=good.dense, lexical=heavy, multi_vector=tokens)},
-            "lexical vectors hold values that are not finite",
+            "lexical vectors hold infinite or NaN values",
         ),
         "infinite token": (
             {"vectors": M3Vectors(dense=good.dense, lexical=lexical, multi_vector=MultiVectorRows(two, flat))},
-            "multi_vector vectors hold values that are not finite",
+            "multi_vector vectors hold infinite or NaN values",
         ),
     }
 
@@ -336,5 +336,5 @@ def test_a_closed_store_raises(store: Store, random: np.random.Generator) -> Non
 def test_a_store_of_this_process_cannot_be_pickled(store: Store) -> None:
     if store.__class__.__name__ in {"ServerStore", "ServedStore"}:
         pytest.skip("a store on a server can")
-    with pytest.raises(TypeError, match="use a server store"):
+    with pytest.raises(TypeError, match="use a store on a server"):
         pickle.dumps(store)

@@ -98,7 +98,7 @@ def test_vectors_of_an_unknown_model_are_not_mixed_with_others(
         add(stores[unbound], records(random, ["a"]))
         stores[bound].bind("one")
         add(stores[bound], records(random, ["a", "b"]))
-        with pytest.raises(ValueError, match=f"the {unbound} holds vectors and does not say of which model"):
+        with pytest.raises(ValueError, match=f"the {unbound} holds vectors of an unknown model"):
             copy_store(source, target)
         stores[unbound].bind("one")
         copy_store(source, target)

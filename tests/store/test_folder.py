@@ -49,7 +49,7 @@ def test_a_store_is_there_again_when_it_is_opened(filled: Path) -> None:
 
 def test_a_second_opener_is_told_what_to_do(filled: Path) -> None:
     with open_store(filled) as store:
-        with pytest.raises(BlockingIOError, match=r"is open already in this process: go on with that store"):
+        with pytest.raises(BlockingIOError, match=r"is open already in this process: use that store"):
             open_store(filled)
         code = f"from m3_integrations import open_store; open_store({str(filled)!r})"
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -63,7 +63,7 @@ def test_a_foreign_folder_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     foreign = tmp_path / "photos"
     foreign.mkdir()
     (foreign / "cat.jpg").write_bytes(b"cat")
-    with pytest.raises(ValueError, match=r"no store of this package \(it holds 'cat.jpg'\)"):
+    with pytest.raises(ValueError, match=r"not a store of this package \(it holds 'cat.jpg'\)"):
         open_store(foreign)
     assert [file.name for file in foreign.iterdir()] == ["cat.jpg"]
     with pytest.raises(NotADirectoryError, match="is a file"):
@@ -71,7 +71,7 @@ def test_a_foreign_folder_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "m3-store.json").write_text('{"format": "another program"}')
-    with pytest.raises(ValueError, match="no store of this package"):
+    with pytest.raises(ValueError, match="not a store of this package"):
         open_store(other)
     assert (other / "m3-store.json").read_text() == '{"format": "another program"}'
 
@@ -100,7 +100,7 @@ def test_a_damaged_format_file_is_an_error(filled: Path) -> None:
 
 def test_a_lost_engine_folder_is_an_error(filled: Path) -> None:
     shutil.move(filled / "engine", filled.parent / "away")
-    with pytest.raises(ValueError, match="has lost its folder 'engine'") as lost:
+    with pytest.raises(ValueError, match="lacks its folder 'engine'") as lost:
         open_store(filled)
     shutil.move(filled.parent / "away", filled / "engine")
     with open_store(filled) as store:
@@ -131,9 +131,9 @@ def test_settings_are_decided_when_a_store_is_made(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("where", "settings", "error", "message"),
     [
-        (None, {"api_key": "k"}, TypeError, "in memory has no api_key"),
-        ("./folder", {"api_key": "k", "on_disk": True}, TypeError, "in a folder has no api_key, on_disk"),
-        ("ftp://host", {}, ValueError, "begins with http"),
+        (None, {"api_key": "k"}, TypeError, "in memory has no setting api_key"),
+        ("./folder", {"api_key": "k", "on_disk": True}, TypeError, "in a folder has no setting api_key, on_disk"),
+        ("ftp://host", {}, ValueError, "must begin with http"),
         (7, {}, TypeError, "None, a folder, a URL or a list of URLs, got 7"),
     ],
 )
@@ -298,7 +298,7 @@ def test_a_full_disk_is_seen_before_the_first_record(
     free = type("Usage", (), {"free": 100 << 20})()
     monkeypatch.setattr("m3_integrations.store.edge.shutil.disk_usage", lambda _: free)
     with EdgeStore(tmp_path / "s") as store:
-        with pytest.raises(OSError, match="MB of free disk are needed, 100 MB are there"):
+        with pytest.raises(OSError, match="MB of free disk space are needed, 100 MB are there"):
             add(store, records(random, ["a"]))
         assert (store.modes, store.count()) == ((), 0)
         assert not (tmp_path / "s" / "engine").exists()
@@ -328,9 +328,9 @@ def test_a_full_disk_is_seen_before_anything_is_written(
         free = type("Usage", (), {"free": 100 << 20})()
         with monkeypatch.context() as patch:
             patch.setattr("m3_integrations.store.edge.shutil.disk_usage", lambda _: free)
-            with pytest.raises(OSError, match="MB of free disk are needed, 100 MB are there"):
+            with pytest.raises(OSError, match="MB of free disk space are needed, 100 MB are there"):
                 add(store, records(random, ["b"]))
-            with pytest.raises(OSError, match="MB of free disk are needed, 100 MB are there"):
+            with pytest.raises(OSError, match="MB of free disk space are needed, 100 MB are there"):
                 store.optimize()
         assert store.count() == 1
         add(store, records(random, ["b"]))
@@ -413,7 +413,7 @@ except OSError as error:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == 0, done.stderr
         acknowledged, message = done.stdout.split(" ", 1)
-        assert "MB of free disk are needed" in message
+        assert "MB of free disk space are needed" in message
         assert int(acknowledged) > 10
         with open_store(disk / "s") as store:
             ids = [f"r{i}" for i in range(int(acknowledged))]

@@ -198,7 +198,7 @@ def test_without_file_handles_nothing_is_acknowledged_and_nothing_broken(
 
 def test_a_log_that_is_elsewhere_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "first-index").touch()
-    with pytest.raises(FileNotFoundError, match="log is not where it should be"):
+    with pytest.raises(FileNotFoundError, match="log has no file that can be written"):
         folder.sync_log(tmp_path)
     with pytest.raises(FileNotFoundError):
         folder.sync_log(tmp_path / "absent")

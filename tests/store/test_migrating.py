@@ -133,8 +133,8 @@ def test_what_cannot_be_a_migration_is_refused_and_changes_nothing() -> None:
     fill(source, 3)
     target.bind("a third")
     for one, other, encoder, message in (
-        (source, source, Successor(), "cannot be migrated into itself"),
-        (source, open_store(), FakeEncoder(), "is of fake .* already"),
+        (source, source, Successor(), "are the same store"),
+        (source, open_store(), FakeEncoder(), "already has vectors of fake"),
         (source, target, Successor(), "holds vectors of the model a third"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -290,10 +290,10 @@ def test_impossible_migrations_are_one_line(index: Path, small: Path, tmp_path: 
         ((tmp_path / "absent", "--model", small), "no store at"),
         (
             (index, "--model", small, "--to", tmp_path / "x", "--switch"),
-            "--switch is for a folder and the store beside",
+            "--switch works only for a folder and the store beside",
         ),
         ((index, "--model", small, "--to", fill_path), "holds vectors of the model fa4e"),
-        ((tmp_path / "empty", "--model", small), "is empty and of no model yet"),
+        ((tmp_path / "empty", "--model", small), "is empty and has no model yet"),
         ((index, "--model", small, "--questions", tmp_path / "absent"), "queries.jsonl is not there"),
     ):
         result = migrate(*arguments)

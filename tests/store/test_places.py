@@ -25,7 +25,7 @@ def test_memory_has_two_names() -> None:
     for where in (None, ":memory:", ":MEMORY:"):
         with open_store(where) as store:
             assert isinstance(store, MemoryStore)
-    with pytest.raises(TypeError, match="in memory has no token_pooling"):
+    with pytest.raises(TypeError, match="in memory has no setting token_pooling"):
         open_store(":memory:", token_pooling=2)
 
 
@@ -34,14 +34,14 @@ def test_memory_has_two_names() -> None:
     [
         ("", ValueError, "where is empty"),
         ("  ", ValueError, "where is empty"),
-        ("localhost:6333", ValueError, r"URL is 'http://localhost:6333'; a folder of this name is '\./localhost:6333'"),
+        ("localhost:6333", ValueError, r"'http://localhost:6333' for a server, '\./localhost:6333' for a folder"),
         ("10.0.0.7:6334/", ValueError, "looks like a server"),
         ("[::1]:6333", ValueError, "looks like a server"),
         ("localhost:6333/collections", ValueError, "looks like a server"),
-        ("http:/localhost", ValueError, "begins with http"),
-        ("HTTPS:localhost:6333", ValueError, "begins with http"),
-        ("ftp://host", ValueError, "begins with http"),
-        ("~nobody-of-this-name/x", ValueError, "no home folder"),
+        ("http:/localhost", ValueError, "must begin with http"),
+        ("HTTPS:localhost:6333", ValueError, "must begin with http"),
+        ("ftp://host", ValueError, "must begin with http"),
+        ("~nobody-of-this-name/x", ValueError, "the home folder in"),
         (b"x", TypeError, "a folder, a URL or a list of URLs"),
         (5, TypeError, "a folder, a URL or a list of URLs"),
     ],
@@ -81,7 +81,7 @@ def test_the_scheme_of_a_url_may_be_in_capitals(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_folder_is_free_again_when_its_store_is_closed_or_forgotten(tmp_path: Path) -> None:
     store = open_store(tmp_path / "s")
-    with pytest.raises(BlockingIOError, match=r"in this process: go on with that store object, or close\(\) it"):
+    with pytest.raises(BlockingIOError, match=r"in this process: use that store object, or close\(\) it"):
         open_store(tmp_path / "x" / ".." / "s")
     store.close()
     store = open_store(tmp_path / "s")

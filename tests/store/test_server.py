@@ -100,7 +100,7 @@ def test_of_two_processes_that_bind_the_first_decides(random: np.random.Generato
 def test_what_was_not_made_here_is_refused_and_left_as_it_is() -> None:
     client = QdrantClient(":memory:")
     client.create_collection("m3", vectors_config=models.VectorParams(size=4, distance=models.Distance.DOT))
-    with pytest.raises(ValueError, match="collection 'm3' is no store of this package"):
+    with pytest.raises(ValueError, match="collection 'm3' is not a store of this package"):
         ServerStore("x", client=client)
     assert client.get_collection("m3").config.metadata is None
     client.create_collection("later", metadata={"format": "m3_integrations store", "version": 3}, vectors_config={})
@@ -298,7 +298,7 @@ def test_retrievers_over_a_url_pickle(asked: list[dict[str, Any]]) -> None:
 def test_retrievers_over_a_folder_refuse_to_pickle(tmp_path: Any) -> None:
     with open_store(tmp_path / "s") as store:
         for made in (M3HybridRetriever, NodeRetriever):
-            with pytest.raises(TypeError, match=r"use a server store, open_store\('http"):
+            with pytest.raises(TypeError, match=r"use a store on a server, open_store\('http"):
                 pickle.dumps(made(encoder=M3Encoder("tiny", device="cpu"), store=store))
 
 

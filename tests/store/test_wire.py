@@ -127,7 +127,7 @@ def test_nested_json_without_end_is_refused() -> None:
     from safetensors.numpy import save
 
     written = b'{"records": ' + b"[" * 200_000 + b"]" * 200_000 + b"}"
-    with pytest.raises(ValueError, match="no body of safetensors"):
+    with pytest.raises(ValueError, match="not safetensors with JSON"):
         unpack_records(save({"json": np.frombuffer(written, np.uint8)}))
 
 

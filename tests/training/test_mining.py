@@ -254,7 +254,7 @@ def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(tmp_path: Path) -> No
     progress.write_text("".join(lines[:-1]) + '{"query": "cut sho')  # what a full disk leaves
     encoder = FakeEncoder()
     store = filled(open_store(), encoder)
-    with pytest.raises(ValueError, match=r"begun with another options: give the run what it had"):
+    with pytest.raises(ValueError, match=r"begun with another options: use the earlier settings"):
         mine_negatives(encoder, store, data, tmp_path / "out.jsonl", MiningOptions(n=6))
     encoder.encoded.clear()
     report = mine_negatives(encoder, store, data, tmp_path / "out.jsonl", OPTIONS)
@@ -355,13 +355,13 @@ def test_a_cross_encoder_scores_a_pair_as_transformers_does_alone(reranker: Path
 
 
 def test_what_is_no_cross_encoder_is_refused(reranker: Path, small: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is no cross-encoder: it lacks classifier.*would be random"):
+    with pytest.raises(ValueError, match=r"is not a cross-encoder: it lacks classifier"):
         CrossEncoder(small, device="cpu")
     config = XLMRobertaConfig.from_pretrained(reranker, num_labels=2)
     XLMRobertaForSequenceClassification(config).save_pretrained(tmp_path)
     for path in reranker.glob("*token*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(ValueError, match=r"gives one score, .* gives 2"):
+    with pytest.raises(ValueError, match=r"must return one score, .* returns 2"):
         CrossEncoder(tmp_path, device="cpu")
 
 
@@ -388,7 +388,7 @@ def test_a_mined_file_trains(write_config: WriteConfig, small: Path, reranker: P
         assert np.abs(after.encode(["keys"]).dense - before.encode(["keys"]).dense).max() > 1e-4
     again = CliRunner().invoke(app, line)
     assert again.exit_code == 1
-    assert "mined.jsonl is there already: choose another file" in again.stderr
+    assert "mined.jsonl exists already: choose another file" in again.stderr
 
 
 def test_the_command_mines_a_store_that_holds_the_passages(small: Path, tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_a_batch_is_decided_by_the_seed_and_its_number(small: Path) -> None:
 def test_a_tokenizer_without_a_mask_is_refused(small: Path) -> None:
     tokenizer = load_tokenizer(small)
     tokenizer.source.mask_token_id = None
-    with pytest.raises(ValueError, match="no token for what is masked"):
+    with pytest.raises(ValueError, match="needs a mask token"):
         MaskedBatches(
             TEXTS, tokenizer, batch_size=4, max_length=40, encoder_mask=0.3, decoder_mask=0.5, steps=1, seed=0
         )

@@ -121,7 +121,7 @@ def test_a_run_does_not_go_on_with_other_settings_or_data(write_config: WriteCon
         ({"learning_rate": 1e-4}, "learning_rate"),
         ({"batch_size": 3, "steps": 7}, "steps, batch_size"),
     ):
-        with pytest.raises(ValueError, match=f"was begun with another {named}: give it what it had"):
+        with pytest.raises(ValueError, match=f"was begun with another {named}: use the earlier settings"):
             run_training(write_config(**settings), show_progress=False)
     config = write_config(log_every=2, save_every=2, keep_checkpoints=1)
     text = (tmp_path / "examples.jsonl").read_text()

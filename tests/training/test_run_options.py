@@ -155,5 +155,5 @@ def test_heads_that_the_start_did_not_have_are_not_averaged(
 
 def test_networks_with_other_weights_have_no_average(small: Path, wide: Path) -> None:
     networks = [TrainingNetwork.load(find_checkpoint(str(folder))) for folder in (small, wide)]
-    with pytest.raises(ValueError, match="the start has other weights"):
+    with pytest.raises(ValueError, match="the start checkpoint has other weights"):
         mix_in_start(networks[0], networks[1], 0.5)

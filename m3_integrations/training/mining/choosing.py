@@ -27,7 +27,7 @@ class MiningOptions:
         modes: The rankings that negatives are drawn from, one from each in turn. Empty: each mode alone that the
             checkpoint has a head for and the store keeps, so that every mode gets hard negatives for itself.
         n: The most negatives of a query; 7 and a positive are `m3 train`'s group of 8.
-        first_rank: The first rank that negatives are drawn from: 1 is the best passage that is no positive.
+        first_rank: The first rank that negatives are drawn from: 1 is the best passage that is not a positive.
         last_rank: The last rank that negatives are drawn from.
         margin: The share of a positive's score by which a negative must score less than every positive, in the ranking
             that it is drawn from; None for no limit. 0.05 is "TopK-PercPos" with 95 % of Moreira et al. (2024,

@@ -86,12 +86,12 @@ def mine_negatives(
         FileExistsError: If the new file exists already.
         FileNotFoundError: If the data do not exist.
         BlockingIOError: If another process mines into the same file.
-        ValueError: If a line of the data is no example, the store is empty, has another model's vectors or lacks a mode
-            that is asked for, or the run in OUT.progress was begun with other arguments.
+        ValueError: If a line of the data is not an example, the store is empty, has another model's vectors or lacks a
+            mode that is asked for, or the run in OUT.progress was begun with other arguments.
     """
     options = options or MiningOptions()
     if out.exists():
-        raise FileExistsError(f"{out} is there already: choose another file")
+        raise FileExistsError(f"{out} exists already: choose another file")
     examples, rows = read_examples([data]), _read_rows(data)
     modes = _modes(encoder, store, options)
     miner = _Miner(Searcher(encoder, store, SearchOptions(mode=modes[0])), modes, options, teacher)

@@ -26,7 +26,7 @@ def read_passages(path: Path, *, titles: bool = True) -> Iterator[str]:
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If a line is no such object.
+        ValueError: If a line is not such an object.
     """
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):

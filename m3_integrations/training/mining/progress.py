@@ -40,7 +40,7 @@ class ProgressFile:
 
         Raises:
             BlockingIOError: If another process has it open.
-            ValueError: If it was begun with other settings, or is no such file.
+            ValueError: If it was begun with other settings, or is not such a file.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.with_name(f"{path.name}.lock")
@@ -54,7 +54,7 @@ class ProgressFile:
                 yield cls(path, kept)
                 lock.unlink()
         except Timeout as error:
-            raise BlockingIOError(f"another process writes {path}: wait for its end") from error
+            raise BlockingIOError(f"another process writes {path}: wait until it ends") from error
 
     def append(self, rows: Sequence[dict[str, Any]]) -> None:
         """Add objects to the end of the file."""
@@ -92,7 +92,7 @@ def _read(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
                 break
             raise ValueError(f"{path}, line {len(rows) + 1} is not JSON: {error}") from error
     if not rows or not isinstance(rows[0], dict) or _HEAD not in rows[0]:
-        raise ValueError(f"{path} is not what an earlier run left: move it away, or choose another place")
+        raise ValueError(f"{path} was not written by an earlier run: move it away, or choose another place")
     return rows[0][_HEAD], rows[1:]
 
 
@@ -100,6 +100,6 @@ def _hold_to(path: Path, head: dict[str, Any], begun_with: dict[str, Any]) -> No
     now = json.loads(json.dumps(begun_with))
     if other := sorted(name for name in {*head, *now} if head.get(name) != now.get(name)):
         raise ValueError(
-            f"{path} was begun with another {', '.join(other)}: give the run what it had, or delete the file to begin "
+            f"{path} was begun with another {', '.join(other)}: use the earlier settings, or delete the file to begin "
             "anew"
         )

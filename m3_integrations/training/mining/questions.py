@@ -123,7 +123,7 @@ def write_questions(
     """
     options = options or QuestionOptions()
     if out.exists():
-        raise FileExistsError(f"{out} is there already: choose another file")
+        raise FileExistsError(f"{out} exists already: choose another file")
     texts = _sampled(passages, options)
     requests = [request for text in texts for request in _requests(text, options)]
     answers_path = out.with_name(f"{out.name}.answers")
@@ -205,8 +205,8 @@ def _ask(
                 failure = failure or answer
         if failure is not None:
             raise RuntimeError(
-                f"the chat model failed: {type(failure).__name__}: {failure}. What it answered is kept; the same call "
-                "goes on from there"
+                f"the chat model failed: {type(failure).__name__}: {failure}. Its answers are kept: repeat the call "
+                "to continue"
             ) from failure
 
 

@@ -80,7 +80,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
         reason = " ".join(str(error).split())  # some messages have several lines
         raise ValueError(f"{folder} holds no cross-encoder that can be loaded: {reason}") from error
     if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"{folder} is no cross-encoder: it lacks {', '.join(missing[:3])}, which would be random")
+        raise ValueError(f"{folder} is not a cross-encoder: it lacks {', '.join(missing[:3])}")
     if network.config.num_labels != 1:
-        raise ValueError(f"a cross-encoder gives one score, {folder} gives {network.config.num_labels}")
+        raise ValueError(f"a cross-encoder must return one score, {folder} returns {network.config.num_labels}")
     return tokenizer, network.eval().requires_grad_(False)
