@@ -83,7 +83,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "infinite or NaN in",
     ),
     "a pickle that runs code": (lambda f: put_planted_pickle(f / "sparse_linear.pt"), "sparse_linear.pt is damaged"),
-    "unknown format": (lambda f: (f / "sparse_linear.pt").rename(f / "sparse_linear.onnx"), "no sparse_linear: both"),
+    "unknown format": (lambda f: (f / "sparse_linear.pt").rename(f / "sparse_linear.onnx"), "no sparse_linear: add it"),
     "scalar bias": (
         lambda f: torch.save({"weight": torch.ones(1, 64), "bias": torch.tensor(1.0)}, f / "sparse_linear.pt"),
         r"got \(1, 64\) and \(\)",

@@ -106,7 +106,7 @@ def test_without_a_fit_it_is_not_there(searcher: Searcher) -> None:
 
 def test_a_fit_of_another_model_is_refused(searcher: Searcher) -> None:
     other = dataclasses.replace(BY_DENSE, model="wide", fingerprint="31de")
-    with pytest.raises(ValueError, match=r"the calibration is for wide \(31de\), and this is fake \(fa4e\)"):
+    with pytest.raises(ValueError, match=r"fitted for wide \(31de\), and this model is fake \(fa4e\)"):
         searcher.search("a question", calibration=other)
 
 
@@ -158,7 +158,7 @@ def test_only_calibrations_are_read(file: Path, tmp_path: Path) -> None:
     document = json.loads(file.read_text())
     for change, message in (
         ({"format": 2}, "it has format 2"),
-        ({"features": ["dense"]}, "the features dense"),
+        ({"features": ["dense"]}, "with features dense"),
         ({"means": [1.0]}, "means must be 9 finite numbers"),
         ({"coefficients": [float("nan")] * 9}, "coefficients must be 9 finite numbers"),
         ({"scales": [0.0] * 9}, "scales must be above 0"),

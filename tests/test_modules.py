@@ -132,7 +132,7 @@ def pooling(**flags: object) -> Callable[[Path], None]:
 
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "the maximum": (pooling(pooling_mode_max_tokens=True), r"1_Pooling/config\.json names max_tokens"),
-    "the last token": (pooling(pooling_mode="lasttoken"), "other than .* names lasttoken"),
+    "the last token": (pooling(pooling_mode="lasttoken"), "is not supported: .* names lasttoken"),
     "two together": (pooling(pooling_mode_cls_token=True, pooling_mode_mean_tokens=True), "names cls and mean"),
     "none": (pooling(word_embedding_dimension=64), "names none"),
     "no object": (lambda f: put_pooling(f, "[]"), "must hold a JSON object, got list"),

@@ -80,7 +80,7 @@ async def test_a_dense_vector_that_is_none_is_refused(filled: Searcher) -> None:
     bad = [np.ones(DIM + 1, np.float32), np.ones((1, DIM), np.float32), np.full(DIM, np.nan, np.float32)]
     for searcher in (filled, Searcher(FakeEncoder(), open_store())):
         for dense in bad:
-            with pytest.raises(ValueError, match="a dense vector is 8 finite numbers"):
+            with pytest.raises(ValueError, match="must be 8 finite numbers"):
                 searcher.search(QUERY, dense=dense)
         with pytest.raises(TypeError, match="got neither"):
             searcher.search(None)

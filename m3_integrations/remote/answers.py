@@ -215,7 +215,7 @@ def read_scores(url: str, body: bytes, n: int, modes: Sequence[Mode]) -> tuple[M
         try:
             columns[name] = np.array(_json(url, body, name), dtype=np.float32)
         except (ValueError, TypeError) as error:
-            _refuse(url, f"the {name} scores are not numbers", error)
+            _refuse(url, f"the answer does not hold {name} scores", error)
         if columns[name].shape != (n,) or not np.isfinite(columns[name]).all():
             _refuse(url, f"the answer does not hold {n} finite {name} scores")
     cut = [_rows(url, body, name, n) for name in ("truncated_queries", "truncated_texts")]

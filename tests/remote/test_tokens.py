@@ -54,7 +54,7 @@ def test_the_places_of_tokens_are_the_servers(scripted: Scripted, local: M3Encod
 def test_places_outside_the_texts_are_refused(scripted: Scripted, spans: object) -> None:
     with RemoteEncoder(scripted.url) as encoder:
         scripted.script = [(200, {}, json.dumps({"tokens": [[], [], []], "spans": spans}).encode())]
-        with pytest.raises(ValueError, match="no places of the tokens of 3 texts"):
+        with pytest.raises(ValueError, match="does not hold the places of the tokens of 3 texts"):
             encoder.token_spans(TEXTS)
 
 
