@@ -106,7 +106,7 @@ def _print_report(report: IndexReport, n_records: int, store: str) -> None:
 
 def _print_size(folder: Path, format_: StoreFormat) -> None:
     """Print the size of a closed store, and the ways to make it smaller."""
-    from m3_integrations.store.size import disk_use, smaller_storages, token_vector_bytes
+    from m3_integrations.store.edge_size import disk_use, smaller_storages, token_vector_bytes
 
     use = disk_use(folder)
     line = f"it takes {use.size_bytes / 1e6:,.1f} MB on the disk"

@@ -1,7 +1,7 @@
 """Evaluation of modes, weights and checkpoints on your own data; see README.md beside this file."""
 
 try:
-    from m3_integrations.evaluation.calibration import FittedCalibration, calibrate
+    from m3_integrations.evaluation.calibrating import FittedCalibration, calibrate
     from m3_integrations.evaluation.corpus import Corpus
     from m3_integrations.evaluation.data import Dataset, JudgedQueries, find_folders, read_dataset, read_queries
     from m3_integrations.evaluation.diff import ChangedQuestion, Decision, SearchDiff, diff_searches

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from m3_integrations.evaluation.corpus import Corpus
-from m3_integrations.store.folder import sync
+from m3_integrations.store.syncing import sync
 from m3_integrations.vectors import Encoder, IntArray, LexicalRows, M3Vectors, Mode, MultiVectorRows, offsets_of
 
 _UNFINISHED: Final = "unfinished"

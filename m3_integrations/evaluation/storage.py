@@ -19,9 +19,9 @@ from m3_integrations.evaluation.statistics import Comparison, compare_paired
 from m3_integrations.scoring import combine, top_rows
 from m3_integrations.store import Record, Store, open_store
 from m3_integrations.store.edge import EdgeStore
+from m3_integrations.store.edge_size import disk_use, smaller_storages, token_vector_bytes
 from m3_integrations.store.points import MultiVectorStorage
 from m3_integrations.store.qdrant import QdrantStore
-from m3_integrations.store.size import disk_use, smaller_storages, token_vector_bytes
 from m3_integrations.vectors import Encoder, FloatArray, M3Vectors, Mode, ModeWeights, WeightsLike, resolve_weights
 from m3_integrations.vectors.pooling import pooled_lengths
 

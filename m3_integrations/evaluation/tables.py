@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
 
-from m3_integrations.evaluation.calibration import FittedCalibration
+from m3_integrations.evaluation.calibrating import FittedCalibration
 from m3_integrations.evaluation.evaluate import EvaluationResult
 from m3_integrations.evaluation.modes import Column
 from m3_integrations.evaluation.statistics import Comparison, Estimate, compare_paired

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_integrations.evaluation.calibration import FittedCalibration, Refusals
+from m3_integrations.evaluation.calibrating import FittedCalibration, Refusals
 from m3_integrations.evaluation.evaluate import EvaluationResult
 from m3_integrations.evaluation.modes import Column
 from m3_integrations.evaluation.statistics import (

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from m3_integrations.parquet.tables import EncodedBy, check_same
-from m3_integrations.store.folder import sync
+from m3_integrations.store.syncing import sync
 
 _PACKED: Final = ("", ".gz", ".bz2", ".zst")
 """Endings of compressions that pyarrow unpacks by itself; "" is no compression."""

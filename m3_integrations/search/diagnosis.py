@@ -9,10 +9,11 @@ from itertools import product
 from typing import Any, Final
 
 from m3_integrations.scoring import combine, top_rows
+from m3_integrations.search.bm25_leg import Bm25Leg
 from m3_integrations.search.explanation import TokenPair, explain_record
-from m3_integrations.search.legs import Bm25Leg, fuse_rankings
 from m3_integrations.search.missing import DEEPEST, LegPlace, Missing, NearMatch
 from m3_integrations.search.options import SearchOptions
+from m3_integrations.search.ranking import fuse_rankings
 from m3_integrations.search.spans import read_tokens
 from m3_integrations.store import Record, Store
 from m3_integrations.store.unmet import unmet_clauses

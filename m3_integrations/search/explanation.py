@@ -7,12 +7,10 @@ from itertools import pairwise
 from typing import Final
 
 from m3_integrations.scoring import score_vectors
+from m3_integrations.search.spans import NO_LIMIT
 from m3_integrations.store import Record
 from m3_integrations.vectors import Encoder, M3Vectors
 from m3_integrations.vectors.pooling import group_starts
-
-_NO_LIMIT: Final = 1 << 30
-"""More tokens than any checkpoint has positions for."""
 
 _UNKNOWN: Final = "?"
 
@@ -92,7 +90,7 @@ def _document_tokens(encoder: Encoder, record: Record, n: int) -> list[str]:
     """
     if record.is_pooled:
         return _pooled_tokens(encoder.tokenize([record.text])[0], n)
-    (tokens,) = encoder.tokenize([record.text], max_length=_NO_LIMIT)
+    (tokens,) = encoder.tokenize([record.text], max_length=NO_LIMIT)
     *words, separator = tokens
     # How many tokens fit under the checkpoint's limit depends on the pooling.
     words = [*words, *[_UNKNOWN] * (n - len(tokens))]

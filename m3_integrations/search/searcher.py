@@ -12,13 +12,14 @@ import numpy as np
 
 from m3_integrations.scoring import combine, top_rows
 from m3_integrations.search.adding import add_texts
+from m3_integrations.search.bm25_leg import Bm25Leg
 from m3_integrations.search.diagnosis import Asked, diagnose
 from m3_integrations.search.explanation import Explanation, explain_record
-from m3_integrations.search.given import with_dense
-from m3_integrations.search.legs import Bm25Leg, fuse_rankings, likely_best
+from m3_integrations.search.given_vector import with_dense
 from m3_integrations.search.missing import Missing
 from m3_integrations.search.opening import warn_of_absent_heads
 from m3_integrations.search.options import MODES_OF, SearchKeywords, SearchOptions, check_options
+from m3_integrations.search.ranking import fuse_rankings, likely_best
 from m3_integrations.search.spans import Evidence, stored_evidence
 from m3_integrations.store import FilterLike, Store, matches
 from m3_integrations.vectors import Encoder, FloatArray, M3Vectors, Mode

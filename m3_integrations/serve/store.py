@@ -39,10 +39,10 @@ from m3_integrations.serve.shapes import (
     StoreLimits,
 )
 from m3_integrations.store import Record, Store
-from m3_integrations.store.answers import expected_of
 from m3_integrations.store.points import StoreFormat
 from m3_integrations.store.qdrant import QdrantStore
 from m3_integrations.store.served import ServedStore
+from m3_integrations.store.served_answers import expected_of
 from m3_integrations.store.wire import (
     API,
     check_empty,

@@ -16,10 +16,11 @@ from typing import Any, Final, NoReturn
 import qdrant_edge as edge
 
 from m3_integrations.store.edge_config import as_config
-from m3_integrations.store.folder import StoreFolder, sync_log, sync_tree
-from m3_integrations.store.log import last_change, restore_log, trim_log
+from m3_integrations.store.edge_folder import StoreFolder
+from m3_integrations.store.edge_log import last_change, restore_log, sync_log, trim_log
 from m3_integrations.store.points import MultiVectorStorage, StoreFormat, choose_format, point_id
 from m3_integrations.store.qdrant import Among, Found, QdrantStore
+from m3_integrations.store.syncing import sync_tree
 from m3_integrations.vectors import Mode
 
 _LOG = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from typing import Final
 import numpy as np
 from tqdm.auto import tqdm
 
-from m3_integrations.store.folder import sync
 from m3_integrations.store.protocol import Record, Store
+from m3_integrations.store.syncing import sync
 from m3_integrations.store.values import is_same
 from m3_integrations.vectors import Encoder, M3Vectors, Mode
 

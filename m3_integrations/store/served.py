@@ -14,16 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_integrations.remote.connection import Answer, Connection, check_url
-from m3_integrations.store.answers import (
-    AboutStore,
-    Candidates,
-    read_about,
-    read_candidates,
-    read_member,
-    read_records,
-    read_scores,
-    refuse,
-)
 from m3_integrations.store.filters import FilterLike, parse_filter
 from m3_integrations.store.points import StoreFormat, pool_vectors, vector_bytes
 from m3_integrations.store.protocol import (
@@ -36,6 +26,16 @@ from m3_integrations.store.protocol import (
     check_vectors,
     deletion_filter,
     latest_rows,
+)
+from m3_integrations.store.served_answers import (
+    AboutStore,
+    Candidates,
+    read_about,
+    read_candidates,
+    read_member,
+    read_records,
+    read_scores,
+    refuse,
 )
 from m3_integrations.store.values import check_metadata
 from m3_integrations.store.wire import filter_to_json, pack, pack_records, parts_of, record_to_json

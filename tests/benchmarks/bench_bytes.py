@@ -20,7 +20,7 @@ from pathlib import Path
 from m3_integrations import M3Encoder, open_store
 from m3_integrations.evaluation import Dataset, find_folders, read_dataset
 from m3_integrations.evaluation.storage import Storage, StorageFit, fit_storage
-from m3_integrations.store.size import disk_use
+from m3_integrations.store.edge_size import disk_use
 from m3_integrations.vectors import M3Vectors
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from m3_integrations import Record, open_store
 from m3_integrations.store.edge import EdgeStore
-from m3_integrations.store.folder import StoreFolder
+from m3_integrations.store.edge_folder import StoreFolder
 from tests.fakes import TOKEN_DIM, random_vectors
 from tests.store.oracle import add, records
 

@@ -118,7 +118,7 @@ def test_all_is_written_out_at_every_change_where_the_log_cannot_be_renewed(
         raise OSError(errno.ENOSPC, "no space")
 
     with monkeypatch.context() as patch:
-        patch.setattr("m3_integrations.store.folder.os.posix_fallocate", full)
+        patch.setattr("m3_integrations.store.edge_folder.os.posix_fallocate", full)
         again = EdgeStore(killed)
     for id_ in ("d", "e"):
         synced.clear()
@@ -142,7 +142,7 @@ def test_after_a_failed_sync_nothing_more_is_acknowledged_until_it_is_opened_aga
             getattr(store, kind)()
 
     with monkeypatch.context() as patch:
-        patch.setattr("m3_integrations.store.folder.os.fsync", fail)
+        patch.setattr("m3_integrations.store.edge_folder.os.fsync", fail)
         with pytest.raises(OSError, match=r"disk is failing.*close the store and open it again"):
             change()
     with pytest.raises(OSError, match="close the store and open it again"):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from m3_integrations import open_store
+from m3_integrations.store.edge_size import DiskUse, disk_use, smaller_storages, token_vector_bytes
 from m3_integrations.store.points import MultiVectorStorage
-from m3_integrations.store.size import DiskUse, disk_use, smaller_storages, token_vector_bytes
 from m3_integrations.vectors import LexicalRows, M3Vectors, MultiVectorRows, offsets_of
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from m3_integrations import Record, open_store
-from m3_integrations.store.log import last_change, restore_log, trim_log
+from m3_integrations.store.edge_log import last_change, restore_log, trim_log
 from tests.store.oracle import add, records
 
 

@@ -13,7 +13,7 @@ import torch
 
 from m3_integrations.checkpoint import find_checkpoint
 from m3_integrations.training import run_training
-from m3_integrations.training.cocktail import mix_in_start
+from m3_integrations.training.averaging import mix_in_start
 from m3_integrations.training.network import TrainingNetwork
 from tests.training.conftest import WriteConfig, write_examples
 from tests.training.test_run import KILL_AT_STEP_5, log_of, one_thread, weights_of

@@ -13,6 +13,7 @@ before it.
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from contextlib import suppress
@@ -20,9 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from m3_integrations.store.folder import sync
+from m3_integrations.store.syncing import sync
 
-_WRITTEN_LOG: Final = "open-"
+WRITTEN_LOG: Final = "open-"
+"""The beginning of the names of log files that the engine still writes; it renames full ones."""
+
 _FULL_LOG: Final = "closed-"
 _ACKNOWLEDGED: Final = "first-index"
 
@@ -62,9 +65,7 @@ def last_change(log: Path) -> LastChange | None:
     try:
         acknowledged = json.loads((log / _ACKNOWLEDGED).read_text(encoding="utf-8"))["ack_index"]
         full = sorted((int(file.name.removeprefix(_FULL_LOG)), file) for file in log.glob(_FULL_LOG + "*"))
-        being_written = sorted(
-            (int(file.name.removeprefix(_WRITTEN_LOG)), file) for file in log.glob(_WRITTEN_LOG + "*")
-        )
+        being_written = sorted((int(file.name.removeprefix(WRITTEN_LOG)), file) for file in log.glob(WRITTEN_LOG + "*"))
     except (OSError, ValueError, KeyError, TypeError):
         return None
     number, last = (full[0][0] if full else 0), None
@@ -142,3 +143,23 @@ def restore_log(log: Path) -> None:
 
 def _beside(log: Path) -> tuple[Path, Path]:
     return log.with_name(log.name + ".new"), log.with_name(log.name + ".old")
+
+
+def sync_log(folder: Path) -> None:
+    """Make an engine's log durable. Other threads can run meanwhile.
+
+    On Linux this includes data that was written through memory maps.
+
+    Raises:
+        OSError: If the disk fails, or the folder has no log.
+    """
+    names = [file.name for file in folder.iterdir()]
+    if not any(name.startswith(WRITTEN_LOG) for name in names):
+        raise FileNotFoundError(errno.ENOENT, "the engine's log has no file that can be written", str(folder))
+    for name in names:
+        try:
+            sync(folder / name)
+        except FileNotFoundError:
+            if name.startswith(WRITTEN_LOG):
+                raise
+    sync(folder)

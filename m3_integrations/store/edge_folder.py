@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -16,7 +15,9 @@ from typing import Final
 
 from filelock import FileLock, Timeout
 
+from m3_integrations.store.edge_log import WRITTEN_LOG
 from m3_integrations.store.points import StoreFormat
+from m3_integrations.store.syncing import sync
 
 if sys.platform != "win32":
     import fcntl
@@ -26,9 +27,6 @@ _LOCK_FILE: Final = "m3-store.lock"
 _ENGINE: Final = "engine"
 _UNFINISHED: Final = "engine.unfinished"
 _NEW_LOG: Final = "m3-store.log.new"
-_WRITTEN_LOG: Final = "open-"
-"""The beginning of the names of log files that the engine still writes; it renames full ones."""
-
 
 _HERE: Final[weakref.WeakValueDictionary[tuple[int, Path], StoreFolder]] = weakref.WeakValueDictionary()
 """The folders that are open in this process, by process id and path."""
@@ -163,7 +161,7 @@ class StoreFolder:
         """
         new = self.engine.parent / _NEW_LOG
         try:
-            for log in self.log.glob(_WRITTEN_LOG + "*"):
+            for log in self.log.glob(WRITTEN_LOG + "*"):
                 written = log.read_bytes()
                 if not written:
                     continue
@@ -205,47 +203,3 @@ class StoreFolder:
         if format_ is not None and not self.engine.exists():
             self.write(replace(format_, modes=(), dense_dim=0, token_dim=0))
         self.discard_unfinished()
-
-
-def sync_log(folder: Path) -> None:
-    """Make an engine's log durable. Other threads can run meanwhile.
-
-    On Linux this includes data that was written through memory maps.
-
-    Raises:
-        OSError: If the disk fails, or the folder has no log.
-    """
-    names = [file.name for file in folder.iterdir()]
-    if not any(name.startswith(_WRITTEN_LOG) for name in names):
-        raise FileNotFoundError(errno.ENOENT, "the engine's log has no file that can be written", str(folder))
-    for name in names:
-        try:
-            sync(folder / name)
-        except FileNotFoundError:
-            if name.startswith(_WRITTEN_LOG):
-                raise
-    sync(folder)
-
-
-def sync_tree(folder: Path) -> None:
-    """Make all files below a folder durable, except those that the engine deletes meanwhile. Other threads can run."""
-
-    def fail(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):
-            raise error
-
-    for parent, _, names in os.walk(folder, onerror=fail):
-        for path in (*names, ""):
-            with suppress(FileNotFoundError):
-                sync(Path(parent, path))
-
-
-def sync(path: Path) -> None:
-    """Make a file, or the names in a folder, durable. Do nothing on Windows, which cannot open folders."""
-    if os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

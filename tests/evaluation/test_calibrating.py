@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from m3_integrations import M3Encoder, ModeWeights, Searcher, SearchOptions, open_store
 from m3_integrations.cli import app
 from m3_integrations.evaluation import FittedCalibration, calibrate, read_dataset
-from m3_integrations.evaluation.calibration import Trials, fit_calibration
+from m3_integrations.evaluation.calibrating import Trials, fit_calibration
 from m3_integrations.evaluation.tuning import split_queries
 from m3_integrations.evaluation.verdict import judge_calibration
 from m3_integrations.search import Calibration, answer_features
