@@ -15,8 +15,8 @@ from transformers import TrainerState, TrainingArguments, set_seed
 
 from m3_integrations.checkpoint import BUNDLED, find_checkpoint, head_files, weight_files
 from m3_integrations.checkpoint.architectures import without_bars
-from m3_integrations.training.card import CARD, describe_stage, extend_record, write_card
 from m3_integrations.training.averaging import mix_in_start
+from m3_integrations.training.card import CARD, describe_stage, extend_record, write_card
 from m3_integrations.training.config import TrainingConfig
 from m3_integrations.training.data import Example, TrainingBatches, read_examples
 from m3_integrations.training.dense import DenseNetwork, DenseTrainer
