@@ -59,7 +59,7 @@ def mine(
     collection: Collection = None,
     device: Device = "auto",
 ) -> None:  # fmt: skip
-    """Find hard negatives for training examples in all three modes; a run that was killed goes on where it was."""
+    """Find hard negatives for training examples in all three modes; a killed run continues when it is run again."""
     from m3_integrations.training.mining import CrossEncoder, MiningOptions, mine_negatives
 
     if corpus is not None and store is not None:

@@ -23,7 +23,7 @@ def train(
     *,
     example: Annotated[bool, typer.Option("--example", help="Print a TOML file that runs as it is, and end.")] = False,
 ) -> None:
-    """Train a checkpoint in the paper's three stages, or one of them; a run that was killed goes on where it was."""
+    """Train a checkpoint in the paper's three stages, or one of them; a killed run continues when it is run again."""
     if example:
         typer.echo(_example(), nl=False)
         return

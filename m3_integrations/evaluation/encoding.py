@@ -1,4 +1,4 @@
-"""A corpus encoded once for all modes, in a folder: after a run was killed, the next one goes on from there."""
+"""A corpus encoded once for all modes, in a folder: after a run was killed, the next one continues its work."""
 
 from __future__ import annotations
 

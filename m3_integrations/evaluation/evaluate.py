@@ -105,7 +105,7 @@ def evaluate(
         weights: The weights of `dense+lexical`, `all` and `search:all`, each any `WeightsLike`. The default is the
             paper's for the first two and equal weights for the third, as in `SearchOptions`.
         protocol: The choice of candidates; by default with the numbers of the paper and of `SearchOptions`.
-        work: The folder for vectors: a killed run goes on from there, and a second run encodes nothing. By default a
+        work: The folder for vectors: a killed run continues from there, and a second run encodes nothing. By default a
             temporary folder, which is deleted in the end.
         show_progress: Whether to draw progress bars.
 

@@ -175,7 +175,7 @@ def _tuning_tables(title: str, found: TunedWeights) -> Iterator[Table]:
 def reliability_table(fitted: FittedCalibration) -> Table:
     """Return a table of probabilities and outcomes, on the half that the calibration was not fitted on."""
     rows = [[f"{b.said:.2f}", f"{b.right:.2f}", f"{b.n:,}"] for b in fitted.reliability()]
-    title = f"{fitted.calibration.model}: how probable it was said that the best hit answers, and how often it did"
+    title = f"{fitted.calibration.model}: the predicted probability that the best hit answers, and how often it did"
     return Table(title, ["said", "right", "searches"], rows)
 
 

@@ -165,8 +165,8 @@ class M3VectorStore(VectorStore):
             **settings: The constructor's arguments.
 
         Raises:
-            TypeError: As for the constructor and `add_texts`.
-            ValueError: As for the constructor and `add_texts`.
+            TypeError: For the reasons of the constructor and `add_texts`.
+            ValueError: For the reasons of the constructor and `add_texts`.
         """
         vectors = cls(embedding, **settings)
         vectors.add_texts(texts, metadatas, ids=ids)
@@ -205,8 +205,8 @@ class M3VectorStore(VectorStore):
             **settings: The constructor's arguments.
 
         Raises:
-            TypeError: As for the constructor.
-            ValueError: As for the constructor and `add_documents`.
+            TypeError: For the reasons of the constructor.
+            ValueError: For the reasons of the constructor and `add_documents`.
         """
         vectors = cls(embedding, **settings)
         vectors.add_documents(documents, ids=ids, source_key=source_key)
@@ -249,8 +249,8 @@ class M3VectorStore(VectorStore):
 
         Raises:
             TypeError: For an unknown argument, and as for `M3HybridRetriever.add_texts`.
-            ValueError: As for `M3HybridRetriever.add_texts`.
-            IncompleteAddError: As for `M3HybridRetriever.add_texts`.
+            ValueError: For the reasons of `M3HybridRetriever.add_texts`.
+            IncompleteAddError: For the reasons of `M3HybridRetriever.add_texts`.
         """
         _refuse_unknown(unused)
         return self._retriever.add_texts(texts, metadatas, ids=ids)
@@ -290,8 +290,8 @@ class M3VectorStore(VectorStore):
         Raises:
             TypeError: For an unknown argument, or source_key in `upsert_kwargs` of `index`, because `index` passes only
                 the new documents of a source.
-            ValueError: As for `M3HybridRetriever.add_documents`.
-            IncompleteAddError: As for `M3HybridRetriever.add_texts`.
+            ValueError: For the reasons of `M3HybridRetriever.add_documents`.
+            IncompleteAddError: For the reasons of `M3HybridRetriever.add_texts`.
         """
         _refuse_unknown(unused)
         if source_key is not None and "batch_size" in unused:
@@ -363,8 +363,8 @@ class M3VectorStore(VectorStore):
             **options: As `m3_integrations.SearchOptions` describes them.
 
         Raises:
-            TypeError: As for `Searcher.search`.
-            ValueError: As for `Searcher.search`.
+            TypeError: For the reasons of `Searcher.search`.
+            ValueError: For the reasons of `Searcher.search`.
         """
         return as_documents(self._searcher.search(query, k=k, filter=filter, **options))
 
@@ -424,8 +424,8 @@ class M3VectorStore(VectorStore):
             **options: As `m3_integrations.SearchOptions` describes them, but `score_threshold` is on the scale 0 to 1.
 
         Raises:
-            TypeError: As for `Searcher.search`.
-            ValueError: As for `Searcher.search`.
+            TypeError: For the reasons of `Searcher.search`.
+            ValueError: For the reasons of `Searcher.search`.
         """
         searcher, least = self._searcher, options.pop("score_threshold", None)
         hits = searcher.search(query, k=k, filter=filter, **options)
@@ -519,8 +519,9 @@ class M3VectorStore(VectorStore):
             **options: As `m3_integrations.SearchOptions` describes them.
 
         Raises:
-            TypeError: As for `Searcher.search`.
-            ValueError: As for `Searcher.search`, or if lambda_mult is out of range or the dense mode does not rank.
+            TypeError: For the reasons of `Searcher.search`.
+            ValueError: For the reasons of `Searcher.search`, or if lambda_mult is out of range or the dense mode does not
+                rank.
         """
         searcher, n = self._searcher, self._n(k)
         hits = searcher.search(query, k=max(n, fetch_k), filter=filter, **options)

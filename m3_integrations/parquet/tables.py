@@ -83,8 +83,8 @@ class EncodedBy:
             raise ValueError(f"{where} was not written by this package: name the files of an encoding")
         if said["version"] != _FORMAT_VERSION:
             raise ValueError(
-                f"{where} has format version {said['version']}, this m3-integrations reads {_FORMAT_VERSION}: upgrade "
-                "m3-integrations to load it"
+                f"{where} has format version {said['version']}, and this m3-integrations reads {_FORMAT_VERSION}: "
+                "upgrade m3-integrations to load it"
             )
         found = cls(said["fingerprint"], tuple(said["modes"]), said["pooling"], said["max_length"], said["model"])
         if not found.schema().equals(schema.remove_metadata()):

@@ -52,7 +52,7 @@ class RankingKeywords(TypedDict, total=False):
 
 
 class SearchKeywords(RankingKeywords, total=False):
-    """The options as keywords of a call; `SearchOptions` says what each one means."""
+    """The options as keywords of a call; `SearchOptions` explains each one."""
 
     k: int | None
     filter: FilterLike

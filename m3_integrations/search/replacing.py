@@ -52,10 +52,10 @@ def replace_sources(
         The ids.
 
     Raises:
-        TypeError: As `Searcher.add`.
-        ValueError: As `Searcher.add`, or if a source is neither a string nor an integer, or two texts have the same
-            id. Then nothing was changed.
-        IncompleteAddError: As `Searcher.add`.
+        TypeError: For the reasons of `Searcher.add`.
+        ValueError: For the reasons of `Searcher.add`, or if a source is neither a string nor an integer, or two texts
+            have the same id. Then nothing was changed.
+        IncompleteAddError: For the reasons of `Searcher.add`.
     """
     given = list(ids)
     named, texts, kept = check_added(texts, given, metadatas)
@@ -94,7 +94,7 @@ def add_unless_known(
         show_progress: Whether to draw a progress bar.
 
     Raises:
-        IncompleteAddError: As `Searcher.add`; `error.ids` are the ids of all these texts.
+        IncompleteAddError: For the reasons of `Searcher.add`; `error.ids` are the ids of all these texts.
     """
     fresh, moved = _split(known, ids, texts, metadatas)
     left = {ids[row] for row in (*fresh, *moved)}

@@ -195,7 +195,7 @@ class MemoryStore(Store):
         with self._usable():
             if all(row in self._records for rows, _ in best.values() for row in rows):
                 return {mode: Hits([self._records[row].id for row in rows], of) for mode, (rows, of) in best.items()}
-            return self.candidates(query, limits, filter)  # a record was deleted or replaced meanwhile: none is now
+            return self.candidates(query, limits, filter)  # a record was deleted or replaced meanwhile
 
     def scores(
         self,

@@ -1,6 +1,6 @@
 """`migrate_store`: encoding a store's records with another model into a second store, while the first is searched.
 
-A text that the new store has already is not encoded again. So a migration that was killed goes on, and one that is run
+A text that the new store has already is not encoded again. So a killed migration continues, and one that is run
 again copies only what changed since. `switch_folder` then renames the new folder to the old one's name.
 """
 
@@ -168,7 +168,7 @@ def switch_folder(folder: Path, old: str, new: str) -> Path:
     if not beside.is_dir():
         raise FileNotFoundError(f"no migrated store at {beside}")
     if aside.exists():
-        raise FileExistsError(f"{aside} is in the way of the old store: move it away")
+        raise FileExistsError(f"the old store would be renamed to {aside}, which exists: move that away")
     mark.write_text(beside.name, encoding="utf-8")
     sync(mark)
     sync(folder.parent)

@@ -119,8 +119,8 @@ class Store(Protocol):
         """Delete the records that match, and return how many there were.
 
         Raises:
-            TypeError: As for `parse_filter`.
-            ValueError: As for `parse_filter`, or if the filter is empty and so matches everything.
+            TypeError: For the reasons of `parse_filter`.
+            ValueError: For the reasons of `parse_filter`, or if the filter is empty and so matches everything.
         """
         ...
 
@@ -161,8 +161,8 @@ class Store(Protocol):
         """Return the number of records, or of those that match.
 
         Raises:
-            TypeError: As for `parse_filter`.
-            ValueError: As for `parse_filter`.
+            TypeError: For the reasons of `parse_filter`.
+            ValueError: For the reasons of `parse_filter`.
         """
         ...
 
@@ -288,8 +288,8 @@ def deletion_filter(filter: FilterLike) -> Filter:  # noqa: A002
     """Parse the filter of a deletion.
 
     Raises:
-        TypeError: As for `parse_filter`.
-        ValueError: As for `parse_filter`, or if the filter is empty.
+        TypeError: For the reasons of `parse_filter`.
+        ValueError: For the reasons of `parse_filter`, or if the filter is empty.
     """
     parsed = parse_filter(filter)
     if parsed is None:

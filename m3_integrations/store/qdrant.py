@@ -319,7 +319,7 @@ class QdrantStore(Store):
             self._indexed_paths.add(path)
 
     def _renew(self) -> None:
-        """Rewrite records of an earlier format in the current one; a rewrite that was interrupted goes on."""
+        """Rewrite records of an earlier format in the current one; an interrupted rewrite continues."""
         if self._format.is_current:
             return
         if self._format.modes:

@@ -122,7 +122,7 @@ class PaddedTexts:
 class TrainingBatches(Dataset[dict[str, torch.Tensor]]):
     """All batches of a run, in order. Batch i depends only on the arguments and i.
 
-    So a run that was killed goes on with exactly the batches that it had not seen. Every process of a run on several
+    So a killed run continues with exactly the batches that it had not seen. Every process of a run on several
     devices plans the same batches and returns its own share of the queries of each.
 
     Args:

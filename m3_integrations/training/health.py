@@ -60,7 +60,7 @@ class HeadWatch:
             loss: A scalar.
 
         Raises:
-            HeadDiedError: As `check`.
+            HeadDiedError: For the reasons of `check`.
         """
         check_finite(loss, {"dense": loss})
         self._note({"dense": _tells_nothing(scores)})

@@ -51,7 +51,7 @@ _KINDS: Final[dict[str, tuple[type[Any], type[M3Trainer]]]] = {
 
 
 def run_training(config_path: str | os.PathLike[str], *, show_progress: bool = True) -> Path:
-    """Train with the settings of a TOML file; a run that was killed goes on from its last checkpoint, in its stage.
+    """Train with the settings of a TOML file; a killed run continues from its last checkpoint, in its stage.
 
     Args:
         config_path: The file; see `load_stages` for its form and `TrainingConfig` for its settings.
@@ -98,7 +98,7 @@ def _train(config: TrainingConfig, *, show_progress: bool) -> Path:
     trainer = _open_trainer(config, base, data, progress, validation, arguments=arguments)
     if last is not None:
         trainer.state = read_state(last)
-        progress.say(f"goes on from {last}, step {trainer.state.global_step:,} of {trainer.args.max_steps:,}")
+        progress.say(f"continues from {last}, step {trainer.state.global_step:,} of {trainer.args.max_steps:,}")
     if last is None or not is_exhausted(trainer.state, config.eval_every, config.early_stop):
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     if trainer.is_world_process_zero():

@@ -25,7 +25,7 @@ def load_config(path: str | os.PathLike[str]) -> TrainingConfig:
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: As `load_stages`, or if the file has several stages.
+        ValueError: For the reasons of `load_stages`, or if the file has several stages.
     """
     stages = load_stages(path)
     if len(stages) > 1:

@@ -213,7 +213,7 @@ def test_what_this_package_did_not_write_is_refused(tmp_path: Path) -> None:
         load_parquet([tmp_path], store)
     later = {b"m3_integrations": table.schema.metadata[b"m3_integrations"].replace(b'"version": 1', b'"version": 2')}
     pq.write_table(table.replace_schema_metadata(later), tmp_path / "a.parquet")
-    with open_store() as store, pytest.raises(ValueError, match="format version 2, this m3-integrations reads 1"):
+    with open_store() as store, pytest.raises(ValueError, match="format version 2, and this m3-integrations reads 1"):
         load_parquet([tmp_path], store)
 
 

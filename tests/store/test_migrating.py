@@ -230,7 +230,7 @@ def test_a_switch_gives_the_new_store_the_name_and_a_killed_one_is_ended(
     assert not finish_switch(folder)
     assert switch_folder(folder, new, old) == folder_beside(folder, new)
     make_folder(tmp_path / "idx.fa4e", FakeEncoder())
-    with pytest.raises(FileExistsError, match="is in the way of the old store"):
+    with pytest.raises(FileExistsError, match="the old store would be renamed to"):
         switch_folder(folder, old, new)
 
 

@@ -164,7 +164,7 @@ def test_a_run_killed_in_any_stage_and_resumed_equals_an_uninterrupted_one_bit_f
         assert differing(uninterrupted / "run" / name / "final", tmp_path / "run" / name / "final") == []
         assert log_of(tmp_path / "run" / name) == log_of(uninterrupted / "run" / name)
     lines = capsys.readouterr().err.splitlines()
-    assert f"{stage}: goes on from {last}, step 3 of 6" in lines
+    assert f"{stage}: continues from {last}, step 3 of 6" in lines
     done = [line.partition(":")[0] for line in lines if "is done already, in" in line]
     assert done == list(STAGES[: STAGES.index(stage)])
 

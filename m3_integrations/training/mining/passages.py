@@ -53,7 +53,7 @@ def passage_id(text: str) -> str:
 def index_passages(encoder: Encoder, store: Store, texts: Iterable[str], *, show_progress: bool = False) -> int:
     """Add every text to a store once, under `passage_id`; a text that is stored already is not encoded again.
 
-    So after a call was killed, the same call goes on from there.
+    So a call that was killed continues when it is repeated.
 
     Args:
         encoder: Encodes the texts in every mode that it has a head for and the store keeps.

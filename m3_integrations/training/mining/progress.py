@@ -1,4 +1,4 @@
-"""A file of finished lines: after a run was killed, the same run goes on from there."""
+"""A file of finished lines: after a run was killed, the same run continues from there."""
 
 from __future__ import annotations
 
