@@ -520,8 +520,8 @@ class M3VectorStore(VectorStore):
 
         Raises:
             TypeError: For the reasons of `Searcher.search`.
-            ValueError: For the reasons of `Searcher.search`, or if lambda_mult is out of range or the dense mode does not
-                rank.
+            ValueError: For the reasons of `Searcher.search`, if lambda_mult is out of range, or if the dense mode does
+                not rank.
         """
         searcher, n = self._searcher, self._n(k)
         hits = searcher.search(query, k=max(n, fetch_k), filter=filter, **options)
