@@ -114,14 +114,14 @@ def diff_searches(
     """Search the same questions with two searchers, and return which won or lost, and why.
 
     Args:
-        old: What is searched with today. Its options count, except for k.
-        new: What might take its place: another checkpoint, store, dtype, weights or mode. "rrf" and BM25 are ranked by
-            too, but their part in a decision is not told.
-        questions: What `read_queries` returns. Their documents are records by their ids, or what `m3 index` read (see
-            `document_of`); a document of several parts stands where its best part does.
-        metric: As ir-measures spells it.
-        explained: For how many of the changed questions, the largest change first, it is said what decided; all if
-            None. Each costs four comparisons of stored vectors.
+        old: The searcher of today. All its options are used, except for k.
+        new: The searcher to compare with it: another checkpoint, store, dtype, weights or mode. "rrf" and BM25 rank
+            too, but a decision does not show their part.
+        questions: The result of `read_queries`. Its documents are the ids of records, or the files and entries that
+            `m3 index` read (see `document_of`). A document of several parts has the place of its best part.
+        metric: The metric's name in ir-measures.
+        explained: The number of changed questions to explain, the largest changes first; all if None. Each takes four
+            comparisons of stored vectors.
 
     Raises:
         ValueError: If the metric is unknown, a search is refused, or no question finds what it should on either side.

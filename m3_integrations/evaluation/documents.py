@@ -1,4 +1,4 @@
-"""Which judged document a record of a store is."""
+"""Find the judged document of a store's record."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 
 def document_of(id: str, metadata: Mapping[str, Any], judged: Set[str]) -> str:  # noqa: A002 - a record's id
-    """Return the document that a record is, or is a part of, by the name that judgements have for it.
+    """Return the name that judgements use for a record, or for the document that the record is a part of.
 
-    Most records are the document of their id. One that `m3 index` made is the entry of its JSONL file, or else the
-    file, by its path or its name.
+    For most records it is the record's id. For a record of `m3 index` it is the key of its entry in a JSONL file, or
+    the path or the name of its file.
 
     Args:
-        id: The record's.
-        metadata: The record's.
+        id: The record's id.
+        metadata: The record's metadata.
         judged: The names of all judged documents.
     """
     file = metadata.get("m3_file")
