@@ -132,7 +132,7 @@ def test_filters_stand_twenty_deep_in_each_other_at_most(wrap: Callable[[Any], A
     assert matches(filter_, {"a": 1, "b": 1})
     for _ in range(3000):  # Python's own limit is lower
         filter_ = wrap(filter_)
-        with pytest.raises(ValueError, match="20 deep in each other"):
+        with pytest.raises(ValueError, match="nested 20 deep"):
             parse_filter(filter_)
 
 
@@ -140,7 +140,7 @@ def test_a_keys_own_negations_are_counted_too() -> None:
     asked: Any = {"$eq": 1}
     for _ in range(3000):
         asked = {"$not": asked}
-    with pytest.raises(ValueError, match="20 deep in each other"):
+    with pytest.raises(ValueError, match="nested 20 deep"):
         parse_filter({"a": asked})
 
 

@@ -64,7 +64,7 @@ def index(
         raise FileNotFoundError(f"no file or folder {absent[0]}")
     folder = folder_of(store)
     if folder is not None and (within := [path for path in paths if _is_within(path, folder)]):
-        raise ValueError(f"{within[0]} cannot be indexed into {store}, which contains it: name another --store")
+        raise ValueError(f"{within[0]} cannot be indexed into {store}, which is or contains it: name another --store")
     with open_place_and_model(store, model, device=device, collection=collection, multi_vector=multi_vector) as (
         opened,
         encoder,

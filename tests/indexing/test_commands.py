@@ -200,7 +200,7 @@ def test_files_that_cannot_be_read_are_named_and_the_status_says_so(docs: Path) 
     assert result.exit_code == 1
     assert result.stdout.startswith("files: 1 added, 0 changed, 2 unchanged, 0 deleted")
     (line,) = [line for line in result.stderr.splitlines() if "not indexed" in line]
-    assert line.startswith(f"not indexed: {docs}/bad.jsonl:2: no JSON that can be read")
+    assert line.startswith(f"not indexed: {docs}/bad.jsonl:2: cannot be read as JSON")
 
 
 def test_the_store_itself_is_not_indexed(docs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,12 +251,15 @@ def test_parts_are_as_long_as_asked_for(docs: Path) -> None:
         (["index", "DOCS", "--store", "IDX", "--size", "2000"], "so size can be 1023 at most"),
         (["index", "DOCS", "--store", "IDX", "--multi-vector", "none"], "was made with multi_vector='float16'"),
         (["index", "DOCS/nowhere", "--store", "NEW"], "no file or folder DOCS/nowhere"),
-        (["index", "DOCS/nowhere", "--store", "IDX"], "no file or folder DOCS/nowhere, and nothing of it in the store"),
+        (
+            ["index", "DOCS/nowhere", "--store", "IDX"],
+            "no file or folder DOCS/nowhere, and the store has nothing of it",
+        ),
         (
             ["index", "PDF", "--store", "IDX"],
             "only .txt, .md, .markdown, .rst, .html, .htm, .jsonl files can be indexed",
         ),
-        (["index", "DOCS", "--store", "DOCS"], "DOCS cannot be indexed into DOCS, which is it or around it"),
+        (["index", "DOCS", "--store", "DOCS"], "DOCS cannot be indexed into DOCS, which is or contains it"),
         (["index", "IDX", "--store", "IDX"], "cannot be indexed into IDX"),
         (["search", "DOCS", "museum"], "is not a store of this package"),
         (["index", "DOCS", "--store", "localhost:6333"], "write 'http://localhost:6333' for a server"),

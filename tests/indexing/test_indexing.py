@@ -151,7 +151,7 @@ def test_files_that_went_are_deleted_and_those_of_other_roots_are_not(docs: Path
     assert (report.deleted, encoded) == ([docs / "same.txt"], [])
     assert sorted(texts_of(store)) == sorted([f"{docs}/sub/same.txt#0", f"{other}/same.txt#0"])
     assert run(store, other / "same.txt")[0].deleted == [other / "same.txt"]  # named though it is gone
-    with pytest.raises(FileNotFoundError, match=r"no file or folder .*never\.txt, and nothing of it in the store"):
+    with pytest.raises(FileNotFoundError, match=r"no file or folder .*never\.txt, and the store has nothing of it"):
         run(store, docs, docs / "never.txt")
 
 

@@ -426,7 +426,7 @@ async def test_a_querys_own_embedding_is_honoured(on_network: M3HybridRetriever)
     lexical = on_network.with_options(mode="lexical")
     assert found(lexical.retrieve(QueryBundle(QUERY, embedding=embedding))) == found(lexical.retrieve(QUERY))
     assert found(on_network.retrieve(QueryBundle(QUERY, custom_embedding_strs=[]))) == found(on_network.retrieve(QUERY))
-    with pytest.raises(ValueError, match="a dense vector is"):
+    with pytest.raises(ValueError, match="a dense vector of"):
         on_network.retrieve(QueryBundle(QUERY, embedding=[0.1, 0.2]))
 
 

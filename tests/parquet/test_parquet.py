@@ -223,7 +223,7 @@ def test_what_this_package_did_not_write_is_refused(tmp_path: Path) -> None:
         ("tokens", pa.array([1, 1], pa.int32()), "do not fit the numbers of tokens"),
         ("dense", pa.array([[1.0], [1.0, 0.0]], pa.list_(pa.float32())), r"dense vectors of lengths \[1, 2\]"),
         ("dense", pa.array([[1.0], None], pa.list_(pa.float32())), "a record without dense"),
-        ("dense", pa.array([[float("nan")]] * 2, pa.list_(pa.float32())), "not finite"),
+        ("dense", pa.array([[float("nan")]] * 2, pa.list_(pa.float32())), "infinite or NaN"),
         ("lexical_values", pa.array([[1.0], []], pa.list_(pa.float32())), "rising token ids"),
         ("lexical_indices", None, "rising token ids"),
         ("metadata", pa.array(["{}", "{"]), "metadata that cannot be read"),
