@@ -147,8 +147,8 @@ def _check_roots(roots: Iterable[Path], stored: Mapping[Path, StoredFile]) -> No
             continue
         if n := sum(path.is_relative_to(root) for path in stored):
             raise FileNotFoundError(
-                f"the folder {root} is not there, and {n} files of it are in the store: is its disk mounted? If it is "
-                f"gone for good, index {root.parent}, and they are deleted"
+                f"the folder {root} does not exist, and the store has {n} of its files: is its disk mounted? If it was "
+                f"removed, index {root.parent} to delete its files from the store"
             )
         raise FileNotFoundError(f"no file or folder {root}, and the store has nothing of it")
 

@@ -63,8 +63,8 @@ class ParquetFile:
             raise
         except (pa.ArrowException, OSError) as error:
             raise ValueError(
-                f"{self.path} is damaged, or no Parquet file ({error}): delete it and run the encoding again, which "
-                "makes what is missing"
+                f"{self.path} is damaged, or not a Parquet file ({error}): delete it and run the encoding again, "
+                "which encodes only its records"
             ) from error
 
 

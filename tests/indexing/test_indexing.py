@@ -160,7 +160,7 @@ def test_a_folder_that_is_not_there_loses_nothing_unless_the_one_above_is_indexe
     (docs / "disk" / "a.txt").write_text("one")
     run(store, docs / "disk")
     (docs / "disk").rename(docs.parent / "unmounted")
-    with pytest.raises(FileNotFoundError, match=r"1 files of it are in the store: is its disk mounted\?"):
+    with pytest.raises(FileNotFoundError, match=r"the store has 1 of its files: is its disk mounted\?"):
         run(store, docs / "disk")
     assert list(texts_of(store)) == [f"{docs}/disk/a.txt#0"]
     assert run(store, docs)[0].deleted == [docs / "disk" / "a.txt"]
@@ -231,7 +231,7 @@ def test_files_that_cannot_be_read_are_named_and_keep_what_is_stored(docs: Path,
     assert encoded == ["four"]
     assert sorted(texts_of(store).values()) == ["four", "one", "two"]
     assert list(report.failures) == [docs / "a.jsonl", docs / "b.txt"]
-    assert report.failures[docs / "a.jsonl"].startswith(f"{docs}/a.jsonl:2: no JSON that can be read")
+    assert report.failures[docs / "a.jsonl"].startswith(f"{docs}/a.jsonl:2: cannot be read as JSON")
     assert report.failures[docs / "b.txt"].startswith(f"{docs}/b.txt:1: not UTF-8 text (byte 0xff)")
     assert report.deleted == []
 

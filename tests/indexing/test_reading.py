@@ -37,7 +37,7 @@ def test_a_line_of_jsonl_is_a_record() -> None:
         ("a.txt", b"one\ntwo\n\xff\xfe", r"/docs/a.txt:3: not UTF-8 text \(byte 0xff\)"),
         ("a.md", "ö".encode("latin-1"), "/docs/a.md:1: not UTF-8 text"),
         ("a.txt", b"one\r\ntwo\0", "/docs/a.txt:2: holds a null character"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": "b"\n', "/docs/a.jsonl:2: no JSON that can be read"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "b"\n', "/docs/a.jsonl:2: cannot be read as JSON"),
         ("a.jsonl", b'\n"text"', "/docs/a.jsonl:2: must be an object with a text, got '\"text\"'"),
         ("a.jsonl", b'{"title": "a"}', ":1: 'text' must be a string, got None"),
         ("a.jsonl", b'{"text": "a", "title": 3}', ":1: 'title' must be a string, got 3"),
@@ -47,10 +47,10 @@ def test_a_line_of_jsonl_is_a_record() -> None:
         ("a.jsonl", b'{"_id": "x", "text": "a"}\n{"id": "x", "text": "b"}', ":2: has the _id 'x', as line 1 has"),
         ("a.jsonl", b'{"text": "a", "year": 1, "metadata": {"year": 2}}', ":1: 'year' occurs both in 'metadata' and"),
         ("a.jsonl", b'{"text": "a", "m3_file": "b"}', ":1: 'm3_file' begins with 'm3_'"),
-        ("a.jsonl", b'{"text": "\\ud800"}', ":1: holds what cannot be stored"),
-        ("a.jsonl", b'{"text": "a", "year": NaN}', ":1: no JSON that can be read: NaN is no JSON number"),
-        ("a.jsonl", b'{"text": "a", "year": 1e999}', ":1: holds what cannot be stored"),
-        ("a.jsonl", b'{"text": ' + b"[" * 100_000, ":1: no JSON that can be read"),
+        ("a.jsonl", b'{"text": "\\ud800"}', ":1: holds a value that cannot be stored"),
+        ("a.jsonl", b'{"text": "a", "year": NaN}', ":1: cannot be read as JSON: NaN is not a number in JSON"),
+        ("a.jsonl", b'{"text": "a", "year": 1e999}', ":1: holds a value that cannot be stored"),
+        ("a.jsonl", b'{"text": ' + b"[" * 100_000, ":1: cannot be read as JSON"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_an_error_that_names_file_and_line(name: str, content: bytes, message: str) -> None:

@@ -199,7 +199,7 @@ def test_a_damaged_file_is_refused_by_its_name(tmp_path: Path) -> None:
     flipped[len(whole) // 3] ^= 1
     for content in (bytes(flipped), whole[:-9], whole[: len(whole) // 2], b"", b"PAR1"):
         path.write_bytes(content)
-        with open_store() as store, pytest.raises(ValueError, match=r"a\.parquet is damaged, or no Parquet file"):
+        with open_store() as store, pytest.raises(ValueError, match=r"a\.parquet is damaged, or not a Parquet file"):
             load_parquet([path], store)
 
 
