@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from m3_integrations.store import edge, folder
+from m3_integrations.store import edge, edge_folder, edge_log, syncing
 from m3_integrations.store.edge import EdgeStore
 from tests.store.oracle import add, records
 
@@ -32,13 +32,14 @@ def store(tmp_path: Path, random: np.random.Generator) -> Iterator[EdgeStore]:
 def synced(store: EdgeStore, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """What is synced from now on."""
     seen: list[Path] = []
-    real = folder.sync
+    real = syncing.sync
 
     def recorded(path: Path) -> None:
         seen.append(path.relative_to(store.folder / "engine"))
         real(path)
 
-    monkeypatch.setattr(folder, "sync", recorded)
+    for module in (syncing, edge_folder, edge_log):
+        monkeypatch.setattr(module, "sync", recorded)
     return seen
 
 
@@ -199,9 +200,9 @@ def test_without_file_handles_nothing_is_acknowledged_and_nothing_broken(
 def test_a_log_that_is_elsewhere_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "first-index").touch()
     with pytest.raises(FileNotFoundError, match="log has no file that can be written"):
-        folder.sync_log(tmp_path)
+        edge_log.sync_log(tmp_path)
     with pytest.raises(FileNotFoundError):
-        folder.sync_log(tmp_path / "absent")
+        edge_log.sync_log(tmp_path / "absent")
 
 
 def test_what_the_engine_deletes_meanwhile_is_passed_over_and_what_cannot_be_listed_is_not(
@@ -217,8 +218,8 @@ def test_what_the_engine_deletes_meanwhile_is_passed_over_and_what_cannot_be_lis
         if path.parent == tmp_path / "a":
             raise FileNotFoundError(path)
 
-    monkeypatch.setattr(folder, "sync", vanishing)
-    folder.sync_tree(tmp_path)
+    monkeypatch.setattr(syncing, "sync", vanishing)
+    syncing.sync_tree(tmp_path)
     assert {path.name for path in seen} == {tmp_path.name, "a", "b", "c", "file"}
     assert len(seen) == 7
     scandir, n_listed = os.scandir, 0
@@ -232,7 +233,7 @@ def test_what_the_engine_deletes_meanwhile_is_passed_over_and_what_cannot_be_lis
 
     monkeypatch.setattr(os, "scandir", listed)
     code = errno.ENOENT
-    folder.sync_tree(tmp_path)
+    syncing.sync_tree(tmp_path)
     code, n_listed = errno.EIO, 0
     with pytest.raises(OSError, match="cannot be listed"):
-        folder.sync_tree(tmp_path)
+        syncing.sync_tree(tmp_path)

@@ -120,7 +120,7 @@ def copy_with_holes(source: str, target: str) -> None:
 _KILLED_AT_EVERY_LINE = """
 import os, shutil, sys
 from pathlib import Path
-from m3_integrations.store import log
+from m3_integrations.store import edge_log as log
 
 def kill_at(line_number):
     seen = 0
