@@ -153,7 +153,7 @@ def test_what_no_filter_can_honour_is_refused() -> None:
     with pytest.raises(ValueError, match="disallowed comparator like"):
         translator.visit_comparison(Comparison(Comparator.LIKE, "n", "a%"))
     one = Comparison(Comparator.EQ, "n", 1)
-    with pytest.raises(ValueError, match="not takes one condition, got 2"):
+    with pytest.raises(ValueError, match="'not' takes one condition, got 2"):
         translator.visit_operation(Operation(Operator.NOT, [one, one]))
 
 

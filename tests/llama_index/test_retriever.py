@@ -196,8 +196,8 @@ async def test_an_error_of_the_encoder_reaches_caller_and_callbacks(on_network: 
 def test_what_are_no_nodes_is_refused_with_what_to_pass() -> None:
     retriever = M3HybridRetriever(encoder=FakeEncoder())
     for wrong, message in (
-        (TextNode(text="a"), r"got a single TextNode: pass \[node\]"),
-        ("abc", "got a single str"),
+        (TextNode(text="a"), r"got one TextNode: pass \[node\]"),
+        ("abc", "got one str"),
         ([TextNode(text="a"), "abc"], "got str at position 1"),
         ([NodeWithScore(node=TextNode(text="a"))], "got NodeWithScore at position 0: pass its node"),
     ):

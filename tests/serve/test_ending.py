@@ -117,7 +117,7 @@ def test_what_does_not_end_in_time_is_given_up(alone: M3Encoder) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--host", "0.0.0.0"], "at 0.0.0.0 other machines could ask without a key"),
+        (["--host", "0.0.0.0"], "at 0.0.0.0 other machines could send requests without a key"),
         (["--api-key-file", "absent"], "No such file"),
         (["--collection", "x"], "name it with --store URL"),
         (["--calibration", "absent"], "name it with --store FOLDER_OR_URL"),

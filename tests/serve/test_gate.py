@@ -138,7 +138,7 @@ def test_too_many_texts_or_tokens_are_refused(served: M3Encoder) -> None:
         ]
         for path, body, status in asked:
             assert httpx.post(url + path, json=body).status_code == status, path
-        assert "may hold 3 texts, got 4" in httpx.post(f"{url}/v1/encode", json={"texts": ["a"] * 4}).text
+        assert "may hold at most 3 texts, got 4" in httpx.post(f"{url}/v1/encode", json={"texts": ["a"] * 4}).text
 
 
 def test_what_comes_when_too_much_waits_is_told_when_to_ask_again(alone: M3Encoder) -> None:

@@ -163,7 +163,7 @@ def test_only_likely_answers_are_returned(client: httpx.Client, searcher: Search
     ("path", "asked", "status", "message"),
     [
         ("/v1/spans", {"query": "a", "ids": ["a", "z"]}, 404, "there is no record 'z'"),
-        ("/v1/spans", {"query": "a", "ids": list("abcab")}, 422, "may hold 4 ids, got 5"),
+        ("/v1/spans", {"query": "a", "ids": list("abcab")}, 422, "may hold at most 4 ids, got 5"),
         ("/v1/spans", {"query": "a", "ids": "a"}, 422, "body.ids: Input should be a valid list"),
         ("/v1/spans", {"query": "a", "id": "a"}, 422, "body.id: Extra inputs are not permitted"),
         ("/v1/explain_missing", {"query": "a"}, 422, "body.id: Field required"),
@@ -190,7 +190,7 @@ def test_without_a_calibration_no_probability_can_be_asked_for(served: M3Encoder
             answer = httpx.post(f"{url}{path}", json={"query": "a", "min_probability": 0.9, **more}, timeout=60)
             assert answer.status_code == 422
             assert answer.json()["error"]["message"] == (
-                "min_probability=0.9 needs a calibration, and this server has none: fit one with m3 eval DATA "
+                "min_probability=0.9 needs a calibration, which this server lacks: fit one with m3 eval DATA "
                 "--calibrate FILE, and start m3 serve with --calibration FILE"
             )
         assert httpx.post(f"{url}/v1/search", json={"query": "a", "min_probability": 0}).json() == {"hits": []}
@@ -198,7 +198,7 @@ def test_without_a_calibration_no_probability_can_be_asked_for(served: M3Encoder
 
 def test_a_calibration_that_cannot_be_used_is_refused_at_the_start(served: M3Encoder, tmp_path: Path) -> None:
     known, store = calibration_of(served), open_store()
-    with pytest.raises(ValueError, match=r"the calibration is for wide \(31de\), and this is"):
+    with pytest.raises(ValueError, match=r"fitted for wide \(31de\), and this model is"):
         create_app(served, store=store, calibration=dataclasses.replace(known, model="wide", fingerprint="31de"))
     assert store.fingerprint is None  # it was bound to nothing
     with pytest.raises(ValueError, match="needs a store to search"):
@@ -220,7 +220,7 @@ def test_the_command_reads_a_calibration(tmp_path: Path) -> None:
         process.terminate()
     dataclasses.replace(known, model="wide", fingerprint="31de").save(file)
     with (
-        pytest.raises(AssertionError, match=r"the calibration is for wide \(31de\), and this is tiny"),
+        pytest.raises(AssertionError, match=r"fitted for wide \(31de\), and this model is tiny"),
         command("tiny", "--store", store, "--calibration", str(file)),
     ):
         pass

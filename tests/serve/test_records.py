@@ -93,7 +93,7 @@ def test_records_are_replaced_returned_and_deleted(client: httpx.Client, searche
         ("/v1/search", {"query": "a", "top_k": 3}, "body.top_k: Extra inputs are not permitted"),
         ("/v1/search", {"query": "a", "filter": {"year": {"$near": 3}}}, "near"),
         ("/v1/search", {"query": "a", "weights": [1, 2]}, "three numbers"),
-        ("/v1/records", {"records": [{"id": "n", "text": "new"}] * 5}, "may hold 4 records, got 5"),
+        ("/v1/records", {"records": [{"id": "n", "text": "new"}] * 5}, "may hold at most 4 records, got 5"),
         ("/v1/records", {"records": [{"id": "n", "text": "new"}, {"text": 7}]}, "body.records.1.text"),
     ],
 )

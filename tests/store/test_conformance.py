@@ -292,7 +292,7 @@ def test_a_query_that_does_not_fit_is_refused(store: Store, random: np.random.Ge
         store.candidates(random_vectors(random, 2), {"dense": 3})
     with pytest.raises(ValueError, match="length 3, the store of length 8"):
         store.scores(M3Vectors(dense=np.ones((1, 3), np.float32)), ["a"], ["dense"])
-    with pytest.raises(ValueError, match="not by multi_vector"):
+    with pytest.raises(ValueError, match="got multi_vector"):
         store.candidates(random_vectors(random, 1), {"multi_vector": 3})
 
 

@@ -109,7 +109,7 @@ def test_what_the_source_has_not_kept_is_not_made_up(tmp_path: Path, random: np.
     with open_store(tmp_path / "a", multi_vector="none") as source, open_store(tmp_path / "b") as target:
         fill(source, random)
         add(target, records(random, ["whole"]))
-        with pytest.raises(ValueError, match="the target has multi_vector vectors and the source none"):
+        with pytest.raises(ValueError, match="the target keeps multi_vector vectors, which the source does not have"):
             copy_store(source, target)
 
 

@@ -298,7 +298,7 @@ def test_a_full_disk_is_seen_before_the_first_record(
     free = type("Usage", (), {"free": 100 << 20})()
     monkeypatch.setattr("m3_integrations.store.edge.shutil.disk_usage", lambda _: free)
     with EdgeStore(tmp_path / "s") as store:
-        with pytest.raises(OSError, match="MB of free disk space are needed, 100 MB are there"):
+        with pytest.raises(OSError, match="MB of free disk space are needed, got 100 MB"):
             add(store, records(random, ["a"]))
         assert (store.modes, store.count()) == ((), 0)
         assert not (tmp_path / "s" / "engine").exists()
@@ -328,9 +328,9 @@ def test_a_full_disk_is_seen_before_anything_is_written(
         free = type("Usage", (), {"free": 100 << 20})()
         with monkeypatch.context() as patch:
             patch.setattr("m3_integrations.store.edge.shutil.disk_usage", lambda _: free)
-            with pytest.raises(OSError, match="MB of free disk space are needed, 100 MB are there"):
+            with pytest.raises(OSError, match="MB of free disk space are needed, got 100 MB"):
                 add(store, records(random, ["b"]))
-            with pytest.raises(OSError, match="MB of free disk space are needed, 100 MB are there"):
+            with pytest.raises(OSError, match="MB of free disk space are needed, got 100 MB"):
                 store.optimize()
         assert store.count() == 1
         add(store, records(random, ["b"]))

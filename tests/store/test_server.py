@@ -187,7 +187,7 @@ def test_a_server_that_does_not_answer_is_an_error() -> None:
     for prefer_grpc in (True, False):
         with pytest.raises(ConnectionError, match="no Qdrant server answers at http://localhost:9") as refused:
             open_store("http://localhost:9", prefer_grpc=prefer_grpc, grpc_port=8, timeout_s=2)
-        assert ("gRPC has port 8 here" in str(refused.value)) is prefer_grpc
+        assert ("the gRPC port is 8" in str(refused.value)) is prefer_grpc
 
 
 class GrpcError(RpcError):  # type: ignore[misc]
@@ -218,12 +218,12 @@ def answered(status: int, words: str = "said over http") -> UnexpectedResponse:
         (
             answered(403, READ_ONLY),
             PermissionError,
-            f"may not write to the Qdrant server at x, it may read: {READ_ONLY}",
+            f"allows only reading from the Qdrant server at x: {READ_ONLY}",
         ),
         (
             GrpcError(StatusCode.PERMISSION_DENIED, WRITE),
             PermissionError,
-            f"may not write to the Qdrant server at x, it may read: {WRITE}",
+            f"allows only reading from the Qdrant server at x: {WRITE}",
         ),
         (
             GrpcError(StatusCode.PERMISSION_DENIED, "Invalid API key"),

@@ -98,7 +98,7 @@ def test_a_batch_is_decided_by_its_number_whatever_was_asked_before() -> None:
 
 
 def test_groups_that_cannot_be_formed_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"no group for passages of 40 tokens: the last ends at 30"):
+    with pytest.raises(ValueError, match=r"batch_size_by_length ends at 30 tokens, but a passage has 40"):
         BatchPlan(LENGTHS, FILES, {10: 2, 30: 2}, seed=0)
     with pytest.raises(ValueError, match=r"3 examples of one length group or file do not fill one batch of 4"):
         BatchPlan(LENGTHS, FILES, {10: 2, 20: 4, 50: 1}, seed=0)

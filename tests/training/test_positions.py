@@ -71,7 +71,7 @@ def test_fewer_positions_are_refused_and_as_many_change_nothing(small: Path) -> 
     assert table_of(network.backbone) is table
     with pytest.raises(ValueError, match="positions must be at least 128, which the checkpoint has, got 127"):
         extend_positions(network.backbone, network.tokenizer, 127)
-    with pytest.raises(ValueError, match="Linear has no table of them"):
+    with pytest.raises(ValueError, match="Linear has no table of positions"):
         extend_positions(network.lexical_head, network.tokenizer, 300)
 
 

@@ -109,7 +109,10 @@ def test_stages_share_what_stands_above_and_each_begins_where_the_one_before_end
     ("text", "message"),
     [
         ('stage = "unified"\n[retromae]\nsteps = 1', "stage = 'unified' has no effect: leave it out"),
-        ('[retromae]\nsteps = 1\nmodel = "b"', r"\[retromae\] has model: the run has one, above the tables"),
+        (
+            '[retromae]\nsteps = 1\nmodel = "b"',
+            r"\[retromae\] has model, which all stages share: move it above the tables",
+        ),
         ("[retromae]\nstep = 1", r"run.toml \[retromae\] has unknown settings: step"),
         ("[contrastive]\nseed = 1", r"run.toml \[contrastive\] lacks steps"),
         ("unified = 3", "unified must be a table"),
