@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from m3_integrations import Record, open_store
+from m3_integrations import M3Vectors, Record, open_store
 from m3_integrations.store.edge_log import last_change, restore_log, trim_log
 from tests.store.oracle import add, records
 
@@ -70,6 +70,18 @@ def test_a_change_after_every_closing_is_seen_and_stays(tmp_path: Path) -> None:
         put(tmp_path / "s", ["a", f"only {version}"], version)
         assert versions(tmp_path / "s")["a"] == version
     assert len(versions(tmp_path / "s")) == 7
+
+
+def test_the_last_change_stays_if_a_record_got_its_number(tmp_path: Path) -> None:
+    """A record so small that its change stays in the log: without it the next change would get the same number."""
+    folder, vectors = tmp_path / "s", M3Vectors(dense=np.array([[0.6, 0.8]], np.float32))
+    for version in map(str, range(4)):
+        with open_store(folder) as store:
+            store.upsert(["a"], [version], [{}], vectors)
+        last = last_change(folder / "engine" / "wal")
+        assert last is not None
+        assert f"dtexta{version}".encode() in last.entry  # in CBOR, the texts "text" and the version
+        assert versions(folder) == {"a": version}
 
 
 def test_a_store_that_was_only_read_is_trimmed_too(untrimmed: Path) -> None:
