@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Self, get_args
 
 import numpy as np
+import qdrant_edge as edge
 
 from m3_integrations import M3Encoder, M3Vectors, Searcher, Store, open_store
 from m3_integrations.evaluation import read_dataset
@@ -137,6 +138,34 @@ def measure_callers(n: int) -> None:
                 store.optimize()
                 searcher = Searcher(KnownQueries(queries), store)
                 print(f"    {what:<14}" + "   ".join(search_together(searcher, callers) for callers in (1, 8, 64)))
+        measure_gathered(Path(place) / "store" / "engine", queries)
+
+
+def measure_gathered(engine: Path, queries: M3Vectors) -> None:
+    """Print what gathering callers could save: the engine's CPU time for a query, if 1, 4 or 16 are in a call."""
+    shard, nearest = edge.EdgeShard.load(str(engine)), edge.Query.Nearest
+    exact, dense, tokens = edge.SearchParams(exact=True), queries.dense.tolist(), queries.multi_vector
+    top = edge.QueryRequest(limit=200, query=nearest(dense[0], using="dense"), with_payload=False)
+    among = edge.Filter(must=[edge.HasIdCondition({hit.id for hit in shard.query(top)})])
+
+    def candidates(i: int) -> edge.QueryRequest:
+        return edge.QueryRequest(limit=100, query=nearest(dense[i], using="dense"), with_payload=False)
+
+    def max_sim(i: int) -> edge.QueryRequest:
+        query = nearest(tokens[i].tolist(), using="multi_vector")
+        return edge.QueryRequest(limit=200, query=query, filter=among, with_payload=False, params=exact)
+
+    for what, ask in (("dense candidates", candidates), ("MaxSim of 200", max_sim)):
+        asked, cpu_ms = [ask(i) for i in range(16)], dict[int, list[float]]()
+        for _ in range(10):
+            for size in (1, 4, 16):
+                calls = [edge.QueryBatchRequest(asked[start : start + size]) for start in range(0, 16, size)]
+                start_s = time.process_time()
+                for call in calls:
+                    shard.query_batch(call)
+                cpu_ms.setdefault(size, []).append(1000 * (time.process_time() - start_s) / 16)
+        print(f"    {what:<18}" + "   ".join(f"{n} a call {np.median(ms):.2f} CPU ms" for n, ms in cpu_ms.items()))
+    shard.close()
 
 
 def search_together(searcher: Searcher, callers: int, n: int = 128) -> str:
