@@ -1,4 +1,4 @@
-"""Fixtures and the rule that a missing device or hub skips a test, unless M3_REQUIRE says that it must not."""
+"""Fixtures, when the suite runs in one process, and the rule that a missing device or hub skips a test."""
 
 import os
 from collections.abc import Iterator
@@ -10,6 +10,21 @@ import torch
 
 from m3_integrations import M3Encoder
 from tests.golden.checkpoints import build_checkpoint
+
+_ALONE = ("M3_SLOW", "M3_REQUIRE", "M3_HUB", "QDRANT_URL")
+"""Variables that ask for tests which load a whole machine, a device or a server: one process runs them."""
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return the number of CPUs, or 0, for no further process, if files or tests are named or `_ALONE` asks for it."""
+    names_files = all(Path(name.partition("::")[0]).is_file() for name in config.args)
+    n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if names_files or n_cpus == 1 or any(map(os.environ.get, _ALONE)) else n_cpus
+
+
+def pytest_xdist_setupnodes(specs: list[object]) -> None:
+    """Divide the cores among the processes, which inherit this, as do the commands that they start."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // len(specs))))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
