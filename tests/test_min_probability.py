@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from llama_index.core import VectorStoreIndex
+from llama_index.core.llms import MockLLM
+from llama_index.core.vector_stores import VectorStoreQuery
+from llama_index.core.vector_stores.types import VectorStoreQueryMode
 from pydantic import ValidationError
 
 from m3_integrations import Searcher, SearchOptions, open_store
 from m3_integrations.langchain import M3HybridRetriever, M3VectorStore
 from m3_integrations.llama_index import M3HybridRetriever as NodeRetriever
+from m3_integrations.llama_index import M3VectorStore as NodeStore
 from m3_integrations.search import Calibration, read_calibration
 from m3_integrations.vectors import ModeWeights
 from tests.fakes import FakeEncoder
@@ -139,6 +144,75 @@ async def test_langchain_has_it(searcher: Searcher, file: Path) -> None:
     assert vectors.similarity_search("a question", calibration=str(file), min_probability=1) == []
     with pytest.raises(ValidationError, match="must be a Calibration or the file of one"):
         M3HybridRetriever(encoder=searcher.encoder, calibration=3)  # type: ignore[arg-type]
+
+
+async def test_langchain_vector_store_has_it_as_a_field(searcher: Searcher, file: Path) -> None:
+    probability = searcher.search("a question")[0].scores["probability"]
+    for least, n in ((probability, 4), (probability + 1e-9, 0)):
+        vectors = M3VectorStore(
+            encoder=searcher.encoder, store=searcher.store, calibration=file, min_probability=least, mode="all"
+        )
+        assert len(vectors.similarity_search("a question")) == len(await vectors.asimilarity_search("a question")) == n
+        assert len(vectors.max_marginal_relevance_search("a question")) == n
+        assert len(vectors.as_retriever().invoke("a question")) == n
+        assert len(vectors.as_retriever(search_type="mmr").invoke("a question")) == n
+        by_relevance = vectors.as_retriever(
+            search_type="similarity_score_threshold", search_kwargs={"score_threshold": 0.0}
+        )
+        assert len(await by_relevance.ainvoke("a question")) == n
+    plain = M3VectorStore(encoder=searcher.encoder, store=searcher.store)
+    kwargs = {"calibration": str(file), "min_probability": probability + 1e-9}
+    for search_type in ("similarity", "mmr"):
+        retriever = plain.as_retriever(search_type=search_type, search_kwargs=kwargs)
+        assert retriever.invoke("a question") == await retriever.ainvoke("a question") == []
+        assert len(retriever.invoke("a question", min_probability=probability)) == 4
+
+
+async def test_a_search_by_vector_needs_the_way_out_and_has_it(searcher: Searcher) -> None:
+    strict: Any = {
+        "encoder": searcher.encoder, "store": searcher.store, "calibration": BY_DENSE, "min_probability": 0.9
+    }  # fmt: skip
+    vectors = M3VectorStore(**strict)
+    embedding = vectors.embeddings.embed_query("a question")
+    for search in (vectors.similarity_search_by_vector, vectors.max_marginal_relevance_search_by_vector):
+        with pytest.raises(ValueError, match="min_probability=0 searches without it"):
+            search(embedding)
+        assert len(search(embedding, min_probability=0)) == 4
+    for asearch in (vectors.asimilarity_search_by_vector, vectors.amax_marginal_relevance_search_by_vector):
+        with pytest.raises(ValueError, match="min_probability=0 searches without it"):
+            await asearch(embedding)
+        assert len(await asearch(embedding, min_probability=0)) == 4
+    nodes = NodeStore(**strict)
+    for query in (
+        VectorStoreQuery(query_embedding=embedding, similarity_top_k=4),
+        VectorStoreQuery(query_str="a question", similarity_top_k=4, mode=VectorStoreQueryMode.MMR),
+    ):
+        with pytest.raises(ValueError, match="min_probability=0 searches without it"):
+            nodes.query(query)
+        assert len(nodes.query(query, min_probability=0).ids or []) == 4
+
+
+async def test_llama_index_vector_store_has_it_as_a_field(searcher: Searcher, file: Path) -> None:
+    probability = searcher.search("a question")[0].scores["probability"]
+    for least, n in ((probability - 1e-6, 4), (probability + 1e-6, 0)):
+        vectors = NodeStore(encoder=searcher.encoder, store=searcher.store, calibration=file, min_probability=least)
+        index = VectorStoreIndex.from_vector_store(vectors, embed_model=vectors.embed_model)
+        engine = index.as_query_engine(llm=MockLLM(), similarity_top_k=4)
+        assert len(engine.query("a question").source_nodes) == n
+        assert len((await engine.aquery("a question")).source_nodes) == n
+        for fields in (vectors.to_dict(), json.loads(vectors.to_json())):
+            twin = NodeStore(**fields, encoder=searcher.encoder)
+            assert (twin.calibration, twin.min_probability) == (BY_DENSE, least)
+    plain = NodeStore(encoder=searcher.encoder, store=searcher.store)
+    index = VectorStoreIndex.from_vector_store(plain, embed_model=plain.embed_model)
+    options = {"calibration": file, "min_probability": probability + 1e-6}
+    assert index.as_retriever(similarity_top_k=4, vector_store_kwargs=options).retrieve("a question") == []
+    plain.calibration, plain.min_probability = BY_DENSE, 1
+    assert index.as_retriever().retrieve("a question") == []
+    with pytest.raises(ValidationError, match="must be a Calibration or the file of one"):
+        NodeStore(encoder=searcher.encoder, calibration=3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="fit one on your own questions with m3 eval DATA --calibrate FILE"):
+        NodeStore(encoder=searcher.encoder, min_probability=0.5)
 
 
 async def test_llama_index_has_it(searcher: Searcher, file: Path) -> None:

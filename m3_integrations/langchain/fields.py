@@ -7,14 +7,13 @@ from typing import Annotated, Any, cast
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SkipValidation
 
 from m3_integrations.search import (
-    Calibration,
     CalibrationLike,
     changed_settings,
     check_store,
+    checked_calibration,
     checked_weights,
     no_flag,
     open_encoder,
-    read_calibration,
 )
 from m3_integrations.store import Store
 from m3_integrations.vectors import Encoder, WeightsLike
@@ -23,14 +22,7 @@ Weights = Annotated[SkipValidation[WeightsLike | None], BeforeValidator(checked_
 """The weight of each mode: any `WeightsLike`, or None for equal weights."""
 
 
-def _read_calibration(given: CalibrationLike | None) -> Calibration | None:
-    try:
-        return None if given is None else read_calibration(given)
-    except TypeError as error:  # pydantic reports only ValueError
-        raise ValueError(str(error)) from error
-
-
-Calibrated = Annotated[SkipValidation[CalibrationLike | None], BeforeValidator(_read_calibration)]
+Calibrated = Annotated[SkipValidation[CalibrationLike | None], BeforeValidator(checked_calibration)]
 """A `Calibration`, or the path of its file, which is read when the field is set."""
 
 Integer = Annotated[int, BeforeValidator(no_flag)]

@@ -45,8 +45,8 @@ class M3VectorStore(VectorStore):
             weights and multi-vectors come from the same forward pass as the dense vector.
         model, encoder, model_kwargs: Instead of `embedding`, as for `M3HybridRetriever`.
         store: The store for the documents; a new one in memory if None.
-        k, mode, weights, filter, score_threshold, pool_size, fusion, rrf_k, bm25: Options of a search;
-            `m3_integrations.SearchOptions` explains each.
+        k, mode, weights, filter, score_threshold, pool_size, fusion, rrf_k, bm25, calibration, min_probability: Options
+            of a search; `m3_integrations.SearchOptions` explains each.
         show_progress: Whether adding documents draws a progress bar.
 
     Instantiate:
@@ -451,6 +451,7 @@ class M3VectorStore(VectorStore):
         *,
         filter: FilterLike = None,  # noqa: A002
         score_threshold: float | None = None,
+        min_probability: float | None = None,
     ) -> list[Document]:
         """Return the documents whose dense vectors are most like this one.
 
@@ -462,9 +463,11 @@ class M3VectorStore(VectorStore):
             k: How many at most.
             filter: Only documents whose metadata match.
             score_threshold: Only documents whose cosine is at least this.
+            min_probability: 0 to search although the constructor has a `min_probability`, which needs a query's text.
 
         Raises:
-            ValueError: If the vector is not of the model's size or not finite, or an option is out of range.
+            ValueError: If the vector is not of the model's size or not finite, or an option is out of range. Also if
+                the constructor's `min_probability` applies.
         """
         hits = self._searcher.search(
             None,
@@ -472,6 +475,7 @@ class M3VectorStore(VectorStore):
             k=k,
             filter=filter,
             score_threshold=score_threshold,
+            min_probability=min_probability,
             fusion="weighted",
         )
         return as_documents(hits)
@@ -483,6 +487,7 @@ class M3VectorStore(VectorStore):
         *,
         filter: FilterLike = None,  # noqa: A002
         score_threshold: float | None = None,
+        min_probability: float | None = None,
     ) -> list[Document]:
         """Search as `similarity_search_by_vector` does, without blocking the event loop."""
         hits = await self._searcher.asearch(
@@ -491,6 +496,7 @@ class M3VectorStore(VectorStore):
             k=k,
             filter=filter,
             score_threshold=score_threshold,
+            min_probability=min_probability,
             fusion="weighted",
         )
         return as_documents(hits)
@@ -550,6 +556,7 @@ class M3VectorStore(VectorStore):
         lambda_mult: float = 0.5,
         *,
         filter: FilterLike = None,  # noqa: A002
+        min_probability: float | None = None,
     ) -> list[Document]:
         """Return documents as `max_marginal_relevance_search` does; the candidates are the best by the dense mode.
 
@@ -559,12 +566,16 @@ class M3VectorStore(VectorStore):
             fetch_k: How many candidates; never fewer than k.
             lambda_mult: From 0 (only diversity counts) to 1 (only likeness to the vector counts).
             filter: Only documents whose metadata match.
+            min_probability: As for `similarity_search_by_vector`.
 
         Raises:
-            ValueError: If the vector is not of the model's size or not finite, or lambda_mult is out of range.
+            ValueError: If the vector is not of the model's size or not finite, or lambda_mult is out of range. Also if
+                the constructor's `min_probability` applies.
         """
         n = self._n(k)
-        hits = self._searcher.search(None, dense=_vector(embedding), k=max(n, fetch_k), filter=filter)
+        hits = self._searcher.search(
+            None, dense=_vector(embedding), k=max(n, fetch_k), filter=filter, min_probability=min_probability
+        )
         return as_documents(diverse_hits(self.store, hits, n, lambda_mult))
 
     async def amax_marginal_relevance_search_by_vector(
@@ -575,10 +586,13 @@ class M3VectorStore(VectorStore):
         lambda_mult: float = 0.5,
         *,
         filter: FilterLike = None,  # noqa: A002
+        min_probability: float | None = None,
     ) -> list[Document]:
         """Search as `max_marginal_relevance_search_by_vector` does, without blocking the event loop."""
         n = self._n(k)
-        hits = await self._searcher.asearch(None, dense=_vector(embedding), k=max(n, fetch_k), filter=filter)
+        hits = await self._searcher.asearch(
+            None, dense=_vector(embedding), k=max(n, fetch_k), filter=filter, min_probability=min_probability
+        )
         return as_documents(await asyncio.to_thread(diverse_hits, self.store, hits, n, lambda_mult))
 
     def _n(self, k: int | None) -> int:

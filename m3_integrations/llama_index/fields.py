@@ -7,11 +7,21 @@ from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SkipValidation, model_validator
 
-from m3_integrations.search import changed_settings, checked_weights, no_flag, open_encoder
+from m3_integrations.search import (
+    CalibrationLike,
+    changed_settings,
+    checked_calibration,
+    checked_weights,
+    no_flag,
+    open_encoder,
+)
 from m3_integrations.vectors import Encoder, WeightsLike
 
 Weights = Annotated[SkipValidation[WeightsLike | None], BeforeValidator(checked_weights)]
 """The weight of each mode: any `WeightsLike`, or None for equal weights."""
+
+Calibrated = Annotated[SkipValidation[CalibrationLike | None], BeforeValidator(checked_calibration)]
+"""A `Calibration`, or the path of its file, which is read when the field is set."""
 
 Integer = Annotated[int, BeforeValidator(no_flag)]
 """A whole number of Python or numpy. Pydantic itself would accept True as 1."""

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, SkipValidation
 
 from m3_integrations.llama_index.adding import add_nodes, check_embeddings, check_nodes, delete_document
 from m3_integrations.llama_index.embeddings import M3Embedding, QueryEmbedding
-from m3_integrations.llama_index.fields import EncoderFields, Integer, Weights
+from m3_integrations.llama_index.fields import Calibrated, EncoderFields, Integer, Weights
 from m3_integrations.llama_index.filters import as_filter
 from m3_integrations.llama_index.nodes import as_node, without_results
 from m3_integrations.llama_index.querying import AskedQuery, read_query
@@ -61,15 +61,16 @@ class M3VectorStore(EncoderFields, BasePydanticVectorStore):
       texts. If the index holds `IndexNode`s or `ImageNode`s, the table has only their ids, and such a retriever finds
       only them: use `VectorIndexRetriever(index)`. An empty `doc_ids` matches nothing.
 
-    LlamaIndex passes options for one query as `vector_store_kwargs`.
+    LlamaIndex passes options for one query as `vector_store_kwargs`. A `min_probability` refuses queries that are not
+    ranked by all three modes: those need `min_probability=0`.
 
     Args:
         model: A checkpoint folder, a repository of the hub, or the URL of an `m3 serve`.
         encoder: An existing encoder, instead of `model`.
         model_kwargs: Further arguments of `M3Encoder`; only with `model`.
         store: The store for the nodes; a new one in memory if None.
-        mode, weights, score_threshold, pool_size, fusion, rrf_k, bm25: Options of a query;
-            `m3_integrations.SearchOptions` explains each.
+        mode, weights, score_threshold, pool_size, fusion, rrf_k, bm25, calibration, min_probability: Options of a
+            query; `m3_integrations.SearchOptions` explains each.
 
     Raises:
         ValueError: For an unknown argument or one out of range (pydantic's ValidationError), if neither model nor
@@ -107,6 +108,8 @@ class M3VectorStore(EncoderFields, BasePydanticVectorStore):
     fusion: Fusion = SearchOptions.fusion
     rrf_k: Integer = SearchOptions.rrf_k
     bm25: Bm25 = SearchOptions.bm25
+    calibration: Calibrated = SearchOptions.calibration
+    min_probability: float | None = SearchOptions.min_probability
 
     _made: Searcher | None = PrivateAttr(default=None)
 
@@ -142,6 +145,8 @@ class M3VectorStore(EncoderFields, BasePydanticVectorStore):
             fusion=self.fusion,
             rrf_k=self.rrf_k,
             bm25=self.bm25,
+            calibration=self.calibration,
+            min_probability=self.min_probability,
         )
 
     def _searcher(self) -> Searcher:
@@ -263,8 +268,8 @@ class M3VectorStore(EncoderFields, BasePydanticVectorStore):
 
         Args:
             query: LlamaIndex's query.
-            **kwargs: `mode`, `weights`, `score_threshold`, `pool_size`, `fusion`, `rrf_k` and `bm25` for this query;
-                None means this store's own option. `mmr_threshold` may be given here too.
+            **kwargs: The options of the constructor from `mode` to `min_probability`, for this query; None means this
+                store's own option. `mmr_threshold` may be given here too.
 
         Raises:
             TypeError: For an unknown option, or one of a wrong type.

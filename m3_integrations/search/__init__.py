@@ -22,6 +22,7 @@ from m3_integrations.search.options import (
     as_integer,
     check_names,
     check_options,
+    checked_calibration,
     checked_weights,
     no_flag,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "check_options",
     "check_ranking",
     "check_store",
+    "checked_calibration",
     "checked_weights",
     "diverse_hits",
     "find_evidence",

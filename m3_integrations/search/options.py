@@ -178,6 +178,19 @@ def checked_weights(weights: WeightsLike | None) -> WeightsLike | None:
     return weights if weights is None or isinstance(weights, str) else chosen
 
 
+def checked_calibration(given: CalibrationLike | None) -> Calibration | None:
+    """Return a calibration as `read_calibration` reads it, or None.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no calibration, also if it has a wrong type: pydantic reports a ValueError alone.
+    """
+    try:
+        return None if given is None else read_calibration(given)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+
+
 def no_flag(value: Any) -> Any:
     """Return a value unchanged unless it is a boolean, which pydantic would accept as an integer.
 
