@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 @errors_in_one_line(stderr=True)
 def fit(
-    store: Annotated[str, typer.Argument(help="A folder, or the URL of a Qdrant server.", show_default=False)],
+    store: Annotated[str, typer.Argument(help="A folder, or the URL of an m3 serve or a Qdrant server.",
+                                         show_default=False)],
     *,
     questions: Annotated[Path, typer.Option(help="A folder in BEIR's layout; its qrels name records of the store, or "
                          "the files or the entries of JSONL files that m3 index read.")],

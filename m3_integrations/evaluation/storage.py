@@ -22,6 +22,7 @@ from m3_integrations.store.edge import EdgeStore
 from m3_integrations.store.edge_size import disk_use, smaller_storages, token_vector_bytes
 from m3_integrations.store.points import MultiVectorStorage
 from m3_integrations.store.qdrant import QdrantStore
+from m3_integrations.store.served import ServedStore
 from m3_integrations.vectors import Encoder, FloatArray, M3Vectors, Mode, ModeWeights, WeightsLike, resolve_weights
 from m3_integrations.vectors.pooling import pooled_lengths
 
@@ -62,7 +63,8 @@ class StorageCost:
     Attributes:
         storage: The way to keep them.
         bytes_per_token: The bytes of its token vectors, divided by the number of token vectors in the present store.
-        size_bytes: The size of the whole store on the disk, estimated from the present store; None on a server.
+        size_bytes: The size of the whole store on the disk, estimated from the present store; None unless it is a
+            folder of this machine.
         values: (queries,) float64, the metric of every question.
         largest_error: The largest difference of a candidate's multi-vector score from its score in the present store;
             0 if no token vectors are kept.
@@ -117,8 +119,7 @@ def fit_storage(
     JSONL file, or the file, by its path or its name. A document with several records has the place of the best one.
 
     Args:
-        store: A folder or a Qdrant server. For an `m3 serve`, run this on its machine, with its folder. The store is
-            bound to the model.
+        store: A folder, a Qdrant server, or an `m3 serve` over one of these. The store is bound to the model.
         encoder: The encoder of the questions, with the store's model.
         questions: Questions with qrels.
         metric: The metric, as ir-measures spells it.
@@ -126,19 +127,19 @@ def fit_storage(
         pool_size: The number of candidates that each leg finds.
 
     Raises:
-        TypeError: If the store is neither a folder nor on a Qdrant server.
-        ValueError: If the store holds another model's vectors or no token vectors, if questions are judged by answers,
-            or if no question finds a relevant document.
+        ValueError: If the store is in memory, or holds another model's vectors or no token vectors, if questions are
+            judged by answers, or if no question finds a relevant document.
         OSError: If there is no room for temporary files.
     """
-    if not isinstance(store, QdrantStore):
-        raise TypeError(
-            f"a fit reads a folder or a Qdrant server, got {store!r}: run it on the machine with the folder"
-        )
     if questions.answers:
         raise ValueError(f"a fit needs judged documents, and {questions.name} has answers instead")
     store.bind(encoder.fingerprint)
-    format_ = store.format
+    format_ = store.format if isinstance(store, QdrantStore | ServedStore) else None
+    if format_ is None:
+        raise ValueError(
+            f"the records of {store!r} are in memory, where token vectors are kept in no smaller way: fit a copy, "
+            "copy_store(store, open_store(FOLDER))"
+        )
     if "multi_vector" not in format_.modes:
         raise ValueError(f"{store!r} holds no token vectors, so it cannot be made smaller")
     kept = Storage(format_.multi_vector, format_.token_pooling)

@@ -135,6 +135,8 @@ class ServedStore(Store):
     @property
     def format(self) -> StoreFormat | None:
         """The format of the store; None for a store in memory."""
+        if self._about.format is not None and not self._about.format.modes:  # as for `modes`
+            self._about = self._describe()
         return self._about.format
 
     def bind(self, fingerprint: str) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from qdrant_client import QdrantClient
 from typer.testing import CliRunner
 
 from m3_integrations import M3Encoder, Searcher, open_store
@@ -14,8 +15,11 @@ from m3_integrations.evaluation import Dataset, read_dataset
 from m3_integrations.evaluation.storage import Storage, StorageCost, StorageFit, fit_storage
 from m3_integrations.indexing import index_files
 from m3_integrations.store.edge import EdgeStore
+from m3_integrations.store.served import ServedStore
+from m3_integrations.store.server import ServerStore
 from tests.evaluation.worlds import write_beir
 from tests.fakes import FakeEncoder
+from tests.serve.conftest import serving_store
 
 XQUAD = Path(__file__).parents[3] / "shared" / "data" / "xquad"
 
@@ -90,6 +94,32 @@ def test_every_way_is_measured_as_a_store_that_is_made_like_it(tmp_path: Path, w
     assert 0 < errors[Storage("turbo8")] < 2e-3 < errors[Storage("turbo4")] < errors[Storage("turbo4", 2)]
 
 
+@pytest.mark.enable_socket
+@pytest.mark.filterwarnings("ignore:Local mode performs exact", "ignore:Payload indexes have no effect in the local")
+def test_a_served_store_is_fitted_as_the_folder_behind_it(tmp_path: Path, world: Dataset, tiny: M3Encoder) -> None:
+    with open_store(tmp_path / "s") as store:
+        with serving_store(store) as url:
+            with ServedStore(url) as served:  # opened before there is a record, and used to fill it
+                Searcher(tiny, served).add(list(TEXTS.values()), ids=list(TEXTS))
+                found = fit_storage(served, tiny, world)
+            arguments = ["fit", url, "--questions", str(world.corpus.path.parent), "--model", "tiny"]
+            result = CliRunner().invoke(app, arguments)
+            assert result.exit_code == 0, result.output
+            assert result.stdout.splitlines()[1].split()[:3] == ["float16", "512", f"{found.kept.values.mean():.4f}"]
+        behind = fit_storage(store, tiny, world)
+    on_qdrant = ServerStore("local", client=QdrantClient(":memory:"))
+    Searcher(tiny, on_qdrant).add(list(TEXTS.values()), ids=list(TEXTS))
+    for other in (found, fit_storage(on_qdrant, tiny, world)):
+        for one, same in zip((behind.kept, *behind.smaller), (other.kept, *other.smaller), strict=True):
+            assert (one.storage, one.bytes_per_token) == (same.storage, same.bytes_per_token)
+            np.testing.assert_allclose(one.values, same.values, atol=1e-6)
+            assert same.size_bytes is None
+    with serving_store(open_store()) as url, ServedStore(url) as served:
+        Searcher(tiny, served).add(list(TEXTS.values()), ids=list(TEXTS))
+        result = CliRunner().invoke(app, ["fit", url, *arguments[2:]])
+        assert (result.exit_code, "in memory, where" in result.stderr) == (1, True), result.output
+
+
 def test_the_smallest_within_the_loss_is_the_one_whose_interval_is(world: Dataset) -> None:
     ones, n = np.ones(400), 400
 
@@ -118,7 +148,7 @@ def test_the_smallest_within_the_loss_is_the_one_whose_interval_is(world: Datase
 
 
 def test_what_cannot_be_fitted_is_refused(tmp_path: Path, world: Dataset, tiny: M3Encoder) -> None:
-    with pytest.raises(TypeError, match="reads a folder or a Qdrant server"):
+    with pytest.raises(ValueError, match=r"are in memory, .*: fit a copy, copy_store\(store, open_store\(FOLDER\)\)"):
         fit_storage(open_store(), tiny, world)
     with filled(tmp_path / "none", tiny, TEXTS, multi_vector="none") as store:
         with pytest.raises(ValueError, match="holds no token vectors"):
