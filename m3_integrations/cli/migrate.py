@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import typer
 from rich.console import Console
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from m3_integrations.evaluation import JudgedQueries
     from m3_integrations.store import Store
     from m3_integrations.store.migrating import MigrationReport
+    from m3_integrations.store.server import ServerStore
 
 _SHOWN: Final = 10
 """The most changed questions that are shown."""
@@ -54,7 +55,10 @@ def migrate(
         typer.Option(help="The model of STORE, which asks it the questions; if none, the one in this package."),
     ] = None,
     switch: Annotated[
-        bool, typer.Option("--switch", help="Give the new folder STORE's name, unless it is worse on the questions.")
+        bool,
+        typer.Option(
+            "--switch", help="Give the new store STORE's name (a folder's, or Qdrant's alias), unless it is worse."
+        ),
     ] = False,
     collection: Collection = None,
     device: Device = "auto",
@@ -64,10 +68,8 @@ def migrate(
 
     judged = None if questions is None else _read(questions)
     console, folder = PipedConsole(), folder_of(store)
-    if switch and (folder is None or to is not None):
-        raise ValueError(
-            "--switch works only for a folder and the store beside it: on a server, open the new store instead"
-        )
+    if switch and to is not None:
+        raise ValueError("--switch is for the new store beside the old one: leave out --to, or open the new store")
     if folder is not None and finish_switch(folder):
         console.print(
             f"completed the switch of {escape(store)}, which was interrupted", highlight=False, soft_wrap=True
@@ -81,6 +83,7 @@ def migrate(
         if old == encoder.fingerprint:
             console.print(f"{escape(store)} already has vectors of {escape(model)}", highlight=False, soft_wrap=True)
             return
+        of_alias = _opened_by_alias(store, source, encoder.fingerprint) if switch and folder is None else None
         where, beside = (to, None) if to is not None else _beside(store, source, encoder.fingerprint, collection)
         kept = multi_vector or (None if "multi_vector" in source.kept_modes else "none")
         with open_place(where, collection=beside, multi_vector=kept) as target:
@@ -94,10 +97,14 @@ def migrate(
                 old_side = Searcher(old_encoder, source)
                 found = diff_searches(old_side, Searcher(encoder, target), judged, explained=_SHOWN)
                 print_diff(found, "the old store", "the new one", _SHOWN, console)
-    if found is not None and is_worse(found, None):
-        what = "the new store is worse" + (", so it is not switched to" if switch else "")
-        Console(stderr=True).print(f"[red]{what}[/red]", highlight=False)
-        raise typer.Exit(IS_WORSE)
+            if found is not None and is_worse(found, None):
+                what = "the new store is worse" + (", so it is not switched to" if switch else "")
+                Console(stderr=True).print(f"[red]{what}[/red]", highlight=False)
+                raise typer.Exit(IS_WORSE)
+            if of_alias is not None and beside is not None:
+                replaced = of_alias.switch(beside)
+                said = f"{of_alias.collection} names {beside} now; {replaced} is kept: what is open goes on with it"
+                console.print(escape(said), highlight=False, soft_wrap=True)
     if switch and folder is not None:
         aside = switch_folder(folder, old, encoder.fingerprint)
         said = (
@@ -129,6 +136,30 @@ def _beside(store: str, source: Store, fingerprint: str, collection: str | None)
     raise ValueError(
         f"{store} is behind m3 serve, which has one store: name a place for the new one, --to FOLDER_OR_URL"
     )
+
+
+def _opened_by_alias(store: str, source: Store, fingerprint: str) -> ServerStore:
+    """Return a store on a Qdrant server that an alias opened.
+
+    Raises:
+        ValueError: If it is another store: nothing can be given its name.
+    """
+    from m3_integrations.store.migrating import collection_beside
+    from m3_integrations.store.served import ServedStore
+
+    if isinstance(source, ServedStore):
+        raise ValueError(  # noqa: TRY004 - it is the wrong store, not a wrong type of argument
+            f"--switch cannot rename what is behind {store}: end that m3 serve, switch its folder where it lies "
+            "(m3 migrate FOLDER --model NEW --switch), and start it again with the new model"
+        )
+    opened = cast("ServerStore", source)
+    if opened.opened_collection == opened.collection:
+        raise ValueError(
+            f"--switch moves an alias, and {opened.collection} is a collection, which a Qdrant server cannot rename: "
+            f"migrate without it to {collection_beside(opened.collection, fingerprint)}, and have your programs and "
+            "--collection name an alias of that from then on (Qdrant's POST /collections/aliases makes it)"
+        )
+    return opened
 
 
 def _print_report(report: MigrationReport, n_records: int, where: str, console: Console) -> None:

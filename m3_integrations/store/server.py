@@ -17,6 +17,7 @@ except ModuleNotFoundError as error:
         "a store on a Qdrant server needs qdrant-client: pip install 'PATH_TO_THE_CLONE[qdrant]'", name=error.name
     ) from error
 
+from m3_integrations.store.aliases import collection_of, move_alias
 from m3_integrations.store.cluster import Cluster
 from m3_integrations.store.packed import PackedPoints, pack_points
 from m3_integrations.store.points import MultiVectorStorage, StoreFormat, choose_format, point_id
@@ -66,7 +67,8 @@ class ServerStore(QdrantStore):
         url: The URL of the server; `https://` for TLS. Its port is the port for REST, 6333 if it has none. For a
             cluster the URLs of several nodes: if one does not answer, another is asked.
         api_key: The API key of the server.
-        collection: The name of the collection. If it does not exist, it is made with the first record.
+        collection: The name of the collection, or an alias of it. If it does not exist, it is made with the first
+            record. A store that is open keeps its collection if the alias is moved to another one.
         prefer_grpc: Whether to use gRPC, which takes larger batches.
         grpc_port: The port for gRPC; a list has one port for each URL.
         timeout_s: The time to wait for an answer; after this time a call is not tried again.
@@ -114,6 +116,7 @@ class ServerStore(QdrantStore):
         arguments = locals()  # a pickle opens the store again with these
         self._given = {name: value for name, value in arguments.items() if name not in {"self", "__class__"}}
         self.url, self.collection = url, collection
+        self.opened_collection = collection  # another one, if `collection` is an alias of it
         self._where = f"collection {collection!r}"
         self._lock = contextlib.nullcontext()  # the client is safe to use from many threads
         self._placement: dict[str, Any] = {
@@ -156,11 +159,21 @@ class ServerStore(QdrantStore):
 
     def _ask(self, call: Callable[[QdrantClient, str], _Answer], *, is_repeatable: bool = True) -> _Answer:
         """Return what a call of a client with the collection's name returns; errors are those of `Cluster.ask`."""
-        return self._cluster.ask(lambda client: call(client, self.collection), is_repeatable=is_repeatable)
+        return self._cluster.ask(lambda client: call(client, self.opened_collection), is_repeatable=is_repeatable)
+
+    def switch(self, collection: str) -> str:
+        """Let the alias that opened this store name another collection, and return the name of its own.
+
+        Whoever opens the alias from now on has the new collection. This and other open stores keep the old one.
+        """
+        self._ask(lambda client, _: move_alias(client, self.collection, collection))
+        return self.opened_collection
 
     def _read_format(self) -> StoreFormat | None:
         if not self._ask(lambda client, name: client.collection_exists(name)):
             return None
+        with contextlib.suppress(PermissionError):  # a key for one collection may not list aliases
+            self.opened_collection = self._ask(lambda client, _: collection_of(client, self.collection))
         info = self._ask(lambda client, name: client.get_collection(name))
         self._indexed_paths = set(info.payload_schema)
         return StoreFormat.from_dict(self._where, info.config.metadata)

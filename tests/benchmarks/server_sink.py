@@ -72,6 +72,9 @@ class Sink(PointsServicer, CollectionsServicer):
     def CollectionExists(self, request: Any, context: Any) -> Any:
         return messages.CollectionExistsResponse(result=messages.CollectionExists(exists=self._exists))
 
+    def ListAliases(self, request: Any, context: Any) -> Any:
+        return messages.ListAliasesResponse()
+
     def Create(self, request: Any, context: Any) -> Any:
         self._exists = True
         return messages.CollectionOperationResponse(result=True)

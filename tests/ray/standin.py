@@ -57,6 +57,10 @@ def _app(behind: StandIn) -> FastAPI:
             behind.written.update(point["payload"]["id"] for point in body["points"])
         return JSONResponse({"result": _plain(result), "status": "ok", "time": 0.0})
 
+    @app.get("/aliases")
+    async def aliases() -> JSONResponse:
+        return JSONResponse({"result": _plain(client.get_aliases()), "status": "ok", "time": 0.0})
+
     return app
 
 

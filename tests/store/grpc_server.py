@@ -82,6 +82,12 @@ class GrpcServer(PointsServicer, CollectionsServicer):
         exists = self.local.collection_exists(request.collection_name)
         return messages.CollectionExistsResponse(result=messages.CollectionExists(exists=exists))
 
+    def ListAliases(self, request: Any, context: Any) -> Any:
+        self.note("ListAliases", context)
+        return messages.ListAliasesResponse(
+            aliases=map(RestToGrpc.convert_alias_description, self.local.get_aliases().aliases)
+        )
+
     def Create(self, request: Any, context: Any) -> Any:
         self.note("Create", context)
         self.local.create_collection(

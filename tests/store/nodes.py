@@ -135,6 +135,10 @@ class _Collections(CollectionsServicer):
         )
         return wire.CollectionExistsResponse(result=wire.CollectionExists(exists=there))
 
+    def ListAliases(self, request: Any, context: Any) -> Any:
+        there = self._node.do("ListAliases", context, lambda local: local.get_aliases()).aliases
+        return wire.ListAliasesResponse(aliases=map(RestToGrpc.convert_alias_description, there))
+
     def Get(self, request: Any, context: Any) -> Any:
         info = self._node.do(
             "Get of a collection", context, lambda local: local.get_collection(request.collection_name)

@@ -19,7 +19,12 @@ from typer.testing import CliRunner
 from m3_integrations import M3Encoder, Searcher, Store, open_store
 from m3_integrations.cli import app
 from m3_integrations.store.edge import EdgeStore
-from m3_integrations.store.migrating import finish_switch, folder_beside, migrate_store, switch_folder
+from m3_integrations.store.migrating import (
+    finish_switch,
+    folder_beside,
+    migrate_store,
+    switch_folder,
+)
 from m3_integrations.store.served import ServedStore
 from m3_integrations.vectors import Mode
 from tests.evaluation.worlds import write_beir
@@ -162,6 +167,8 @@ def test_killed_ten_times_every_record_is_there_once_and_searches_are_answered_m
         try:
             n_before = []
             for kill in range(kills + 1):
+                if kill == kills:
+                    n_killed = sum(map(int, log.read_text().split()))
                 process = start(url, tmp_path / "new", log)
                 assert process.stdout is not None
                 assert process.stdout.readline() == "open\n"
@@ -183,6 +190,7 @@ def test_killed_ten_times_every_record_is_there_once_and_searches_are_answered_m
             check(source, target)
             assert target.count() == n + 3
     encoded = sum(map(int, log.read_text().split()))
+    assert 64 <= n_killed < encoded  # what was killed had begun, and left work
     assert n + 3 <= encoded <= n + 5 + kills * 64
 
 
@@ -290,7 +298,7 @@ def test_impossible_migrations_are_one_line(index: Path, small: Path, tmp_path: 
         ((tmp_path / "absent", "--model", small), "no store at"),
         (
             (index, "--model", small, "--to", tmp_path / "x", "--switch"),
-            "--switch works only for a folder and the store beside",
+            "--switch is for the new store beside the old one",
         ),
         ((index, "--model", small, "--to", fill_path), "holds vectors of the model fa4e"),
         ((tmp_path / "empty", "--model", small), "is empty and has no model yet"),

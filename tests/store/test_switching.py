@@ -1,0 +1,84 @@
+"""A switch to another model's store where there is no folder to rename: an alias on Qdrant, and none on m3 serve."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from qdrant_client import QdrantClient
+from qdrant_client.http.exceptions import UnexpectedResponse
+
+from m3_integrations import M3Encoder, Searcher, open_store
+from m3_integrations.store import copy_store
+from m3_integrations.store.aliases import move_alias
+from m3_integrations.store.migrating import collection_beside
+from tests.serve.conftest import serving_store
+from tests.store.test_migrating import index, migrate
+
+__all__ = ["index"]  # a fixture
+
+
+class Staying(QdrantClient):
+    """A local mode that keeps its collections although every command closes it."""
+
+    def close(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def qdrant(index: Path, monkeypatch: pytest.MonkeyPatch) -> Staying:
+    """What every URL opens: a server with the store of `index` in its collection docs-1."""
+    client = Staying(":memory:")
+    monkeypatch.setattr("m3_integrations.store.cluster.QdrantClient", lambda **_: client)
+    monkeypatch.setattr("m3_integrations.store.served.is_m3_serve", lambda _: False)
+    with open_store(index) as store:
+        copy_store(store, open_store("http://qdrant", collection="docs-1"))
+    return client
+
+
+def aliases(client: QdrantClient) -> dict[str, str]:
+    return {each.alias_name: each.collection_name for each in client.get_aliases().aliases}
+
+
+@pytest.mark.filterwarnings("ignore:Local mode performs exact", "ignore:Payload indexes have no effect in the local")
+def test_on_qdrant_the_alias_is_switched_and_what_is_open_stays(qdrant: Staying, small: Path) -> None:
+    url, options = "http://qdrant", ("--collection", "docs")
+    refused = migrate(url, "--model", small, "--switch", "--collection", "docs-1")
+    with M3Encoder("tiny", device="cpu") as encoder, M3Encoder(str(small), shared=False, device="cpu") as other:
+        old, new, beside = encoder.fingerprint, other.fingerprint, collection_beside("docs", other.fingerprint)
+        assert refused.exit_code == 1
+        assert f"migrate without it to {collection_beside('docs-1', new)}, and have" in refused.stderr
+        assert [each.name for each in qdrant.get_collections().collections] == ["docs-1"]
+        move_alias(qdrant, "docs", "docs-1")
+        with open_store(url, collection="docs") as store:
+            assert (store.fingerprint, store.count()) == (old, 3)
+            done = migrate(url, "--model", small, "--switch", *options)
+            assert done.exit_code == 0, done.output
+            assert f"docs names {beside} now; docs-1 is kept" in done.stdout
+            assert aliases(qdrant) == {"docs": beside}
+            Searcher(encoder, store).add(["It is of the old model."], ids=["late"])
+            assert (store.fingerprint, store.count(), qdrant.count("docs").count) == (old, 4, 3)
+            assert pickle.loads(pickle.dumps(store)).fingerprint == new
+        with open_store(url, collection="docs") as store:
+            assert (store.fingerprint, store.count()) == (new, 3)
+    again = migrate(url, "--model", small, "--switch", *options)
+    assert (again.exit_code, "already" in again.stdout) == (0, True)
+
+
+def test_a_key_that_may_not_list_aliases_opens_its_collection(qdrant: Staying, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> None:
+        raise UnexpectedResponse(403, "", b"Global access is required", httpx.Headers())
+
+    monkeypatch.setattr(qdrant, "get_aliases", refused)
+    with open_store("http://qdrant", collection="docs-1") as store:
+        assert store.count() == 3
+
+
+@pytest.mark.enable_socket
+def test_behind_m3_serve_a_switch_names_the_way(index: Path, small: Path) -> None:
+    with open_store(index) as store, serving_store(store) as url:
+        refused = migrate(url, "--model", small, "--switch")
+        assert (refused.exit_code, "switch its folder where it lies" in refused.stderr) == (1, True), refused.output
