@@ -33,6 +33,13 @@ def filled() -> Searcher:
         ({"weights": "best"}, ValueError, "unknown weights 'best'"),
         ({"weights": (1, 1)}, TypeError, "weights must be ModeWeights"),
         ({"score_threshold": float("nan")}, ValueError, "must be finite"),
+        ({"score_threshold": "0.5"}, TypeError, "score_threshold must be a number, got '0.5'"),
+        ({"score_threshold": True}, TypeError, "score_threshold must be a number, got True"),
+        ({"min_probability": "high"}, TypeError, "min_probability must be a number, got 'high'"),
+        ({"min_probability": [1]}, TypeError, "min_probability must be a number"),
+        ({"k": 2**64}, ValueError, f"k must be at most {2**63 - 1}, got {2**64}"),
+        ({"pool_size": 2**63}, ValueError, "pool_size must be at most"),
+        ({"rrf_k": 10**400}, ValueError, "rrf_k must be at most"),
         ({"filter": {"a": {"$near": 1}}}, ValueError, "unknown"),
         ({"filter": "a = 1"}, TypeError, "must be a mapping"),
     ],
@@ -47,6 +54,7 @@ def test_any_whole_number_counts_and_becomes_a_plain_one(integer: type) -> None:
     options = SearchOptions(k=integer(3), pool_size=integer(7), rrf_k=integer(0))
     assert (options.k, options.pool_size, options.rrf_k) == (3, 7, 0)
     assert {type(options.k), type(options.pool_size), type(options.rrf_k)} == {int}
+    assert type(SearchOptions(score_threshold=np.float32(0.5)).score_threshold) is float
     with pytest.raises(TypeError, match="k must be an integer"):
         SearchOptions(k=np.bool_(True))  # type: ignore[arg-type]
 

@@ -21,7 +21,16 @@ from langchain_core.vectorstores import VectorStore
 from m3_integrations.langchain.documents import as_documents
 from m3_integrations.langchain.embeddings import M3Embeddings
 from m3_integrations.langchain.retriever import M3HybridRetriever
-from m3_integrations.search import Hit, RankingKeywords, Searcher, SearchOptions, diverse_hits, relevance
+from m3_integrations.search import (
+    Hit,
+    RankingKeywords,
+    Searcher,
+    SearchOptions,
+    as_integer,
+    as_number,
+    diverse_hits,
+    relevance,
+)
 from m3_integrations.store import FilterLike, Store
 from m3_integrations.vectors import Encoder, FloatArray
 
@@ -427,7 +436,7 @@ class M3VectorStore(VectorStore):
             TypeError: For the reasons of `Searcher.search`.
             ValueError: For the reasons of `Searcher.search`.
         """
-        searcher, least = self._searcher, options.pop("score_threshold", None)
+        searcher, least = self._searcher, _least(options)
         hits = searcher.search(query, k=k, filter=filter, **options)
         return _with_relevance(hits, searcher.options.changed(**options), least)
 
@@ -440,7 +449,7 @@ class M3VectorStore(VectorStore):
         **options: Unpack[RankingKeywords],
     ) -> list[tuple[Document, float]]:
         """Search as `similarity_search_with_relevance_scores` does, without blocking the event loop."""
-        searcher, least = self._searcher, options.pop("score_threshold", None)
+        searcher, least = self._searcher, _least(options)
         hits = await searcher.asearch(query, k=k, filter=filter, **options)
         return _with_relevance(hits, searcher.options.changed(**options), least)
 
@@ -530,7 +539,7 @@ class M3VectorStore(VectorStore):
                 not rank.
         """
         searcher, n = self._searcher, self._n(k)
-        hits = searcher.search(query, k=max(n, fetch_k), filter=filter, **options)
+        hits = searcher.search(query, k=max(n, as_integer(fetch_k, "fetch_k")), filter=filter, **options)
         return as_documents(diverse_hits(self.store, hits, n, lambda_mult))
 
     async def amax_marginal_relevance_search(
@@ -545,7 +554,7 @@ class M3VectorStore(VectorStore):
     ) -> list[Document]:
         """Search as `max_marginal_relevance_search` does, without blocking the event loop."""
         searcher, n = self._searcher, self._n(k)
-        hits = await searcher.asearch(query, k=max(n, fetch_k), filter=filter, **options)
+        hits = await searcher.asearch(query, k=max(n, as_integer(fetch_k, "fetch_k")), filter=filter, **options)
         return as_documents(await asyncio.to_thread(diverse_hits, self.store, hits, n, lambda_mult))
 
     def max_marginal_relevance_search_by_vector(
@@ -574,7 +583,11 @@ class M3VectorStore(VectorStore):
         """
         n = self._n(k)
         hits = self._searcher.search(
-            None, dense=_vector(embedding), k=max(n, fetch_k), filter=filter, min_probability=min_probability
+            None,
+            dense=_vector(embedding),
+            k=max(n, as_integer(fetch_k, "fetch_k")),
+            filter=filter,
+            min_probability=min_probability,
         )
         return as_documents(diverse_hits(self.store, hits, n, lambda_mult))
 
@@ -591,7 +604,11 @@ class M3VectorStore(VectorStore):
         """Search as `max_marginal_relevance_search_by_vector` does, without blocking the event loop."""
         n = self._n(k)
         hits = await self._searcher.asearch(
-            None, dense=_vector(embedding), k=max(n, fetch_k), filter=filter, min_probability=min_probability
+            None,
+            dense=_vector(embedding),
+            k=max(n, as_integer(fetch_k, "fetch_k")),
+            filter=filter,
+            min_probability=min_probability,
         )
         return as_documents(await asyncio.to_thread(diverse_hits, self.store, hits, n, lambda_mult))
 
@@ -634,6 +651,12 @@ def _refuse_unknown(given: Mapping[str, Any]) -> None:
 
 def _with_score(hits: Sequence[Hit]) -> list[tuple[Document, float]]:
     return [(document, hit.score) for document, hit in zip(as_documents(hits), hits, strict=True)]
+
+
+def _least(options: RankingKeywords) -> float | None:
+    """Take the threshold of relevance out of a call's options."""
+    least = options.pop("score_threshold", None)
+    return None if least is None else as_number(least, "score_threshold")
 
 
 def _with_relevance(hits: Sequence[Hit], asked: SearchOptions, least: float | None) -> list[tuple[Document, float]]:

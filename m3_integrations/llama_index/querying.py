@@ -12,7 +12,7 @@ from llama_index.core.vector_stores.types import VectorStoreQueryMode
 
 from m3_integrations.llama_index.filters import as_filter
 from m3_integrations.llama_index.nodes import REF_DOC_KEY
-from m3_integrations.search import RankingKeywords, SearchKeywords, SearchMode, SearchOptions
+from m3_integrations.search import RankingKeywords, SearchKeywords, SearchMode, SearchOptions, as_integer, as_number
 from m3_integrations.search.options import MODES_OF
 from m3_integrations.store import FilterLike
 from m3_integrations.vectors import FloatArray, Mode, ModeWeights
@@ -108,8 +108,9 @@ def read_query(
         options["weights"] = _share(query.alpha, asked.weights, [mode for mode in MODES_OF[asked.mode] if mode in kept])
     diversity = None
     if query.mode == VectorStoreQueryMode.MMR:
-        diversity = Diversity(query.similarity_top_k, _MMR_THRESHOLD if mmr_threshold is None else mmr_threshold)
-        options["k"] = max(4 * query.similarity_top_k, 20)
+        n = own.k if query.similarity_top_k is None else query.similarity_top_k
+        diversity = Diversity(n, _MMR_THRESHOLD if mmr_threshold is None else mmr_threshold)
+        options["k"] = max(4 * n, 20)
     options["filter"] = _filter(query)
     own.changed(**options)  # raises if an option is wrong, before any other work
     ids = query.node_ids or None  # an index passes an empty list for no ids
@@ -135,10 +136,13 @@ def _check_fields(query: VectorStoreQuery, options: Mapping[str, Any], mmr_thres
     }
     if names := [name for name, is_so in meaningless.items() if is_so]:
         raise ValueError(f"{', '.join(names)} has no effect in mode {mode.value!r}: leave it out")
-    if mmr_threshold is not None and not 0 <= mmr_threshold <= 1:
-        raise ValueError(f"mmr_threshold must be from 0 to 1, got {mmr_threshold}")
-    if query.alpha is not None and not 0 <= query.alpha <= 1:
-        raise ValueError(f"alpha must be from 0 (only lexical) to 1 (no lexical), got {query.alpha}")
+    if mmr_threshold is not None:
+        as_number(mmr_threshold, "mmr_threshold", 0, 1)
+    if query.alpha is not None:
+        as_number(query.alpha, "alpha", 0, 1)
+    for name in ("similarity_top_k", "sparse_top_k", "hybrid_top_k"):
+        if (n := getattr(query, name)) is not None and as_integer(n, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {n}")
 
 
 def _share(alpha: float, weights: ModeWeights, modes: Collection[Mode]) -> ModeWeights:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from m3_integrations.scoring import diverse_rows
+from m3_integrations.search.options import as_number
 from m3_integrations.search.searcher import Hit
 from m3_integrations.store import Store
 
@@ -21,10 +22,10 @@ def diverse_hits(store: Store, hits: Sequence[Hit], k: int, trade_off: float) ->
         trade_off: From 0 (only the difference between results counts) to 1 (only the similarity to the query counts).
 
     Raises:
+        TypeError: If trade_off is no number.
         ValueError: If trade_off is out of range, or the dense mode did not rank the results.
     """
-    if not 0 <= trade_off <= 1:
-        raise ValueError(f"the trade-off of relevance and diversity must be from 0 to 1, got {trade_off}")
+    trade_off = as_number(trade_off, "the trade-off of relevance and diversity", 0, 1)
     if any("dense" not in hit.scores for hit in hits):
         raise ValueError(
             "diversity needs results that were ranked by dense vectors: search with mode='all' or mode='dense'"

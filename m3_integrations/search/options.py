@@ -7,7 +7,7 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from typing import Any, Final, Literal, TypedDict, Unpack, get_args
+from typing import Any, Final, Literal, SupportsFloat, TypedDict, Unpack, get_args
 
 import numpy as np
 
@@ -110,17 +110,18 @@ class SearchOptions:
         own.update(weights=resolve_weights(self.weights), filter=parse_filter(self.filter))
         for name, least in (("k", 1), ("pool_size", 1), ("rrf_k", 0)):
             own[name] = value = as_integer(getattr(self, name), name)
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+            if not least <= value <= _MOST:
+                bound = f"at least {least}" if value < least else f"at most {_MOST}"
+                raise ValueError(f"{name} must be {bound}, got {value}")
         for name, known in (("mode", SearchMode), ("fusion", Fusion), ("bm25", Bm25)):
             if getattr(self, name) not in get_args(known):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {getattr(self, name)!r}")
-        if self.score_threshold is not None and not math.isfinite(self.score_threshold):
-            raise ValueError(f"score_threshold must be finite, got {self.score_threshold}")
+        if self.score_threshold is not None:
+            own["score_threshold"] = as_number(self.score_threshold, "score_threshold")
         if self.calibration is not None:
             own["calibration"] = read_calibration(self.calibration)
-        if self.min_probability is not None and not 0 <= self.min_probability <= 1:
-            raise ValueError(f"min_probability must be from 0 to 1, got {self.min_probability}")
+        if self.min_probability is not None:
+            own["min_probability"] = as_number(self.min_probability, "min_probability", 0, 1)
         self.calibration_for(MODES_OF[self.mode])
 
     def __repr__(self) -> str:
@@ -202,6 +203,9 @@ def no_flag(value: Any) -> Any:
     return value
 
 
+_MOST: Final = 2**63 - 1
+"""The largest k, pool_size and rrf_k: engines and servers have integers of 64 bits."""
+
 OPTION_NAMES: Final = tuple(field.name for field in fields(SearchOptions))
 
 _SAME_MEANING: Final = (
@@ -244,6 +248,22 @@ def as_integer(value: object, name: str) -> int:
         except TypeError:
             pass
     raise TypeError(f"{name} must be an integer, got {value!r}")
+
+
+def as_number(value: object, name: str, least: float = -math.inf, most: float = math.inf) -> float:
+    """Return a number, such as one of numpy, as a float.
+
+    Raises:
+        TypeError: For anything else, a boolean or a string included.
+        ValueError: If it is not finite, or not from least to most.
+    """
+    if isinstance(value, bool | np.bool_ | str | bytes) or not isinstance(value, SupportsFloat):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    number = float(value)
+    if not (math.isfinite(number) and least <= number <= most):
+        bounds = f"from {least} to {most}" if math.isfinite(most) else "finite"
+        raise ValueError(f"{name} must be {bounds}, got {value!r}")
+    return number
 
 
 def check_options(options: SearchOptions, store: Store, encoder: Encoder | None = None) -> None:

@@ -253,8 +253,8 @@ class _Calls:
     def candidates(self, body: bytes) -> bytes:
         said, query = _question(body)
         limits, filter_ = said.get("limits"), filter_from_json(said.get("filter"))
-        if not isinstance(limits, dict) or not all(type(n) is int and n >= 0 for n in limits.values()):
-            raise ValueError("limits must be a number of records for each mode")
+        if not isinstance(limits, dict) or not all(type(n) is int and 0 <= n < 2**63 for n in limits.values()):
+            raise ValueError("limits must be numbers of records by mode, each less than 2**63")
         found = self.store.candidates(query, limits, filter_)
         ids = sorted({id_ for hits in found.values() for id_ in hits.ids})
         try:

@@ -231,6 +231,24 @@ async def test_diverse_results_are_chosen_from_the_best_of_all_modes(vectors: M3
         vectors.max_marginal_relevance_search("keys tea", mode="lexical")
     with pytest.raises(ValueError, match="from 0 to 1"):
         vectors.max_marginal_relevance_search("keys tea", lambda_mult=2)
+    for wrong, message in (
+        ({"lambda_mult": "0.5"}, "must be a number, got '0.5'"),
+        ({"fetch_k": 2.5}, "fetch_k must be"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            vectors.max_marginal_relevance_search("keys tea", **wrong)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=message):
+            await vectors.amax_marginal_relevance_search("keys tea", **wrong)  # type: ignore[arg-type]
+
+
+async def test_a_threshold_of_relevance_that_is_no_number_is_refused(vectors: M3VectorStore) -> None:
+    for wrong in ("0.5", float("nan"), True):
+        asked: Any = {"score_threshold": wrong}
+        for search in (vectors.similarity_search_with_relevance_scores, vectors.similarity_search_with_score):
+            with pytest.raises((TypeError, ValueError), match=r"score_threshold must be (a number|finite), got"):
+                search("keys tea", **asked)
+        with pytest.raises((TypeError, ValueError), match=r"score_threshold must be (a number|finite), got"):
+            await vectors.asimilarity_search_with_relevance_scores("keys tea", **asked)
 
 
 async def test_diverse_results_by_a_vector_are_chosen_from_the_best_by_the_dense_mode(

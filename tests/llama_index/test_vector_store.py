@@ -273,7 +273,14 @@ async def test_mmr_prefers_what_is_unlike_what_was_chosen(
         ({"output_fields": ["a"]}, {}, "output_fields has no effect"),
         ({"embedding_field": "a"}, {}, "embedding_field has no effect"),
         ({"mode": M.HYBRID}, {"mode": "dense"}, "mode has no effect in mode 'hybrid'"),
-        ({"similarity_top_k": 0}, {}, "k must be at least 1"),
+        ({"similarity_top_k": 0}, {}, "similarity_top_k must be at least 1"),
+        ({"mode": M.MMR, "similarity_top_k": 0}, {}, "similarity_top_k must be at least 1"),
+        ({"mode": M.MMR, "similarity_top_k": 1.5}, {}, "similarity_top_k must be an integer, got 1.5"),
+        ({"mode": M.HYBRID, "sparse_top_k": -1}, {}, "sparse_top_k must be at least 1, got -1"),
+        ({"mode": M.HYBRID, "sparse_top_k": "3"}, {}, "sparse_top_k must be an integer, got '3'"),
+        ({"mode": M.HYBRID, "hybrid_top_k": True}, {}, "hybrid_top_k must be an integer, got True"),
+        ({"alpha": "0.5"}, {}, "alpha must be a number, got '0.5'"),
+        ({"mode": M.MMR}, {"mmr_threshold": "0.5"}, "mmr_threshold must be a number, got '0.5'"),
         ({}, {"weights": "nonsense"}, "unknown weights"),
         ({"query_str": None}, {}, "query_str or query_embedding, got neither"),
         ({"query_str": None, "query_embedding": [0.1] * 8, "mode": M.SPARSE}, {}, "needs query_str"),
@@ -283,9 +290,9 @@ async def test_what_cannot_be_honoured_is_refused(
     vectors: M3VectorStore, fields: dict[str, Any], options: dict[str, Any], message: str
 ) -> None:
     query = VectorStoreQuery(**{"query_str": QUERY, "similarity_top_k": 2, **fields})
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         vectors.query(query, **options)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         await vectors.aquery(query, **options)
 
 
