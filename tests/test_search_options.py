@@ -54,7 +54,7 @@ def test_any_whole_number_counts_and_becomes_a_plain_one(integer: type) -> None:
     options = SearchOptions(k=integer(3), pool_size=integer(7), rrf_k=integer(0))
     assert (options.k, options.pool_size, options.rrf_k) == (3, 7, 0)
     assert {type(options.k), type(options.pool_size), type(options.rrf_k)} == {int}
-    assert type(SearchOptions(score_threshold=np.float32(0.5)).score_threshold) is float
+    assert type(SearchOptions(score_threshold=np.float32(0.5)).score_threshold) is float  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="k must be an integer"):
         SearchOptions(k=np.bool_(True))  # type: ignore[arg-type]
 

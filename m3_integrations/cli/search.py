@@ -134,8 +134,8 @@ def _filter(text: str | None) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"--filter must be JSON such as {_FILTER_EXAMPLE}, got {text!r}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"--filter must be JSON such as {_FILTER_EXAMPLE}, got {text[:200]!r}") from error
     if not isinstance(found, dict):
         raise ValueError(f"--filter must be a JSON object such as {_FILTER_EXAMPLE}, got {text!r}")  # noqa: TRY004
     try:

@@ -109,7 +109,7 @@ def parse_row(
     """
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}, entry {number} is not JSON: {error}") from error
     if isinstance(row, dict) and isinstance(row.get(keys[0]), int):
         row[keys[0]] = str(row[keys[0]])

@@ -64,8 +64,8 @@ def read_entries(path: Path, content: bytes) -> list[Entry]:
         content: The file's bytes.
 
     Raises:
-        ValueError: If the file is not UTF-8 text, or a line of JSONL does not have this format; the message names file
-            and line.
+        ValueError: If the file is not UTF-8 text, a line of JSONL does not have this format, or a page's elements are
+            nested too deeply; the message names file and line.
     """
     if path.suffix.lower() in _PAGES:
         return [_page(path, content)]
@@ -95,7 +95,10 @@ def _page(path: Path, content: bytes) -> Entry:
     title = " ".join(page.title.get_text().split()) if page.title else ""
     for element in page(_UNREAD):
         element.decompose()
-    text = _MARKDOWN.convert_soup(page)
+    try:
+        text = _MARKDOWN.convert_soup(page)
+    except RecursionError as error:
+        raise ValueError(f"{path}: its elements are nested too deeply to be read: leave the file out") from error
     return Entry("", _unix_lines(text), {"title": title} if title else {})
 
 

@@ -82,7 +82,7 @@ def _read(path: Path, source: int) -> Iterator[Example]:
             if line.strip():
                 try:
                     yield _parse(json.loads(line.decode("utf-8-sig")), source)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise ValueError(f"{path}, line {number}: {error}") from error
 
 

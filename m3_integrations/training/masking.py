@@ -49,7 +49,7 @@ def _read(path: Path) -> Iterator[str]:
             try:
                 text = line.decode("utf-8-sig").strip()
                 yield from [text] if path.suffix == ".txt" or not text else _parse(json.loads(text))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error
 
 

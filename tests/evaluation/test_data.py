@@ -70,6 +70,7 @@ def test_the_split_is_test_or_the_only_one_or_the_one_asked_for(tmp_path: Path) 
         ("corpus.jsonl", '{"_id": "\\ud800", "text": "x"}\n', "entry 1 holds half a surrogate pair"),
         ("corpus.jsonl", '{"_id": "a", "text": "x"}\n\n{"_id": "a"}\n', "entry 2 must be an object"),
         ("corpus.jsonl", "{", "entry 1 is not JSON"),
+        ("queries.jsonl", "[" * 100_000, "entry 1 is not JSON"),
         ("corpus.jsonl", "\n", "no documents"),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n1\ta\tmuch\n", "line 2 must be"),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n1 a 1\n", "line 2 must be"),

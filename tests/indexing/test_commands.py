@@ -233,6 +233,7 @@ def test_parts_are_as_long_as_asked_for(docs: Path) -> None:
     [
         (["search", "EMPTY", "museum"], "no store at EMPTY: make one with m3 index"),
         (["search", "IDX", "museum", "--filter", "{year: 1}"], "--filter must be JSON such as"),
+        (["search", "IDX", "museum", "--filter", "[" * 100_000], "--filter must be JSON such as"),
         (["search", "IDX", "museum", "--filter", "[1]"], "--filter must be a JSON object"),
         (["search", "IDX", "museum", "--filter", '{"year": {"$near": 1}}'], "unknown $near on 'year'"),
         (["search", "IDX", "museum", "--filter", '{"$not": 5}'], "--filter: a filter must be a mapping"),

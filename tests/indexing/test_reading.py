@@ -51,6 +51,7 @@ def test_a_line_of_jsonl_is_a_record() -> None:
         ("a.jsonl", b'{"text": "a", "year": NaN}', ":1: cannot be read as JSON: NaN is not a number in JSON"),
         ("a.jsonl", b'{"text": "a", "year": 1e999}', ":1: holds a value that cannot be stored"),
         ("a.jsonl", b'{"text": ' + b"[" * 100_000, ":1: cannot be read as JSON"),
+        ("a.html", b"<div>" * 3000 + b"deep", "/docs/a.html: its elements are nested too deeply to be read"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_an_error_that_names_file_and_line(name: str, content: bytes, message: str) -> None:

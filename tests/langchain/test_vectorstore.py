@@ -236,9 +236,9 @@ async def test_diverse_results_are_chosen_from_the_best_of_all_modes(vectors: M3
         ({"fetch_k": 2.5}, "fetch_k must be"),
     ):
         with pytest.raises(TypeError, match=message):
-            vectors.max_marginal_relevance_search("keys tea", **wrong)  # type: ignore[arg-type]
+            vectors.max_marginal_relevance_search("keys tea", **wrong)
         with pytest.raises(TypeError, match=message):
-            await vectors.amax_marginal_relevance_search("keys tea", **wrong)  # type: ignore[arg-type]
+            await vectors.amax_marginal_relevance_search("keys tea", **wrong)
 
 
 async def test_a_threshold_of_relevance_that_is_no_number_is_refused(vectors: M3VectorStore) -> None:

@@ -59,6 +59,7 @@ def test_flagembeddings_lines_are_read_as_they_are(tmp_path: Path) -> None:
         ('{"query": "q", "pos": ["a"], "neg": "b"}', '"neg" must be a list of strings, got str'),
         ('{"query": "q", "pos": ["a"], "prompt": 1}', '"prompt" must be a string, got int'),
         ("{", "line 2: Expecting"),
+        ("[" * 100_000, "line 2: maximum recursion depth"),
         ('{"query": "\\ud800", "pos": ["a"]}', "surrogates not allowed"),
         ('{"query": "q", "pos": ["a"], "neg": ["b", "\\udfff"]}', "surrogates not allowed"),
         ('{"query": "q", "pos": ["\udcff"]}', "can't decode byte 0xff"),

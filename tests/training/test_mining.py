@@ -321,6 +321,9 @@ def test_passages_are_read_with_their_titles_and_indexed_once(tmp_path: Path) ->
     write_jsonl(tmp_path / "c.jsonl", [{"_id": "1", "txt": "x"}])
     with pytest.raises(ValueError, match=r"c\.jsonl, line 1: needs an object with"):
         list(read_passages(tmp_path / "c.jsonl"))
+    (tmp_path / "c.jsonl").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"c\.jsonl, line 1: maximum recursion depth"):
+        list(read_passages(tmp_path / "c.jsonl"))
 
 
 @pytest.fixture(scope="module")

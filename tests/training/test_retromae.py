@@ -210,6 +210,7 @@ def test_texts_are_read_from_lines_corpora_and_pairs_each_once(tmp_path: Path) -
         ('{"pos": ["p"], "neg": [null]}', '"neg" must be a list of strings'),
         ('{"text": "\\ud800"}', "surrogates not allowed"),
         ("{", "a.jsonl, line 2: "),
+        ("[" * 100_000, "a.jsonl, line 2: maximum recursion depth"),
     ],
 )
 def test_a_wrong_line_of_texts_is_named(tmp_path: Path, line: str, message: str) -> None:

@@ -33,7 +33,7 @@ def read_passages(path: Path, *, titles: bool = True) -> Iterator[str]:
             if line.strip():
                 try:
                     yield _parse(json.loads(line.decode("utf-8-sig")), titles=titles)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise ValueError(f"{path}, line {number}: {error}") from error
 
 
