@@ -34,9 +34,9 @@ def index_collection(model: str) -> Searcher:
     return searcher
 
 
-def count_found(searcher: Searcher, questions: Sequence[dict[str, Any]], mode: SearchMode) -> int:
-    """Return for how many questions one of the first three passages answers."""
-    hits = [searcher.search(question["question"], k=3, mode=mode) for question in questions]
+def count_found(searcher: Searcher, questions: Sequence[dict[str, Any]], mode: SearchMode, k: int = 3) -> int:
+    """Return for how many questions one of the first k passages answers."""
+    hits = [searcher.search(question["question"], k=k, mode=mode) for question in questions]
     return sum(
         any(hit.id in question["relevant"] for hit in best) for question, best in zip(questions, hits, strict=True)
     )

@@ -11,12 +11,13 @@ from m3_integrations.cli.collection import Passage, read_collection
 from m3_integrations.search import SearchMode
 from tests.benchmarks.count_demo import SETS, count_found, index_collection
 
-# Of the 50 questions and of the 50 paraphrases, how many have an answer among the first three of 856 passages (Python
-# 3.11, by `python -m tests.benchmarks.count_demo`). Both were committed before the checkpoint was made; one of the
-# questions, on the with statement, has no answer in the collection.
-FOUND: dict[str, dict[SearchMode, int]] = {
-    "questions": {"all": 43, "dense": 32, "lexical": 36, "dense+lexical": 39, "multi_vector": 37},
-    "paraphrases": {"all": 0, "dense": 3, "lexical": 0, "dense+lexical": 0, "multi_vector": 2},
+# Of the 50 questions how many have an answer among the first three of 856 passages, and of the 50 paraphrases among the
+# first fifty (Python 3.11, by `count_found`). `tiny` has 41 of the questions in mode "all", and 7, 11 and 5 of the
+# paraphrases. Both sets were committed before the checkpoint was made; one of the questions, on the with statement, has no
+# answer in the collection.
+FOUND: dict[str, tuple[int, dict[SearchMode, int]]] = {
+    "questions": (3, {"all": 41, "dense": 33, "lexical": 37, "dense+lexical": 40, "multi_vector": 35}),
+    "paraphrases": (50, {"all": 15, "dense": 17, "multi_vector": 16}),
 }
 
 MODULE = '''
@@ -81,12 +82,12 @@ def test_the_collection_is_small_and_has_the_answer_to_every_question_but_one() 
 
 
 @pytest.mark.filterwarnings("ignore:.*longer than")
-def test_most_questions_and_paraphrases_find_their_passage_among_the_first_three() -> None:
+def test_most_questions_find_their_passage_and_a_third_of_the_paraphrases_come_near_it() -> None:
     with index_collection("small") as searcher:
-        for name, found in FOUND.items():
+        for name, (k, found) in FOUND.items():
             for mode, expected in found.items():
                 # Docstrings differ a little between versions of Python.
-                assert count_found(searcher, SETS[name], mode) >= expected - 2, (name, mode)
+                assert count_found(searcher, SETS[name], mode, k) >= expected - 2, (name, mode)
 
 
 @pytest.mark.parametrize(

