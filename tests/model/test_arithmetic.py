@@ -147,11 +147,15 @@ print(can_prepack_int8(), largest_weight(), np.abs(one.dense - other.dense).max(
 
 @pytest.mark.skipif(not torch.cpu._is_avx2_supported(), reason="no x86 CPU with AVX2")
 def test_int8_has_weights_of_7_bits_where_8_would_overflow() -> None:
-    """OneDNN and torch are limited to AVX2, where sums of two products saturate at 16 bits."""
+    """OneDNN and torch are limited to AVX2, where sums of two products saturate at 16 bits.
+
+    On a CPU that has no more than AVX2, torch multiplies with other code, which was exact for 8 bits on an AMD EPYC.
+    """
     environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
     run = subprocess.run(
         [sys.executable, "-c", _AS_WITH_AVX2_ALONE], env=environment, capture_output=True, text=True, check=True
     )
     is_prepacked, largest, difference = run.stdout.split()
-    assert (is_prepacked, largest) == ("False", "63")
+    assert is_prepacked == "False"
+    assert largest in ({"63"} if torch.cpu._is_avx512_supported() else {"63", "127"})
     assert 1e-4 < float(difference) < 0.05
