@@ -147,7 +147,7 @@ class SearchOptions:
                     if known is None
                     else f"this one is for all three modes with {known.weights!r}, fusion='weighted' and bm25='off', "
                     f"not for {'+'.join(modes)} with {self.weights!r}, fusion={self.fusion!r} and bm25={self.bm25!r}; "
-                    "min_probability=0 needs none"
+                    "min_probability=0 searches without it"
                 )
             )
         return None

@@ -60,7 +60,7 @@ def unpack(body: bytes) -> tuple[Any, Tensors]:
         arrays = load(body)
         return json.loads(take_array(arrays, _JSON, np.uint8, -1).tobytes()), arrays
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"a body that is not safetensors with JSON in it ({error})") from error
+        raise ValueError(f"content that is not safetensors with JSON in it ({error})") from error
 
 
 def check_empty(arrays: Tensors) -> None:

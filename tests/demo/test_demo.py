@@ -13,8 +13,8 @@ from tests.benchmarks.count_demo import SETS, count_found, index_collection
 
 # Of the 50 questions how many have an answer among the first three of 856 passages, and of the 50 paraphrases among the
 # first fifty (Python 3.11, by `count_found`). `tiny` has 41 of the questions in mode "all", and 7, 11 and 5 of the
-# paraphrases. Both sets were committed before the checkpoint was made; one of the questions, on the with statement, has no
-# answer in the collection.
+# paraphrases. Both sets were committed before the checkpoint was made. One of the questions, on the with statement, has
+# no answer in the collection.
 FOUND: dict[str, tuple[int, dict[SearchMode, int]]] = {
     "questions": (3, {"all": 41, "dense": 33, "lexical": 37, "dense+lexical": 40, "multi_vector": 35}),
     "paraphrases": (50, {"all": 15, "dense": 17, "multi_vector": 16}),

@@ -75,7 +75,7 @@ def test_the_split_is_test_or_the_only_one_or_the_one_asked_for(tmp_path: Path) 
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n1\ta\tmuch\n", "line 2 must be"),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n1 a 1\n", "line 2 must be"),
         ("qrels/test.tsv", "1\ta\t1\n1\ta\t0\n", "line 2 judges '1' and 'a' again"),
-        ("qrels/test.tsv", "9\ta\t1\n", "judges 1 queries that it does not have, such as '9'"),
+        ("qrels/test.tsv", "9\ta\t1\n", "name 1 queries that queries.jsonl lacks, such as '9'"),
     ],
 )
 def test_what_is_not_in_the_layout_is_refused_with_its_place(

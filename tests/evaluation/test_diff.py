@@ -144,7 +144,7 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_opened(
 ) -> None:
     monkeypatch.setattr("m3_integrations.cli.diff.open_model", None)
     for b, said in (
-        ("tiny,store=./x,multi_vector=none", "a store that is there has its own multi_vector"),
+        ("tiny,store=./x,multi_vector=none", "an existing store has its own multi_vector"),
         ("tiny,token_pooling=two", "token_pooling must be a whole number, got 'two'"),
         ("tiny,mode=sparse", "mode must be one of"),
         ("tiny,weights=best", "unknown weights 'best'"),

@@ -63,9 +63,7 @@ def test_a_store_of_a_model_from_elsewhere_is_answered_with_what_to_name(tmp_pat
     for line in lines:
         refused = call(*line)
         assert refused.exit_code == 1
-        assert f"holds vectors of the model {bound}, which is not in this package as small and tiny are" in (
-            refused.stderr
-        )
+        assert f"holds vectors of the model {bound}, which is neither small nor tiny" in (refused.stderr)
         assert refused.stderr.rstrip().endswith("name the model that it was filled with, --model MODEL")
 
 

@@ -149,7 +149,7 @@ def test_additions_that_do_not_fit_together_are_refused(retriever: M3HybridRetri
 
 def test_what_are_no_documents_is_refused_with_what_to_pass(retriever: M3HybridRetriever) -> None:
     for wrong, message in (
-        (Document("a"), r"got a single Document: pass \[document\]"),
+        (Document("a"), r"got one Document: pass \[document\]"),
         ("abc", "got one str"),
         (None, "got one NoneType"),
         ([Document("a"), "abc"], "got str at position 1: add_texts takes strings"),

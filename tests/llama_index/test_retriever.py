@@ -257,7 +257,7 @@ def test_scores_are_found_in_one_way_after_the_retriever_and_after_reranking(ret
 
 def test_what_are_no_documents_is_refused_with_what_to_pass() -> None:
     for wrong, message in (
-        (Document(text="a"), r"got a single Document: pass \[document\]"),
+        (Document(text="a"), r"got one Document: pass \[document\]"),
         (["abc"], r"every document must be a Document, got str at position 0: pass Document\(text=...\)"),
     ):
         with pytest.raises(TypeError, match=message):

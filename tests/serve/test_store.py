@@ -84,8 +84,8 @@ def test_a_request_that_is_given_up_leaves_its_place() -> None:
 @pytest.mark.parametrize(
     ("path", "said", "message"),
     [
-        ("candidates", {"limits": {"dense": -1}}, "a number of records for each mode"),
-        ("candidates", {"limits": [1]}, "a number of records for each mode"),
+        ("candidates", {"limits": {"dense": -1}}, "limits must be numbers of records by mode"),
+        ("candidates", {"limits": [1]}, "limits must be numbers of records by mode"),
         ("candidates", {"limits": {"multi_vector": 3}}, "got multi_vector"),
         ("candidates", {"limits": {"dense": 3}, "filter": {"year": 3}}, "a filter must have"),
         ("candidates", [], "a JSON object"),

@@ -233,7 +233,7 @@ def bad_columns(random: np.random.Generator) -> dict[str, tuple[dict[str, Any], 
         "vectors of three": ({"vectors": random_vectors(random, 3)}, "got 2 ids and 3 vectors"),
         "a flag too few": ({"is_pooled": np.array([True])}, "got 2 ids and 1 is_pooled"),
         "fewer modes": ({"vectors": good.select(["dense"])}, "has dense vectors, but the store has dense, lexical"),
-        "another size": ({"vectors": wide}, "dense vectors of length 99, the store of length 8"),
+        "another size": ({"vectors": wide}, "dense vectors of length 99, but the store has 8"),
         "not a number": (
             {"vectors": M3Vectors(dense=dense, lexical=lexical, multi_vector=tokens)},
             "dense vectors hold infinite or NaN values",
@@ -290,7 +290,7 @@ def test_a_query_that_does_not_fit_is_refused(store: Store, random: np.random.Ge
     add(store, records(random, ["a"]))
     with pytest.raises(ValueError, match="one text, got 2"):
         store.candidates(random_vectors(random, 2), {"dense": 3})
-    with pytest.raises(ValueError, match="length 3, the store of length 8"):
+    with pytest.raises(ValueError, match="length 3, but the store has 8"):
         store.scores(M3Vectors(dense=np.ones((1, 3), np.float32)), ["a"], ["dense"])
     with pytest.raises(ValueError, match="got multi_vector"):
         store.candidates(random_vectors(random, 1), {"multi_vector": 3})

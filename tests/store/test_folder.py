@@ -183,7 +183,7 @@ def test_indexing_is_asked_for_once_when_it_is_due(
         assert not caplog.messages
         add(store, records(random, [f"s{i}" for i in range(120)]))
         (message,) = caplog.messages
-        assert "holds about 170 records that are not indexed: call optimize()" in message
+        assert "holds about 170 records without an index: call optimize()" in message
         store.optimize()
         add(store, records(random, ["t"]))
         assert len(caplog.messages) == 1

@@ -266,4 +266,4 @@ def test_records_are_copied_both_ways(folder: EdgeStore, random: np.random.Gener
 def test_a_body_that_cannot_be_read_is_refused(path: str, body: bytes) -> None:
     with serving_store(MemoryStore()) as url:
         answer = httpx.post(f"{url}/v1/store/{path}", content=body)
-        assert (answer.status_code, "the body has no body of safetensors" in answer.text) == (422, True)
+        assert (answer.status_code, "the body has content that is not safetensors" in answer.text) == (422, True)

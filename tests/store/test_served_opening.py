@@ -91,7 +91,7 @@ def test_settings_that_it_does_not_have_are_refused_by_name() -> None:
     with serving_store(MemoryStore()) as url:
         with pytest.raises(TypeError, match="behind m3 serve has no setting multi_vector, token_pooling: leave it out"):
             open_store(url, multi_vector="none", token_pooling=2)
-        with pytest.raises(TypeError, match="behind m3 serve has no collection, prefer_grpc"):
+        with pytest.raises(TypeError, match="behind m3 serve has no setting collection, prefer_grpc"):
             open_store(url, collection="c", prefer_grpc=False)
 
 

@@ -103,7 +103,7 @@ def test_a_long_text_is_asked_about_by_paragraphs_and_is_the_positive_as_a_whole
 def test_what_was_answered_is_not_asked_again_after_an_error(tmp_path: Path) -> None:
     out = tmp_path / "q.jsonl"
     options = QuestionOptions(concurrency=4)
-    with pytest.raises(RuntimeError, match=r"failed: TimeoutError: no answer within 60 s\. What it answered is kept"):
+    with pytest.raises(RuntimeError, match=r"failed: TimeoutError: no answer within 60 s\. Its answers are kept"):
         write_questions(PASSAGES, Asker(prompts=[], fails_at="Passage 5 "), out, options)
     assert not out.exists()
     model = Asker(prompts=[])
