@@ -36,6 +36,8 @@ def filled() -> Searcher:
         ({"score_threshold": "0.5"}, TypeError, "score_threshold must be a number, got '0.5'"),
         ({"score_threshold": True}, TypeError, "score_threshold must be a number, got True"),
         ({"min_probability": "high"}, TypeError, "min_probability must be a number, got 'high'"),
+        ({"score_threshold": np.array([0.1, 0.2])}, TypeError, "score_threshold must be a number"),
+        ({"score_threshold": 10**400}, TypeError, "score_threshold must be a number"),
         ({"min_probability": [1]}, TypeError, "min_probability must be a number"),
         ({"k": 2**64}, ValueError, f"k must be at most {2**63 - 1}, got {2**64}"),
         ({"pool_size": 2**63}, ValueError, "pool_size must be at most"),

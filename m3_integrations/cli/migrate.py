@@ -101,6 +101,8 @@ def migrate(
                 what = "the new store is worse" + (", so it is not switched to" if switch else "")
                 Console(stderr=True).print(f"[red]{what}[/red]", highlight=False)
                 raise typer.Exit(IS_WORSE)
+            if of_alias is not None and not report.is_in_step:
+                raise RuntimeError(f"{store} kept changing, so its alias stays: stop the writers and run this again")
             if of_alias is not None and beside is not None:
                 replaced = of_alias.switch(beside)
                 said = f"{of_alias.collection} names {beside} now; {replaced} is kept: what is open goes on with it"
@@ -149,13 +151,14 @@ def _opened_by_alias(store: str, source: Store, fingerprint: str) -> ServerStore
 
     if isinstance(source, ServedStore):
         raise ValueError(  # noqa: TRY004 - it is the wrong store, not a wrong type of argument
-            f"--switch cannot rename what is behind {store}: end that m3 serve, switch its folder where it lies "
-            "(m3 migrate FOLDER --model NEW --switch), and start it again with the new model"
+            f"--switch cannot rename what is behind {store}: end that m3 serve, switch its store where it lies "
+            "(m3 migrate STORE --model NEW --switch), and start it again with the new model"
         )
     opened = cast("ServerStore", source)
     if opened.opened_collection == opened.collection:
         raise ValueError(
-            f"--switch moves an alias, and {opened.collection} is a collection, which a Qdrant server cannot rename: "
+            f"--switch moves an alias, and {opened.collection} is a collection, or the key may not list aliases. "
+            "Qdrant cannot rename a collection: "
             f"migrate without it to {collection_beside(opened.collection, fingerprint)}, and have your programs and "
             "--collection name an alias of that from then on (Qdrant's POST /collections/aliases makes it)"
         )

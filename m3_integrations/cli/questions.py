@@ -16,12 +16,13 @@ def questions(
     passages: Annotated[Path, typer.Argument(help="JSONL with text and maybe title, as BEIR's corpus.jsonl.",
                         show_default=False)],
     *,
-    out: Annotated[Path, typer.Option(help="The file for the pairs, in FlagEmbedding's JSONL.")],
+    out: Annotated[Path, typer.Option(help="The file for the pairs, in FlagEmbedding's JSONL; answers are kept "
+                       "beside it.")],
     llm: Annotated[str, typer.Option(help="A chat model as LangChain names it, such as openai:gpt-5-mini.")],
     sample: Annotated[int | None, typer.Option(help="The number of passages; all if none.")] = None,
     per_passage: Annotated[int, typer.Option(help="Questions for each passage.")] = 1,
-    paragraph_length: Annotated[int, typer.Option(help="The most characters of a passage; a longer one is cut.")
-                                ] = 2000,
+    paragraph_length: Annotated[int, typer.Option(help="Characters: a longer passage is asked about by one of "
+                                "its paragraphs.")] = 2000,
     concurrency: Annotated[int, typer.Option(help="Questions at the same time.")] = 8,
     seed: Annotated[int, typer.Option(help="The seed of the random choices.")] = 0,
     titles: Annotated[bool, typer.Option(help="Put titles before the texts, as BEIR does.")] = True,

@@ -59,7 +59,7 @@ def search(
         typer.Option(help="The file that m3 eval --calibrate wrote."),
     ] = None,
     min_probability: Annotated[
-        float | None, typer.Option(help="Return nothing if the best result answers with less, 0 to 1.")
+        float | None, typer.Option(help="Return nothing if the best result answers with a lower probability, 0 to 1.")
     ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Show which tokens matched.")] = False,
     why_not: Annotated[

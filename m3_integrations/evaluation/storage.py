@@ -133,8 +133,10 @@ def fit_storage(
     """
     if questions.answers:
         raise ValueError(f"a fit needs judged documents, and {questions.name} has answers instead")
-    store.bind(encoder.fingerprint)
-    format_ = store.format if isinstance(store, QdrantStore | ServedStore) else None
+    format_ = None
+    if isinstance(store, QdrantStore | ServedStore):
+        store.bind(encoder.fingerprint)
+        format_ = store.format
     if format_ is None:
         raise ValueError(
             f"the records of {store!r} are in memory, where token vectors are kept in no smaller way: fit a copy, "

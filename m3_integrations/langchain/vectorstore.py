@@ -475,6 +475,7 @@ class M3VectorStore(VectorStore):
             min_probability: 0 to search although the constructor has a `min_probability`, which needs a query's text.
 
         Raises:
+            TypeError: If an argument is not a number of its kind.
             ValueError: If the vector is not of the model's size or not finite, or an option is out of range. Also if
                 the constructor's `min_probability` applies.
         """
@@ -578,6 +579,7 @@ class M3VectorStore(VectorStore):
             min_probability: As for `similarity_search_by_vector`.
 
         Raises:
+            TypeError: If an argument is not a number of its kind.
             ValueError: If the vector is not of the model's size or not finite, or lambda_mult is out of range. Also if
                 the constructor's `min_probability` applies.
         """

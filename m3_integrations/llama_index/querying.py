@@ -118,7 +118,7 @@ def read_query(
 
 
 def _check_fields(query: VectorStoreQuery, options: Mapping[str, Any], mmr_threshold: float | None) -> None:
-    """Raise ValueError for a field that has no meaning in the query's mode or in this store."""
+    """Raise ValueError or TypeError for a field that has no meaning in the query's mode, or is out of range."""
     mode = query.mode
     if mode not in _MODES:
         raise ValueError(
@@ -139,7 +139,7 @@ def _check_fields(query: VectorStoreQuery, options: Mapping[str, Any], mmr_thres
     if mmr_threshold is not None:
         as_number(mmr_threshold, "mmr_threshold", 0, 1)
     if query.alpha is not None:
-        as_number(query.alpha, "alpha", 0, 1)
+        as_number(query.alpha, "alpha (0: only lexical, 1: no lexical)", 0, 1)
     for name in ("similarity_top_k", "sparse_top_k", "hybrid_top_k"):
         if (n := getattr(query, name)) is not None and as_integer(n, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {n}")

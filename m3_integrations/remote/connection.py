@@ -153,7 +153,7 @@ class Connection:
             said = f" ({troubles[-1]})" if troubles else ""
             raise TimeoutError(
                 f"{url} did not finish within timeout_s={self._timeout_s:g} seconds{said}: allow more time, or send "
-                "fewer texts at once"
+                "less at once"
             ) from error
         _check_status(url, request.path, reply)
         return Answer(reply.body, reply.headers.get("x-m3-fingerprint"), time.monotonic() - began)

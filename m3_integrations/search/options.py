@@ -86,8 +86,8 @@ class SearchOptions:
 
     Raises:
         FileNotFoundError: If the file of a calibration does not exist.
-        TypeError: For an unknown option; if k, pool_size or rrf_k is not an integer, the filter not a mapping, or
-            weights are not a `WeightsLike`.
+        TypeError: For an unknown option; if k, pool_size or rrf_k is not an integer, score_threshold or min_probability
+            not a number, the filter not a mapping, or weights are not a `WeightsLike`.
         ValueError: If an option is out of range or unknown.
     """
 
@@ -259,7 +259,10 @@ def as_number(value: object, name: str, least: float = -math.inf, most: float = 
     """
     if isinstance(value, bool | np.bool_ | str | bytes) or not isinstance(value, SupportsFloat):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    number = float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError) as error:  # an array, an integer of 400 digits
+        raise TypeError(f"{name} must be a number, got {value!r}") from error
     if not (math.isfinite(number) and least <= number <= most):
         bounds = f"from {least} to {most}" if math.isfinite(most) else "finite"
         raise ValueError(f"{name} must be {bounds}, got {value!r}")

@@ -165,6 +165,9 @@ class ServerStore(QdrantStore):
         """Let the alias that opened this store name another collection, and return the name of its own.
 
         Whoever opens the alias from now on has the new collection. This and other open stores keep the old one.
+
+        Raises:
+            OSError: If the server refuses: the name is no alias, or the key may not change it (PermissionError).
         """
         self._ask(lambda client, _: move_alias(client, self.collection, collection))
         return self.opened_collection

@@ -1,6 +1,6 @@
 """The table of `small`'s card: nDCG@10 with 95 % intervals on XQuAD, by language and across languages.
 
-    python -m tests.benchmarks.table_small ../shared/data/xquad [--models small tiny] [--work FOLDER] [--teacher FOLDER]
+    python -m tests.benchmarks.table_small XQUAD_FOLDER [--models small tiny] [--work FOLDER] [--teacher FOLDER]
 
 The data are folders in BEIR's layout, one for each language, with the same ids in all of them; English questions are
 asked of every other language too. `--teacher` adds the dense network that `small` learned from, with its prefixes, in

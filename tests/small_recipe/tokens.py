@@ -204,7 +204,7 @@ def root_frequencies(ids: Sequence[torch.Tensor], vocab_size: int) -> torch.Tens
     """Return the root of the logarithm of (texts + 1) / (texts with the token + 1): (vocab_size,) float32."""
     counts = torch.zeros(vocab_size)
     for each in ids:
-        counts[each.unique()] += 1
+        counts[torch.unique(each)] += 1
     return torch.log((len(ids) + 1) / (counts + 1)).sqrt()
 
 

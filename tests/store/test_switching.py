@@ -68,6 +68,17 @@ def test_on_qdrant_the_alias_is_switched_and_what_is_open_stays(qdrant: Staying,
     assert (again.exit_code, "already" in again.stdout) == (0, True)
 
 
+@pytest.mark.filterwarnings("ignore:Local mode performs exact", "ignore:Payload indexes have no effect in the local")
+def test_an_alias_is_not_switched_to_a_copy_that_lags_behind(
+    qdrant: Staying, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("m3_integrations.store.migrating._MOST_PASSES", 1)  # so its last pass found something to do
+    move_alias(qdrant, "docs", "docs-1")
+    done = migrate("http://qdrant", "--model", small, "--switch", "--collection", "docs")
+    assert (done.exit_code, "kept changing, so its alias stays" in done.stderr) == (1, True), done.output
+    assert aliases(qdrant) == {"docs": "docs-1"}
+
+
 def test_a_key_that_may_not_list_aliases_opens_its_collection(qdrant: Staying, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused() -> None:
         raise UnexpectedResponse(403, "", b"Global access is required", httpx.Headers())
@@ -81,4 +92,4 @@ def test_a_key_that_may_not_list_aliases_opens_its_collection(qdrant: Staying, m
 def test_behind_m3_serve_a_switch_names_the_way(index: Path, small: Path) -> None:
     with open_store(index) as store, serving_store(store) as url:
         refused = migrate(url, "--model", small, "--switch")
-        assert (refused.exit_code, "switch its folder where it lies" in refused.stderr) == (1, True), refused.output
+        assert (refused.exit_code, "switch its store where it lies" in refused.stderr) == (1, True), refused.output

@@ -24,6 +24,8 @@ PAIRS = [
     for word in WORDS
 ]
 LENGTH = 32
+NEAR = 2e-3
+"""States are kept in float16."""
 
 
 def load() -> TrainingNetwork:
@@ -41,10 +43,11 @@ def test_the_last_layers_on_kept_states_give_the_views_of_the_whole_network() ->
     found, ids, weights = LastLayers(network, layers)(states, range(len(texts)))
     padded = torch.nn.utils.rnn.pad_sequence(list(states.ids), batch_first=True, padding_value=1)
     wanted = network(padded, (padded != 1).long())
-    near = {"atol": 2e-3, "rtol": 0}  # states are kept in float16
-    torch.testing.assert_close(found.dense, wanted.dense, **near)
-    torch.testing.assert_close(found.token_weights, wanted.token_weights, **near)
-    torch.testing.assert_close(found.token_vectors[found.vector_mask], wanted.token_vectors[wanted.vector_mask], **near)
+    torch.testing.assert_close(found.dense, wanted.dense, atol=NEAR, rtol=0)
+    torch.testing.assert_close(found.token_weights, wanted.token_weights, atol=NEAR, rtol=0)
+    torch.testing.assert_close(
+        found.token_vectors[found.vector_mask], wanted.token_vectors[wanted.vector_mask], atol=NEAR, rtol=0
+    )
     assert torch.equal(found.token_ids, wanted.token_ids)
     assert torch.equal(ids, padded[padded > 3])
     torch.testing.assert_close(torch.relu(weights), found.token_weights[padded > 3])
