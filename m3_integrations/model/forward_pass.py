@@ -1,4 +1,7 @@
-"""A forward pass: one batch of texts, from its launch on the device to its results on the host."""
+"""A forward pass: one batch of texts, from its launch on the device to its results on the host.
+
+`largest_weights` is the lexical rule for a token that a text repeats: its largest weight counts.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """The engine's log of changes: when a store closes, changes that are in the engine's segments are removed from it.
 
+`sync_log` is what makes a write durable.
+
 The engine keeps up to 64 MB of such changes in the log, and reserves as much again. The last change must stay, with its
 number: the engine numbers changes by the log, and skips a change whose number a record has had already. With an empty
 log the numbers would begin at 0 again, and new changes would be lost without an error.

@@ -1,4 +1,7 @@
-"""Token pooling: fewer token vectors for a text, each the mean of a run of neighbours."""
+"""Token pooling: fewer token vectors for a text, each the mean of a run of neighbours.
+
+MCLS and the other poolings of the dense vector are in `model/network.py`.
+"""
 
 from __future__ import annotations
 
