@@ -1,10 +1,10 @@
 """Teaching `small`'s last layers to keep words apart, by BGE-M3's loss over all three modes.
 
-The teacher was trained for the mean of its tokens alone, so in its last layers the tokens of a text become alike: a
-linear layer on them tells rare words from frequent ones badly, and weights of 1 for all tokens find more. So the last
-layers learn, with both heads: the loss of the paper with self-knowledge distillation, what keeps [CLS] where it was,
-and in the beginning the roots of the inverse document frequencies as lexical weights. The layers before do not change;
-their states, most of a step's work, are computed once.
+The teacher was trained for the mean of its tokens alone, so in its last layers the tokens of a text become alike, and
+a linear layer on them tells rare words from frequent ones badly. So the last layers learn, with both heads: the loss of
+the paper with self-knowledge distillation, what keeps [CLS] where it was, and in the beginning the roots of the inverse
+document frequencies as lexical weights. The layers before do not change; their states, most of a step's work, are
+computed once.
 """
 
 from __future__ import annotations

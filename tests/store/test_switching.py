@@ -30,7 +30,7 @@ class Staying(QdrantClient):
 
 @pytest.fixture
 def qdrant(index: Path, monkeypatch: pytest.MonkeyPatch) -> Staying:
-    """What every URL opens: a server with the store of `index` in its collection docs-1."""
+    """Let every URL open one server, which has the store of `index` in its collection docs-1."""
     client = Staying(":memory:")
     monkeypatch.setattr("m3_integrations.store.cluster.QdrantClient", lambda **_: client)
     monkeypatch.setattr("m3_integrations.store.served.is_m3_serve", lambda _: False)

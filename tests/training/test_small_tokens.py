@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +13,10 @@ from m3_integrations.checkpoint import find_checkpoint
 from m3_integrations.training.losses import compute_loss
 from m3_integrations.training.network import TrainingNetwork
 from m3_integrations.training.scores import score_batch
+from tests.small_recipe.distill import round_matrices
+from tests.small_recipe.held_out import choose_held_out, mean_reciprocal_rank
 from tests.small_recipe.pairs import TextPair
+from tests.small_recipe.recipe import SmallSettings, teach_last_layers
 from tests.small_recipe.tokens import LastLayers, iterate_batches, read_states, root_frequencies, teach_tokens
 
 WORDS = ("salt", "bread", "iron key", "snow", "river", "clock", "lamp", "horse")
@@ -100,3 +105,33 @@ def test_teaching_lowers_the_lexical_loss_keeps_cls_and_leaves_the_first_layers(
     last = f"encoder.layer.{len(network.backbone.encoder.layer) - 1}."  # type: ignore[union-attr, arg-type]
     changed = {name.startswith(last) for name in kept if not torch.equal(kept[name], trained[name])}
     assert changed == {True}
+
+
+def test_the_start_is_mixed_in_and_lexical_scores_are_scaled() -> None:
+    network, start = load(), load()
+    round_matrices(start.backbone)
+    settings = SmallSettings(
+        token_pairs_per_language=24, token_steps=2, token_batch_size=8, free_layers=1, frequency_steps=0,
+        token_learning_rate=1e-2, start_weight=1.0, lexical_scale=0.25,
+    )  # fmt: skip
+    teach_last_layers(network, PAIRS, settings)  # of the trained weights nothing remains
+    for name, value in network.state_dict().items():
+        expected = start.state_dict()[name] * (0.5 if name.startswith("lexical_head") else 1)
+        torch.testing.assert_close(value, expected, msg=name)
+    half = load()
+    teach_last_layers(half, PAIRS, replace(settings, start_weight=0.5))
+    assert not torch.equal(half.lexical_head.weight, network.lexical_head.weight)
+
+
+def test_equal_scores_share_the_mean_of_their_ranks() -> None:
+    scores = np.array([[3.0, 1, 2], [5, 4, 4], [7, 8, 6]])  # ranks 1, 2 and 3 shared by two, 3
+    assert mean_reciprocal_rank(scores) == pytest.approx((1 + 1 / 2.5 + 1 / 3) / 3)
+
+
+def test_only_held_out_pairs_are_measured_on() -> None:
+    pairs = [replace(pair, held_out=n % 2 == 0) for n, pair in enumerate(PAIRS)]
+    chosen = choose_held_out(pairs)
+    assert sorted(pair.key for pair in chosen["en"]) == sorted(
+        p.key for p in pairs if p.held_out and p.language == "en"
+    )
+    assert chosen["ru"] == []
