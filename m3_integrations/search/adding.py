@@ -40,7 +40,7 @@ class IncompleteAddError(RuntimeError):
     def __str__(self) -> str:
         return (
             f"{len(self.added)} of {len(self.ids)} texts were added before an error: add all of them again with "
-            "ids=error.ids, which makes no duplicates; error.added has the ids that are stored"
+            "ids=error.ids, which makes no duplicates; error.added has the ids that are certainly stored"
         )
 
 
