@@ -14,6 +14,7 @@ import torch
 from m3_integrations.checkpoint import head_files, weight_files
 from m3_integrations.engine.engine import Engine
 from m3_integrations.engine.queue import Scheduler
+from m3_integrations.model import limit_threads
 
 _EngineKey = tuple[str, tuple[tuple[str, int, int], ...], tuple[str, ...], torch.dtype]
 _engines: WeakValueDictionary[_EngineKey, Engine] = WeakValueDictionary()
@@ -60,6 +61,8 @@ def open_engine(folder: Path, devices: tuple[torch.device, ...], dtype: torch.dt
     with _loading_lock:
         held = _engines.get(key) if shared else None
         if held is None:
+            if any(device.type == "cpu" for device in devices):
+                limit_threads()
             held = Engine(folder, devices, dtype)
             _schedulers.add(held.scheduler)
             if shared:

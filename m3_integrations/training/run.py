@@ -15,6 +15,7 @@ from transformers import TrainerState, TrainingArguments, set_seed
 
 from m3_integrations.checkpoint import BUNDLED, find_checkpoint, head_files, weight_files
 from m3_integrations.checkpoint.architectures import without_bars
+from m3_integrations.model import limit_threads
 from m3_integrations.training.averaging import mix_in_start
 from m3_integrations.training.card import CARD, describe_stage, extend_record, write_card
 from m3_integrations.training.config import TrainingConfig
@@ -193,6 +194,7 @@ def _open_trainer(
 
 def _load(config: TrainingConfig, base: Path) -> Any:
     """Return the network of a stage before its first step."""
+    limit_threads()
     network = _KINDS[config.stage][0].load(base)
     if config.positions:
         extend_positions(network.backbone, network.tokenizer, config.positions)

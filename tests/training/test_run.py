@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from m3_integrations import M3Encoder
+from m3_integrations.model import threads
 from m3_integrations.training import HeadDiedError, run_training
 from m3_integrations.training.network import TrainingNetwork
 from m3_integrations.training.trainer import find_last_checkpoint
@@ -232,3 +233,12 @@ def test_a_finished_run_is_not_overwritten(write_config: WriteConfig, small: Pat
     shutil.copytree(small, tmp_path / "run" / "final")
     with pytest.raises(FileExistsError, match="choose another output_dir"):
         run_training(write_config(), show_progress=False)
+
+
+def test_training_keeps_to_a_containers_cpus(write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(threads, "cpu_limit", lambda: 2.0)
+    torch.set_num_threads(3)
+    run_training(write_config(steps=1), show_progress=False)
+    assert torch.get_num_threads() == 2
