@@ -94,7 +94,7 @@ async def test_an_example_runs(where: str, blocks: list[str], monkeypatch: pytes
 )
 def test_langchains_sections_are_there(module: Any) -> None:
     for name in set(module.__all__) - {"M3Document"}:  # a result
-        sections = re.findall(r"^ {4}([A-Z][a-z ]+):$", getattr(module, name).__doc__, re.MULTILINE)
+        sections = re.findall(r"^([A-Z][a-z ]+):$", inspect.cleandoc(getattr(module, name).__doc__), re.MULTILINE)
         assert sections[:3] == ["Setup", "Key init args", "Instantiate"], name
         assert {"Usage", "Embed single text"} & set(sections), name
 
@@ -107,7 +107,7 @@ def test_llama_indexs_sections_are_there() -> None:
             "sparse_doc_fn",
             "sparse_query_fn",
         }:  # a result, and two that name each other
-            sections = re.findall(r"^ {4}([A-Z][a-z ]+):$", documented.__doc__, re.MULTILINE)
+            sections = re.findall(r"^([A-Z][a-z ]+):$", inspect.cleandoc(documented.__doc__), re.MULTILINE)
             assert sections == ["Args", "Raises", "Examples"], name
             assert "pip install 'PATH_TO_THE_CLONE[llama-index]'" in documented.__doc__
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 import ir_measures
 import numpy as np
@@ -78,14 +79,29 @@ def parse_metric(name: str) -> ir_measures.measures.Measure:
     """
     known = ", ".join((*DEFAULT_METRICS, "Success@20", "Success@100"))
     try:
-        measure = ir_measures.parse_measure(name)
-    except (NameError, ValueError, SyntaxError) as error:
+        measure = _read(name)
+    except (KeyError, TypeError, ValueError, SyntaxError) as error:
         raise ValueError(f"unknown metric {name!r}: use a name of ir-measures, such as {known}") from error
     try:  # a missing cutoff or package shows only when the metric is computed
         list(ir_measures.iter_calc([measure], {"query": {"document": 1}}, {"query": {"document": 1.0}}))
-    except (AssertionError, ValueError) as error:
+    except (AssertionError, KeyError, ValueError) as error:
         raise ValueError(f"ir-measures cannot compute {name!r}: {error}. Use one such as {known}") from error
     return measure
+
+
+def _read(name: str) -> ir_measures.measures.Measure:
+    """Return what `ir_measures.parse_measure` returns for a name such as "P(rel=2)@5".
+
+    That function, in version 0.4.3, uses classes of `ast` that are deprecated and that Python 3.14 lacks.
+    """
+    node: Any = ast.parse(name, mode="eval").body
+    cutoff, settings = None, dict[Any, Any]()
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
+        node, cutoff = node.left, ast.literal_eval(node.right)
+    if isinstance(node, ast.Call) and not node.args:
+        node, settings = node.func, {each.arg: ast.literal_eval(each.value) for each in node.keywords}
+    measure: ir_measures.measures.Measure = ir_measures.measures.registry[getattr(node, "id", "")](**settings)
+    return measure if cutoff is None else measure @ cutoff
 
 
 def cutoff_of(name: str) -> int | None:

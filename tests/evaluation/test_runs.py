@@ -222,7 +222,7 @@ def test_trec_eval_reads_from_a_run_file_what_was_measured(tmp_path: Path, one_r
     assert lines[0] == "q0 Q0 d0 1 1 dense"
     assert len(lines) == 900
     measured = ir_measures.calc_aggregate(
-        [ir_measures.parse_measure("MAP")],
+        [ir_measures.AP],
         {query: dict(gains) for query, gains in one_relevant.qrels.items()},
         list(ir_measures.read_trec_run(str(tmp_path / "dense.trec"))),  # type: ignore[no-untyped-call]
     )
