@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import m3_integrations
 from m3_integrations import M3Encoder, M3Vectors, ModeWeights
 from m3_integrations.scoring import raw_scores
-from m3_integrations.vectors import MODES
+from m3_integrations.vectors import MODES, Mode
 from tests.demo.test_paraphrases import content
 
 FOLDER = Path(m3_integrations.__file__).parent / "small"
@@ -108,10 +108,26 @@ def test_a_text_gets_the_same_vectors_alone_and_among_others(
     np.testing.assert_allclose(alone.dense[0], encoded[1].dense[0], atol=1e-5)
 
 
-def test_small_reads_512_tokens(small: M3Encoder) -> None:
-    with pytest.warns(UserWarning, match="longer than 512 tokens"):
-        vectors = small.encode(["The harbour bridge is long. " * 300])
-    assert len(vectors.multi_vector[0]) == 511
+def test_small_reads_4096_tokens(small: M3Encoder) -> None:
+    with pytest.warns(UserWarning, match="longer than 4096 tokens"):
+        vectors = small.encode(["The harbour bridge is long. " * 1000])
+    assert len(vectors.multi_vector[0]) == 4095
+
+
+def test_positions_come_again_and_again() -> None:
+    table = load_file(FOLDER / "model.safetensors")["embeddings.position_embeddings.weight"].float()
+    assert table[2:].reshape(8, 512, 384).eq(table[2:514]).all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_sentence_is_found_behind_all_of_the_teachers_positions(small: M3Encoder, mode: Mode) -> None:
+    sentences = [text for text in PAIRS.values() if text.isascii()]
+    before = " ".join(PAIRS) * 4
+    assert 900 < len(small.tokenize([before])[0]) < 1200
+    vectors = small.encode([f"{before}\n\n{sentence}" for sentence in sentences])
+    queries = small.encode(sentences, kind="query")
+    scores = np.array([raw_scores(queries[row], vectors, [mode])[mode] for row in range(len(sentences))])
+    assert (scores.argmax(axis=1) == np.arange(len(sentences))).mean() > 0.7
 
 
 def test_the_real_vocabulary_splits_words_as_bge_m3s_does_where_it_has_the_pieces(small: M3Encoder) -> None:

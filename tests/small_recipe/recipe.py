@@ -15,6 +15,7 @@ import torch
 from m3_integrations.checkpoint import load_tokenizer, save_checkpoint
 from m3_integrations.training.averaging import mix_in_start
 from m3_integrations.training.network import TrainingNetwork
+from m3_integrations.training.positions import extend_positions
 from m3_integrations.training.run import is_whole, run_training
 from tests.small_recipe.choosing import calibration_texts, choose_pairs, texts_by_language
 from tests.small_recipe.distill import PREFIX, Coder, distill, find_centre, round_matrices
@@ -38,7 +39,8 @@ class SmallSettings:
 
     Attributes:
         vocab_size: Pieces, special tokens included.
-        max_length: Tokens that it has positions for.
+        max_length: Tokens that the teacher has positions for.
+        positions: Tokens that the checkpoint has positions for: the teacher's, again and again.
         pairs_per_language: Pairs that [CLS] learns from.
         steps: The most batches that [CLS] learns from.
         batch_size: Pairs in a batch.
@@ -61,6 +63,7 @@ class SmallSettings:
 
     vocab_size: int = 25_000
     max_length: int = 512
+    positions: int = 4096
     pairs_per_language: int = 2_800
     steps: int = 1_650
     batch_size: int = 48
@@ -219,4 +222,5 @@ def make_small(out: Path, work: Path, pairs: list[TextPair], settings: SmallSett
         teach_heads(work, pairs, settings)
     network = TrainingNetwork.load(final)
     teach_last_layers(network, pairs, settings)
+    extend_positions(network.backbone, network.tokenizer, settings.positions)
     save_small(out, network)

@@ -1,4 +1,4 @@
-"""Writing `small` in eight bits: float8 matrices, float16 heads, float32 norms and biases."""
+"""Writing `small` into few bytes: float8 matrices, float16 heads, float32 norms and biases."""
 
 from __future__ import annotations
 
@@ -27,3 +27,6 @@ def save_small(folder: Path, network: TrainingNetwork) -> None:
     config = folder / "config.json"
     content = json.loads(config.read_text(encoding="utf-8"))
     config.write_text(json.dumps({**content, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+    pieces = folder / "tokenizer.json"  # half of it is line breaks and spaces
+    content = json.loads(pieces.read_text(encoding="utf-8"))
+    pieces.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
