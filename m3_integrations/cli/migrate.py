@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 from rich.console import Console
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from m3_integrations.evaluation import JudgedQueries
     from m3_integrations.store import Store
     from m3_integrations.store.migrating import MigrationReport
+    from m3_integrations.store.points import StoreFormat
     from m3_integrations.store.server import ServerStore
 
 _SHOWN: Final = 10
@@ -45,7 +46,10 @@ def migrate(
         bool, typer.Option("--delete", help="With --to: delete records there that STORE does not have.")
     ] = False,
     multi_vector: Annotated[
-        str | None, typer.Option(help="How a new store keeps token vectors: float16, turbo8, turbo4 or none.")
+        str | None,
+        typer.Option(
+            help="How a new store keeps token vectors: float16, turbo8, turbo4 or none. As STORE if not given."
+        ),
     ] = None,
     questions: Annotated[
         Path | None, typer.Option(help="A folder with queries.jsonl and qrels/, to compare both stores on.")
@@ -85,8 +89,8 @@ def migrate(
             return
         of_alias = _opened_by_alias(store, source, encoder.fingerprint) if switch and folder is None else None
         where, beside = (to, None) if to is not None else _beside(store, source, encoder.fingerprint, collection)
-        kept = multi_vector or (None if "multi_vector" in source.kept_modes else "none")
-        with open_place(where, collection=beside, multi_vector=kept) as target:
+        settings = _settings(source, multi_vector, is_made=_is_made(where, beside))
+        with open_place(where, collection=beside, **settings) as target:
             report = migrate_store(source, target, encoder, delete_absent=to is None or delete, show_progress=True)
             _print_report(report, target.count(), where if beside is None else f"{where} ({beside})", console)
             if judged is not None:
@@ -120,6 +124,24 @@ def _read(questions: Path) -> JudgedQueries:
     from m3_integrations.evaluation import read_queries
 
     return read_queries(questions)
+
+
+def _is_made(where: str, collection: str | None) -> bool:
+    """Return whether opening the new store makes it, so that it gets settings."""
+    if folder_of(where) is not None:
+        return is_new(where)
+    if collection is None:  # of --to: an m3 serve has its settings already
+        return False
+    with open_place(where, collection=collection) as store:
+        return not store.modes
+
+
+def _settings(source: Store, multi_vector: str | None, *, is_made: bool) -> dict[str, Any]:
+    """Return the settings of the new store: those of the old one, unless one is given or the store is there already."""
+    format_: StoreFormat | None = getattr(source, "format", None)  # none of a store in memory behind m3 serve
+    if is_made and format_ is not None:
+        return {"multi_vector": multi_vector or format_.multi_vector, "token_pooling": format_.token_pooling}
+    return {"multi_vector": multi_vector or (None if "multi_vector" in source.kept_modes else "none")}
 
 
 def _beside(store: str, source: Store, fingerprint: str, collection: str | None) -> tuple[str, str | None]:

@@ -1,6 +1,6 @@
-"""What each dtype is worth on this CPU, beside ONNX Runtime and the machine's own matrix rate, in turns.
+"""What each dtype is worth on this CPU, beside ONNX Runtime, FlagEmbedding and the machine's own matrix rate, in turns.
 
-    OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_dtypes --checkpoint m3-benchmark-checkpoint
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_dtypes --checkpoint m3-benchmark-checkpoint --bulk 64
 
 Prints CPU milliseconds (of all threads of the process), medians of the rounds, nothing cached, and the operations of
 the products a second beside what `nn.Linear` reaches with 1,024 rows (in int8 `Int8Linear`). The checkpoint has
@@ -22,7 +22,7 @@ from m3_integrations import M3Encoder
 from m3_integrations.model.devices import DTYPES, is_emulated
 from m3_integrations.model.int8 import Int8Linear, has_int8_kernel
 from tests.benchmarks.measure import Call, describe_machine, describe_versions, measure
-from tests.benchmarks.workload import MAX_LENGTH, CheckpointShape, TextSource, ensure_checkpoint
+from tests.benchmarks.workload import MAX_LENGTH, CheckpointShape, TextSource, ensure_checkpoint, token_lengths
 
 WIDTH, N_QUERIES = 1024, 40
 
@@ -59,6 +59,13 @@ def contenders(folder: Path, files: Path, workload: list[list[str]]) -> dict[str
     for dtype in dtypes_here():
         ours = M3Encoder(folder, shared=False, device="cpu", dtype=dtype, max_length=MAX_LENGTH, cache_size_bytes=0)
         calls[f"ours {dtype}"] = lambda i, e=ours: e.encode(workload[i % len(workload)])  # type: ignore[misc]
+    try:
+        from tests.benchmarks.reference import FlagEmbedding
+    except ImportError as error:
+        print(f"FlagEmbedding is left out: {error}")
+    else:
+        flag = FlagEmbedding(folder, device="cpu", dtype="float32")
+        calls["FlagEmbedding float32"] = lambda i: flag.encode(workload[i % len(workload)])
     if find_spec("onnxruntime") is None or find_spec("onnxscript") is None:
         print("ONNX Runtime is left out: pip install onnxruntime onnx onnxscript")
         return calls
@@ -78,6 +85,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="folder to keep the checkpoint in; a temporary one otherwise")
     parser.add_argument("--onnx", type=Path, help="folder to keep the exported networks in; a temporary one otherwise")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--bulk", type=int, default=0, help="texts in one call more, of every length; 0 for none")
     args = parser.parse_args()
     print(f"machine: {describe_machine('cpu')}")
     print(f"versions: {describe_versions('torch', 'transformers', 'numpy')}")
@@ -92,6 +100,9 @@ def main() -> None:
             "12 passages of 125": (args.repeats, [source.texts(np.full(12, 125))]),
             "16 texts of 6 to 253": (args.repeats, [source.texts(random.integers(6, 254, 16))]),
         }
+        if args.bulk:
+            texts_of_all_lengths = source.texts(token_lengths(args.bulk, seed=0))
+            workloads[f"{args.bulk} texts of every length"] = (min(args.repeats, 2), [texts_of_all_lengths])
         current: list[list[str]] = []
         calls = contenders(folder, files, current)
         rates = {name: matrix_rate(name.rpartition(" ")[2]) for name in calls}

@@ -281,6 +281,29 @@ def test_the_command_migrates_compares_switches_and_goes_back(index: Path, small
         assert (store.fingerprint, store.count()) == (encoder.fingerprint, 3)
 
 
+def kept_by(folder: Path) -> tuple[str, int]:
+    with open_store(folder) as store:
+        assert isinstance(store, EdgeStore)
+        return store.format.multi_vector, store.format.token_pooling
+
+
+def test_the_new_store_keeps_token_vectors_as_the_old_one_unless_told(index: Path, small: Path) -> None:
+    plain = migrate(index, "--model", small, "--multi-vector", "turbo8", "--switch")
+    assert plain.exit_code == 0, plain.output
+    back = migrate(index, "--model", "tiny", "--old-model", small, "--switch")  # the store beside has its own settings
+    assert back.exit_code == 0, back.output
+    assert kept_by(index) == ("float16", 1)
+    smaller, made = index.with_name("smaller"), index.with_name("made")
+    settings: dict[str, Any] = {"multi_vector": "turbo4", "token_pooling": 3}
+    with M3Encoder("tiny", device="cpu") as encoder, Searcher(encoder, open_store(smaller, **settings)) as searcher:
+        searcher.add(["Rotate the keys.", "Backups are kept for ninety days."])
+    for arguments in ((smaller, "--model", small, "--to", made), (smaller, "--model", small, "--switch")):
+        result = migrate(*arguments)
+        assert result.exit_code == 0, result.output
+    for place in (made, smaller):
+        assert kept_by(place) == ("turbo4", 3)
+
+
 def test_a_store_that_is_worse_is_not_switched_to(index: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("m3_integrations.cli.migrate.is_worse", lambda found, _: found.new.mean() < 9)
     refused = migrate(index, "--model", small, "--questions", index.with_name("questions"), "--switch")
