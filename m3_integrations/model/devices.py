@@ -64,7 +64,8 @@ def find_dtype(name: str, device: torch.device) -> torch.dtype:
     logged once, at the level INFO. A dtype that the CPU only emulates is used, with a warning.
 
     Raises:
-        ValueError: For a name that is not in `DTYPES`, or for "int8" on other devices than an x86 CPU with AVX2.
+        ValueError: For a name that is not in `DTYPES`, or for "int8" on other devices than an x86 CPU with AVX2, or if
+            its products of 8-bit integers are slow there.
     """
     if name == "auto":
         if device.type == "cpu":
@@ -73,7 +74,7 @@ def find_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise ValueError(f"dtype must be 'auto' or one of {', '.join(DTYPES)}, got {name!r}")
     if name == "int8" and not (device.type == "cpu" and has_int8_kernel()):
-        raise ValueError(f"dtype 'int8' needs an x86 CPU with AVX2, got {device}: use dtype='auto'")
+        raise ValueError(f"dtype 'int8' needs fast products on an x86 CPU with AVX2, got {device}: use dtype='auto'")
     if device.type == "cpu" and is_emulated(DTYPES[name]):
         warn_caller(f"this CPU has no instructions for {name} and emulates it: dtype='float32' is several times faster")
     return DTYPES[name]

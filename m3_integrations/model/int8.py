@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Final, NamedTuple
 
@@ -87,49 +89,97 @@ class Int8Linear(nn.Module):
         return self.multiply(self.prepare(states)).view(*states.shape[:-1], -1)
 
 
+class _Kernel(NamedTuple):
+    """A way to multiply 8-bit integers, and the largest weight whose products do not overflow on this CPU."""
+
+    is_prepacked: bool
+    largest_weight: int
+
+
 def has_int8_kernel() -> bool:
-    """Whether products of 8-bit integers are exact on this CPU and faster than float32: x86 with AVX2 or newer.
+    """Whether products of 8-bit integers are exact on this CPU and no slower than float32's: x86 with AVX2 or newer.
 
     False on other processors: their speed has not been measured.
     """
-    return torch.cpu._is_avx2_supported() and largest_weight() is not None
+    return torch.cpu._is_avx2_supported() and _kernel() is not None and not _is_slow()
 
 
-@cache
 def can_prepack_int8() -> bool:
-    """Whether torch has oneDNN's product with weights in its own layout, exact for all 8-bit weights (with VNNI).
-
-    Its functions in torch are not public. If a release lacks or changes them, or the CPU has no VNNI, `torch._int_mm`
-    multiplies. (12 rows by 1,024 x 4,096: oneDNN 0.24 ms and `_int_mm` 0.61 with AMX; 2.5 and 1.5 with AVX2 alone.)
-    """
-    values, expected = _hard_product(_LARGEST)
-    try:
-        found = _prepacked_products(
-            (values.int() + _MIDDLE).to(torch.uint8), _prepacked(values), torch.ones(len(values))
-        )
-    except (AttributeError, RuntimeError, TypeError):
-        return False
-    return torch.equal(found, expected)
+    """Whether oneDNN multiplies, with weights in its own layout, rather than `torch._int_mm`."""
+    kernel = _kernel()
+    return kernel is not None and kernel.is_prepacked
 
 
-@cache
 def largest_weight() -> int | None:
     """Return the largest weight whose products do not overflow on this CPU: 127 or 63; None if both overflow."""
-    if can_prepack_int8():
-        return _LARGEST
-    rows, _ = _hard_product(_LARGEST)
+    kernel = _kernel()
+    return None if kernel is None else kernel.largest_weight
+
+
+@cache
+def _kernel() -> _Kernel | None:
+    """Return the faster way among those with the most exact weights.
+
+    With VNNI that is oneDNN's, in 0.24 ms for 12 rows by 1,024 x 4,096 where `_int_mm` takes 0.61 (with AMX). Without
+    VNNI oneDNN needs weights of 7 bits. There `_int_mm` was faster on one CPU (1.5 and 2.5 ms), and on another it had
+    weights of 8 bits but took 36 ms, oneDNN 1.9 and float32 5.1: exactness is given up for four times the speed.
+
+    oneDNN's functions in torch are not public: if a release lacks or changes them, `_int_mm` is left.
+    """
+    prepacked, plain = (_exact_kernel(is_prepacked=which) for which in (True, False))
+    if prepacked is None or plain is None or prepacked.largest_weight == _LARGEST:
+        return prepacked or plain
+    factor = 1 if plain.largest_weight == prepacked.largest_weight else 4
+    return prepacked if factor * _seconds(prepacked) < _seconds(plain) else plain
+
+
+def _exact_kernel(*, is_prepacked: bool) -> _Kernel | None:
+    rows = _hard_values(_LARGEST)
     for largest in (_LARGEST, _LARGEST_IN_7_BITS):
-        weights, _ = _hard_product(largest)
-        if torch.equal(torch._int_mm(rows, weights.t()), rows.int() @ weights.int().t()):
-            return largest
+        weights = _hard_values(largest)
+        try:
+            found = _products(rows, weights, is_prepacked=is_prepacked)()
+        except (AttributeError, RuntimeError, TypeError):
+            return None
+        if torch.equal(found.int(), rows.int() @ weights.int().t()):
+            return _Kernel(is_prepacked, largest)
     return None
 
 
-def _hard_product(largest: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (32, 64) int8 values of -largest, 0 and largest, and the (32, 32) float32 products of their rows."""
+def _products(rows: torch.Tensor, weights: torch.Tensor, *, is_prepacked: bool) -> Callable[[], torch.Tensor]:
+    """Return a function that multiplies int8 rows and weights, which are prepared before."""
+    if not is_prepacked:
+        return lambda: torch._int_mm(rows, weights.t())
+    values, packed, scales = (rows.int() + _MIDDLE).to(torch.uint8), _prepacked(weights), torch.ones(len(weights))
+    return lambda: _prepacked_products(values, packed, scales)
+
+
+def _seconds(kernel: _Kernel | None) -> float:
+    """Return the least CPU time of a product of 32 rows by 1,024 x 512, in float32 for None."""
+    if kernel is None:
+        states, matrix = torch.ones(32, 1024), torch.ones(1024, 512)
+        multiply: Callable[[], torch.Tensor] = lambda: states @ matrix  # noqa: E731
+    else:
+        ones = torch.ones(512, 1024, dtype=torch.int8)
+        multiply = _products(ones[:32], ones, is_prepacked=kernel.is_prepacked)
+    seconds = []
+    for _ in range(4):
+        started = time.process_time()
+        multiply()
+        seconds.append(time.process_time() - started)
+    return min(seconds)
+
+
+@cache
+def _is_slow() -> bool:
+    """Whether a product takes more than twice the time of float32's, as where a library has no kernel for this CPU."""
+    return _seconds(_kernel()) > 2 * _seconds(None)
+
+
+def _hard_values(largest: int) -> torch.Tensor:
+    """Return (32, 64) int8 values of -largest, 0 and largest, among which sums of products are largest."""
     signs = torch.arange(32 * 64).view(32, 64) % 7 % 3 - 1
-    values = (signs * largest).to(torch.int8)
-    return values, (values.int() @ values.int().t()).float()
+    return (signs * largest).to(torch.int8)
 
 
 def _prepacked(values: torch.Tensor) -> torch.Tensor:

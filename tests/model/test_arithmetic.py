@@ -149,13 +149,14 @@ print(can_prepack_int8(), largest_weight(), np.abs(one.dense - other.dense).max(
 def test_int8_has_weights_of_7_bits_where_8_would_overflow() -> None:
     """OneDNN and torch are limited to AVX2, where sums of two products saturate at 16 bits.
 
-    On a CPU that has no more than AVX2, torch multiplies with other code, which was exact for 8 bits on an AMD EPYC.
+    On a CPU that has no more than AVX2, torch itself multiplies with other code, which was exact for 8 bits on an AMD
+    EPYC, and slow; oneDNN needs weights of 7 bits there too.
     """
     environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
     run = subprocess.run(
         [sys.executable, "-c", _AS_WITH_AVX2_ALONE], env=environment, capture_output=True, text=True, check=True
     )
     is_prepacked, largest, difference = run.stdout.split()
-    assert is_prepacked == "False"
-    assert largest in ({"63"} if torch.cpu._is_avx512_supported() else {"63", "127"})
+    assert (is_prepacked, largest) in {("True", "63"), ("False", "63"), ("False", "127")}
+    assert largest == "63" or not torch.cpu._is_avx512_supported()
     assert 1e-4 < float(difference) < 0.05
