@@ -76,8 +76,9 @@ class M3Encoder:
             queue.
         dtype: "float32", "float16", "bfloat16" or "int8". "auto" or None is float16 on CUDA, else float32, which has
             FlagEmbedding's numbers. On a CPU with AMX "bfloat16" takes about a third of the time. "int8" is for x86
-            CPUs: with VNNI it takes less than half of the time, and it is less exact than bfloat16. A dtype that is
-            faster than "auto" is logged once (INFO). A dtype that the CPU only emulates causes a warning.
+            CPUs: with VNNI, and mostly with AVX2 alone, it takes less than half of the time, and it is less exact than
+            bfloat16. A dtype that is faster than "auto" is logged once (INFO). A dtype that the CPU only emulates
+            causes a warning.
         revision: Branch, tag or commit on the hub.
         max_length: The most tokens of a text, special tokens included. The checkpoint's positions are a second limit.
         query_instruction: Put before every query. BGE-M3 needs none, BGE v1.5 does.
