@@ -128,12 +128,12 @@ def _read(questions: Path) -> JudgedQueries:
 
 def _is_made(where: str, collection: str | None) -> bool:
     """Return whether opening the new store makes it, so that it gets settings."""
+    from m3_integrations.store.served import ServedStore
+
     if folder_of(where) is not None:
         return is_new(where)
-    if collection is None:  # of --to: an m3 serve has its settings already
-        return False
     with open_place(where, collection=collection) as store:
-        return not store.modes
+        return not store.modes and not isinstance(store, ServedStore)  # whose store has its settings already
 
 
 def _settings(source: Store, multi_vector: str | None, *, is_made: bool) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from m3_integrations import M3Encoder, Searcher, open_store
 from m3_integrations.store import copy_store
 from m3_integrations.store.aliases import move_alias
 from m3_integrations.store.migrating import collection_beside
+from m3_integrations.store.server import ServerStore
 from tests.serve.conftest import serving_store
 from tests.store.test_migrating import index, migrate
 
@@ -77,6 +78,21 @@ def test_an_alias_is_not_switched_to_a_copy_that_lags_behind(
     done = migrate("http://qdrant", "--model", small, "--switch", "--collection", "docs")
     assert (done.exit_code, "kept changing, so its alias stays" in done.stderr) == (1, True), done.output
     assert aliases(qdrant) == {"docs": "docs-1"}
+
+
+@pytest.mark.filterwarnings("ignore:Local mode performs exact", "ignore:Payload indexes have no effect in the local")
+@pytest.mark.parametrize("is_beside", [True, False])
+def test_a_new_collection_keeps_token_vectors_as_the_old_one(qdrant: Staying, small: Path, is_beside: bool) -> None:
+    settings: dict[str, Any] = {"multi_vector": "none", "token_pooling": 2}
+    with M3Encoder("tiny", device="cpu") as encoder:
+        Searcher(encoder, open_store("http://qdrant", collection="pooled", **settings)).add(["Rotate the keys."])
+    to = () if is_beside else ("--to", "http://qdrant2")
+    done = migrate("http://qdrant", "--model", small, "--collection", "pooled", *to)
+    assert done.exit_code == 0, done.output
+    (made,) = {each.name for each in qdrant.get_collections().collections} - {"docs-1", "pooled"}
+    with open_store("http://qdrant", collection=made) as store:
+        assert isinstance(store, ServerStore)
+        assert (store.format.multi_vector, store.format.token_pooling, store.count()) == ("none", 2, 1)
 
 
 def test_a_key_that_may_not_list_aliases_opens_its_collection(qdrant: Staying, monkeypatch: pytest.MonkeyPatch) -> None:
