@@ -97,7 +97,7 @@ class _Kernel(NamedTuple):
 
 
 def has_int8_kernel() -> bool:
-    """Whether products of 8-bit integers are exact on this CPU and no slower than float32's: x86 with AVX2 or newer.
+    """Whether products of 8-bit integers are exact on this CPU and not slow: x86 with AVX2 or newer.
 
     False on other processors: their speed has not been measured.
     """
@@ -118,7 +118,7 @@ def largest_weight() -> int | None:
 
 @cache
 def _kernel() -> _Kernel | None:
-    """Return the faster way among those with the most exact weights.
+    """Return the faster way to multiply on this CPU, unless it costs a bit of the weights and gains too little.
 
     With VNNI that is oneDNN's, in 0.24 ms for 12 rows by 1,024 x 4,096 where `_int_mm` takes 0.61 (with AMX). Without
     VNNI oneDNN needs weights of 7 bits. There `_int_mm` was faster on one CPU (1.5 and 2.5 ms), and on another it had
@@ -134,6 +134,7 @@ def _kernel() -> _Kernel | None:
 
 
 def _exact_kernel(*, is_prepacked: bool) -> _Kernel | None:
+    """Return this way with the largest weight that does not overflow; None if torch lacks it or all overflow."""
     rows = _hard_values(_LARGEST)
     for largest in (_LARGEST, _LARGEST_IN_7_BITS):
         weights = _hard_values(largest)

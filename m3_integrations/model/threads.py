@@ -17,7 +17,7 @@ _logger = logging.getLogger(__name__)
 
 
 def limit_threads() -> None:
-    """Give torch no more threads than the CPUs that a control group allows, as `docker run --cpus 2` does.
+    """Limit torch's threads to the CPUs that a control group allows, as `docker run --cpus 2` does.
 
     Torch counts the CPUs that it sees, all of the host's. With a thread on each, the system stops the whole process
     for most of every period. Nothing is changed without such a limit, or if OMP_NUM_THREADS or MKL_NUM_THREADS is set.

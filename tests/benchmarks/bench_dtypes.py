@@ -1,4 +1,4 @@
-"""What each dtype is worth on this CPU, beside ONNX Runtime, FlagEmbedding and the machine's own matrix rate, in turns.
+"""Measure every dtype of this CPU beside ONNX Runtime, FlagEmbedding and the machine's own matrix rate, in turns.
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_dtypes --checkpoint m3-benchmark-checkpoint --bulk 64
 
