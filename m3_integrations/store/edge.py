@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn
 
 import qdrant_edge as edge
 
-from m3_integrations.store.edge_config import as_config
+from m3_integrations.store.edge_config import RESCORED, as_config
 from m3_integrations.store.edge_folder import StoreFolder
 from m3_integrations.store.edge_log import last_change, restore_log, sync_log, trim_log
 from m3_integrations.store.points import MultiVectorStorage, StoreFormat, choose_format, point_id
@@ -28,8 +28,9 @@ _LOG = logging.getLogger(__name__)
 _DUE_AT: Final = 20_000
 """Up to about this many records, a search without an index takes a few milliseconds."""
 
-_RESERVE_BYTES: Final = 128 << 20
-"""Disk space that is never used: the engine maps its files, and a page without room on the disk kills the process."""
+_RESERVE_BYTES: Final = 160 << 20
+"""Disk space that is never used: the engine maps its files, and a page without room kills the process. On a tmpfs,
+where reading takes room too, opening after a crash needs more than 128 MB."""
 
 _NOBODY: Final = uuid.UUID(int=0)  # no record has it: `point_id` makes UUIDs of version 5
 
@@ -65,7 +66,11 @@ class EdgeStore(QdrantStore):
 
     When `upsert` or a delete returns, its changes are in the engine's log and the log is on the disk: they survive the
     end of the process and a power cut. Dense vectors and lexical weights are kept as float32, token vectors as
-    `multi_vector` says. Until `optimize` is called, a search compares every record.
+    `multi_vector` says.
+
+    Dense vectors are also kept with 8 bits a number, which moves a score by up to 0.001. The dense mode compares those
+    of every record, or after `optimize` of those that its graph leads to, and then takes the exact scores of twice as
+    many candidates as it returns. A store of an earlier version gets them from `optimize`.
 
     A folder that is not writable, such as one on a read-only disk, is opened for reading: the engine works on a copy of
     its files in the system's folder for temporary files.
@@ -128,12 +133,12 @@ class EdgeStore(QdrantStore):
         format_ = choose_format(str(self.folder), found, multi_vector, token_pooling)
         if found is None:
             self._write_format(format_)
-        if engine.exists():
+        if (engine / "segments").is_dir():
             restore_log(self._place.log)
             self._is_log_enough = _IS_LOG_ENOUGH and self._place.renew_log()
-            self._load()
+            self._load(format_)
         elif format_.modes:
-            raise ValueError(f"{self.folder} lacks its folder {engine.name!r} with the records: restore it")
+            raise ValueError(f"{self.folder} lacks its folder {engine.name}/segments with the records: restore it")
         return format_
 
     def _read_format(self) -> StoreFormat:
@@ -154,7 +159,7 @@ class EdgeStore(QdrantStore):
         shard.close()
         self._place.write(format_)
         self._place.finish()
-        self._load()
+        self._load(format_)
         return format_
 
     def _index(self, path: str) -> None:
@@ -216,7 +221,7 @@ class EdgeStore(QdrantStore):
                 query=edge.Query.Nearest(vector, using=mode),
                 filter=edge.Filter(must=[edge.HasIdCondition(asked[mode])]) if asked else where,
                 with_payload=False,
-                params=edge.SearchParams(hnsw_ef=max(128, limits[mode]), exact=bool(asked)),
+                params=edge.SearchParams(hnsw_ef=max(128, limits[mode]), exact=bool(asked), quantization=RESCORED),
             )
             for mode, vector in named.items()
         ]
@@ -291,8 +296,8 @@ class EdgeStore(QdrantStore):
             raise RuntimeError("there are no records yet")  # callers check this first
         return self._shard
 
-    def _load(self) -> None:
-        self._shard = edge.EdgeShard.load(str(self._place.engine))
+    def _load(self, format_: StoreFormat) -> None:
+        self._shard = edge.EdgeShard.load(str(self._place.engine), as_config(format_))
         self._indexed_paths = set(self._shard.info().payload_schema)
 
     def _update(self, *operations: edge.UpdateOperation, size_bytes: int = 0) -> None:

@@ -14,12 +14,21 @@ _DATATYPES: Final = {
     "turbo4": edge.VectorStorageDatatype.Turbo4,  # type: ignore[attr-defined]  # absent from the stubs only
 }
 
+_COMPRESSED: Final = edge.TurboQuantQuantizationConfig(bits=edge.TurboQuantBitSize.Bits8)
+"""Dense vectors are kept a second time with 8 bits a number. Searches compare these, and score the best candidates
+exactly; the graph index is built of them too. With 20,000 records of 1,024 numbers that took 0.4 to 0.6 of the CPU time
+of float32 alone, for a fifth more disk space. Scalar int8 is as fast in the graph, but has no effect before `optimize`.
+"""
+
+RESCORED: Final = edge.QuantizationSearchParams(rescore=True, oversampling=2.0)
+"""Twice as many candidates as asked for are found by compressed vectors, and the best of them by exact scores."""
+
 
 def as_config(format_: StoreFormat) -> edge.EdgeConfig:
     """Return the settings of a new collection."""
     dense: dict[str, edge.EdgeVectorParams] = {}
     if "dense" in format_.modes:
-        dense["dense"] = edge.EdgeVectorParams(format_.dense_dim, edge.Distance.Dot)
+        dense["dense"] = edge.EdgeVectorParams(format_.dense_dim, edge.Distance.Dot, quantization_config=_COMPRESSED)
     if "multi_vector" in format_.modes:
         dense["multi_vector"] = edge.EdgeVectorParams(
             format_.token_dim,

@@ -98,11 +98,12 @@ def test_a_damaged_format_file_is_an_error(filled: Path) -> None:
     assert refused.traceback  # as below
 
 
-def test_a_lost_engine_folder_is_an_error(filled: Path) -> None:
-    shutil.move(filled / "engine", filled.parent / "away")
-    with pytest.raises(ValueError, match="lacks its folder 'engine'") as lost:
+@pytest.mark.parametrize("lost_folder", ["engine", "engine/segments"])
+def test_a_lost_engine_folder_is_an_error(filled: Path, lost_folder: str) -> None:
+    shutil.move(filled / lost_folder, filled.parent / "away")
+    with pytest.raises(ValueError, match="lacks its folder engine/segments with the records") as lost:
         open_store(filled)
-    shutil.move(filled.parent / "away", filled / "engine")
+    shutil.move(filled.parent / "away", filled / lost_folder)
     with open_store(filled) as store:
         assert store.count() == 3
     assert lost.traceback  # whoever keeps the error does not keep the folder locked
