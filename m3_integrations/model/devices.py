@@ -65,7 +65,7 @@ def find_dtype(name: str, device: torch.device) -> torch.dtype:
 
     Raises:
         ValueError: For a name that is not in `DTYPES`, or for "int8" on other devices than an x86 CPU with AVX2, or if
-            its products of 8-bit integers are slow there.
+            torch has no fast products of 8-bit integers there.
     """
     if name == "auto":
         if device.type == "cpu":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from functools import cache
 from typing import Any, Final, NamedTuple
 
@@ -97,11 +95,13 @@ class _Kernel(NamedTuple):
 
 
 def has_int8_kernel() -> bool:
-    """Whether products of 8-bit integers are exact on this CPU and not slow: x86 with AVX2 or newer.
+    """Whether products of 8-bit integers are exact and fast on this CPU: x86 with AVX2 and oneDNN's, or with VNNI.
 
     False on other processors: their speed has not been measured.
     """
-    return torch.cpu._is_avx2_supported() and _kernel() is not None and not _is_slow()
+    if not torch.cpu._is_avx2_supported() or _kernel() is None:
+        return False
+    return can_prepack_int8() or torch.cpu._is_vnni_supported()
 
 
 def can_prepack_int8() -> bool:
@@ -118,19 +118,14 @@ def largest_weight() -> int | None:
 
 @cache
 def _kernel() -> _Kernel | None:
-    """Return the faster way to multiply on this CPU, unless it costs a bit of the weights and gains too little.
+    """Return oneDNN's way to multiply, or `torch._int_mm` if torch lacks oneDNN's; None if all weights overflow.
 
-    With VNNI that is oneDNN's, in 0.24 ms for 12 rows by 1,024 x 4,096 where `_int_mm` takes 0.61 (with AMX). Without
-    VNNI oneDNN needs weights of 7 bits. There `_int_mm` was faster on one CPU (1.5 and 2.5 ms), and on another it had
-    weights of 8 bits but took 36 ms, oneDNN 1.9 and float32 5.1: exactness is given up for four times the speed.
-
-    oneDNN's functions in torch are not public: if a release lacks or changes them, `_int_mm` is left.
+    oneDNN's functions in torch are not public: a release may lack or change them. 12 rows by 1,024 x 4,096 take oneDNN
+    0.24 ms with VNNI, and `_int_mm` 0.61. With AVX2 alone they take 1.9 and 36 ms on one CPU, where float32 takes 5.1,
+    and 2.5 and 1.5 on another; there oneDNN needs weights of 7 bits. Nothing is timed: the processes that fill a store
+    would disagree on busy hosts, and have other vectors.
     """
-    prepacked, plain = (_exact_kernel(is_prepacked=which) for which in (True, False))
-    if prepacked is None or plain is None or prepacked.largest_weight == _LARGEST:
-        return prepacked or plain
-    factor = 1 if plain.largest_weight == prepacked.largest_weight else 4
-    return prepacked if factor * _seconds(prepacked) < _seconds(plain) else plain
+    return _exact_kernel(is_prepacked=True) or _exact_kernel(is_prepacked=False)
 
 
 def _exact_kernel(*, is_prepacked: bool) -> _Kernel | None:
@@ -139,47 +134,26 @@ def _exact_kernel(*, is_prepacked: bool) -> _Kernel | None:
     for largest in (_LARGEST, _LARGEST_IN_7_BITS):
         weights = _hard_values(largest)
         try:
-            found = _products(rows, weights, is_prepacked=is_prepacked)()
+            found = _products(rows, weights, is_prepacked=is_prepacked)
         except (AttributeError, RuntimeError, TypeError):
             return None
-        if torch.equal(found.int(), rows.int() @ weights.int().t()):
+        if torch.equal(found, rows.int() @ weights.int().t()):
             return _Kernel(is_prepacked, largest)
     return None
 
 
-def _products(rows: torch.Tensor, weights: torch.Tensor, *, is_prepacked: bool) -> Callable[[], torch.Tensor]:
-    """Return a function that multiplies int8 rows and weights, which are prepared before."""
+def _products(rows: torch.Tensor, weights: torch.Tensor, *, is_prepacked: bool) -> torch.Tensor:
+    """Return the products of int8 rows and weights as whole numbers."""
     if not is_prepacked:
-        return lambda: torch._int_mm(rows, weights.t())
-    values, packed, scales = (rows.int() + _MIDDLE).to(torch.uint8), _prepacked(weights), torch.ones(len(weights))
-    return lambda: _prepacked_products(values, packed, scales)
-
-
-def _seconds(kernel: _Kernel | None) -> float:
-    """Return the least CPU time of a product of 32 rows by 1,024 x 512, in float32 for None."""
-    if kernel is None:
-        states, matrix = torch.ones(32, 1024), torch.ones(1024, 512)
-        multiply: Callable[[], torch.Tensor] = lambda: states @ matrix  # noqa: E731
-    else:
-        ones = torch.ones(512, 1024, dtype=torch.int8)
-        multiply = _products(ones[:32], ones, is_prepacked=kernel.is_prepacked)
-    seconds = []
-    for _ in range(4):
-        started = time.process_time()
-        multiply()
-        seconds.append(time.process_time() - started)
-    return min(seconds)
-
-
-@cache
-def _is_slow() -> bool:
-    """Whether a product takes more than twice the time of float32's, as where a library has no kernel for this CPU."""
-    return _seconds(_kernel()) > 2 * _seconds(None)
+        return torch._int_mm(rows, weights.t())
+    values, scales = (rows.int() + _MIDDLE).to(torch.uint8), torch.ones(len(weights), dtype=torch.float32, device="cpu")
+    return _prepacked_products(values, _prepacked(weights), scales).int()
 
 
 def _hard_values(largest: int) -> torch.Tensor:
-    """Return (32, 64) int8 values of -largest, 0 and largest, among which sums of products are largest."""
-    signs = torch.arange(32 * 64).view(32, 64) % 7 % 3 - 1
+    """Return (32, 64) int8 values of -largest, 0 and largest: a row of the largest, one of the least, mixed ones."""
+    signs = torch.arange(32 * 64, device="cpu").view(32, 64) % 7 % 3 - 1
+    signs[0], signs[1] = 1, -1
     return (signs * largest).to(torch.int8)
 
 
@@ -199,7 +173,7 @@ def _prepacked_products(values: torch.Tensor, weight: torch.Tensor, scales: torc
 
 @cache
 def _zeros(n: int) -> torch.Tensor:
-    return torch.zeros(n, dtype=torch.int32)
+    return torch.zeros(n, dtype=torch.int32, device="cpu")
 
 
 def _scales(rows: torch.Tensor, largest: int) -> torch.Tensor:

@@ -69,7 +69,7 @@ def can_prepack(dtype: torch.dtype) -> bool:
     if dtype not in {torch.float32, torch.bfloat16} or not torch.cpu._is_avx2_supported():
         return False
     linear = nn.Linear(32, 32, device="meta", dtype=dtype)
-    rows = torch.linspace(-1, 1, 32 * 33).view(33, 32).to(dtype)
+    rows = torch.linspace(-1, 1, 32 * 33, dtype=torch.float32, device="cpu").view(33, 32).to(dtype)
     linear.weight, linear.bias = nn.Parameter(rows[1:], requires_grad=False), nn.Parameter(rows[0], requires_grad=False)
     try:
         packed = PrepackedLinear(linear)

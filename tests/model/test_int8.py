@@ -104,40 +104,39 @@ def test_int8_is_refused_where_it_would_be_slow(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("prepacked", "plain", "times", "chosen"),
-    [
-        (127, 127, (9, 1), (True, 127)),
-        (63, 63, (1, 2), (True, 63)),
-        (63, 63, (2, 1), (False, 63)),
-        (63, 127, (1, 3), (False, 127)),
-        (63, 127, (1, 5), (True, 63)),
-        (None, 127, (1, 9), (False, 127)),
-        (63, None, (9, 1), (True, 63)),
-        (None, None, (1, 1), None),
-    ],
+    ("prepacked", "plain", "chosen"),
+    [(127, 127, (True, 127)), (63, 127, (True, 63)), (None, 127, (False, 127)), (None, None, None)],
 )
-def test_the_faster_of_equally_exact_products_is_taken(
-    prepacked: int | None,
-    plain: int | None,
-    times: tuple[int, int],
-    chosen: tuple[bool, int] | None,
-    monkeypatch: pytest.MonkeyPatch,
+def test_onednns_products_are_taken_where_torch_has_them(
+    prepacked: int | None, plain: int | None, chosen: tuple[bool, int] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exact = {which: n and int8._Kernel(which, n) for which, n in {True: prepacked, False: plain}.items()}
     monkeypatch.setattr(int8, "_exact_kernel", lambda is_prepacked: exact[is_prepacked])
-    monkeypatch.setattr(int8, "_seconds", lambda kernel: times[0] if kernel.is_prepacked else times[1])
     assert int8._kernel.__wrapped__() == chosen
 
 
-@pytest.mark.parametrize(("of_float32", "is_fast"), [(0.06, True), (0.04, False)])
-def test_products_that_a_library_only_emulates_are_refused(
-    of_float32: float, is_fast: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("kernel", "has_vnni", "is_fast"),
+    [((True, 63), False, True), ((False, 127), True, True), ((False, 127), False, False), (None, True, False)],
+)
+def test_products_that_torch_only_emulates_are_refused(
+    kernel: tuple[bool, int] | None, has_vnni: bool, is_fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: True)
-    monkeypatch.setattr(int8, "_kernel", lambda: int8._Kernel(is_prepacked=False, largest_weight=63))
-    monkeypatch.setattr(int8, "_seconds", lambda kernel: of_float32 if kernel is None else 0.1)
-    monkeypatch.setattr(int8, "_is_slow", int8._is_slow.__wrapped__)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: has_vnni)
+    monkeypatch.setattr(int8, "_kernel", lambda: kernel and int8._Kernel(*kernel))
     assert int8.has_int8_kernel() is is_fast
+
+
+def test_the_choice_is_the_same_whatever_torchs_defaults_are() -> None:
+    expected = [int8._exact_kernel(is_prepacked=which) for which in (True, False)]
+    try:
+        torch.set_default_dtype(torch.float16)
+        assert [int8._exact_kernel(is_prepacked=which) for which in (True, False)] == expected
+        with torch.device("meta"):
+            assert [int8._exact_kernel(is_prepacked=which) for which in (True, False)] == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.skipif(largest_weight() is None, reason="products overflow on this CPU")
@@ -146,7 +145,7 @@ def test_products_are_those_of_whole_numbers() -> None:
     weights = torch.randint(-LARGEST, LARGEST + 1, (48, 1024), dtype=torch.int8, generator=random)
     rows = torch.randint(-127, 128, (50, 1024), dtype=torch.int8, generator=random)
     rows[:16], weights[:16] = 127, LARGEST
-    found = int8._products(rows, weights, is_prepacked=can_prepack_int8())()
+    found = int8._products(rows, weights, is_prepacked=can_prepack_int8())
     assert found.double().equal(rows.double() @ weights.double().T)
 
 

@@ -20,7 +20,9 @@ def three_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.delenv(variable, raising=False)
     before = torch.get_num_threads()
     torch.set_num_threads(3)
+    limit_threads.cache_clear()
     yield
+    limit_threads.cache_clear()
     torch.set_num_threads(before)
 
 
@@ -71,6 +73,22 @@ def test_in_a_container_the_path_may_be_the_hosts(tmp_path: Path, root: str) -> 
     assert cpu_limit(found) == 2
 
 
+def test_a_mount_of_another_group_sets_no_limit(tmp_path: Path) -> None:
+    group(tmp_path / "other", cpu_max="100000 100000")
+    group(tmp_path / "fs" / "user", cpu_max="max 100000")
+    mounts = V2.format(root="/docker/4f1c", point=tmp_path / "other") + V2.format(root="/", point=tmp_path / "fs")
+    assert cpu_limit(proc(tmp_path / "proc", "0::/user\n", mounts)) is None
+
+
+def test_lines_and_files_of_another_form_hide_no_limit(tmp_path: Path) -> None:
+    group(tmp_path / "fs", cpu_max="200000 100000")
+    group(tmp_path / "fs" / "job", cpu_max="no number")
+    mounts = "24 30 0:22 / /empty rw -  \n25 30 0:23 / /run rw - tmpfs  rw\n" + V2.format(
+        root="/", point=tmp_path / "fs"
+    )
+    assert cpu_limit(proc(tmp_path / "proc", "0::/job\n", mounts)) == 2
+
+
 def test_a_system_without_these_files_has_no_limit(tmp_path: Path) -> None:
     assert cpu_limit(tmp_path) is None
     assert cpu_limit(proc(tmp_path / "odd", "no colons\n", "too short\n")) is None
@@ -98,6 +116,14 @@ def test_a_part_of_a_cpu_is_one_thread(three_threads: None, monkeypatch: pytest.
     monkeypatch.setattr(threads, "cpu_limit", lambda: 0.2)
     limit_threads()
     assert torch.get_num_threads() == 1
+
+
+def test_a_later_choice_stays(three_threads: None, monkeypatch: pytest.MonkeyPatch, small: Path) -> None:
+    monkeypatch.setattr(threads, "cpu_limit", lambda: 1.0)
+    M3Encoder(small, shared=False, device="cpu").close()
+    torch.set_num_threads(2)
+    M3Encoder(small, shared=False, device="cpu").close()
+    assert torch.get_num_threads() == 2
 
 
 @pytest.mark.parametrize("variable", ["OMP_NUM_THREADS", "MKL_NUM_THREADS"])

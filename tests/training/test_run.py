@@ -104,6 +104,7 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     assert log_of(tmp_path / "killed") == log_of(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_half_written_checkpoint_is_passed_over_and_written_again(write_config: WriteConfig, tmp_path: Path) -> None:
     expected = weights_of(run_training(write_config("whole"), show_progress=False))
     run = tmp_path / "half"
@@ -134,6 +135,7 @@ def test_a_run_does_not_go_on_with_other_settings_or_data(write_config: WriteCon
     assert [name for name in expected if not expected[name].equal(got[name])] == []
 
 
+@pytest.mark.slow
 def test_a_run_begun_before_a_setting_existed_goes_on_with_its_default(
     write_config: WriteConfig, tmp_path: Path
 ) -> None:
@@ -204,6 +206,7 @@ def test_training_stops_when_the_dense_vectors_collapse(
         run_training(write_config(dead_head_patience=2), show_progress=False)
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_saves_its_result_goes_on(write_config: WriteConfig, tmp_path: Path) -> None:
     expected = weights_of(run_training(write_config("whole"), show_progress=False))
     config = write_config("killed")
@@ -239,6 +242,12 @@ def test_training_keeps_to_a_containers_cpus(write_config: WriteConfig, monkeypa
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(threads, "cpu_limit", lambda: 2.0)
-    torch.set_num_threads(3)
-    run_training(write_config(steps=1), show_progress=False)
-    assert torch.get_num_threads() == 2
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        threads.limit_threads.cache_clear()
+        run_training(write_config(steps=1), show_progress=False)
+        assert torch.get_num_threads() == 2
+    finally:
+        threads.limit_threads.cache_clear()
+        torch.set_num_threads(before)
