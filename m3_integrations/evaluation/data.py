@@ -11,7 +11,7 @@ from typing import Final
 
 from m3_integrations.evaluation.answers import check_answer_metrics, judge_by_answers, read_questions
 from m3_integrations.evaluation.corpus import Corpus, parse_row, read_lines
-from m3_integrations.evaluation.metrics import check_metrics
+from m3_integrations.evaluation.metrics import MOST_GAIN, check_metrics
 from m3_integrations.vectors import IntArray
 
 _DEFAULT_SPLIT: Final = "test"
@@ -191,16 +191,19 @@ def _find_qrels(folder: Path, split: str | None) -> Path:
 def _read_qrels(path: Path) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = {}
     for number, (_, line) in enumerate(read_lines(path), start=1):
-        cells = line.decode("utf-8-sig").rstrip("\r\n").split("\t")
+        cells = line.decode("utf-8-sig", "backslashreplace").rstrip("\r\n").split("\t")
         if number == 1 and cells[-1] == "score":
             continue
         try:
+            line.decode()
             query, document, cell = cells
             gain = int(cell)
         except ValueError as error:
             raise ValueError(
-                f"{path}, line {number} must be query-id, corpus-id and a whole number: {cells}"
+                f"{path}, line {number} must be query-id, corpus-id and a whole number, in UTF-8: {cells}"
             ) from error
+        if abs(gain) > MOST_GAIN:
+            raise ValueError(f"{path}, line {number} has the score {gain}: scores are gains of at most {MOST_GAIN:,}")
         if qrels.setdefault(query, {}).setdefault(document, gain) != gain:
             raise ValueError(f"{path}, line {number} judges {query!r} and {document!r} again with another score")
     return qrels

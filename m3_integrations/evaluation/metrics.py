@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping, Sequence
 from functools import cache
+from subprocess import SubprocessError
 from typing import Any, Final
 
 import ir_measures
@@ -12,6 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 DEFAULT_METRICS: Final = ("nDCG@10", "Recall@100", "MRR@10", "MAP")
+
+MOST_GAIN: Final = 1_000_000
+"""The largest gain of a document: trec_eval's memory grows with it, and above 2**31 its values are wrong."""
 
 _QUERIES_AT_A_TIME: Final = 500
 """The most queries in one call of ir-measures: bounds the memory of its dictionaries."""
@@ -26,7 +30,7 @@ def measure_queries(
         ranked: For each query the ids of its documents, best first. This order is kept; trec_eval alone would sort
             documents with equal scores by descending id.
         qrels: For each query the gain of its judged documents. Only these queries are measured. As in trec_eval, a
-            query without results or without a relevant document scores 0.
+            query without results or without a relevant document scores 0. A negative gain counts as 0.
         metrics: The metrics as ir-measures spells them, such as "nDCG@10", "Recall@100", "MRR@10", "MAP" or
             "Success@20".
 
@@ -34,16 +38,19 @@ def measure_queries(
         For each metric (queries,) float64 in [0, 1], in the order of qrels.
 
     Raises:
-        ValueError: For a metric that ir-measures does not know.
+        ValueError: For a metric that ir-measures does not know, or a gain above `MOST_GAIN`.
     """
+    if largest := max((gain for gains in qrels.values() for gain in gains.values() if gain > MOST_GAIN), default=None):
+        raise ValueError(f"a gain may be at most {MOST_GAIN:,}, got {largest}")
     measures = {name: parse_metric(name) for name in metrics}
     values = {name: np.zeros(len(qrels)) for name in metrics}
     ids = list(qrels)
     places = {id_: i for i, id_ in enumerate(ids)}
     for start in range(0, len(ids), _QUERIES_AT_A_TIME):
         chunk = ids[start : start + _QUERIES_AT_A_TIME]
+        judged = {id_: {document: max(gain, 0) for document, gain in qrels[id_].items()} for id_ in chunk}
         run = {id_: {document: -float(i) for i, document in enumerate(ranked.get(id_, ()))} for id_ in chunk}
-        found = ir_measures.iter_calc(set(measures.values()), {id_: dict(qrels[id_]) for id_ in chunk}, run)
+        found = ir_measures.iter_calc(set(measures.values()), judged, run)
         of_measure = {(result.measure, result.query_id): result.value for result in found}
         for name, measure in measures.items():
             for id_ in chunk:
@@ -80,13 +87,22 @@ def parse_metric(name: str) -> ir_measures.measures.Measure:
     known = ", ".join((*DEFAULT_METRICS, "Success@20", "Success@100"))
     try:
         measure = _read(name)
-    except (KeyError, TypeError, ValueError, SyntaxError) as error:
+    except (KeyError, TypeError, ValueError, SyntaxError, RecursionError) as error:
         raise ValueError(f"unknown metric {name!r}: use a name of ir-measures, such as {known}") from error
     try:  # a missing cutoff or package shows only when the metric is computed
+        _check_numbers(measure)
         list(ir_measures.iter_calc([measure], {"query": {"document": 1}}, {"query": {"document": 1.0}}))
-    except (AssertionError, KeyError, ValueError) as error:
+    except (ArithmeticError, AssertionError, KeyError, TypeError, ValueError, SubprocessError, OSError) as error:
         raise ValueError(f"ir-measures cannot compute {name!r}: {error}. Use one such as {known}") from error
     return measure
+
+
+def _check_numbers(measure: ir_measures.measures.Measure) -> None:
+    """Check the numbers with which trec_eval would end the process."""
+    for key in ("cutoff", "rel"):
+        number = measure.params.get(key)
+        if isinstance(number, int) and not 1 <= number <= MOST_GAIN:
+            raise ValueError(f"{key} must be from 1 to {MOST_GAIN:,}, got {number}")
 
 
 def _read(name: str) -> ir_measures.measures.Measure:

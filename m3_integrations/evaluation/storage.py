@@ -150,7 +150,8 @@ def fit_storage(
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="m3-fit-")))
         trials = [_Trial(folder, storage, stack) for storage in _choices(kept)]
-        n_vectors = measure.copy(store, trials)
+        if not (n_vectors := measure.copy(store, trials)):
+            raise ValueError(f"{store!r} is empty: there is nothing to make smaller")
         full = [each.scores["multi_vector"] for each in searches]
         values = measure.values(full)
         if not values.any():

@@ -74,6 +74,8 @@ def test_the_split_is_test_or_the_only_one_or_the_one_asked_for(tmp_path: Path) 
         ("corpus.jsonl", "\n", "no documents"),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n1\ta\tmuch\n", "line 2 must be"),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n1 a 1\n", "line 2 must be"),
+        ("qrels/test.tsv", "1\ta\t1\n1\t\udcff\t1\n", "line 2 must be .* in UTF-8"),
+        ("qrels/test.tsv", "1\ta\t1700000000\n", "line 1 has the score 1700000000: scores are gains of at most 1,000"),
         ("qrels/test.tsv", "1\ta\t1\n1\ta\t0\n", "line 2 judges '1' and 'a' again"),
         ("qrels/test.tsv", "9\ta\t1\n", "name 1 queries that queries.jsonl lacks, such as '9'"),
     ],
@@ -82,7 +84,7 @@ def test_what_is_not_in_the_layout_is_refused_with_its_place(
     tmp_path: Path, file: str, content: str, message: str
 ) -> None:
     write_beir(tmp_path, {"a": "x"}, {"1": "p"}, {"1": {"a": 1}})
-    (tmp_path / file).write_text(content)
+    (tmp_path / file).write_text(content, errors="surrogateescape")
     with pytest.raises(ValueError, match=message):
         read_dataset(tmp_path)
 

@@ -96,11 +96,28 @@ def test_an_unknown_metric_is_refused(name: str) -> None:
         measure_queries({}, {"q": {"a": 1}}, [name])
 
 
-@pytest.mark.parametrize("name", ["Recall", "R", "alpha_nDCG@10", "SDCG@5", "P(foo=1)@5", "nDCG@-1"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Recall", "R", "alpha_nDCG@10", "SDCG@5", "P(foo=1)@5", "nDCG@-1", "nDCG@0", "AP@0", "MRR@-3"),
+        *("P(rel=0)@5", "P(rel=-1)@5", "AP(rel=99999999999)", "Accuracy", "Success(rel=0)@5", "nDCG@99999999999"),
+    ],
+)
 def test_a_metric_that_cannot_be_computed_is_refused_before_the_work(name: str) -> None:
-    """It lacks a cutoff, another parameter, or a package."""
+    """It lacks a cutoff, another parameter, or a package, or has a number with which trec_eval ends the process."""
     with pytest.raises(ValueError, match=re.escape(f"cannot compute '{name}'")):
         check_metrics(["nDCG@10", name])
+
+
+def test_negative_gains_count_as_none_and_huge_ones_are_refused() -> None:
+    """trec_eval ends the process by a question with nothing but -2, and is wrong from 2**31 on."""
+    ranked = {"junk": ["a"], "mixed": ["a", "b"]}
+    found = measure_queries(ranked, {"junk": {"a": -2}, "mixed": {"a": -2, "b": 1}}, ["nDCG@10", "MRR@10"])
+    np.testing.assert_allclose(found["nDCG@10"], [0, 1 / math.log2(3)])
+    np.testing.assert_allclose(found["MRR@10"], [0, 0.5])
+    assert measure_queries({"q": ["a"]}, {"q": {"a": 1_000_000}}, ["nDCG@10"])["nDCG@10"] == [1]
+    with pytest.raises(ValueError, match="a gain may be at most 1,000,000, got 2147483647"):
+        measure_queries({"q": ["a"]}, {"q": {"a": 2**31 - 1}}, ["nDCG@10"])
 
 
 def test_a_metric_says_how_deep_it_looks() -> None:
