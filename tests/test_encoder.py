@@ -358,3 +358,9 @@ async def test_errors_of_aencode_reach_their_caller_alone(encoder: M3Encoder) ->
 
 def test_the_encoder_is_an_encoder(encoder: M3Encoder) -> None:
     assert isinstance(encoder, Encoder)
+
+
+@pytest.mark.parametrize("length", ["5", True, 5.0])
+def test_a_length_that_is_no_integer_is_refused(small: Path, length: Any) -> None:
+    with pytest.raises(TypeError, match="max_length must be an integer, got"):
+        M3Encoder(small, device="cpu", max_length=length)

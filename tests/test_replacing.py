@@ -45,6 +45,11 @@ def replace(searcher: Searcher, *rows: tuple[str, Any], ids: Sequence[str | None
     )
 
 
+def test_a_key_that_no_filter_can_name_is_refused(fake: FakeEncoder) -> None:
+    with pytest.raises(ValueError, match="source_key must be a key that filters can name"):
+        replace_sources(Searcher(fake, open_store()), ["a"], source_key="$s", ids=[None], metadatas=[{"$s": "x"}])
+
+
 def held(store: Store) -> list[tuple[str, Any]]:
     return sorted((record.text, record.metadata["source"]) for record in store.records())
 

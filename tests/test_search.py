@@ -484,3 +484,14 @@ def test_a_fingerprint_is_the_models_whatever_its_name_dtype_or_format(small: Pa
     state = torch.load(head / "sparse_linear.pt", weights_only=True)
     torch.save(state | {"bias": state["bias"] + 0.01}, head / "sparse_linear.pt")
     assert fingerprint(head) != expected
+
+
+@pytest.mark.parametrize("kind", ["memory", "folder"])
+def test_adding_to_a_closed_store_says_so_and_encodes_nothing(kind: str, tmp_path: Path) -> None:
+    fake = FakeEncoder()
+    searcher = Searcher(fake, open_store(None if kind == "memory" else tmp_path / "store"))
+    searcher.add(["a"])
+    searcher.close()
+    with pytest.raises(RuntimeError, match="this store was closed"):
+        searcher.add(["b"])
+    assert [text for _, text in fake.encoded] == ["a"]

@@ -130,14 +130,14 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
 
     def _searcher(self) -> Searcher:
         """Return the searcher that the fields describe, a new one only if a field has changed."""
-        # Compared in every call: assignment, model_copy and a change of the filter in place do not notify us.
-        fields = repr([getattr(self, name) for name in OPTION_NAMES])
-        made_of, made = self._made or ("", None)
+        # Compared in every call: assignment, model_copy and a change of the filter in place do not notify us. As the
+        # text of parsed options: 1 equals True in a filter, and the text of an array itself would be shortened.
+        options, (made_of, made) = self._options(), self._made or ("", None)
         if made is None or made.encoder is not self.encoder or made.store is not self.store:
-            made = Searcher(self.encoder, self.store, self._options())
-        elif made_of != fields:
-            made = made.with_options(self._options())
-        self._made = fields, made
+            made = Searcher(self.encoder, self.store, options)
+        elif made_of != repr(options):
+            made = made.with_options(options)
+        self._made = repr(options), made
         return made
 
     def _get_relevant_documents(

@@ -11,6 +11,12 @@ _DATES: Final = ("date", "datetime")
 """LangChain's query language writes a date as a mapping with the key "date" or "datetime", and "type"."""
 
 
+def _unwrapped(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return next((value[key] for key in _DATES if key in value), value)
+
+
 class M3Translator(Visitor):
     """Translates the queries of `SelfQueryRetriever` into searches of `M3VectorStore`.
 
@@ -76,11 +82,14 @@ class M3Translator(Visitor):
             ValueError: For a comparator that is not allowed.
         """
         self._validate_func(comparison.comparator)
-        value = comparison.value
-        if isinstance(value, Mapping):
-            value = next((value[key] for key in _DATES if key in value), value)
-        comparator = "eq" if comparison.comparator == Comparator.CONTAIN else comparison.comparator.value
-        return {comparison.attribute: {f"${comparator}": value}}
+        listed = isinstance(comparison.value, list | tuple)
+        values = [_unwrapped(value) for value in (comparison.value if listed else [comparison.value])]
+        attribute, comparator = comparison.attribute, comparison.comparator
+        if comparator in {Comparator.IN, Comparator.NIN}:  # language models also write one value
+            return {attribute: {f"${comparator.value}": values}}
+        if comparator == Comparator.CONTAIN:
+            return {"$and": [{attribute: {"$eq": value}} for value in values]} if listed else {attribute: values[0]}
+        return {attribute: {f"${comparator.value}": values if listed else values[0]}}
 
     def visit_structured_query(self, structured_query: StructuredQuery) -> tuple[str, dict[str, Any]]:
         """Return the query's text, and the search's keyword arguments: `filter`, if the query has one."""

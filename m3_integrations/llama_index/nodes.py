@@ -21,6 +21,9 @@ from m3_integrations.search import NODE_KEYS, Hit, holds_node
 from m3_integrations.store.values import check_metadata
 
 SCORES_KEY: Final = "m3_scores"
+RETRIEVAL_SCORE_KEY: Final = "retrieval_score"
+RESULT_KEYS: Final = frozenset({SCORES_KEY, RETRIEVAL_SCORE_KEY})
+"""What `M3Rerank` writes into a node's metadata. It is hidden from models, which tells it from a user's own keys."""
 
 REF_DOC_KEY: Final = NODE_KEYS[2]
 """The key under which a record keeps the id of its node's document. A node's own metadata must not have this key."""
@@ -51,14 +54,15 @@ def with_results(node: BaseNode, results: Mapping[str, Any]) -> BaseNode:
 
 
 def without_results(node: BaseNode) -> BaseNode:
-    """Return a node without the scores of an earlier reranking."""
-    if SCORES_KEY not in node.metadata:
+    """Return a node without the scores of an earlier reranking; a user's own key with the same name stays."""
+    if SCORES_KEY not in node.metadata or SCORES_KEY not in node.excluded_embed_metadata_keys:
         return node
+    ours = RESULT_KEYS & set(node.excluded_embed_metadata_keys)
     excluded = {
-        name: [key for key in getattr(node, name) if key != SCORES_KEY]
+        name: [key for key in getattr(node, name) if key not in ours]
         for name in ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys")
     }
-    metadata = {key: value for key, value in node.metadata.items() if key != SCORES_KEY}
+    metadata = {key: value for key, value in node.metadata.items() if key not in ours}
     return node.model_copy(update={"metadata": metadata, **excluded})
 
 

@@ -13,7 +13,7 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from pydantic import BeforeValidator, Field, SkipValidation
 
 from m3_integrations.llama_index.fields import EncoderFields, Integer, Weights
-from m3_integrations.llama_index.nodes import SCORES_KEY, M3NodeWithScore, with_results
+from m3_integrations.llama_index.nodes import RETRIEVAL_SCORE_KEY, SCORES_KEY, M3NodeWithScore, with_results
 from m3_integrations.search import Ranked, check_ranking, check_store, rerank
 from m3_integrations.store import Store
 
@@ -120,5 +120,5 @@ class M3Rerank(EncoderFields, BaseNodePostprocessor):
     def _with_results(self, found: NodeWithScore, ranked: Ranked) -> M3NodeWithScore:
         results: dict[str, Any] = {SCORES_KEY: ranked.scores}
         if self.keep_retrieval_score:
-            results["retrieval_score"] = found.score
+            results[RETRIEVAL_SCORE_KEY] = found.score
         return M3NodeWithScore(node=with_results(found.node, results), score=ranked.score, m3_scores=ranked.scores)

@@ -148,6 +148,8 @@ def matching_records(store: Store, dim: int, filter: Mapping[str, Any]) -> list[
 
 
 def _source(metadata: Mapping[str, Any], key: str, row: int) -> str | int:
+    if key.startswith("$"):
+        raise ValueError(f"source_key must be a key that filters can name, without '$' at its beginning, got {key!r}")
     source = metadata.get(key)
     if isinstance(source, bool) or not isinstance(source, str | int):
         raise ValueError(  # noqa: TRY004 - the value may be missing

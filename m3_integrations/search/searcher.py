@@ -132,6 +132,7 @@ class Searcher:
             IncompleteAddError: If it fails after some texts may have been stored, for example on a full disk. It has
                 the ids of all texts; adding them again with these ids makes no duplicates.
         """
+        self.store.bind(self.encoder.fingerprint)  # raises if the store was closed, before anything is encoded
         modes = tuple(mode for mode in self._bind() if mode in self.store.kept_modes)
         return add_texts(
             self.encoder, self.store, modes, texts, ids=ids, metadatas=metadatas, show_progress=show_progress

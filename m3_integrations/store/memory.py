@@ -130,7 +130,7 @@ class MemoryStore(Store):
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete the records with these ids, and return how many there were; unknown ids are skipped."""
-        check_ids(ids)
+        ids = check_ids(ids)
         with self._usable():
             rows = {self._row_of[id_] for id_ in ids if id_ in self._row_of}
             self._forget(list(rows))
@@ -146,7 +146,7 @@ class MemoryStore(Store):
 
     def get(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[Record]:
         """Return copies of the records with these ids, in the given order; unknown ids are skipped."""
-        check_ids(ids)
+        ids = check_ids(ids)
         with self._usable():
             rows = [self._row_of[id_] for id_ in ids if id_ in self._row_of]
             return [self._copy(row, with_vectors=with_vectors) for row in rows]

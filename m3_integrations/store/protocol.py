@@ -142,7 +142,7 @@ class Store(Protocol):
             after: The place that the page before returned; None for the first page.
 
         Raises:
-            ValueError: If no page returned this place.
+            ValueError: If this cannot be a place that a page returned. In a store in memory every string can.
         """
         ...
 
@@ -269,8 +269,8 @@ def latest_rows(
     return list({id_: row for row, id_ in enumerate(ids)}.values())
 
 
-def check_ids(ids: Sequence[str]) -> None:
-    """Check that ids are strings of valid Unicode.
+def check_ids(ids: Iterable[str]) -> list[str]:
+    """Return ids as a list, so that a generator is read once, after checking that they are strings of valid Unicode.
 
     Raises:
         TypeError: If ids is one string, or an id is not a string.
@@ -278,10 +278,12 @@ def check_ids(ids: Sequence[str]) -> None:
     """
     if isinstance(ids, str):
         raise TypeError(f"ids must be a sequence of strings, got the string {ids!r}: pass [{ids!r}]")
+    ids = list(ids)
     for i, id_ in enumerate(ids):
         if not isinstance(id_, str):
             raise TypeError(f"ids must be strings, got {id_!r} at position {i}")
         check_value(id_, f"the id at position {i}")
+    return ids
 
 
 def deletion_filter(filter: FilterLike) -> Filter:  # noqa: A002

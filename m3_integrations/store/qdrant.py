@@ -158,7 +158,7 @@ class QdrantStore(Store):
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete the records with these ids, and return how many there were; unknown ids are skipped."""
-        check_ids(ids)
+        ids = check_ids(ids)
         deleted = 0
         for part in _parts(ids):
             with self._usable():
@@ -179,7 +179,7 @@ class QdrantStore(Store):
 
     def get(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[Record]:
         """Return copies of the records with these ids, in the given order; unknown ids are skipped."""
-        check_ids(ids)
+        ids = check_ids(ids)
         found: dict[str, Any] = {}
         for part in _parts(ids):
             with self._usable():
@@ -191,7 +191,10 @@ class QdrantStore(Store):
 
     def page(self, after: str | None = None) -> tuple[list[Record], str | None]:
         """Return the next records, as `Store.page`, in the order of the engine."""
-        place = None if after is None else str(uuid.UUID(after))
+        try:
+            place = None if after is None else str(uuid.UUID(after))
+        except ValueError as error:
+            raise ValueError(f"no page returned the place {after!r}") from error
         with self._usable():
             if not self._current_format().modes:
                 return [], None

@@ -218,7 +218,7 @@ class ServedStore(Store):
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete the records with these ids, and return how many there were; unknown ids are skipped."""
-        check_ids(ids)
+        ids = check_ids(ids)
         self._check_open()
         parts = self._id_parts(list(dict.fromkeys(ids)))
         return sum(read_member(self.url, self._ask("/delete", {"ids": part}).body, "deleted", int) for part in parts)
@@ -230,10 +230,10 @@ class ServedStore(Store):
 
     def get(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[Record]:
         """Return copies of the records with these ids, in the given order; unknown ids are skipped."""
-        check_ids(ids)
+        ids = check_ids(ids)
         self._check_open()
         found: list[Record] = []
-        for part in self._id_parts(list(ids)):
+        for part in self._id_parts(ids):
             start = 0
             while start < len(part):  # the server limits its answers, so one may end before the last id
                 answer = self._ask("/get", {"ids": part[start:], "with_vectors": with_vectors})

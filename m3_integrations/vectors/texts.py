@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import SupportsIndex
 
 import numpy as np
 
@@ -43,8 +44,11 @@ def check_length(max_length: int) -> int:
     """Return a length limit unchanged.
 
     Raises:
+        TypeError: If it is not an integer.
         ValueError: If it is below 3, so that no token fits between [CLS] and [SEP].
     """
+    if isinstance(max_length, bool) or not isinstance(max_length, SupportsIndex):
+        raise TypeError(f"max_length must be an integer, got {max_length!r}")
     if max_length < 3:
         raise ValueError(f"max_length must be at least 3 ([CLS], one token, [SEP]), got {max_length}")
     return max_length

@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any, Optional, get_type_hints
 from uuid import UUID
 
+import numpy as np
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
@@ -115,6 +116,22 @@ def test_a_field_that_is_replaced_or_changed_in_place_counts_from_the_next_call(
     retriever.k = 0
     with pytest.raises(ValueError, match="k must be at least 1"):
         retriever.invoke("keys")
+
+
+def test_a_filter_by_a_large_or_exact_array_is_told_from_another(fake: FakeEncoder) -> None:
+    """Numpy shortens the text of an array of more than 1,000 values, and rounds numbers in it."""
+    retriever = M3HybridRetriever.from_texts(
+        [f"t {i}" for i in range(1500)], [{"n": i, "x": i / 3} for i in range(1500)], encoder=fake, k=1500
+    )
+    allowed = np.arange(1100)
+    for last in (1099, 1400):
+        allowed[500] = last
+        retriever.filter = {"n": {"$in": allowed}}
+        assert {d.metadata["n"] for d in retriever.invoke("t")} == set(allowed.tolist())
+    retriever.filter = {"x": {"$in": np.array([100 / 3 + 1e-9])}}
+    assert retriever.invoke("t") == []
+    retriever.filter = {"x": {"$in": np.array([100 / 3])}}
+    assert [d.metadata["n"] for d in retriever.invoke("t")] == [100]
 
 
 def test_a_copy_with_another_store_searches_that_store(retriever: M3HybridRetriever) -> None:

@@ -145,7 +145,19 @@ def test_every_comparator_and_operator_means_what_it_says() -> None:
     assert kept(in_may, *days) == [1, 2]
     after_noon = Comparison(Comparator.GT, "day", {"datetime": "2024-05-01T12:00:00", "type": "datetime"})
     assert kept(after_noon, *days) == [2]
+    may_1 = {"date": "2024-05-01", "type": "date"}
+    assert kept(Comparison(Comparator.IN, "day", [may_1, {"date": "2024-04-30", "type": "date"}]), *days) == [0]
+    assert kept(Comparison(Comparator.NIN, "day", [{"date": "2024-05-02", "type": "date"}]), *days) == [0, 1]
     assert kept(None, *days) == [0, 1, 2]
+
+
+def test_a_value_for_a_list_and_a_list_for_a_value_mean_what_models_mean() -> None:
+    numbers: list[dict[str, Any]] = [{"n": n} for n in (1, 2, 3)]
+    assert kept(Comparison(Comparator.IN, "n", 2), *numbers) == [1]
+    assert kept(Comparison(Comparator.NIN, "n", 2), *numbers) == [0, 2]
+    lists: list[dict[str, Any]] = [{"tags": ["a", "b"]}, {"tags": ["b"]}, {"tags": []}]
+    assert kept(Comparison(Comparator.CONTAIN, "tags", ["b"]), *lists) == [0, 1]
+    assert kept(Comparison(Comparator.CONTAIN, "tags", ["a", "b"]), *lists) == [0]
 
 
 def test_what_no_filter_can_honour_is_refused() -> None:

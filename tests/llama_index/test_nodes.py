@@ -150,8 +150,15 @@ def test_the_object_of_an_index_node_is_found_again(fake: CountingEncoder, retri
     assert set(ids_of(found)) == {"inner", *ids_of(retriever.retrieve("points"))}
 
 
+def test_a_users_own_key_called_as_our_scores_stays(fake: CountingEncoder) -> None:
+    own = TextNode(text="keys", id_="own", metadata={"m3_scores": "mine", "retrieval_score": 3})
+    retriever = M3HybridRetriever.from_nodes([own], encoder=fake)
+    assert retriever.retrieve("keys")[0].node.metadata == own.metadata
+
+
 def test_the_scores_of_an_earlier_reranking_are_not_stored(retriever: M3HybridRetriever, fake: CountingEncoder) -> None:
-    found = M3Rerank(encoder=fake).postprocess_nodes(retriever.retrieve("keys"), query_str="keys")
+    rerank = M3Rerank(encoder=fake, keep_retrieval_score=True)
+    found = rerank.postprocess_nodes(retriever.retrieve("keys"), query_str="keys")
     again = M3HybridRetriever.from_nodes([each.node for each in found], encoder=fake, similarity_top_k=3)
     originals = {each.node.node_id: each.node for each in retriever.retrieve("keys")}
     assert "m3_scores" in found[0].node.metadata

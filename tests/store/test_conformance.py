@@ -57,6 +57,13 @@ def test_any_number_of_ids_is_looked_up(store: Store, random: np.random.Generato
     assert store.count() == 0
 
 
+def test_ids_of_a_generator_are_read_once(store: Store, random: np.random.Generator) -> None:
+    add(store, records(random, ["a", "b"]))
+    assert [record.id for record in store.get(id_ for id_ in ["b", "a"])] == ["b", "a"]  # type: ignore[arg-type]
+    assert store.delete(id_ for id_ in ["a"]) == 1  # type: ignore[arg-type]
+    assert [record.id for record in store.records()] == ["b"]
+
+
 def test_a_record_pooled_elsewhere_stays_flagged(store: Store, random: np.random.Generator) -> None:
     store.upsert(["a", "b"], ["", ""], [{}, {}], vectors(random, 2), is_pooled=np.array([True, False]))
     assert [record.is_pooled for record in store.get(["a", "b"], with_vectors=True)] == [True, False]
