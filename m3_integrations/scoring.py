@@ -233,6 +233,7 @@ def _max_sim_pairs(
                 _multiply(documents.flat[starts[i] : ends[j - 1]], query, out)
             best = np.maximum.reduceat(similarities, offsets[:-1], axis=0)  # (rows, query tokens)
             scores[order[first:last]] = best.mean(axis=1)
+            del similarities, of_product, out  # before the next block's are made
         return scores
     order = filled[np.argsort(document_rows[filled], kind="stable")]
     for first, last in _parts(np.diff(document_rows[order], prepend=-1) != 0):
@@ -279,8 +280,7 @@ def _begins(
     block = np.ones(len(starts), dtype=np.bool_)
     block[1:] = query_rows[1:] != query_rows[:-1]
     sizes = np.cumsum((ends - starts) * queries.lengths[query_rows])
-    before = np.maximum.accumulate(np.where(block, np.concatenate([[0], sizes[:-1]]), 0))
-    number = (sizes - before - 1) // _BLOCK_SIZE
+    number = (sizes - 1) // _BLOCK_SIZE
     block[1:] |= number[1:] != number[:-1]
     product = block.copy()
     product[1:] |= starts[1:] != ends[:-1]

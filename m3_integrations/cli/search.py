@@ -6,6 +6,7 @@ import codecs
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -179,16 +180,24 @@ def excerpt(text: str, weights: Mapping[str, float]) -> str:
     flat = " ".join(text.split())
     if len(flat) <= _SHOWN_LENGTH:
         return flat
-    found = [
-        (match.start(), token)
+    reach = _SHOWN_LENGTH - _BEFORE_MATCH
+    by_start = sorted(
+        (match.start(), match.end(), token)
         for token in weights
-        if token
+        if 0 < len(token) <= reach
         for match in re.finditer(re.escape(token), flat, re.IGNORECASE)
-    ]
+    )
+    by_end = sorted(by_start, key=lambda each: each[1])
+    shown, n_entered, n_left = Counter[str](), 0, 0  # how often each token is in the part that begins at a match
     best, start = 0.0, 0
-    for first, _ in sorted(found):
-        near = {token for place, token in found if first <= place and place + len(token) <= first + _SHOWN_LENGTH}
-        if (sum_ := sum(weights[token] for token in near)) > best:
+    for first, *_ in by_start:
+        while n_entered < len(by_end) and by_end[n_entered][1] <= first + reach:
+            shown[by_end[n_entered][2]] += 1
+            n_entered += 1
+        while by_start[n_left][0] < first:
+            shown[by_start[n_left][2]] -= 1
+            n_left += 1
+        if (sum_ := sum(weights[token] for token, n in shown.items() if n)) > best:
             best, start = sum_, first
     start = max(0, min(start - _BEFORE_MATCH, len(flat) - _SHOWN_LENGTH))
     if start:

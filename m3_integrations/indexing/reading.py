@@ -13,6 +13,7 @@ from bs4 import BeautifulSoup, UnusualUsageWarning
 from markdownify import MarkdownConverter
 
 from m3_integrations.indexing.headings import Markup
+from m3_integrations.store.values import check_metadata
 
 KINDS: Final = (".txt", ".md", ".markdown", ".rst", ".html", ".htm", ".jsonl")
 """Endings of the files that can be read."""
@@ -165,7 +166,10 @@ def _metadata(where: str, found: Mapping[str, Any]) -> dict[str, Any]:
     metadata = {**beside, **given}
     if reserved := [key for key in metadata if key.startswith(RESERVED_PREFIX)]:
         _refuse(where, f"{reserved[0]!r} begins with {RESERVED_PREFIX!r}, which the index keeps for itself: rename it")
-    return metadata
+    try:
+        return check_metadata(metadata, "the text")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _unix_lines(text: str) -> str:

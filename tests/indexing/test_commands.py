@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
 from m3_integrations import M3Encoder, Searcher, langchain, llama_index, open_store
 from m3_integrations.cli import app
+from m3_integrations.cli.search import excerpt
 from m3_integrations.cli.shared import counted
 
 M3 = Path(sys.executable).parent / "m3"
@@ -359,6 +361,18 @@ def test_an_excerpt_shows_where_the_text_matched(docs: Path) -> None:
     assert shown.startswith("  … ")
     assert shown.endswith(" …")
     assert len(shown) <= 310
+
+
+def test_the_part_with_the_most_weight_is_shown_in_long_texts_too() -> None:
+    random = np.random.default_rng(0)
+    for n_words in (60, 200, 30_000):  # the last takes minutes if every match is held to every other
+        words = random.choice(["an", "the", "river", "keep", "of"], n_words).tolist()
+        words[n_words // 2 : n_words // 2] = ["rivers", "keys"]
+        text, weights = " ".join(words), {"an": 0.1, "the": 0.2, "e": 0.1, "keys": 1.0, "s": 0.01, "x" * 300: 9.0}
+        shown = excerpt(text, weights)
+        assert "rivers keys" in shown
+        assert shown.strip("… ") in text
+    assert excerpt(f"{'b ' * 300}key {'b ' * 300}", {"key": 1.0}).startswith("… b b b")
 
 
 def test_ctrl_c_says_that_the_same_line_goes_on(docs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,8 @@ def test_a_line_of_jsonl_is_a_record() -> None:
         ("a.jsonl", b'{"text": "\\ud800"}', ":1: holds a value that cannot be stored"),
         ("a.jsonl", b'{"text": "a", "year": NaN}', ":1: cannot be read as JSON: NaN is not a number in JSON"),
         ("a.jsonl", b'{"text": "a", "year": 1e999}', ":1: holds a value that cannot be stored"),
+        ("a.jsonl", b'{"text": "a", "n": ' + b"9" * 400 + b"}", ":1: .*integer"),
+        ("a.jsonl", b'{"text": "a", "n": ' + b"[" * 60 + b"1" + b"]" * 60 + b"}", ":1: .*nested"),
         ("a.jsonl", b'{"text": ' + b"[" * 100_000, ":1: cannot be read as JSON"),
         ("a.html", b"<div>" * 3000 + b"deep", "/docs/a.html: its elements are nested too deeply to be read"),
     ],
