@@ -30,7 +30,7 @@ def pytest_xdist_setupnodes(specs: list[object]) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     absent = {
         "gpu": None if torch.cuda.is_available() else "no CUDA device",
-        "slow": None if os.environ.get("M3_SLOW") else "set M3_SLOW=1 to run what takes minutes",
+        "slow": None if os.environ.get("M3_SLOW") else "set M3_SLOW=1 to run what takes long",
         "server": None if os.environ.get("QDRANT_URL") else "set QDRANT_URL to a Qdrant server",
         "ray": None if find_spec("ray") else "install the extra ray",
         "hub": None if os.environ.get("M3_HUB") else "set M3_HUB=1 to let tests download BAAI/bge-m3",

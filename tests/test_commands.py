@@ -147,6 +147,7 @@ def test_a_command_does_its_work_and_exits_with_its_status(check: Callable[[Path
     check(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_example_of_a_training_run_runs_as_it_is(tmp_path: Path) -> None:
     printed = run("train", "--example", cwd=tmp_path)
     assert printed.returncode == 0, printed.stderr

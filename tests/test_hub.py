@@ -160,6 +160,7 @@ def silent(socket_enabled: None) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
+@pytest.mark.slow
 def test_a_hub_that_does_not_answer_is_given_up_and_the_ways_out_are_named(
     hub: FakeHub, silent: str, tmp_path: Path
 ) -> None:

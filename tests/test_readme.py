@@ -100,6 +100,7 @@ def test_the_picture_is_the_cookbooks() -> None:
     assert (ROOT / "cookbooks" / "pictures" / "scores.png").read_bytes() == pictures[0]
 
 
+@pytest.mark.slow
 def test_the_command_lines_index_and_search(tmp_path: Path) -> None:
     """The block that begins with `m3 index`, in a folder that has what it names."""
     (block,) = re.findall(r"^```bash\n(m3 index .*?)^```$", README, re.MULTILINE | re.DOTALL)

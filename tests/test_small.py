@@ -119,6 +119,7 @@ def test_positions_come_again_and_again() -> None:
     assert table[2:].reshape(8, 512, 384).eq(table[2:514]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_a_sentence_is_found_behind_all_of_the_teachers_positions(small: M3Encoder, mode: Mode) -> None:
     sentences = [text for text in PAIRS.values() if text.isascii()]

@@ -55,6 +55,11 @@ def test_a_cookbook_says_what_one_gets_and_what_to_change_for_the_real_model(pat
 
 _COMMITTED_WITH = (3, 11)
 _ASKS_THE_STANDARD_LIBRARY = {"5_which_weights"}  # the docstrings of another Python give other numbers
+_TAKE_A_MINUTE = {"5_which_weights", "6_fine_tune_on_a_domain", "7_long_documents", "8_production"}
+_MARKED = [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in _TAKE_A_MINUTE else [])
+    for path in notebooks()
+]
 
 
 def execute_anew(path: Path) -> Any:
@@ -74,7 +79,10 @@ def running(request: pytest.FixtureRequest) -> Iterator[dict[Path, Future[Any]]]
     if "PYTEST_XDIST_WORKER" in os.environ:
         yield {}
         return
-    calls = [getattr(item, "callspec", None) for item in request.session.items if "running" in item.fixturenames]  # type: ignore[attr-defined]
+    asked = [item for item in request.session.items if "running" in getattr(item, "fixturenames", ())]
+    if not os.environ.get("M3_SLOW"):
+        asked = [item for item in asked if not item.get_closest_marker("slow")]
+    calls = [getattr(item, "callspec", None) for item in asked]
     pool = ThreadPoolExecutor(max_workers=2)
     # The one that trains takes longest, so it begins.
     paths = sorted((call.params["path"] for call in calls if call), key=lambda path: "fine_tune" not in path.stem)
@@ -82,7 +90,7 @@ def running(request: pytest.FixtureRequest) -> Iterator[dict[Path, Future[Any]]]
     pool.shutdown(cancel_futures=True)
 
 
-@pytest.mark.parametrize("path", notebooks(), ids=named)
+@pytest.mark.parametrize("path", _MARKED)
 def test_a_cookbook_runs_and_shows_what_it_was_committed_with(path: Path, running: dict[Path, Future[Any]]) -> None:
     notebook = running[path].result() if path in running else execute_anew(path)
     if sys.version_info[:2] == _COMMITTED_WITH or path.stem not in _ASKS_THE_STANDARD_LIBRARY:

@@ -81,6 +81,7 @@ def test_the_collection_is_small_and_has_the_answer_to_every_question_but_one() 
     assert unknown == ["what does the with statement do?"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*longer than")
 def test_most_questions_find_their_passage_and_a_third_of_the_paraphrases_come_near_it() -> None:
     with index_collection("small") as searcher:

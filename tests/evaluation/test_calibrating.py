@@ -192,6 +192,7 @@ def test_a_calibration_that_cannot_be_made_is_refused_at_once(
     assert (result.exit_code, text in result.stdout) == (1, True), result.output
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not XQUAD.is_dir(), reason=f"XQuAD in BEIR's layout is not at {XQUAD}")
 @pytest.mark.filterwarnings("ignore:.*longer than")
 def test_on_xquad_probabilities_hold_and_questions_without_their_paragraph_are_refused() -> None:

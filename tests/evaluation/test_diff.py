@@ -208,6 +208,7 @@ def test_stores_and_storages_are_compared_without_a_corpus(data: Path, tmp_path:
         assert (wrong.exit_code, said in wrong.stderr) == (1, True), wrong.output
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not XQUAD.is_dir(), reason=f"XQuAD in BEIR's layout is not at {XQUAD}")
 @pytest.mark.filterwarnings("ignore:.*longer than")
 def test_on_xquad_both_sides_have_the_values_of_evaluation(tmp_path: Path) -> None:

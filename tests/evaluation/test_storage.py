@@ -94,6 +94,7 @@ def test_every_way_is_measured_as_a_store_that_is_made_like_it(tmp_path: Path, w
     assert 0 < errors[Storage("turbo8")] < 2e-3 < errors[Storage("turbo4")] < errors[Storage("turbo4", 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.enable_socket
 @pytest.mark.filterwarnings("ignore:Local mode performs exact", "ignore:Payload indexes have no effect in the local")
 def test_a_served_store_is_fitted_as_the_folder_behind_it(tmp_path: Path, world: Dataset, tiny: M3Encoder) -> None:
@@ -202,6 +203,7 @@ def test_no_store_is_made_where_there_is_none(tmp_path: Path, world: Dataset) ->
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*longer than")
 @pytest.mark.skipif(not XQUAD.exists(), reason="XQuAD is not beside the project")
 def test_on_xquad_turbo8_loses_nothing(tmp_path: Path, tiny: M3Encoder) -> None:

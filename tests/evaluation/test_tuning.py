@@ -91,6 +91,7 @@ def test_the_weights_found_are_the_best_of_the_grid_on_their_half(world: Dataset
     assert found.compare("equal").difference.mean == pytest.approx(1 - found.estimate("equal").mean)
 
 
+@pytest.mark.slow
 def test_values_on_the_other_half_are_those_of_evaluating_with_the_weights(world: Dataset) -> None:
     found = tune(world)
     places = [list(world.queries).index(query) for query in found.reported_on]

@@ -162,6 +162,7 @@ def test_a_model_is_called_by_what_tells_it_from_the_others(
     assert list(model_names(results).values()) == expected
 
 
+@pytest.mark.slow
 def test_every_table_fits_80_columns_with_all_its_numbers(world: Path) -> None:
     metrics = ["nDCG@10", "Recall@100", "MRR@10", "MAP", "Success@100", "Success@20", "nDCG@100"]
     results = [

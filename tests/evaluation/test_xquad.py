@@ -26,6 +26,7 @@ def test_bm25_over_words_has_the_ndcg_that_was_measured_independently(language: 
     assert result.estimate("bm25:words", "nDCG@10").mean == pytest.approx(expected, abs=5e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*longer than")
 def test_the_models_card_has_the_numbers_that_evaluation_gives() -> None:
     row = re.search(r"^\| en \|(.*)\|$", CARD.read_text(encoding="utf-8"), re.MULTILINE)

@@ -147,6 +147,7 @@ def test_what_cannot_be_a_migration_is_refused_and_changes_nothing() -> None:
     assert (source.count(), target.count()) == (3, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.enable_socket
 def test_killed_ten_times_every_record_is_there_once_and_searches_are_answered_meanwhile(tmp_path: Path) -> None:
     """The source is behind a server, as a live one is; the migrating process is killed by SIGKILL in mid-work."""

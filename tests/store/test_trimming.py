@@ -166,6 +166,7 @@ for n in range(1, 400):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork to kill")
 def test_a_kill_at_any_line_of_the_trimming_loses_nothing(untrimmed: Path, tmp_path: Path) -> None:
     copies = tmp_path / "copies"

@@ -81,6 +81,7 @@ def results(small: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[
     return [torch.load(folder / f"{process}.pt", weights_only=True) for process in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(SETTINGS))
 def test_two_processes_have_the_gradient_of_the_joined_batch_in_all_modes(
     name: str, results: list[dict[str, dict[str, torch.Tensor]]], small: Path

@@ -243,6 +243,7 @@ mine_negatives(Killed(), filled(open_store(), FakeEncoder()), folder / "p.jsonl"
 OPTIONS = MiningOptions(n=5, first_rank=1, last_rank=20)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(tmp_path: Path) -> None:
     data = write_pairs(tmp_path / "p.jsonl", 200)
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)

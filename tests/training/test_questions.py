@@ -122,6 +122,7 @@ write_questions(PASSAGES, Asker(prompts=[], dies_at="Passage 7 "), Path(sys.argv
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(tmp_path: Path) -> None:
     out = tmp_path / "q.jsonl"
     done = subprocess.run([sys.executable, "-c", KILLED, str(out)], check=False)

@@ -54,6 +54,7 @@ def run_on_two(command: list[str]) -> subprocess.CompletedProcess[bytes]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", list(OPTIONS.values()), ids=list(OPTIONS))
 def test_a_run_with_every_option_is_killed_and_resumed_bit_for_bit(
     write_config: WriteConfig, tmp_path: Path, options: dict[str, object]
@@ -68,6 +69,7 @@ def test_a_run_with_every_option_is_killed_and_resumed_bit_for_bit(
     assert log_of(tmp_path / "killed") == log_of(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does_and_resume_bit_for_bit(
     write_config: WriteConfig, without_dropout: Path, tmp_path: Path
 ) -> None:
@@ -95,6 +97,7 @@ def test_two_processes_train_as_one_does_and_resume_bit_for_bit(
     assert [name for name in expected if not expected[name].equal(got[name])] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["retromae", "contrastive"])
 def test_two_processes_train_the_early_stages_as_one_does(
     write_config: WriteConfig, without_dropout: Path, tmp_path: Path, stage: str

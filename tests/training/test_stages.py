@@ -150,6 +150,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, small: Path) -> Path
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "stage"), [(5, "retromae"), (11, "contrastive"), (17, "unified")])
 def test_a_run_killed_in_any_stage_and_resumed_equals_an_uninterrupted_one_bit_for_bit(
     batch: int, stage: str, uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -246,6 +247,7 @@ def tokens_of(folder: Path, text: str) -> list[Tokens]:
     return [*tokenizer([text], max_length=32), *tokenizer([text], max_length=128)]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_heads_stays_without_until_the_unified_stage(small: Path, tmp_path: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(small, base)

@@ -128,6 +128,7 @@ def test_a_language_without_question_words_still_gives_queries() -> None:
     assert all(pair.query for pair in pairs)
 
 
+@pytest.mark.slow
 def test_the_recipe_goes_on_where_it_was_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut off while it saves the random network, the start, the result of training, and the bundled checkpoint."""
     out, lists = tmp_path / "tiny", tmp_path / "work" / "lists"

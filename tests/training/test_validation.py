@@ -76,6 +76,7 @@ def test_the_first_two_stages_measure_the_dense_mode_alone(
         assert all([name for name in line if name.startswith("eval_")] == ["eval_dense"] for line in lines)
 
 
+@pytest.mark.slow
 def test_measuring_changes_nothing_that_is_trained(
     write_config: WriteConfig, data: Path, small: Path, tmp_path: Path
 ) -> None:
@@ -126,6 +127,7 @@ def test_a_run_ends_early_when_it_gets_no_better_and_also_when_it_was_killed_the
     assert (final / "README.md").read_text() == card
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_its_best_checkpoint_known(
     write_config: WriteConfig, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
