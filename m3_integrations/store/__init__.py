@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any, Final, Literal
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -153,6 +154,8 @@ def is_url(where: str) -> bool:
         raise ValueError(f"a server's URL must begin with http:// or https://, got {where!r}")
     if "," in where:
         raise ValueError(f"several URLs must be a list, {where.split(',')}, got {where!r}")
+    if not urlsplit(where).hostname:
+        raise ValueError(f"a server's URL must name a host, got {where!r}")
     return True
 
 
