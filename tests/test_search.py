@@ -495,3 +495,9 @@ def test_adding_to_a_closed_store_says_so_and_encodes_nothing(kind: str, tmp_pat
     with pytest.raises(RuntimeError, match="this store was closed"):
         searcher.add(["b"])
     assert [text for _, text in fake.encoded] == ["a"]
+
+
+def test_a_batch_of_queries_may_come_from_a_generator() -> None:
+    searcher = Searcher(FakeEncoder(), open_store())
+    searcher.add(["a", "b"])
+    assert searcher.search_batch(text for text in ["a", "c"]) == searcher.search_batch(["a", "c"])  # type: ignore[arg-type]

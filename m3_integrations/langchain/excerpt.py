@@ -89,6 +89,7 @@ class M3Excerpt(EncoderFields, BaseDocumentCompressor):
             ValueError: If the store holds another model's vectors, or the checkpoint has dense vectors only.
         """
         del callbacks  # no step in here reports to callbacks
+        documents = list(documents)
         found = find_evidence(
             self.encoder,
             query,

@@ -94,6 +94,7 @@ class M3Rerank(EncoderFields, BaseDocumentCompressor):
             ValueError: If the store holds another model's vectors.
         """
         del callbacks  # no step in here reports to callbacks
+        documents = list(documents)
         ranked = rerank(
             self.encoder,
             query,

@@ -76,6 +76,7 @@ class M3Excerpt(EncoderFields, BaseNodePostprocessor):
     ) -> list[NodeWithScore]:
         if query_bundle is None:
             raise ValueError("an excerpt needs a query, got none: pass query_bundle or query_str")
+        nodes = list(nodes)
         found = find_evidence(
             self.encoder,
             query_bundle.query_str,

@@ -83,6 +83,7 @@ class M3Rerank(EncoderFields, BaseNodePostprocessor):
     ) -> list[NodeWithScore]:
         if query_bundle is None:
             raise ValueError("reranking needs a query, got none: pass query_bundle or query_str")
+        nodes = list(nodes)
         payload: dict[str, Any] = {
             EventPayload.NODES: nodes,
             EventPayload.MODEL_NAME: self.model,

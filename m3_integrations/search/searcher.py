@@ -209,7 +209,7 @@ class Searcher:
         """Return each query's results, as `search` does; the queries are encoded together."""
         asked = self._asked("", options)
         ranking, encoded = self._modes_of(asked)
-        results: list[list[Hit]] = []
+        results, queries = list[list[Hit]](), queries if isinstance(queries, str) else list(queries)
         for start in range(0, len(queries), _BATCH_SIZE):
             batch = queries[start : start + _BATCH_SIZE]
             vectors = self.encoder.encode(batch, kind="query", modes=encoded)

@@ -56,6 +56,12 @@ def test_top_n_and_threshold_bound_the_result(make_reranker: type[Reranker], enc
         assert make_reranker(encoder=encoder, **settings).rank(QUERY, inputs) == everything[:n]
 
 
+def test_documents_of_a_generator_are_read_once(make_reranker: type[Reranker], encoder: M3Encoder) -> None:
+    reranker = make_reranker(encoder=encoder)
+    inputs = reranker.inputs(SENTENCES, IDS)
+    assert reranker.rank(QUERY, (each for each in inputs)) == reranker.rank(QUERY, inputs)
+
+
 def test_equal_scores_keep_their_order(make_reranker: type[Reranker], encoder: M3Encoder) -> None:
     reranker = make_reranker(encoder=encoder, weights=ModeWeights(0, 1, 0), top_n=5)
     best = reranker.rank("key", reranker.inputs(["水", "火", "a key", "水", "茶"], list("edcba")))
