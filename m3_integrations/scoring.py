@@ -280,7 +280,8 @@ def _begins(
     block = np.ones(len(starts), dtype=np.bool_)
     block[1:] = query_rows[1:] != query_rows[:-1]
     sizes = np.cumsum((ends - starts) * queries.lengths[query_rows])
-    number = (sizes - 1) // _BLOCK_SIZE
+    before = np.maximum.accumulate(np.where(block, np.concatenate([[0], sizes[:-1]]), 0))
+    number = (sizes - before - 1) // _BLOCK_SIZE
     block[1:] |= number[1:] != number[:-1]
     product = block.copy()
     product[1:] |= starts[1:] != ends[:-1]

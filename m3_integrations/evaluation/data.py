@@ -202,7 +202,7 @@ def _read_qrels(path: Path) -> dict[str, dict[str, int]]:
             raise ValueError(
                 f"{path}, line {number} must be query-id, corpus-id and a whole number, in UTF-8: {cells}"
             ) from error
-        if abs(gain) > MOST_GAIN:
+        if gain > MOST_GAIN:
             raise ValueError(f"{path}, line {number} has the score {gain}: scores are gains of at most {MOST_GAIN:,}")
         if qrels.setdefault(query, {}).setdefault(document, gain) != gain:
             raise ValueError(f"{path}, line {number} judges {query!r} and {document!r} again with another score")

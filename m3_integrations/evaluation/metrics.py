@@ -30,7 +30,8 @@ def measure_queries(
         ranked: For each query the ids of its documents, best first. This order is kept; trec_eval alone would sort
             documents with equal scores by descending id.
         qrels: For each query the gain of its judged documents. Only these queries are measured. As in trec_eval, a
-            query without results or without a relevant document scores 0. A negative gain counts as 0.
+            query without results or without a relevant document scores 0. A gain below -1
+            counts as -1, which is "not judged" there.
         metrics: The metrics as ir-measures spells them, such as "nDCG@10", "Recall@100", "MRR@10", "MAP" or
             "Success@20".
 
@@ -48,7 +49,7 @@ def measure_queries(
     places = {id_: i for i, id_ in enumerate(ids)}
     for start in range(0, len(ids), _QUERIES_AT_A_TIME):
         chunk = ids[start : start + _QUERIES_AT_A_TIME]
-        judged = {id_: {document: max(gain, 0) for document, gain in qrels[id_].items()} for id_ in chunk}
+        judged = {id_: {document: max(gain, -1) for document, gain in qrels[id_].items()} for id_ in chunk}
         run = {id_: {document: -float(i) for i, document in enumerate(ranked.get(id_, ()))} for id_ in chunk}
         found = ir_measures.iter_calc(set(measures.values()), judged, run)
         of_measure = {(result.measure, result.query_id): result.value for result in found}
@@ -69,6 +70,7 @@ def check_metrics(metrics: Sequence[str] | None, *, default: Sequence[str] = DEF
         return default
     if isinstance(metrics, str):
         raise TypeError(f"metrics must be a sequence such as ({metrics!r},), got the string {metrics!r}")
+    metrics = tuple(metrics)
     if not metrics:
         raise ValueError("metrics must be one or more, got none")
     for metric in metrics:
@@ -103,6 +105,9 @@ def _check_numbers(measure: ir_measures.measures.Measure) -> None:
         number = measure.params.get(key)
         if isinstance(number, int) and not 1 <= number <= MOST_GAIN:
             raise ValueError(f"{key} must be from 1 to {MOST_GAIN:,}, got {number}")
+    for gain in (measure.params.get("gains") or {}).values():
+        if not isinstance(gain, int) or not 0 <= gain <= MOST_GAIN:
+            raise ValueError(f"gains must be whole numbers from 0 to {MOST_GAIN:,}, got {gain}")
 
 
 def _read(name: str) -> ir_measures.measures.Measure:

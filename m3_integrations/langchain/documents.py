@@ -8,7 +8,7 @@ from typing import Any, Final
 from langchain_core.documents import Document
 from pydantic import PrivateAttr
 
-from m3_integrations.search import NODE_KEYS, Hit, holds_node
+from m3_integrations.search import NODE_KEYS, Hit, holds_node, is_scores
 from m3_integrations.store import Record
 from m3_integrations.store.values import with_iso_dates
 
@@ -80,6 +80,6 @@ def with_scores(document: Document, score: float, m3_scores: dict[str, float]) -
 
 def without_scores(metadata: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """Return metadata without the scores of an earlier `M3Rerank`; a user's own key with the same name stays."""
-    if not isinstance(metadata, Mapping) or not metadata.keys() >= RERANK_KEYS:
+    if not isinstance(metadata, Mapping) or not metadata.keys() >= RERANK_KEYS or not is_scores(metadata["m3_scores"]):
         return metadata
     return {key: value for key, value in metadata.items() if key not in RERANK_KEYS}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SkipValidation
@@ -17,6 +19,18 @@ from m3_integrations.search import (
 )
 from m3_integrations.store import Store
 from m3_integrations.vectors import Encoder, WeightsLike
+
+
+def snapshot(values: list[Any]) -> bytes:
+    """Return bytes that are others after any change of the values, also of 1 to True or within a large array.
+
+    They may be others for equal values too; for values that cannot be pickled they always are.
+    """
+    try:
+        return pickle.dumps(values)
+    except Exception:  # pickling raises what it likes
+        return os.urandom(16)
+
 
 Weights = Annotated[SkipValidation[WeightsLike | None], BeforeValidator(checked_weights)]
 """The weight of each mode: any `WeightsLike`, or None for equal weights."""

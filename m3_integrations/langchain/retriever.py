@@ -13,7 +13,7 @@ from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, SkipValidation
 
 from m3_integrations.langchain.documents import as_documents, without_scores
-from m3_integrations.langchain.fields import Calibrated, EncoderFields, Integer, Weights
+from m3_integrations.langchain.fields import Calibrated, EncoderFields, Integer, Weights, snapshot
 from m3_integrations.search import (
     OPTION_NAMES,
     Bm25,
@@ -113,7 +113,7 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
     min_probability: float | None = SearchOptions.min_probability
     show_progress: bool = False
 
-    _made: tuple[str, Searcher] | None = PrivateAttr(default=None)
+    _made: tuple[bytes, Searcher] | None = PrivateAttr(default=None)
 
     def model_post_init(self, context: Any, /) -> None:
         """Check the options, then open the encoder: a wrong option is refused before a network is loaded."""
@@ -130,14 +130,14 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
 
     def _searcher(self) -> Searcher:
         """Return the searcher that the fields describe, a new one only if a field has changed."""
-        # Compared in every call: assignment, model_copy and a change of the filter in place do not notify us. As the
-        # text of parsed options: 1 equals True in a filter, and the text of an array itself would be shortened.
-        options, (made_of, made) = self._options(), self._made or ("", None)
+        # Compared in every call: assignment, model_copy and a change of the filter in place do not notify us.
+        fields = snapshot([getattr(self, name) for name in OPTION_NAMES])
+        made_of, made = self._made or (b"", None)
         if made is None or made.encoder is not self.encoder or made.store is not self.store:
-            made = Searcher(self.encoder, self.store, options)
-        elif made_of != repr(options):
-            made = made.with_options(options)
-        self._made = repr(options), made
+            made = Searcher(self.encoder, self.store, self._options())
+        elif made_of != fields:
+            made = made.with_options(self._options())
+        self._made = fields, made
         return made
 
     def _get_relevant_documents(

@@ -79,7 +79,7 @@ class M3Translator(Visitor):
         """Return the filter of a comparison.
 
         Raises:
-            ValueError: For a comparator that is not allowed.
+            ValueError: For a comparator that is not allowed, or `contain` with an empty list.
         """
         self._validate_func(comparison.comparator)
         listed = isinstance(comparison.value, list | tuple)
@@ -88,7 +88,10 @@ class M3Translator(Visitor):
         if comparator in {Comparator.IN, Comparator.NIN}:  # language models also write one value
             return {attribute: {f"${comparator.value}": values}}
         if comparator == Comparator.CONTAIN:
-            return {"$and": [{attribute: {"$eq": value}} for value in values]} if listed else {attribute: values[0]}
+            if not values:
+                raise ValueError(f"'contain' on {attribute!r} needs a value, got an empty list")
+            parts = [{attribute: {"$eq": value}} for value in values]
+            return {"$and": parts} if listed else parts[0]
         return {attribute: {f"${comparator.value}": values if listed else values[0]}}
 
     def visit_structured_query(self, structured_query: StructuredQuery) -> tuple[str, dict[str, Any]]:

@@ -641,7 +641,7 @@ class M3VectorStore(VectorStore):
         own = {name: getattr(self._retriever, name) for name in type(self._retriever).model_fields}
         own["tags"] = self._get_retriever_tags()
         retriever = M3HybridRetriever(**own | settings)
-        retriever._made = ("", self._searcher)  # share the searcher and its BM25 index
+        retriever._made = (b"", self._searcher)  # share the searcher and its BM25 index
         return retriever
 
 

@@ -17,13 +17,12 @@ from llama_index.core.schema import (
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 from pydantic import Field
 
-from m3_integrations.search import NODE_KEYS, Hit, holds_node
+from m3_integrations.search import NODE_KEYS, Hit, holds_node, is_scores
 from m3_integrations.store.values import check_metadata
 
 SCORES_KEY: Final = "m3_scores"
 RETRIEVAL_SCORE_KEY: Final = "retrieval_score"
-RESULT_KEYS: Final = frozenset({SCORES_KEY, RETRIEVAL_SCORE_KEY})
-"""What `M3Rerank` writes into a node's metadata. It is hidden from models, which tells it from a user's own keys."""
+"""What `M3Rerank` writes into a node's metadata, in this order."""
 
 REF_DOC_KEY: Final = NODE_KEYS[2]
 """The key under which a record keeps the id of its node's document. A node's own metadata must not have this key."""
@@ -55,9 +54,10 @@ def with_results(node: BaseNode, results: Mapping[str, Any]) -> BaseNode:
 
 def without_results(node: BaseNode) -> BaseNode:
     """Return a node without the scores of an earlier reranking; a user's own key with the same name stays."""
-    if SCORES_KEY not in node.metadata or SCORES_KEY not in node.excluded_embed_metadata_keys:
+    if not is_scores(node.metadata.get(SCORES_KEY)) or SCORES_KEY not in node.excluded_embed_metadata_keys:
         return node
-    ours = RESULT_KEYS & set(node.excluded_embed_metadata_keys)
+    keys = list(node.metadata)
+    ours = {SCORES_KEY, *(key for key in keys[keys.index(SCORES_KEY) :] if key == RETRIEVAL_SCORE_KEY)}
     excluded = {
         name: [key for key in getattr(node, name) if key not in ours]
         for name in ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys")

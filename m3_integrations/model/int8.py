@@ -50,7 +50,11 @@ class Int8Linear(nn.Module):
         # (outputs, inputs), in oneDNN's own layout if prepacked
         self.register_buffer("weight", _prepacked(values) if self._is_prepacked else values)
         self.register_buffer("scales", scales[:, 0])  # (outputs,)
-        bias = torch.zeros(linear.out_features) if linear.bias is None else linear.bias.detach().clone()
+        bias = (
+            torch.zeros(linear.out_features, dtype=torch.float32)
+            if linear.bias is None
+            else linear.bias.detach().clone()
+        )
         self.register_buffer("bias", bias)
 
     def prepare(self, states: torch.Tensor) -> Rounded:

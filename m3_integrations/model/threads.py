@@ -82,5 +82,5 @@ def _limit_of(group: Path) -> float | None:
         else:
             return None
         return None if quota == "max" or int(quota) <= 0 else int(quota) / int(period)
-    except (OSError, ValueError):
+    except (ArithmeticError, OSError, ValueError):
         return None

@@ -29,7 +29,7 @@ from m3_integrations.search.options import (
 )
 from m3_integrations.search.relevance import relevance
 from m3_integrations.search.replacing import add_unless_known, matching_records, records_of, replace_sources
-from m3_integrations.search.rerank import Ranked, check_ranking, rerank
+from m3_integrations.search.rerank import Ranked, check_ranking, is_scores, rerank
 from m3_integrations.search.searcher import Hit, Searcher
 from m3_integrations.search.spans import Evidence, Sentence, find_evidence
 
@@ -70,6 +70,7 @@ __all__ = [
     "diverse_hits",
     "find_evidence",
     "holds_node",
+    "is_scores",
     "matching_records",
     "no_flag",
     "open_encoder",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from m3_integrations.scoring import combine, raw_scores, top_rows
 from m3_integrations.search.opening import warn_of_absent_heads
 from m3_integrations.store import Store
-from m3_integrations.vectors import Encoder, Mode, WeightsLike, resolve_weights
+from m3_integrations.vectors import MODES, Encoder, Mode, WeightsLike, resolve_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,12 @@ def rerank(
         for row in top_rows(combined, len(texts) if top_n is None else top_n).tolist()
         if score_threshold is None or combined[row] >= score_threshold
     ]
+
+
+def is_scores(value: object) -> bool:
+    """Whether a value of metadata can be the scores that a reranker wrote there: numbers by modes, nothing else."""
+    known = {*MODES, "bm25", "probability"}
+    return isinstance(value, Mapping) and all(key in known and isinstance(score, float) for key, score in value.items())
 
 
 def check_ranking(encoder: Encoder, weights: WeightsLike | None) -> None:

@@ -136,6 +136,14 @@ def _open_url(urls: list[str], given: dict[str, Any]) -> Store:
         raise
 
 
+def _host_of(url: str) -> str | None:
+    try:
+        host = urlsplit(url).hostname
+    except ValueError:  # of an address with an unfinished bracket
+        return None
+    return host if host and not re.search(r"\s", host) else None
+
+
 def is_url(where: str) -> bool:
     """Return whether a place is on a server; otherwise it is a folder.
 
@@ -154,7 +162,7 @@ def is_url(where: str) -> bool:
         raise ValueError(f"a server's URL must begin with http:// or https://, got {where!r}")
     if "," in where:
         raise ValueError(f"several URLs must be a list, {where.split(',')}, got {where!r}")
-    if not urlsplit(where).hostname:
+    if not _host_of(where):
         raise ValueError(f"a server's URL must name a host, got {where!r}")
     return True
 

@@ -101,6 +101,7 @@ def test_an_unknown_metric_is_refused(name: str) -> None:
     [
         *("Recall", "R", "alpha_nDCG@10", "SDCG@5", "P(foo=1)@5", "nDCG@-1", "nDCG@0", "AP@0", "MRR@-3"),
         *("P(rel=0)@5", "P(rel=-1)@5", "AP(rel=99999999999)", "Accuracy", "Success(rel=0)@5", "nDCG@99999999999"),
+        *("nDCG(gains={1: -5})@10", "nDCG(gains={1: 99999999999})@10", "nDCG(gains={1: 0.5})@10"),
     ],
 )
 def test_a_metric_that_cannot_be_computed_is_refused_before_the_work(name: str) -> None:
@@ -109,12 +110,18 @@ def test_a_metric_that_cannot_be_computed_is_refused_before_the_work(name: str) 
         check_metrics(["nDCG@10", name])
 
 
-def test_negative_gains_count_as_none_and_huge_ones_are_refused() -> None:
+def test_metrics_of_a_generator_are_read_once() -> None:
+    assert check_metrics(name for name in ("MAP", "MRR@10")) == ("MAP", "MRR@10")  # type: ignore[arg-type]
+
+
+def test_negative_gains_are_not_judged_and_huge_ones_are_refused() -> None:
     """trec_eval ends the process by a question with nothing but -2, and is wrong from 2**31 on."""
     ranked = {"junk": ["a"], "mixed": ["a", "b"]}
     found = measure_queries(ranked, {"junk": {"a": -2}, "mixed": {"a": -2, "b": 1}}, ["nDCG@10", "MRR@10"])
     np.testing.assert_allclose(found["nDCG@10"], [0, 1 / math.log2(3)])
     np.testing.assert_allclose(found["MRR@10"], [0, 0.5])
+    judged = measure_queries({"q": ["u", "a", "n"]}, {"q": {"u": -7, "a": 1, "n": 0}}, ["AP(judged_only=True)"])
+    assert judged["AP(judged_only=True)"] == [1]
     assert measure_queries({"q": ["a"]}, {"q": {"a": 1_000_000}}, ["nDCG@10"])["nDCG@10"] == [1]
     with pytest.raises(ValueError, match="a gain may be at most 1,000,000, got 2147483647"):
         measure_queries({"q": ["a"]}, {"q": {"a": 2**31 - 1}}, ["nDCG@10"])

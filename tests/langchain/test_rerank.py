@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from m3_integrations import M3Encoder, ModeWeights
 from m3_integrations.langchain import M3CrossEncoder, M3Rerank
+from m3_integrations.langchain.documents import without_scores
 from tests.adapters.drivers import SENTENCES
 
 QUERY = "which keys are rotated?"
@@ -59,3 +60,9 @@ def test_the_cross_encoder_works_in_langchains_reranker(encoder: M3Encoder, foun
     best = theirs.compress_documents(found, QUERY)
     assert [d.id for d in best] == [d.id for d in ours.compress_documents(found, QUERY)]
     assert list(theirs.compress_documents([], QUERY)) == []
+
+
+def test_a_users_own_keys_called_as_our_scores_stay() -> None:
+    own = {"m3_scores": "mine", "relevance_score": 3, "a": 1}
+    assert without_scores(own) == own
+    assert without_scores({"a": 1, "relevance_score": 0.5, "m3_scores": {"dense": 0.5}}) == {"a": 1}

@@ -158,6 +158,10 @@ def test_a_value_for_a_list_and_a_list_for_a_value_mean_what_models_mean() -> No
     lists: list[dict[str, Any]] = [{"tags": ["a", "b"]}, {"tags": ["b"]}, {"tags": []}]
     assert kept(Comparison(Comparator.CONTAIN, "tags", ["b"]), *lists) == [0, 1]
     assert kept(Comparison(Comparator.CONTAIN, "tags", ["a", "b"]), *lists) == [0]
+    with pytest.raises(ValueError, match="'contain' on 'tags' needs a value"):
+        kept(Comparison(Comparator.CONTAIN, "tags", []), *lists)
+    with pytest.raises(ValueError, match="tags"):  # no operator of ours
+        kept(Comparison(Comparator.CONTAIN, "tags", {"$ne": "a"}), *lists)
 
 
 def test_what_no_filter_can_honour_is_refused() -> None:

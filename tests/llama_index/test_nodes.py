@@ -152,8 +152,18 @@ def test_the_object_of_an_index_node_is_found_again(fake: CountingEncoder, retri
 
 def test_a_users_own_key_called_as_our_scores_stays(fake: CountingEncoder) -> None:
     own = TextNode(text="keys", id_="own", metadata={"m3_scores": "mine", "retrieval_score": 3})
-    retriever = M3HybridRetriever.from_nodes([own], encoder=fake)
-    assert retriever.retrieve("keys")[0].node.metadata == own.metadata
+    hidden = own.model_copy(update={"id_": "hidden", "excluded_embed_metadata_keys": list(own.metadata)})
+    half = TextNode(
+        text="keys", id_="half", metadata={"retrieval_score": 3}, excluded_embed_metadata_keys=["retrieval_score"]
+    )
+    retriever = M3HybridRetriever.from_nodes([own, hidden, half], encoder=fake)
+    for each in retriever.retrieve("keys"):
+        assert each.node.metadata == (half if each.node.node_id == "half" else own).metadata
+    reranked = [
+        each.node for each in M3Rerank(encoder=fake).postprocess_nodes(retriever.retrieve("keys"), query_str="a")
+    ]
+    again = M3HybridRetriever.from_nodes([node for node in reranked if node.node_id == "half"], encoder=fake)
+    assert again.retrieve("keys")[0].node.metadata == half.metadata
 
 
 def test_the_scores_of_an_earlier_reranking_are_not_stored(retriever: M3HybridRetriever, fake: CountingEncoder) -> None:

@@ -82,7 +82,7 @@ def test_a_mount_of_another_group_sets_no_limit(tmp_path: Path) -> None:
 
 def test_lines_and_files_of_another_form_hide_no_limit(tmp_path: Path) -> None:
     group(tmp_path / "fs", cpu_max="200000 100000")
-    group(tmp_path / "fs" / "job", cpu_max="no number")
+    group(tmp_path / "fs" / "job", cpu_max="100000 0")
     mounts = "24 30 0:22 / /empty rw -  \n25 30 0:23 / /run rw - tmpfs  rw\n" + V2.format(
         root="/", point=tmp_path / "fs"
     )

@@ -28,6 +28,7 @@ from tests.store.oracle import add
 from tests.store.power import Disk
 
 KEYS = 400
+CHANGES = {"upsert", "delete", "delete_where"}
 
 
 def make(key: int, version: int) -> Record:
@@ -74,7 +75,7 @@ class Expected:
         done = 0
         for i, line in enumerate(lines):
             kind, *numbers = line.split()
-            if kind not in {"upsert", "delete", "delete_where"}:
+            if kind not in CHANGES:
                 continue
             is_done = i + 1 < len(lines) and lines[i + 1] == "ok"
             done += is_done
@@ -141,7 +142,9 @@ def kill_rounds(folder: str, rounds: int, seed: int, disk: Disk | None = None) -
         command = [sys.executable, "-m", "tests.store.crash", "--work", folder, "--seed", str(seed + i)]
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True)
         assert child.stdout is not None
-        lines = [child.stdout.readline().strip() for _ in range(3)]  # it is at work
+        lines = [child.stdout.readline().strip()]
+        while lines[-1] and not (lines[-1] == "ok" and lines[-2].split()[0] in CHANGES):  # until a change is in
+            lines.append(child.stdout.readline().strip())
         time.sleep(chance.uniform(0, 2))
         if disk:
             disk.cut_power()

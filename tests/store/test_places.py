@@ -42,6 +42,8 @@ def test_memory_has_two_names() -> None:
         ("HTTPS:localhost:6333", ValueError, "must begin with http"),
         ("http://", ValueError, "must name a host, got 'http://'"),
         ("https://:6333/x", ValueError, "must name a host"),
+        ("http://[::1", ValueError, "must name a host"),
+        ("https://a b", ValueError, "must name a host"),
         (["http://"], ValueError, "must name a host"),
         ("ftp://host", ValueError, "must begin with http"),
         ("~nobody-of-this-name/x", ValueError, "the home folder in"),
