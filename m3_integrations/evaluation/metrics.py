@@ -30,8 +30,8 @@ def measure_queries(
         ranked: For each query the ids of its documents, best first. This order is kept; trec_eval alone would sort
             documents with equal scores by descending id.
         qrels: For each query the gain of its judged documents. Only these queries are measured. As in trec_eval, a
-            query without results or without a relevant document scores 0. A gain below -1
-            counts as -1, which is "not judged" there.
+            query without results or without a relevant document scores 0. A gain below -1 counts as -1, which is "not
+            judged" there.
         metrics: The metrics as ir-measures spells them, such as "nDCG@10", "Recall@100", "MRR@10", "MAP" or
             "Success@20".
 
@@ -94,7 +94,16 @@ def parse_metric(name: str) -> ir_measures.measures.Measure:
     try:  # a missing cutoff or package shows only when the metric is computed
         _check_numbers(measure)
         list(ir_measures.iter_calc([measure], {"query": {"document": 1}}, {"query": {"document": 1.0}}))
-    except (ArithmeticError, AssertionError, KeyError, TypeError, ValueError, SubprocessError, OSError) as error:
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        SubprocessError,
+        OSError,
+    ) as error:
         raise ValueError(f"ir-measures cannot compute {name!r}: {error}. Use one such as {known}") from error
     return measure
 

@@ -22,7 +22,7 @@ from m3_integrations.store.values import check_metadata
 
 SCORES_KEY: Final = "m3_scores"
 RETRIEVAL_SCORE_KEY: Final = "retrieval_score"
-"""What `M3Rerank` writes into a node's metadata, in this order."""
+"""The second key that `M3Rerank` writes into a node's metadata; it comes after the first."""
 
 REF_DOC_KEY: Final = NODE_KEYS[2]
 """The key under which a record keeps the id of its node's document. A node's own metadata must not have this key."""

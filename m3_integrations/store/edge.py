@@ -70,7 +70,7 @@ class EdgeStore(QdrantStore):
 
     Dense vectors are also kept with 8 bits a number, which moves a score by up to 0.001 with 1,024 numbers and 0.002
     with 384. The dense mode compares those of every record, or after `optimize` of those that its graph leads to, and
-    then scores twice as many candidates as it returns exactly. A store of before gets them from `optimize`.
+    then scores twice as many candidates as it returns exactly. An older store gets them from `optimize`.
 
     A folder that is not writable, such as one on a read-only disk, is opened for reading: the engine works on a copy of
     its files in the system's folder for temporary files.

@@ -101,7 +101,7 @@ def test_an_unknown_metric_is_refused(name: str) -> None:
     [
         *("Recall", "R", "alpha_nDCG@10", "SDCG@5", "P(foo=1)@5", "nDCG@-1", "nDCG@0", "AP@0", "MRR@-3"),
         *("P(rel=0)@5", "P(rel=-1)@5", "AP(rel=99999999999)", "Accuracy", "Success(rel=0)@5", "nDCG@99999999999"),
-        *("nDCG(gains={1: -5})@10", "nDCG(gains={1: 99999999999})@10", "nDCG(gains={1: 0.5})@10"),
+        *("nDCG(gains=[1])@10", "nDCG(gains={1: -5})@10", "nDCG(gains={1: 99999999999})@10", "nDCG(gains={1: 0.5})@10"),
     ],
 )
 def test_a_metric_that_cannot_be_computed_is_refused_before_the_work(name: str) -> None:
