@@ -9,7 +9,7 @@ import shutil
 import sys
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Final, NoReturn
 
@@ -18,7 +18,8 @@ import qdrant_edge as edge
 from m3_integrations.store.edge_config import RESCORED, as_config
 from m3_integrations.store.edge_folder import StoreFolder
 from m3_integrations.store.edge_log import last_change, restore_log, sync_log, trim_log
-from m3_integrations.store.points import MultiVectorStorage, StoreFormat, choose_format, point_id
+from m3_integrations.store.met_points import MetPoints
+from m3_integrations.store.points import MultiVectorStorage, StoreFormat, choose_format
 from m3_integrations.store.qdrant import Among, Found, QdrantStore
 from m3_integrations.store.syncing import sync_tree
 from m3_integrations.vectors import Mode
@@ -32,7 +33,7 @@ _RESERVE_BYTES: Final = 160 << 20
 """Disk space that is never used: the engine maps its files, and a page without room kills the process. On a tmpfs,
 where reading takes room too, opening after a crash needs more than 128 MB."""
 
-_NOBODY: Final = uuid.UUID(int=0)  # no record has it: `point_id` makes UUIDs of version 5
+_NOBODY: Final = uuid.UUID(int=0)  # no record has it: `point_id` makes none of version 0
 
 _PAGE: Final = 256  # records in a page of `_scroll`
 
@@ -41,9 +42,6 @@ _IS_LOG_ENOUGH: Final = sys.platform == "linux"
 
 _MAX_LOGGED_BYTES: Final = 16 << 20
 """The most bytes that are only in the log. Opening after a crash applies them again, mostly in half a second."""
-
-_MAX_REMEMBERED: Final = 1 << 16
-"""The most records whose ids are remembered, at some 400 bytes each; with more of them all are forgotten."""
 
 _NO_HANDLES: Final = (errno.EMFILE, errno.ENFILE)
 """Errors for too many open files: then no sync was tried, so no data are lost."""
@@ -106,8 +104,7 @@ class EdgeStore(QdrantStore):
         self._lock = threading.RLock()
         self._shard: edge.EdgeShard | None = None
         self._indexed_paths: set[str] = set()
-        self._names: dict[int, str] = {}  # the records' ids by their UUIDs as integers, whose hash is fast
-        self._points: dict[str, Any] = {}  # the records' UUIDs by their ids
+        self._met = MetPoints()
         self._n_unindexed, self._has_said_due = 0, False
         self._n_logged_bytes = _MAX_LOGGED_BYTES  # a crash may have left changes in the log: the first change flushes
         self._broken_by: Exception | None = None
@@ -212,9 +209,7 @@ class EdgeStore(QdrantStore):
     ) -> Found:
         if not named:
             return {}
-        if len(self._names) > _MAX_REMEMBERED:
-            self._names, self._points = {}, {}
-        asked = {mode: {self._point_of(id_) for id_ in ids} for mode, ids in (among or {}).items()}
+        asked = {mode: {self._met.point_of(id_, self._format) for id_ in ids} for mode, ids in (among or {}).items()}
         requests = [
             edge.QueryRequest(
                 limit=limits[mode],
@@ -226,25 +221,16 @@ class EdgeStore(QdrantStore):
             for mode, vector in named.items()
         ]
         answers: list[list[Any]] = self._opened().query_batch(edge.QueryBatchRequest(requests))
-        found = [[(hit.id.int, hit.score) for hit in answer] for answer in answers]  # `hit.id` makes a UUID every time
-        if unknown := {point for hits in found for point, _ in hits} - self._names.keys():
-            self._read_names(unknown)
-        names = self._names
-        return {mode: [(names[point], score) for point, score in hits] for mode, hits in zip(named, found, strict=True)}
+        found = [[(hit.id, hit.score) for hit in answer] for answer in answers]  # `hit.id` makes a UUID every time
+        ids = self._met.ids_of((point for hits in found for point, _ in hits), self._format, self._read_ids)
+        return {
+            mode: [(ids[point.int], score) for point, score in hits] for mode, hits in zip(named, found, strict=True)
+        }
 
-    def _point_of(self, name: str) -> Any:
-        """Return the UUID of a record's point, and remember it."""
-        if name not in self._points:
-            self._points[name] = point = uuid.UUID(point_id(name))
-            self._names[point.int] = name
-        return self._points[name]
-
-    def _read_names(self, unknown: set[int]) -> None:
-        """Read and remember the ids of these points: reading them takes as long as the search that found them."""
-        points: list[Any] = [uuid.UUID(int=number) for number in unknown]
+    def _read_ids(self, points: list[Any]) -> Iterable[tuple[uuid.UUID, str]]:
+        """Read records' ids, which takes as long as a search that finds so many."""
         records: list[Any] = self._opened().retrieve(points, edge.PayloadSelector.Include(["id"]), False)
-        for point, name in [(record.id, record.payload["id"]) for record in records]:
-            self._names[point.int], self._points[name] = name, point
+        return [(record.id, record.payload["id"]) for record in records]
 
     def _optimize(self) -> None:
         self._check_writable()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, Self
 
@@ -11,7 +11,6 @@ from qdrant_client import QdrantClient, grpc
 from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
 from qdrant_client.qdrant_remote import QdrantRemote
 
-from m3_integrations.store.points import point_id
 from m3_integrations.vectors import FloatArray, M3Vectors
 
 _NUMBER_BYTES: Final = 4
@@ -88,7 +87,9 @@ class PackedPoints:
         return [Answer([_read_hit(hit) for hit in answer.result]) for answer in answers]
 
 
-def pack_points(payloads: Sequence[dict[str, Any]], vectors: M3Vectors, rows: Sequence[int]) -> grpc.UpsertPoints:
+def pack_points(
+    payloads: Sequence[dict[str, Any]], vectors: M3Vectors, rows: Sequence[int], point_id: Callable[[str], str]
+) -> grpc.UpsertPoints:
     """Return records as the points of a message for `PackedPoints.upsert`.
 
     The message is filled in place, because protobuf copies a message that is put into another one.
@@ -98,15 +99,15 @@ def pack_points(payloads: Sequence[dict[str, Any]], vectors: M3Vectors, rows: Se
         vectors: The vectors of any number of texts, in every mode to be kept. A vector without values is left out:
             servers refuse it.
         rows: The row of each of the n records in vectors.
+        point_id: A function that makes the UUID of a record's point of its id.
     """
     request = grpc.UpsertPoints()
     dense = vectors.dense if "dense" in vectors.modes else None
     lexical = vectors.lexical if "lexical" in vectors.modes else None
     tokens = vectors.multi_vector if "multi_vector" in vectors.modes else None
     for payload, row in zip(payloads, rows, strict=True):
-        point = request.points.add(
-            id=grpc.PointId(uuid=point_id(payload["id"])), payload=RestToGrpc.convert_payload(payload)
-        )
+        id_ = grpc.PointId(uuid=point_id(payload["id"]))
+        point = request.points.add(id=id_, payload=RestToGrpc.convert_payload(payload))
         point.vectors.vectors.SetInParent()  # the field must exist even if every vector is left out
         named = point.vectors.vectors.vectors
         if dense is not None:

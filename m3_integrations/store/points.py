@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import struct
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from typing import Any, Final, Literal, Self, get_args
+from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
 
+from m3_integrations.store.point_ids import hashed_point_id, point_id, record_id
 from m3_integrations.store.protocol import Record, check_model
 from m3_integrations.store.terms import filter_payload
 from m3_integrations.store.values import as_json_values, check_metadata, read_exact
@@ -34,13 +34,12 @@ tests.benchmarks.bench_bytes, 2026-11-27.
 """
 
 _FORMAT_NAME: Final = "m3_integrations store"
-_FORMAT_VERSION: Final = 2
-_READ_VERSIONS: Final = (1, 2)
-"""Version 1 had metadata as one text: its records are rewritten when the store is opened."""
+_FORMAT_VERSION: Final = 3
+_READ_VERSIONS: Final = (1, 2, 3)
+"""Version 1 had metadata as one text: its records are rewritten when the store is opened, and it has version 2 then.
+Up to version 2, the UUIDs of points do not tell the records' ids, and remain as they are."""
 _MAX_NUMBERS: Final = 2**20 - 1
 """The most numbers in a multi-vector: a Qdrant server refuses more."""
-_NAMESPACE: Final = uuid.UUID("6f1c6c62-9a0e-5a35-8ce5-3a2f5b0f7c11")
-"""Engines accept only UUIDs: a record's is made from its id, so adding the record again replaces it."""
 _MAX_RECORDS_PER_BATCH: Final = 50
 """The engine's log is replayed when a store is opened: small batches keep that short."""
 
@@ -69,8 +68,8 @@ class StoreFormat:
 
     @property
     def is_current(self) -> bool:
-        """Whether its records have the format that this package writes."""
-        return self.version == _FORMAT_VERSION
+        """Whether its payloads have the format that this package writes."""
+        return self.version > 1
 
     @property
     def kept_modes(self) -> tuple[Mode, ...]:
@@ -89,8 +88,16 @@ class StoreFormat:
         return {mode: lengths[mode] for mode in self.modes}
 
     def renewed(self) -> Self:
-        """Return this format with the current version, for a store whose records were all rewritten."""
-        return replace(self, version=_FORMAT_VERSION)
+        """Return this format for a store of version 1 whose payloads were all rewritten."""
+        return replace(self, version=2)
+
+    def point_id(self, id_: str) -> str:
+        """Return the UUID of a record's point."""
+        return point_id(id_) if self.version > 2 else hashed_point_id(id_)
+
+    def record_id(self, point: UUID) -> str | None:
+        """Return the id of the record with this point; None if its payload must be read."""
+        return record_id(point) if self.version > 2 else None
 
     def of_sizes(self, sizes: Mapping[Mode, int]) -> Self:
         """Return this format with the modes and sizes of the first records."""
@@ -175,12 +182,6 @@ def choose_format(
                 "records into a new store with copy_store"
             )
     return found
-
-
-@lru_cache(maxsize=1 << 16)  # searches need the same few hundred again and again, and hashing takes time
-def point_id(id_: str) -> str:
-    """Return the UUID of a record's id."""
-    return str(uuid.uuid5(_NAMESPACE, id_))
 
 
 def as_payload(id_: str, text: str, metadata: Mapping[str, Any], *, is_pooled: bool) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from m3_integrations.store.points import (
     as_record,
     batches,
     name_vectors,
-    point_id,
     pool_vectors,
     renewed_payload,
 )
@@ -61,8 +60,8 @@ Found = dict[Mode, list[tuple[str, float]]]
 class QdrantStore(Store):
     """A store over a Qdrant engine. Safe to use from many threads, but not in a fork of the process that opened it.
 
-    A record is a point: its UUID is made by `point_id`, its payload by `as_payload`, and its vectors are named after
-    the modes. An engine's method that changes something returns when the change is durable.
+    A record is a point: its UUID is made by `StoreFormat.point_id`, its payload by `as_payload`, and its vectors are
+    named after the modes. An engine's method that changes something returns when the change is durable.
     """
 
     _point_type: ClassVar[Any]  # makes the engine's point from id, vector and payload
@@ -160,7 +159,7 @@ class QdrantStore(Store):
         """Delete the records with these ids, and return how many there were; unknown ids are skipped."""
         ids = check_ids(ids)
         deleted = 0
-        for part in _parts(ids):
+        for part in self._parts(ids):
             with self._usable():
                 there = self._retrieve(part) if self._current_format().modes else []
                 if there:
@@ -181,7 +180,7 @@ class QdrantStore(Store):
         """Return copies of the records with these ids, in the given order; unknown ids are skipped."""
         ids = check_ids(ids)
         found: dict[str, Any] = {}
-        for part in _parts(ids):
+        for part in self._parts(ids):
             with self._usable():
                 if self._current_format().modes:
                     points = self._retrieve(part, with_payload=True, with_vectors=with_vectors)
@@ -262,7 +261,7 @@ class QdrantStore(Store):
                 there = set(by_id["dense"])
             else:
                 there = {id_ for hits in taken.values() for id_ in hits}
-                others = {point_id(id_): id_ for id_ in ids if id_ not in there}
+                others = {self._format.point_id(id_): id_ for id_ in ids if id_ not in there}
                 if others:
                     there |= {others[str(point.id)] for point in self._retrieve(list(others))}
         present = [id_ for id_ in ids if id_ in there]
@@ -293,11 +292,18 @@ class QdrantStore(Store):
                 self._is_closed = True
                 self._close()
 
+    def _parts(self, ids: Sequence[str]) -> Iterator[list[str]]:
+        """Yield the UUIDs of these records' points, at most `_MAX_IDS` at a time."""
+        with self._usable():
+            points = list(map(self._current_format().point_id, dict.fromkeys(ids)))
+        for start in range(0, len(points), _MAX_IDS):
+            yield points[start : start + _MAX_IDS]
+
     def _pack(self, payloads: Sequence[dict[str, Any]], vectors: M3Vectors, rows: Sequence[int]) -> Any:
         """Return records as points for `_write`; `rows` has the row of each record in the vectors."""
         named = name_vectors(vectors, vectors.modes, rows, self._sparse_type)
         return [
-            self._point_type(id=point_id(payload["id"]), vector=each, payload=payload)
+            self._point_type(id=self._format.point_id(payload["id"]), vector=each, payload=payload)
             for payload, each in zip(payloads, named, strict=True)
         ]
 
@@ -440,10 +446,3 @@ class QdrantStore(Store):
     @abstractmethod
     def _close(self) -> None:
         """Release the engine."""
-
-
-def _parts(ids: Sequence[str]) -> Iterator[list[str]]:
-    """Yield the UUIDs of these records' points, at most `_MAX_IDS` at a time."""
-    points = [point_id(id_) for id_ in dict.fromkeys(ids)]
-    for start in range(0, len(points), _MAX_IDS):
-        yield points[start : start + _MAX_IDS]

@@ -20,7 +20,7 @@ except ModuleNotFoundError as error:
 from m3_integrations.store.aliases import collection_of, move_alias
 from m3_integrations.store.cluster import Cluster
 from m3_integrations.store.packed import PackedPoints, pack_points
-from m3_integrations.store.points import MultiVectorStorage, StoreFormat, choose_format, point_id
+from m3_integrations.store.points import MultiVectorStorage, StoreFormat, choose_format
 from m3_integrations.store.qdrant import Among, Found, QdrantStore
 from m3_integrations.vectors import M3Vectors, Mode
 
@@ -220,7 +220,7 @@ class ServerStore(QdrantStore):
 
     def _pack(self, payloads: Sequence[dict[str, Any]], vectors: M3Vectors, rows: Sequence[int]) -> Any:
         if self._is_packed:
-            return pack_points(payloads, vectors, rows)
+            return pack_points(payloads, vectors, rows, self._format.point_id)
         return super()._pack(payloads, vectors, rows)
 
     def _write(self, points: Any, size_bytes: int) -> None:  # noqa: ARG002
@@ -271,7 +271,7 @@ class ServerStore(QdrantStore):
         """Search in every mode and read the likely records, in one call."""
         if not named:
             return {}, []
-        asked = {mode: {point_id(id_): id_ for id_ in ids} for mode, ids in among.items()}
+        asked = {mode: {self._format.point_id(id_): id_ for id_ in ids} for mode, ids in among.items()}
         requests = [
             models.QueryRequest(
                 query=vector,
@@ -283,7 +283,7 @@ class ServerStore(QdrantStore):
             )
             for mode, vector in named.items()
         ]
-        if points := [point_id(id_) for id_ in likely]:
+        if points := [self._format.point_id(id_) for id_ in likely]:
             requests.append(models.QueryRequest(filter=_one_of(points), limit=len(points), with_payload=True))
         answers = self._ask(
             lambda client, name: _with_numbers(client).query_batch_points(name, requests, **self._reads)

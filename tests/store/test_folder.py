@@ -77,10 +77,10 @@ def test_a_foreign_folder_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_future_version_is_refused_and_left_as_it_is(filled: Path) -> None:
-    write_format(filled, version=3)
-    with pytest.raises(ValueError, match=r"format version 3.*upgrade m3-integrations") as refused:
+    write_format(filled, version=4)
+    with pytest.raises(ValueError, match=r"format version 4.*upgrade m3-integrations") as refused:
         open_store(filled)
-    write_format(filled, version=2)
+    write_format(filled, version=3)
     with open_store(filled) as store:
         assert store.count() == 3
     assert refused.traceback  # as below

@@ -11,7 +11,8 @@ from qdrant_client.conversions.conversion import RestToGrpc
 
 from m3_integrations import M3Vectors, Record, Store, open_store
 from m3_integrations.store.packed import PackedPoints, pack_points
-from m3_integrations.store.points import as_payload, name_vectors, point_id
+from m3_integrations.store.point_ids import point_id
+from m3_integrations.store.points import as_payload, name_vectors
 from m3_integrations.store.server import ServerStore
 from m3_integrations.vectors import MODES, LexicalRows, Mode, MultiVectorRows, offsets_of
 from tests.fakes import TOKEN_DIM
@@ -62,7 +63,7 @@ def test_packed_points_are_those_of_the_client(modes: tuple[Mode, ...], dim: int
         )
         for payload, named in zip(chosen, name_vectors(of_all, modes, rows, models.SparseVector), strict=True)
     ]
-    packed = pack_points(chosen, of_all, rows)
+    packed = pack_points(chosen, of_all, rows, point_id)
     assert packed == grpc.UpsertPoints(points=plain)
     read = grpc.UpsertPoints.FromString(packed.SerializeToString())
     assert read.SerializeToString(deterministic=True) == grpc.UpsertPoints(points=plain).SerializeToString(

@@ -11,7 +11,7 @@ from qdrant_client import QdrantClient
 
 from m3_integrations import Searcher, Store, open_store
 from m3_integrations.search import SearchMode
-from m3_integrations.store.points import point_id
+from m3_integrations.store.point_ids import point_id
 from m3_integrations.store.server import ServerStore
 from tests.fakes import FakeEncoder
 from tests.store.grpc_server import GrpcServer, grpc_server

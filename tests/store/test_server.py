@@ -103,8 +103,8 @@ def test_what_was_not_made_here_is_refused_and_left_as_it_is() -> None:
     with pytest.raises(ValueError, match="collection 'm3' is not a store of this package"):
         ServerStore("x", client=client)
     assert client.get_collection("m3").config.metadata is None
-    client.create_collection("later", metadata={"format": "m3_integrations store", "version": 3}, vectors_config={})
-    with pytest.raises(ValueError, match="format version 3"):
+    client.create_collection("later", metadata={"format": "m3_integrations store", "version": 4}, vectors_config={})
+    with pytest.raises(ValueError, match="format version 4"):
         ServerStore("x", client=client, collection="later")
 
 
