@@ -11,7 +11,7 @@ from typing import Final
 
 from m3_integrations.evaluation.answers import check_answer_metrics, judge_by_answers, read_questions
 from m3_integrations.evaluation.corpus import Corpus, parse_row, read_lines
-from m3_integrations.evaluation.metrics import MOST_GAIN, check_metrics
+from m3_integrations.evaluation.metrics import MOST_GAIN, check_gains, check_metrics
 from m3_integrations.vectors import IntArray
 
 _DEFAULT_SPLIT: Final = "test"
@@ -30,11 +30,17 @@ class JudgedQueries:
         texts: The text of each query that has judgements, by its id.
         qrels: For each of these queries, the gain of every judged document; 0 for one that is not relevant.
         unjudged: The number of queries that were left out because they have no judgements.
+
+    Raises:
+        ValueError: If a query has no judgements, or for the reasons of `metrics.check_gains`.
     """
 
     texts: Mapping[str, str]
     qrels: Mapping[str, Mapping[str, int]]
     unjudged: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "qrels", _judgements(self.texts, self.qrels))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -50,6 +56,9 @@ class Dataset:
         answers: For each query, the strings of which a relevant document contains at least one; empty if there are
             qrels.
         unjudged: The number of queries that were left out because they have no judgements.
+
+    Raises:
+        ValueError: If a query has no judgements, or for the reasons of `metrics.check_gains`.
     """
 
     name: str
@@ -58,6 +67,9 @@ class Dataset:
     qrels: Mapping[str, Mapping[str, int]]
     answers: Mapping[str, Sequence[str]]
     unjudged: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "qrels", {} if self.answers else _judgements(self.queries, self.qrels))
 
     def __repr__(self) -> str:
         judged_by = "answers" if self.answers else "qrels"
@@ -207,6 +219,13 @@ def _read_qrels(path: Path) -> dict[str, dict[str, int]]:
         if qrels.setdefault(query, {}).setdefault(document, gain) != gain:
             raise ValueError(f"{path}, line {number} judges {query!r} and {document!r} again with another score")
     return qrels
+
+
+def _judgements(queries: Mapping[str, str], qrels: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    """Return the checked judgements of the queries."""
+    if unjudged := [query for query in queries if query not in qrels]:
+        raise ValueError(f"{len(unjudged)} queries have no judgements, such as {unjudged[0]!r}: leave them out")
+    return check_gains({query: qrels[query] for query in queries})
 
 
 def _check_documents(qrels: Mapping[str, Mapping[str, int]], corpus: Corpus) -> None:

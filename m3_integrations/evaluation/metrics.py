@@ -29,9 +29,9 @@ def measure_queries(
     Args:
         ranked: For each query the ids of its documents, best first. This order is kept; trec_eval alone would sort
             documents with equal scores by descending id.
-        qrels: For each query the gain of its judged documents. Only these queries are measured. As in trec_eval, a
-            query without results or without a relevant document scores 0. A gain below -1 counts as -1, which is "not
-            judged" there.
+        qrels: For each query the gain of its judged documents, as `check_gains` takes it. Only these queries are
+            measured. As in trec_eval, a query without results or without a relevant document scores 0. A gain below -1
+            counts as -1, which is "not judged" there.
         metrics: The metrics as ir-measures spells them, such as "nDCG@10", "Recall@100", "MRR@10", "MAP" or
             "Success@20".
 
@@ -39,24 +39,47 @@ def measure_queries(
         For each metric (queries,) float64 in [0, 1], in the order of qrels.
 
     Raises:
-        ValueError: For a metric that ir-measures does not know, or a gain above `MOST_GAIN`.
+        ValueError: For a metric that ir-measures does not know, or for the reasons of `check_gains`.
     """
-    if largest := max((gain for gains in qrels.values() for gain in gains.values() if gain > MOST_GAIN), default=None):
-        raise ValueError(f"a gain may be at most {MOST_GAIN:,}, got {largest}")
+    qrels = check_gains(qrels)
     measures = {name: parse_metric(name) for name in metrics}
     values = {name: np.zeros(len(qrels)) for name in metrics}
     ids = list(qrels)
     places = {id_: i for i, id_ in enumerate(ids)}
     for start in range(0, len(ids), _QUERIES_AT_A_TIME):
-        chunk = ids[start : start + _QUERIES_AT_A_TIME]
+        chunk = [id_ for id_ in ids[start : start + _QUERIES_AT_A_TIME] if len(ranked.get(id_, ()))]
         judged = {id_: {document: max(gain, -1) for document, gain in qrels[id_].items()} for id_ in chunk}
-        run = {id_: {document: -float(i) for i, document in enumerate(ranked.get(id_, ()))} for id_ in chunk}
+        run = {id_: {document: -float(i) for i, document in enumerate(ranked[id_])} for id_ in chunk}
         found = ir_measures.iter_calc(set(measures.values()), judged, run)
         of_measure = {(result.measure, result.query_id): result.value for result in found}
         for name, measure in measures.items():
             for id_ in chunk:
                 values[name][places[id_]] = of_measure[measure, id_]
     return values
+
+
+def check_gains(qrels: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """Return judgements with gains that are Python's whole numbers, such as 1 for numpy's or a data frame's 1.0.
+
+    Raises:
+        ValueError: If a gain is not a whole number, or is above `MOST_GAIN`.
+    """
+    return {
+        query: {document: _whole(gain, query, document) for document, gain in gains.items()}
+        for query, gains in qrels.items()
+    }
+
+
+def _whole(gain: Any, query: str, document: str) -> int:
+    try:
+        whole = None if isinstance(gain, str) else int(gain)
+    except (TypeError, ValueError, OverflowError):
+        whole = None
+    if whole is None or whole != gain:
+        raise ValueError(f"query {query!r} has the gain {gain!r} for {document!r}: a gain must be a whole number")
+    if whole > MOST_GAIN:
+        raise ValueError(f"query {query!r} has the gain {whole} for {document!r}: a gain may be at most {MOST_GAIN:,}")
+    return whole
 
 
 def check_metrics(metrics: Sequence[str] | None, *, default: Sequence[str] = DEFAULT_METRICS) -> Sequence[str]:
@@ -114,7 +137,9 @@ def _check_numbers(measure: ir_measures.measures.Measure) -> None:
         number = measure.params.get(key)
         if isinstance(number, int) and not 1 <= number <= MOST_GAIN:
             raise ValueError(f"{key} must be from 1 to {MOST_GAIN:,}, got {number}")
-    for gain in (measure.params.get("gains") or {}).values():
+    for key, gain in (measure.params.get("gains") or {}).items():
+        if not isinstance(key, int):
+            raise TypeError(f"the keys of gains must be whole numbers, got {key!r}")
         if not isinstance(gain, int) or not 0 <= gain <= MOST_GAIN:
             raise ValueError(f"gains must be whole numbers from 0 to {MOST_GAIN:,}, got {gain}")
 

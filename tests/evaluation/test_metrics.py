@@ -4,6 +4,7 @@ import ast
 import math
 import re
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from itertools import product
 from typing import Any
 
@@ -11,7 +12,7 @@ import ir_measures
 import numpy as np
 import pytest
 
-from m3_integrations.evaluation.metrics import check_metrics, cutoff_of, measure_queries, parse_metric
+from m3_integrations.evaluation.metrics import check_gains, check_metrics, cutoff_of, measure_queries, parse_metric
 from m3_integrations.evaluation.statistics import compare_paired, estimate_mean
 
 METRICS = ("nDCG@10", "Recall@100", "MRR@10", "MAP", "Success@20")
@@ -102,11 +103,12 @@ def test_an_unknown_metric_is_refused(name: str) -> None:
         *("Recall", "R", "alpha_nDCG@10", "SDCG@5", "P(foo=1)@5", "nDCG@-1", "nDCG@0", "AP@0", "MRR@-3"),
         *("P(rel=0)@5", "P(rel=-1)@5", "AP(rel=99999999999)", "Accuracy", "Success(rel=0)@5", "nDCG@99999999999"),
         *("nDCG(gains=[1])@10", "nDCG(gains={1: -5})@10", "nDCG(gains={1: 99999999999})@10", "nDCG(gains={1: 0.5})@10"),
+        *("nDCG(gains={'a': 1})@10", "nDCG(gains={1.5: 1})@10"),
     ],
 )
 def test_a_metric_that_cannot_be_computed_is_refused_before_the_work(name: str) -> None:
     """It lacks a cutoff, another parameter, or a package, or has a number with which trec_eval ends the process."""
-    with pytest.raises(ValueError, match=re.escape(f"cannot compute '{name}'")):
+    with pytest.raises(ValueError, match=re.escape(f"cannot compute {name!r}")):
         check_metrics(["nDCG@10", name])
 
 
@@ -123,8 +125,32 @@ def test_negative_gains_are_not_judged_and_huge_ones_are_refused() -> None:
     judged = measure_queries({"q": ["u", "a", "n"]}, {"q": {"u": -7, "a": 1, "n": 0}}, ["AP(judged_only=True)"])
     assert judged["AP(judged_only=True)"] == [1]
     assert measure_queries({"q": ["a"]}, {"q": {"a": 1_000_000}}, ["nDCG@10"])["nDCG@10"] == [1]
-    with pytest.raises(ValueError, match="a gain may be at most 1,000,000, got 2147483647"):
+    with pytest.raises(ValueError, match="query 'q' has the gain 2147483647 for 'a': a gain may be at most 1,000,000"):
         measure_queries({"q": ["a"]}, {"q": {"a": 2**31 - 1}}, ["nDCG@10"])
+
+
+@pytest.mark.parametrize("gain", [True, np.int64(1), 1.0, np.float32(1), np.array(1), Fraction(1)])
+def test_a_gain_of_another_type_is_the_whole_number_that_it_means(gain: Any) -> None:
+    assert check_gains({"q": {"a": gain}}) == {"q": {"a": 1}}
+    assert measure_queries({"q": ["a"]}, {"q": {"a": gain}}, ["nDCG@10"])["nDCG@10"] == [1]
+
+
+@pytest.mark.parametrize("gain", [0.5, math.nan, math.inf, "1", None, [], np.array([1, 2]), 1j])
+def test_a_gain_that_is_no_whole_number_is_refused(gain: Any) -> None:
+    with pytest.raises(ValueError, match=r"query 'q' has the gain .* for 'a': a gain must be a whole number"):
+        measure_queries({"q": ["a"]}, {"q": {"a": gain}}, ["nDCG@10"])
+
+
+def test_a_query_without_results_scores_0_by_every_metric() -> None:
+    """ir-measures divides by the number of results for some."""
+    qrels = {"none": {"a": 1}, "absent": {"a": 1}, "some": {"a": 1}}
+    found = measure_queries({"none": [], "some": ["a", "b"]}, qrels, ["Judged@10", "nDCG@10", "SetP"])
+    assert {name: values.tolist() for name, values in found.items()} == {
+        "Judged@10": [0, 0, 0.5],
+        "nDCG@10": [0, 0, 1],
+        "SetP": [0, 0, 0.5],
+    }
+    assert measure_queries({}, qrels, ["Judged@10"])["Judged@10"].tolist() == [0, 0, 0]
 
 
 def test_a_metric_says_how_deep_it_looks() -> None:
