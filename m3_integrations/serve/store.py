@@ -39,7 +39,7 @@ from m3_integrations.serve.shapes import (
     StoreLimits,
 )
 from m3_integrations.store import Record, Store
-from m3_integrations.store.points import StoreFormat
+from m3_integrations.store.points import HASHED_IDS, StoreFormat
 from m3_integrations.store.qdrant import QdrantStore
 from m3_integrations.store.served import ServedStore
 from m3_integrations.store.served_answers import expected_of
@@ -227,7 +227,8 @@ class _Calls:
             modes=list(store.modes),
             kept_modes=list(store.kept_modes),
             fingerprint=store.fingerprint,
-            format=None if format_ is None else format_.to_dict(),
+            # Clients know nothing of points, and those of before know no later version.
+            format=None if format_ is None else format_.to_dict() | {"version": HASHED_IDS},
         )
 
     def _format(self) -> StoreFormat | None:

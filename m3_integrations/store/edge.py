@@ -9,7 +9,7 @@ import shutil
 import sys
 import threading
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final, NoReturn
 
@@ -17,9 +17,9 @@ import qdrant_edge as edge
 
 from m3_integrations.store.edge_config import RESCORED, as_config
 from m3_integrations.store.edge_folder import StoreFolder
+from m3_integrations.store.edge_ids import RememberedIds
 from m3_integrations.store.edge_log import last_change, restore_log, sync_log, trim_log
-from m3_integrations.store.met_points import MetPoints
-from m3_integrations.store.points import MultiVectorStorage, StoreFormat, choose_format
+from m3_integrations.store.points import IDS_IN_POINTS, MultiVectorStorage, StoreFormat, choose_format
 from m3_integrations.store.qdrant import Among, Found, QdrantStore
 from m3_integrations.store.syncing import sync_tree
 from m3_integrations.vectors import Mode
@@ -104,7 +104,6 @@ class EdgeStore(QdrantStore):
         self._lock = threading.RLock()
         self._shard: edge.EdgeShard | None = None
         self._indexed_paths: set[str] = set()
-        self._met = MetPoints()
         self._n_unindexed, self._has_said_due = 0, False
         self._n_logged_bytes = _MAX_LOGGED_BYTES  # a crash may have left changes in the log: the first change flushes
         self._broken_by: Exception | None = None
@@ -114,6 +113,7 @@ class EdgeStore(QdrantStore):
         except BaseException:
             self._place.unlock()
             raise
+        self._remembered = RememberedIds(self._format)
 
     def __repr__(self) -> str:
         return f"EdgeStore({str(self.folder)!r})"
@@ -127,7 +127,7 @@ class EdgeStore(QdrantStore):
     def _open(self, multi_vector: MultiVectorStorage | None, token_pooling: int | None) -> StoreFormat:
         """Open the engine in the folder if there is one, and return the store's format."""
         found, engine = self._place.read(), self._place.engine
-        format_ = choose_format(str(self.folder), found, multi_vector, token_pooling)
+        format_ = choose_format(str(self.folder), found, multi_vector, token_pooling, IDS_IN_POINTS)
         if found is None:
             self._write_format(format_)
         if (engine / "segments").is_dir():
@@ -209,7 +209,9 @@ class EdgeStore(QdrantStore):
     ) -> Found:
         if not named:
             return {}
-        asked = {mode: {self._met.point_of(id_, self._format) for id_ in ids} for mode, ids in (among or {}).items()}
+        remembered = self._remembered
+        remembered.make_room()
+        asked = {mode: {remembered.point_of(id_) for id_ in ids} for mode, ids in (among or {}).items()}
         requests = [
             edge.QueryRequest(
                 limit=limits[mode],
@@ -222,15 +224,13 @@ class EdgeStore(QdrantStore):
         ]
         answers: list[list[Any]] = self._opened().query_batch(edge.QueryBatchRequest(requests))
         found = [[(hit.id, hit.score) for hit in answer] for answer in answers]  # `hit.id` makes a UUID every time
-        ids = self._met.ids_of((point for hits in found for point, _ in hits), self._format, self._read_ids)
+        if unknown := remembered.unknown(point for hits in found for point, _ in hits):
+            records: list[Any] = self._opened().retrieve(unknown, edge.PayloadSelector.Include(["id"]), False)
+            remembered.add((record.id, record.payload["id"]) for record in records)
+        ids = remembered.ids
         return {
             mode: [(ids[point.int], score) for point, score in hits] for mode, hits in zip(named, found, strict=True)
         }
-
-    def _read_ids(self, points: list[Any]) -> Iterable[tuple[uuid.UUID, str]]:
-        """Read records' ids, which takes as long as a search that finds so many."""
-        records: list[Any] = self._opened().retrieve(points, edge.PayloadSelector.Include(["id"]), False)
-        return [(record.id, record.payload["id"]) for record in records]
 
     def _optimize(self) -> None:
         self._check_writable()

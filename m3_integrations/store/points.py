@@ -34,10 +34,10 @@ tests.benchmarks.bench_bytes, 2026-11-27.
 """
 
 _FORMAT_NAME: Final = "m3_integrations store"
-_FORMAT_VERSION: Final = 3
-_READ_VERSIONS: Final = (1, 2, 3)
-"""Version 1 had metadata as one text: its records are rewritten when the store is opened, and it has version 2 then.
-Up to version 2, the UUIDs of points do not tell the records' ids, and remain as they are."""
+HASHED_IDS: Final = 2
+IDS_IN_POINTS: Final = 3
+"""The versions of the format: 2 of collections on a server, 3 of folders that are made now; they differ in `point_id`.
+Version 1 had metadata as one text: its payloads are rewritten when the store is opened, and it has version 2 then."""
 _MAX_NUMBERS: Final = 2**20 - 1
 """The most numbers in a multi-vector: a Qdrant server refuses more."""
 _MAX_RECORDS_PER_BATCH: Final = 50
@@ -64,12 +64,7 @@ class StoreFormat:
     token_dim: int = 0
     multi_vector: MultiVectorStorage = _DEFAULT_STORAGE
     token_pooling: int = 1
-    version: int = _FORMAT_VERSION
-
-    @property
-    def is_current(self) -> bool:
-        """Whether its payloads have the format that this package writes."""
-        return self.version > 1
+    version: int = HASHED_IDS
 
     @property
     def kept_modes(self) -> tuple[Mode, ...]:
@@ -87,17 +82,13 @@ class StoreFormat:
         lengths: dict[Mode, int] = {"dense": self.dense_dim, "lexical": 0, "multi_vector": self.token_dim}
         return {mode: lengths[mode] for mode in self.modes}
 
-    def renewed(self) -> Self:
-        """Return this format for a store of version 1 whose payloads were all rewritten."""
-        return replace(self, version=2)
-
     def point_id(self, id_: str) -> str:
         """Return the UUID of a record's point."""
-        return point_id(id_) if self.version > 2 else hashed_point_id(id_)
+        return point_id(id_) if self.version == IDS_IN_POINTS else hashed_point_id(id_)
 
     def record_id(self, point: UUID) -> str | None:
-        """Return the id of the record with this point; None if its payload must be read."""
-        return record_id(point) if self.version > 2 else None
+        """Return the id of the record with this point; None if the UUID does not contain it."""
+        return record_id(point) if self.version == IDS_IN_POINTS else None
 
     def of_sizes(self, sizes: Mapping[Mode, int]) -> Self:
         """Return this format with the modes and sizes of the first records."""
@@ -144,10 +135,10 @@ class StoreFormat:
         """
         if not found or found.get("format") != _FORMAT_NAME:
             raise ValueError(f"{where} is not a store of this package and was not changed: choose another place")
-        if found.get("version") not in _READ_VERSIONS:
+        if found.get("version") not in {1, HASHED_IDS, IDS_IN_POINTS}:
             raise ValueError(
                 f"{where} has format version {found.get('version')}, and this m3-integrations reads versions up to "
-                f"{_FORMAT_VERSION}: upgrade m3-integrations to open it"
+                f"{IDS_IN_POINTS}: upgrade m3-integrations to open it"
             )
         return cls(
             fingerprint=found.get("fingerprint"),  # a server drops what is None
@@ -161,9 +152,13 @@ class StoreFormat:
 
 
 def choose_format(
-    where: str, found: StoreFormat | None, multi_vector: MultiVectorStorage | None, token_pooling: int | None
+    where: str,
+    found: StoreFormat | None,
+    multi_vector: MultiVectorStorage | None,
+    token_pooling: int | None,
+    version: int = HASHED_IDS,
 ) -> StoreFormat:
-    """Return the format of an existing store, or of a new one with these settings.
+    """Return the format of an existing store, or of a new one with these settings and this version.
 
     Raises:
         ValueError: For invalid settings, or settings that differ from those of an existing store.
@@ -174,7 +169,9 @@ def choose_format(
     if token_pooling is not None and not is_count:
         raise ValueError(f"token_pooling must be a whole number of 1 or more, got {token_pooling!r}")
     if found is None:
-        return StoreFormat(multi_vector=multi_vector or _DEFAULT_STORAGE, token_pooling=token_pooling or 1)
+        return StoreFormat(
+            multi_vector=multi_vector or _DEFAULT_STORAGE, token_pooling=token_pooling or 1, version=version
+        )
     for name, asked in (("multi_vector", multi_vector), ("token_pooling", token_pooling)):
         if asked is not None and asked != getattr(found, name):
             raise ValueError(
@@ -223,7 +220,7 @@ def _read_metadata(payload: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def renewed_payload(payload: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return a payload of version 1 in the current format; None if it has the current format already."""
+    """Return a payload of version 1 as version 2 has it; None if it is so already."""
     if not isinstance(payload["metadata"], str):
         return None
     is_pooled = bool(payload.get("is_pooled", False))

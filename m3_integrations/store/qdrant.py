@@ -11,6 +11,7 @@ import uuid
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from m3_integrations.store.filters import Filter, FilterLike, parse_filter
 from m3_integrations.store.points import (
+    HASHED_IDS,
     StoreFormat,
     as_payload,
     as_record,
@@ -294,8 +296,7 @@ class QdrantStore(Store):
 
     def _parts(self, ids: Sequence[str]) -> Iterator[list[str]]:
         """Yield the UUIDs of these records' points, at most `_MAX_IDS` at a time."""
-        with self._usable():
-            points = list(map(self._current_format().point_id, dict.fromkeys(ids)))
+        points = list(map(self._format.point_id, dict.fromkeys(ids)))
         for start in range(0, len(points), _MAX_IDS):
             yield points[start : start + _MAX_IDS]
 
@@ -328,8 +329,8 @@ class QdrantStore(Store):
             self._indexed_paths.add(path)
 
     def _renew(self) -> None:
-        """Rewrite records of an earlier format in the current one; an interrupted rewrite continues."""
-        if self._format.is_current:
+        """Rewrite the payloads of version 1 as version 2 has them; an interrupted rewrite continues."""
+        if self._format.version > 1:
             return
         if self._format.modes:
             after = None
@@ -342,7 +343,7 @@ class QdrantStore(Store):
             for path in self._indexed_paths - {"terms"}:  # version 1 kept numbers in another form
                 self._unindex(path)
             self._indexed_paths &= {"terms"}
-        self._format = self._format.renewed()
+        self._format = replace(self._format, version=HASHED_IDS)
         self._write_format(self._format)
 
     @contextmanager

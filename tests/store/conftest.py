@@ -1,5 +1,6 @@
 """The stores that are held to one behaviour."""
 
+import json
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -69,6 +70,14 @@ def open_kind(tmp_path: Path) -> Iterator[OpenStore]:
             return stack.enter_context(open_real(collection=name, **settings))
 
         yield open_one
+
+
+def begun_in_version_2(folder: Path) -> EdgeStore:
+    """An empty store in a folder of the second version of the format, whose points are those of the first."""
+    EdgeStore(folder).close()
+    file = folder / "m3-store.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"version": 2}))
+    return EdgeStore(folder)
 
 
 @pytest.fixture(params=STORES)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from m3_integrations.store import met_points
+from m3_integrations.store import edge_ids
 from m3_integrations.store.edge import EdgeStore
 from m3_integrations.vectors import MODES, Mode
 from tests.store.oracle import add, records, vectors
@@ -16,7 +16,7 @@ from tests.store.oracle import add, records, vectors
 @pytest.fixture
 def store(tmp_path: Path, random: np.random.Generator) -> Iterator[EdgeStore]:
     with EdgeStore(tmp_path / "store") as store:
-        add(store, records(random, [f"r{i}" for i in range(40)]))
+        add(store, records(random, [f"a record with the number {i}" for i in range(40)]))
         yield store
 
 
@@ -77,8 +77,8 @@ def test_ids_are_read_again_where_too_many_are_remembered(
     limits: dict[Mode, int] = {"dense": 10, "lexical": 5}
     queries = [vectors(random, 1) for _ in range(20)]
     expected = [store.candidates(query, limits) for query in queries]
-    monkeypatch.setattr(met_points, "_MAX_MET", 12)  # fewer than one search may give
+    monkeypatch.setattr(edge_ids, "_MOST", 12)  # fewer than one search may give
     for query, wanted in zip(queries, expected, strict=True):
         found = store.candidates(query, limits)
         assert [found[mode].ids for mode in limits] == [wanted[mode].ids for mode in limits]
-        assert len(store._met._ids) <= 12 + 15
+        assert len(store._remembered.ids) <= 12 + 15

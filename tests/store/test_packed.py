@@ -11,7 +11,7 @@ from qdrant_client.conversions.conversion import RestToGrpc
 
 from m3_integrations import M3Vectors, Record, Store, open_store
 from m3_integrations.store.packed import PackedPoints, pack_points
-from m3_integrations.store.point_ids import point_id
+from m3_integrations.store.point_ids import hashed_point_id
 from m3_integrations.store.points import as_payload, name_vectors
 from m3_integrations.store.server import ServerStore
 from m3_integrations.vectors import MODES, LexicalRows, Mode, MultiVectorRows, offsets_of
@@ -59,11 +59,11 @@ def test_packed_points_are_those_of_the_client(modes: tuple[Mode, ...], dim: int
     chosen = [payloads[row] for row in rows]
     plain = [
         RestToGrpc.convert_point_struct(
-            models.PointStruct(id=point_id(payload["id"]), vector=named, payload=payload)  # type: ignore[arg-type]
+            models.PointStruct(id=hashed_point_id(payload["id"]), vector=named, payload=payload)  # type: ignore[arg-type]
         )
         for payload, named in zip(chosen, name_vectors(of_all, modes, rows, models.SparseVector), strict=True)
     ]
-    packed = pack_points(chosen, of_all, rows, point_id)
+    packed = pack_points(chosen, of_all, rows, hashed_point_id)
     assert packed == grpc.UpsertPoints(points=plain)
     read = grpc.UpsertPoints.FromString(packed.SerializeToString())
     assert read.SerializeToString(deterministic=True) == grpc.UpsertPoints(points=plain).SerializeToString(
@@ -139,7 +139,7 @@ def test_vectors_are_read_in_the_forms_of_earlier_and_later_servers(
     with open_served(port) as store:
         add(store, [record])
         for form in (earlier, later):
-            point = RestToGrpc.convert_record(served.local.retrieve("m3", [point_id("a")])[0])
+            point = RestToGrpc.convert_record(served.local.retrieve("m3", [hashed_point_id("a")])[0])
             point.vectors.CopyFrom(form)
             monkeypatch.setattr(served, "Get", lambda *_, point=point: grpc.GetResponse(result=[point]))
             (found,) = store.get(["a"], with_vectors=True)

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from m3_integrations.store.edge import EdgeStore
 from m3_integrations.store.memory import MemoryStore
 from m3_integrations.store.qdrant import QdrantStore
 from m3_integrations.store.server import ServerStore
+from tests.store.conftest import begun_in_version_2
 from tests.store.oracle import add, brute_force, records, vectors
 
 
@@ -173,8 +173,7 @@ def test_a_folder_of_the_first_format_opens_and_goes_on(
     added = records(random, [f"r{i}" for i in range(300)])
     for record in added:
         record.metadata["day"], record.metadata["at"] = "2024-05-01", {"page": 0.1 + 0.2}  # type: ignore[index]
-    with EdgeStore(tmp_path / "s") as store:
-        begin_in_version_2(store)
+    with begun_in_version_2(tmp_path / "s") as store:
         add(store, added)
         put_into_the_first_format(store, {record.id: dict(record.metadata) for record in added})
         store._index("numbers.ksize[].high")
@@ -207,8 +206,7 @@ def test_what_the_first_format_took_and_this_one_refuses_is_kept(tmp_path: Path,
         deep = {"a": deep}
     odd: dict[str, Any] = {"deep": deep, "large": [2**1500, -(2**1500), 2**1023]}
     (record,) = records(random, ["r"])
-    with EdgeStore(tmp_path / "s") as store:
-        begin_in_version_2(store)
+    with begun_in_version_2(tmp_path / "s") as store:
         add(store, [record])
         put_into_the_first_format(store, {"r": odd})
     file = tmp_path / "s" / "m3-store.json"
@@ -224,7 +222,6 @@ def test_a_collection_of_the_first_format_opens_and_goes_on(random: np.random.Ge
     for record in added:
         record.metadata["day"], record.metadata["at"] = "2024-05-01", {"page": 0.1 + 0.2}  # type: ignore[index]
     first = ServerStore("x", client=client)
-    begin_in_version_2(first)
     add(first, added)
     put_into_the_first_format(first, {record.id: dict(record.metadata) for record in added})
     client.update_collection("m3", metadata=first._format.to_dict() | {"version": 1})
@@ -234,11 +231,6 @@ def test_a_collection_of_the_first_format_opens_and_goes_on(random: np.random.Ge
     metadata = client.get_collection("m3").config.metadata
     assert metadata is not None
     assert metadata["version"] == 2
-
-
-def begin_in_version_2(store: QdrantStore) -> None:
-    """Let an empty store be of the second version of the format, whose points are those of the first."""
-    store._format = replace(store._format, version=2)
 
 
 def put_into_the_first_format(store: QdrantStore, metadatas: dict[str, dict[str, Any]]) -> None:

@@ -1,9 +1,9 @@
-"""The UUIDs of points: what they tell of a record, and that those of earlier stores remain."""
+"""The UUIDs of points: which ones contain the id of a record, and that those of earlier stores remain."""
 
 import hashlib
 import json
 import uuid
-from dataclasses import replace
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ import pytest
 from qdrant_client import QdrantClient
 
 from m3_integrations import Record
-from m3_integrations.store import copy_store
+from m3_integrations.store import copy_store, edge_ids
 from m3_integrations.store.edge import EdgeStore
+from m3_integrations.store.edge_ids import RememberedIds
 from m3_integrations.store.point_ids import point_id, record_id
-from m3_integrations.store.qdrant import QdrantStore
+from m3_integrations.store.served import ServedStore
 from m3_integrations.store.server import ServerStore
-from tests.store.conftest import OpenStore
+from tests.serve.conftest import serving_store
+from tests.store.conftest import begun_in_version_2
 from tests.store.oracle import add, records, vectors
 
 OWN = [
@@ -102,44 +104,55 @@ def test_every_id_comes_back_from_every_store(store: Any, many: list[Record], ra
     assert sorted(record.id for record in store.records()) == sorted(ids[5:])
 
 
-def test_a_search_reads_only_the_ids_that_points_do_not_tell(
-    tmp_path: Path, many: list[Record], random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
+    """The points whose ids each search must read, from now on."""
+    seen, unknown = list[set[str]](), RememberedIds.unknown
+
+    def recorded(remembered: RememberedIds, points: Iterable[uuid.UUID]) -> list[uuid.UUID]:
+        found = unknown(remembered, points)
+        seen.append({str(point) for point in found})
+        return found
+
+    monkeypatch.setattr(RememberedIds, "unknown", recorded)
+    return seen
+
+
+def test_a_search_reads_only_the_ids_that_points_do_not_contain(
+    tmp_path: Path, many: list[Record], random: np.random.Generator, read: list[set[str]]
 ) -> None:
-    read = list[list[uuid.UUID]]()
-    read_ids = EdgeStore._read_ids
-
-    def recorded(store: EdgeStore, points: list[uuid.UUID]) -> Any:
-        read.append(points)
-        return read_ids(store, points)
-
-    monkeypatch.setattr(EdgeStore, "_read_ids", recorded)
     with EdgeStore(tmp_path / "s") as store:
         add(store, many)
         for _ in range(2):
             found = store.candidates(vectors(random, 1), {"dense": 100})["dense"].ids
             assert sorted(found) == sorted(record.id for record in many)
-    (once,) = read
-    assert {str(point) for point in once} == {point_id(id_) for id_ in HASHED}
+    assert read == [set(map(point_id, HASHED)), set()]
 
 
-def begun_in_version_2(tmp_path: Path, kind: str) -> QdrantStore:
-    store = EdgeStore(tmp_path / "old") if kind == "folder" else ServerStore("x", client=QdrantClient(":memory:"))
-    store._format = replace(store._format, version=2)
-    return store
+def test_the_ids_of_a_question_are_not_read_however_few_are_remembered(
+    tmp_path: Path,
+    many: list[Record],
+    random: np.random.Generator,
+    read: list[set[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(edge_ids, "_MOST", 3)
+    with EdgeStore(tmp_path / "s") as store:
+        add(store, many)
+        for _ in range(2):
+            assert store.scores(vectors(random, 1), HASHED, ["dense"])[0] == HASHED
+    assert read == [set(), set()]
 
 
-@pytest.mark.parametrize("kind", ["folder", "local"])
-def test_an_earlier_store_keeps_the_points_that_it_has(
-    kind: str, tmp_path: Path, many: list[Record], random: np.random.Generator, open_kind: OpenStore
+def test_a_folder_of_the_second_version_keeps_the_points_that_it_has(
+    tmp_path: Path, many: list[Record], random: np.random.Generator
 ) -> None:
     ids, namespace = [record.id for record in many], uuid.UUID("6f1c6c62-9a0e-5a35-8ce5-3a2f5b0f7c11")
-    with begun_in_version_2(tmp_path, kind) as store:
+    with begun_in_version_2(tmp_path / "old") as store:
         add(store, many)
         assert {str(point.id) for point in store._scroll(None)[0]} == {str(uuid.uuid5(namespace, id_)) for id_ in ids}
-        if kind == "folder":
-            store.close()
-            assert json.loads((tmp_path / "old" / "m3-store.json").read_text())["version"] == 2
-            store = EdgeStore(tmp_path / "old")  # noqa: PLW2901
+    assert json.loads((tmp_path / "old" / "m3-store.json").read_text())["version"] == 2
+    with EdgeStore(tmp_path / "old") as store, EdgeStore(tmp_path / "new") as new:
         add(store, many[3:])  # in the place of the first
         assert store.count() == len(ids)
         query = vectors(random, 1)
@@ -147,22 +160,24 @@ def test_an_earlier_store_keeps_the_points_that_it_has(
         assert store.scores(query, ids, ["dense", "lexical", "multi_vector"])[0] == ids
         assert [record.id for record in store.get(ids)] == ids
         assert store.delete(ids[:3]) == 3
-        new = open_kind(kind)
         copy_store(store, new)
-        assert isinstance(new, QdrantStore)
         assert new.format.version == 3
         assert [record.text for record in new.get(ids)] == [record.text for record in many[3:]]
         assert {str(point.id) for point in new._scroll(None)[0]} == set(map(point_id, ids[3:]))
 
 
-def test_a_process_that_opened_a_collection_before_another_made_it_uses_the_others_points(
-    many: list[Record], random: np.random.Generator
-) -> None:
-    client = QdrantClient(":memory:")
-    early, other = ServerStore("x", client=client), ServerStore("x", client=client)
-    other._format = replace(other._format, version=2)
-    add(other, many)
-    assert len(early.get([record.id for record in many])) == len(many)
-    add(early, many)
-    assert early.count() == len(many)
-    assert early.delete([record.id for record in many]) == len(many)
+def test_a_collection_has_hashed_points(many: list[Record]) -> None:
+    namespace = uuid.UUID("6f1c6c62-9a0e-5a35-8ce5-3a2f5b0f7c11")
+    collection = ServerStore("x", client=QdrantClient(":memory:"))
+    add(collection, many)
+    points = {str(point.id) for point in collection._scroll(None)[0]}
+    assert points == {str(uuid.uuid5(namespace, record.id)) for record in many}
+    assert collection.format.version == 2
+
+
+@pytest.mark.enable_socket
+def test_a_served_folder_can_be_read_by_clients_that_know_no_later_version(tmp_path: Path, many: list[Record]) -> None:
+    with EdgeStore(tmp_path / "s") as store, serving_store(store) as url, ServedStore(url) as served:
+        add(served, many)
+        assert served.format is not None
+        assert (store.format.version, served.format.version) == (3, 2)

@@ -11,7 +11,7 @@ from qdrant_client import QdrantClient
 
 from m3_integrations import Searcher, Store, open_store
 from m3_integrations.search import SearchMode
-from m3_integrations.store.point_ids import point_id
+from m3_integrations.store.point_ids import hashed_point_id
 from m3_integrations.store.server import ServerStore
 from tests.fakes import FakeEncoder
 from tests.store.grpc_server import GrpcServer, grpc_server
@@ -93,7 +93,7 @@ def test_a_record_deleted_after_it_was_scored_is_passed_over(
         if not request.query_points[-1].HasField("query"):  # the records that come along with the scores
             del records[:]
             records.extend(kept)
-            server.local.delete("m3", [point_id(best.id)])
+            server.local.delete("m3", [hashed_point_id(best.id)])
         return found
 
     monkeypatch.setattr(server, "QueryBatch", without_the_best)
