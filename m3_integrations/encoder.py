@@ -41,6 +41,7 @@ from m3_integrations.vectors import (
     check_heads,
     check_length,
     check_modes,
+    check_stream,
     check_texts,
     distinct_texts,
     resolve_weights,
@@ -361,8 +362,7 @@ class M3Encoder:
         Arguments and errors are those of `encode`. Texts are read while the batches are taken: the device encodes the
         next batch while the caller uses one.
         """
-        if isinstance(texts, str):
-            raise TypeError("texts must be strings, got one string: pass [text]")
+        check_stream(texts)
         self._prepared([], kind, modes, max_length)  # raises for a wrong argument now, not at the first batch
         return self._batches(texts, kind, modes, max_length, show_progress=show_progress)
 

@@ -46,7 +46,7 @@ def find_files(paths: Iterable[str | os.PathLike[str]], *, exclude: Iterable[Pat
         exclude: Folders that are never entered, such as the store's own folder.
 
     Raises:
-        ValueError: If no path is given, or a given file is of an unknown kind.
+        ValueError: If no path is given, or a given file is of an unknown kind, a pipe or a device.
     """
     found = FoundFiles()
     left_out = {path.resolve() for path in exclude}
@@ -60,6 +60,8 @@ def find_files(paths: Iterable[str | os.PathLike[str]], *, exclude: Iterable[Pat
         elif root.exists():
             if kind_of(root) is None:
                 raise ValueError(f"{path}: only {', '.join(KINDS)} files can be indexed: name a folder or such a file")
+            if not root.is_file():
+                raise ValueError(f"{path}: a pipe or a device cannot be indexed: write its contents into a file first")
             found.files.append(root)
     if not found.roots:
         raise ValueError("name at least one file or folder to index")

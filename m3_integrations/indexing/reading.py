@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,7 +92,7 @@ def _page(path: Path, content: bytes) -> Entry:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnusualUsageWarning)  # BeautifulSoup takes a page of one word for a file name
         page = BeautifulSoup(content, "html.parser")
-    if page.contains_replacement_characters or "\0" in page.get_text():
+    if (content.removeprefix(BOM_UTF8) and page.contains_replacement_characters) or "\0" in page.get_text():
         _refuse(str(path), "not a text in the encoding that the page states: convert the file, or leave it out")
     title = " ".join(page.title.get_text().split()) if page.title else ""
     for element in page(_UNREAD):

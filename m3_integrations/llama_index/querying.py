@@ -15,6 +15,7 @@ from m3_integrations.llama_index.nodes import REF_DOC_KEY
 from m3_integrations.search import RankingKeywords, SearchKeywords, SearchMode, SearchOptions, as_integer, as_number
 from m3_integrations.search.options import MODES_OF
 from m3_integrations.store import FilterLike
+from m3_integrations.store.columns import check_ids
 from m3_integrations.vectors import FloatArray, Mode, ModeWeights
 
 _MODES: Final[dict[VectorStoreQueryMode, SearchMode | None]] = {
@@ -113,8 +114,9 @@ def read_query(
         options["k"] = max(4 * n, 20)
     options["filter"] = _filter(query)
     own.changed(**options)  # raises if an option is wrong, before any other work
-    ids = query.node_ids or None  # an index passes an empty list for no ids
-    return AskedQuery(text, dense, ids, options, diversity)  # type: ignore[arg-type]
+    ids = check_ids([] if query.node_ids is None else query.node_ids)
+    # An index passes an empty list for no ids.
+    return AskedQuery(text, dense, ids or None, options, diversity)  # type: ignore[arg-type]
 
 
 def _check_fields(query: VectorStoreQuery, options: Mapping[str, Any], mmr_threshold: float | None) -> None:
@@ -158,5 +160,5 @@ def _filter(query: VectorStoreQuery) -> FilterLike:
     filters = as_filter(query.filters)
     if query.doc_ids is None:
         return filters
-    of_documents = {REF_DOC_KEY: {"$in": list(query.doc_ids)}}
+    of_documents = {REF_DOC_KEY: {"$in": check_ids(query.doc_ids)}}
     return {"$and": [filters, of_documents]} if filters else of_documents

@@ -42,6 +42,7 @@ from m3_integrations.vectors import (
     check_heads,
     check_length,
     check_modes,
+    check_stream,
     check_texts,
     resolve_weights,
     warn_of_cut,
@@ -228,8 +229,7 @@ class RemoteEncoder:
         Arguments and errors are those of `encode`. Texts are read while the batches are taken, up to eight batches
         ahead.
         """
-        if isinstance(texts, str):
-            raise TypeError("texts must be strings, got one string: pass [text]")
+        check_stream(texts)
         wanted = self._checked(kind, modes, max_length)
         return self._batches(texts, kind, wanted, max_length, show_progress=show_progress)
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 from m3_integrations.store import Store
 from m3_integrations.store.values import check_metadata, check_value
 from m3_integrations.vectors import Encoder, Mode
+from m3_integrations.vectors.texts import refuse_table
 
 NODE_KEYS: Final = ("_node_content", "_node_type", "_node_ref_doc_id")
 """The keys under which LlamaIndex's convention keeps a whole node in a record's metadata."""
@@ -97,6 +98,7 @@ def check_added(
     for name, column in (("texts", texts), ("ids", ids)):
         if isinstance(column, str):
             raise TypeError(f"{name} must be strings, got one string: pass [{name.removesuffix('s')}]")
+        refuse_table(column, name)
     texts = list(texts)
     for i, text in enumerate(texts):
         if not isinstance(text, str):
@@ -111,6 +113,7 @@ def check_added(
         given[i] = check_value(id_, f"the id at position {i}")
     if isinstance(metadatas, Mapping):
         raise TypeError("metadatas must be one mapping for each text, got one mapping: pass [metadata]")
+    refuse_table(metadatas, "metadatas", "pass one mapping for each text, such as df.to_dict('records')")
     listed = [None] * len(texts) if metadatas is None else list(metadatas)
     if len(listed) != len(texts):
         raise ValueError(

@@ -22,7 +22,8 @@ from m3_integrations.search.options import MODES_OF, SearchKeywords, SearchOptio
 from m3_integrations.search.ranking import fuse_rankings, likely_best
 from m3_integrations.search.spans import Evidence, stored_evidence
 from m3_integrations.store import FilterLike, Store, matches
-from m3_integrations.vectors import Encoder, FloatArray, M3Vectors, Mode
+from m3_integrations.store.columns import check_ids
+from m3_integrations.vectors import Encoder, FloatArray, M3Vectors, Mode, check_texts
 
 _BATCH_SIZE: Final = 64
 """The most queries encoded at a time: bounds the memory of their multi-vectors."""
@@ -209,7 +210,7 @@ class Searcher:
         """Return each query's results, as `search` does; the queries are encoded together."""
         asked = self._asked("", options)
         ranking, encoded = self._modes_of(asked)
-        results, queries = list[list[Hit]](), queries if isinstance(queries, str) else list(queries)
+        results, queries = list[list[Hit]](), check_texts(queries)
         for start in range(0, len(queries), _BATCH_SIZE):
             batch = queries[start : start + _BATCH_SIZE]
             vectors = self.encoder.encode(batch, kind="query", modes=encoded)
@@ -265,7 +266,7 @@ class Searcher:
             bm25 = self._bm25.top(query, pool, options.filter)
         candidates = {id_ for hits in found.values() for id_ in hits.ids}.union(bm25)
         if among is not None:
-            given = self.store.get(list(dict.fromkeys(among)))
+            given = self.store.get(list(dict.fromkeys(check_ids(among))))
             candidates = {record.id for record in given if matches(options.filter, record.metadata)}
         # Sorted by id: then equal scores rank the same in every store.
         ids = sorted(candidates)
@@ -335,8 +336,8 @@ class Searcher:
             ValueError: If the store holds another model's vectors, or only dense vectors.
         """
         self._bind()
-        ids = [each if isinstance(each, str) else each.id for each in found]
-        return stored_evidence(self.encoder, self.store, query, ids)
+        named = found if isinstance(found, str) else [each.id if isinstance(each, Hit) else each for each in found]
+        return stored_evidence(self.encoder, self.store, query, check_ids(named))
 
     def close(self) -> None:
         """Close the store."""

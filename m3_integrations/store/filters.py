@@ -17,6 +17,7 @@ The language is MongoDB's: `{"product": "vault", "year": {"$gte": 2024}}` asks f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -216,6 +217,8 @@ def _parse_condition(key: str, operator: str, value: Any, depth: int) -> Filter:
 
 
 def _scalar(where: str, value: Any) -> Scalar:
+    if isinstance(value, float) and math.isnan(value):
+        value = None
     value = check_value(value, where)
     if isinstance(value, bool | str):
         return value
@@ -227,7 +230,8 @@ def _scalar(where: str, value: Any) -> Scalar:
         return Instant(instant)
     if value is None:
         raise ValueError(f"{where} cannot compare None: ask for a missing key with {{'$exists': False}}")
-    raise ValueError(f"{where} needs a string, a number, a boolean or a date, got {value!r}")
+    hint = ": for several values use {'$in': [...]}" if isinstance(value, list) else ""
+    raise ValueError(f"{where} needs a string, a number, a boolean or a date, got {value!r:.80}{hint}")
 
 
 def _bound(where: str, value: Any) -> int | float | Instant:

@@ -13,17 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_integrations.scoring import raw_scores, top_rows
+from m3_integrations.store.columns import check_columns, check_ids
 from m3_integrations.store.filters import FilterLike, matches, parse_filter
 from m3_integrations.store.protocol import (
     Hits,
     Record,
     Store,
-    check_ids,
     check_model,
     check_query,
     check_vectors,
     deletion_filter,
-    latest_rows,
 )
 from m3_integrations.store.values import check_metadata
 from m3_integrations.vectors import MODES, FloatArray, IntArray, LexicalWeights, M3Vectors, Mode, offsets_of
@@ -107,10 +106,9 @@ class MemoryStore(Store):
 
         The store keeps the arrays without copying them, unless an id comes twice: do not change them afterwards.
         """
-        chosen = latest_rows(ids, texts, metadatas, vectors, is_pooled)
+        ids, texts, metadatas, flags, chosen = check_columns(ids, texts, metadatas, vectors, is_pooled)
         if not chosen:
             return
-        flags = np.zeros(len(ids), bool) if is_pooled is None else is_pooled
         kept = {i: check_metadata(metadatas[i], f"record {ids[i]!r}") for i in chosen}
         added = [Record(ids[i], texts[i], metadata, None, bool(flags[i])) for i, metadata in kept.items()]
         with self._usable():

@@ -5,7 +5,7 @@ A store returns raw scores. `Searcher` weights and fuses them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_integrations.store.filters import Filter, FilterLike, parse_filter
-from m3_integrations.store.values import check_value
 from m3_integrations.vectors import FloatArray, M3Vectors, Mode
 
 
@@ -99,7 +98,8 @@ class Store(Protocol):
             is_pooled: (n,) bool, whether another store has already pooled a record; all False if None.
 
         Raises:
-            TypeError: If an id or a text is not a string, or a record's metadata are not a mapping.
+            TypeError: If a column is one string, a mapping or a table, an id or a text is not a string, or a record's
+                metadata are not a mapping.
             ValueError: If the columns differ in length, metadata hold a value that cannot be kept, an id or a text is
                 not valid Unicode, a number in the vectors is not finite, or the vectors have other modes or sizes than
                 those in the store.
@@ -110,7 +110,7 @@ class Store(Protocol):
         """Delete the records with these ids, and return how many there were; unknown ids are skipped.
 
         Raises:
-            TypeError: If ids is one string, or an id is not a string.
+            TypeError: If ids is one string, a mapping or a table, or an id is not a string.
             ValueError: If an id is not valid Unicode.
         """
         ...
@@ -128,7 +128,7 @@ class Store(Protocol):
         """Return copies of the records with these ids, in the given order; unknown ids are skipped.
 
         Raises:
-            TypeError: If ids is one string, or an id is not a string.
+            TypeError: If ids is one string, a mapping or a table, or an id is not a string.
             ValueError: If an id is not valid Unicode.
         """
         ...
@@ -240,50 +240,6 @@ class Store(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def latest_rows(
-    ids: Sequence[str],
-    texts: Sequence[str],
-    metadatas: Sequence[Mapping[str, Any]],
-    vectors: M3Vectors,
-    is_pooled: NDArray[np.bool_] | None,
-) -> list[int]:
-    """Return the rows to write: of equal ids only the last row, at the position of the first.
-
-    Raises:
-        TypeError: If an id or a text is not a string.
-        ValueError: If the columns differ in length, or an id or a text is not valid Unicode.
-    """
-    columns: dict[str, Sized] = {"texts": texts, "metadatas": metadatas, "vectors": vectors}
-    if is_pooled is not None:
-        columns["is_pooled"] = is_pooled
-    for name, column in columns.items():
-        if len(column) != len(ids):
-            raise ValueError(f"every id needs one row of each column, got {len(ids)} ids and {len(column)} {name}")
-    for id_, text in zip(ids, texts, strict=True):
-        if not isinstance(id_, str) or not isinstance(text, str):
-            raise TypeError(f"a record's id and text must be strings, got {id_!r} and {type(text).__name__}")
-        check_value(id_, "a record's id")
-        check_value(text, f"the text of record {id_!r}")
-    return list({id_: row for row, id_ in enumerate(ids)}.values())
-
-
-def check_ids(ids: Iterable[str]) -> list[str]:
-    """Return ids as a list, so that a generator is read once, after checking that they are strings of valid Unicode.
-
-    Raises:
-        TypeError: If ids is one string, or an id is not a string.
-        ValueError: If an id is not valid Unicode.
-    """
-    if isinstance(ids, str):
-        raise TypeError(f"ids must be a sequence of strings, got the string {ids!r}: pass [{ids!r}]")
-    ids = list(ids)
-    for i, id_ in enumerate(ids):
-        if not isinstance(id_, str):
-            raise TypeError(f"ids must be strings, got {id_!r} at position {i}")
-        check_value(id_, f"the id at position {i}")
-    return ids
 
 
 def deletion_filter(filter: FilterLike) -> Filter:  # noqa: A002

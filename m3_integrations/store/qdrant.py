@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from m3_integrations.store.columns import check_columns, check_ids
 from m3_integrations.store.filters import Filter, FilterLike, parse_filter
 from m3_integrations.store.points import (
     HASHED_IDS,
@@ -32,11 +33,9 @@ from m3_integrations.store.protocol import (
     Hits,
     Record,
     Store,
-    check_ids,
     check_query,
     check_vectors,
     deletion_filter,
-    latest_rows,
 )
 from m3_integrations.store.terms import integer_paths, range_paths, translate
 from m3_integrations.vectors import FloatArray, M3Vectors, Mode
@@ -128,7 +127,7 @@ class QdrantStore(Store):
             OSError: If the disk is full.
             PermissionError: If the store is not writable.
         """
-        rows = latest_rows(ids, texts, metadatas, vectors, is_pooled)
+        ids, texts, metadatas, flags, rows = check_columns(ids, texts, metadatas, vectors, is_pooled)
         if not rows:
             return
         with self._usable():
@@ -141,7 +140,6 @@ class QdrantStore(Store):
             )
         vectors = vectors.select(kept)
         sizes = check_vectors("what is added", vectors, stored)
-        flags = np.zeros(len(ids), bool) if is_pooled is None else np.array(is_pooled, bool)
         vectors, flags = pool_vectors(vectors, flags, self._format.of_sizes(sizes))
         payloads = [as_payload(ids[i], texts[i], metadatas[i], is_pooled=bool(flags[i])) for i in rows]
         if not stored:

@@ -14,18 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_integrations.remote.connection import Answer, Connection, check_url
+from m3_integrations.store.columns import check_columns, check_ids
 from m3_integrations.store.filters import FilterLike, parse_filter
 from m3_integrations.store.points import StoreFormat, pool_vectors, vector_bytes
 from m3_integrations.store.protocol import (
     Hits,
     Record,
     Store,
-    check_ids,
     check_model,
     check_query,
     check_vectors,
     deletion_filter,
-    latest_rows,
 )
 from m3_integrations.store.served_answers import (
     AboutStore,
@@ -166,7 +165,7 @@ class ServedStore(Store):
             ValueError: Also if a record is larger than a request may be. Then nothing is stored.
             RuntimeError: If the server fails, or refuses a request after others were stored.
         """
-        rows = latest_rows(ids, texts, metadatas, vectors, is_pooled)
+        ids, texts, metadatas, flags, rows = check_columns(ids, texts, metadatas, vectors, is_pooled)
         self._check_open()
         if not rows:
             return
@@ -179,7 +178,6 @@ class ServedStore(Store):
             )
         vectors = vectors.select(kept)
         sizes = check_vectors("what is added", vectors, {})  # the server compares them with its records
-        flags = np.zeros(len(ids), bool) if is_pooled is None else np.array(is_pooled, bool)
         if about.format is not None:  # pooled here as the server would do it, so that less is sent
             vectors, flags = pool_vectors(vectors, flags, about.format.of_sizes(sizes))
         records = [

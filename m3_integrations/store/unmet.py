@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any, Final
 
 from m3_integrations.store.filters import (
@@ -22,6 +22,10 @@ from m3_integrations.store.filters import (
 
 _NEGATED: Final = {"$eq": "$ne", "$in": "$nin", "$exists": "$exists"}
 """The operators that write the negation of a condition."""
+
+_EPOCH: Final = datetime(1970, 1, 1)
+_FIRST, _LAST = datetime.min - _EPOCH, datetime.max - _EPOCH
+_HOUR, _LONGEST = timedelta(hours=1), timedelta(days=1) - timedelta.resolution
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,12 @@ def _keys(filter_: Filter) -> list[str]:
 def _plain(value: Any) -> Any:
     if not isinstance(value, Instant):
         return value
-    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=value.microseconds)).isoformat()
+    moment = timedelta(microseconds=value.microseconds)
+    # In UTC it may be up to a day outside of the years 1 to 9999; then it has another zone, of whole hours.
+    late, early = max(moment - _LAST, timedelta()), max(_FIRST - moment, timedelta())
+    hours = -(-early // _HOUR) - -(-late // _HOUR)
+    zone = timezone(max(-_LONGEST, min(_LONGEST, hours * _HOUR)))
+    return (_EPOCH + (moment + zone.utcoffset(None))).replace(tzinfo=zone).isoformat()
 
 
 def _shown(values: list[Any]) -> str:

@@ -39,6 +39,8 @@ _MAX_INTEGER_BITS: Final = 1023
 _MOST: Final = 2**_MAX_INTEGER_BITS - 2**970
 """The largest float below 2**1023; a payload gets it for larger integers, which stores of the first format may hold."""
 _EPOCH: Final = datetime(1970, 1, 1)
+_UNIT_SECONDS: Final = {"Y": 366 * 86_400, "M": 31 * 86_400, "W": 7 * 86_400, "D": 86_400, "h": 3600, "m": 60, "s": 1}
+"""The most seconds of numpy's units of dates from a second on."""
 _TICK: Final = timedelta(microseconds=1)
 _ISO: Final = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
@@ -159,11 +161,14 @@ def _plain(value: Any, owner: str, trail: _Trail) -> Any:  # noqa: PLR0911 - one
 
 
 def _from_datetime64(value: np.datetime64, owner: str, trail: _Trail) -> datetime | date:
+    unit, count = np.datetime_data(value.dtype)
+    most_us = {"ms": 1000, "us": 1}.get(unit, 10**6 * _UNIT_SECONDS.get(unit, 0))
+    is_far = abs(int(value.astype(np.int64))) * count * most_us > 2**62  # numpy's own products would overflow
     exact = value.astype("datetime64[us]")
     python = exact.item()
-    if np.isnat(value) or not isinstance(python, datetime) or exact != value:
+    if np.isnat(value) or is_far or not isinstance(python, datetime) or exact != value:
         _refuse(value, owner, trail, "dates have years 1 to 9999 and microseconds: round it, or use None")
-    is_day = np.datetime_data(value.dtype)[0] in {"Y", "M", "W", "D"}
+    is_day = unit in {"Y", "M", "W", "D"}
     return python.date() if is_day else python
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import SupportsIndex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, SupportsIndex
 
 import numpy as np
 
@@ -19,12 +19,10 @@ def check_texts(texts: Iterable[str], position: int = 0) -> Sequence[str]:
         position: The number of the first text in error messages.
 
     Raises:
-        TypeError: If texts is one string, no iterable, or holds anything but strings.
+        TypeError: If texts is one string, no iterable, a mapping or a table, or holds anything but strings.
         ValueError: If a text is not valid Unicode.
     """
-    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
-        what = "one string" if isinstance(texts, str) else repr(texts)
-        raise TypeError(f"texts must be strings, got {what}: pass [text]")
+    check_stream(texts)
     texts = texts if isinstance(texts, list | tuple) else list(texts)
     for i, text in enumerate(texts):
         if not isinstance(text, str):
@@ -38,6 +36,20 @@ def check_texts(texts: Iterable[str], position: int = 0) -> Sequence[str]:
                     f"not allowed) at character {error.start}, near {text[max(error.start - 20, 0) : error.end + 20]!a}"
                 ) from error
     return texts
+
+
+def check_stream(texts: Iterable[str]) -> None:
+    """Raise TypeError if texts, which may be a generator, is one string, no iterable, a mapping or a table."""
+    refuse_table(texts, "texts")
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+        what = "one string" if isinstance(texts, str) else repr(texts)
+        raise TypeError(f"texts must be strings, got {what}: pass [text]")
+
+
+def refuse_table(values: Any, name: str, hint: str = "pass a list, or one of its columns") -> None:
+    """Raise TypeError for a mapping or a data frame, which give their keys or the names of their columns."""
+    if isinstance(values, Mapping) or hasattr(values, "columns"):
+        raise TypeError(f"{name} must be one column, got a {type(values).__name__}: {hint}")
 
 
 def check_length(max_length: int) -> int:
