@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date, datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -72,20 +73,23 @@ def test_columns_with_labels_are_read_by_position(store: Store) -> None:
         np.testing.assert_array_equal(record.vectors.dense, vectors[row].dense)
 
 
-@pytest.mark.parametrize("wrong", [Table(), {"text": "alpha"}], ids=["table", "mapping"])
+OF_IDS: list[Callable[[Searcher, Any], Any]] = [
+    lambda s, wrong: s.add(["x"], ids=wrong),
+    lambda s, wrong: s.delete(wrong),
+    lambda s, wrong: s.store.get(wrong),
+    lambda s, wrong: s.store.upsert(wrong, ["x"], [{}], s.encoder.encode(["x"])),
+    lambda s, wrong: s.search("alpha", ids=wrong),
+]
+OTHERS: list[Callable[[Searcher, Any], Any]] = [
+    lambda s, wrong: s.add(wrong),
+    lambda s, wrong: s.store.upsert(["x"], wrong, [{}], s.encoder.encode(["x"])),
+    lambda s, wrong: s.store.upsert(["x"], ["x"], wrong, s.encoder.encode(["x"])),
+    lambda s, wrong: s.search_batch(wrong),
+]
+
+
 @pytest.mark.parametrize(
-    "call",
-    [
-        lambda s, wrong: s.add(wrong),
-        lambda s, wrong: s.add(["x"], ids=wrong),
-        lambda s, wrong: s.delete(wrong),
-        lambda s, wrong: s.store.get(wrong),
-        lambda s, wrong: s.store.upsert(wrong, ["x"], [{}], s.encoder.encode(["x"])),
-        lambda s, wrong: s.store.upsert(["x"], wrong, [{}], s.encoder.encode(["x"])),
-        lambda s, wrong: s.store.upsert(["x"], ["x"], wrong, s.encoder.encode(["x"])),
-        lambda s, wrong: s.search("alpha", ids=wrong),
-        lambda s, wrong: s.search_batch(wrong),
-    ],
+    ("call", "wrong"), [*product(OF_IDS, [Table()]), *product(OTHERS, [Table(), {"text": "alpha"}])]
 )
 def test_a_table_or_a_mapping_is_no_column(
     call: Callable[[Searcher, Any], Any], wrong: Any, searcher: Searcher
@@ -93,6 +97,11 @@ def test_a_table_or_a_mapping_is_no_column(
     with pytest.raises(TypeError, match=f"must be one column, got a {type(wrong).__name__}: pass"):
         call(searcher, wrong)
     assert searcher.store.count() == 3
+
+
+def test_the_keys_of_a_mapping_may_be_ids(searcher: Searcher) -> None:
+    assert [record.id for record in searcher.store.get({"b": 1, "a": 2})] == ["b", "a"]  # type: ignore[arg-type]
+    assert searcher.delete({"a": 1}) == 1  # type: ignore[arg-type]
 
 
 def test_a_table_of_metadata_is_answered_with_how_to_pass_it(searcher: Searcher) -> None:

@@ -65,7 +65,7 @@ def check_ids(ids: Iterable[str]) -> list[str]:
     """Return ids as a list, so that a generator is read once, after checking that they are strings of valid Unicode.
 
     Raises:
-        TypeError: If ids is one string, a mapping or a table, or an id is not a string.
+        TypeError: If ids is one string or a table, or an id is not a string.
         ValueError: If an id is not valid Unicode.
     """
     ids = _listed(ids, "ids")

@@ -110,7 +110,7 @@ class Store(Protocol):
         """Delete the records with these ids, and return how many there were; unknown ids are skipped.
 
         Raises:
-            TypeError: If ids is one string, a mapping or a table, or an id is not a string.
+            TypeError: If ids is one string or a table, or an id is not a string.
             ValueError: If an id is not valid Unicode.
         """
         ...
@@ -128,7 +128,7 @@ class Store(Protocol):
         """Return copies of the records with these ids, in the given order; unknown ids are skipped.
 
         Raises:
-            TypeError: If ids is one string, a mapping or a table, or an id is not a string.
+            TypeError: If ids is one string or a table, or an id is not a string.
             ValueError: If an id is not valid Unicode.
         """
         ...

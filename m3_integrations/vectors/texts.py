@@ -47,8 +47,8 @@ def check_stream(texts: Iterable[str]) -> None:
 
 
 def refuse_table(values: Any, name: str, hint: str = "pass a list, or one of its columns") -> None:
-    """Raise TypeError for a mapping or a data frame, which give their keys or the names of their columns."""
-    if isinstance(values, Mapping) or hasattr(values, "columns"):
+    """Raise TypeError for a data frame, which gives its columns' names, or a mapping, whose keys may only be ids."""
+    if hasattr(values, "columns") or (name != "ids" and isinstance(values, Mapping)):
         raise TypeError(f"{name} must be one column, got a {type(values).__name__}: {hint}")
 
 
