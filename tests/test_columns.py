@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date, datetime
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -73,29 +72,23 @@ def test_columns_with_labels_are_read_by_position(store: Store) -> None:
         np.testing.assert_array_equal(record.vectors.dense, vectors[row].dense)
 
 
-OF_IDS: list[Callable[[Searcher, Any], Any]] = [
-    lambda s, wrong: s.add(["x"], ids=wrong),
-    lambda s, wrong: s.delete(wrong),
-    lambda s, wrong: s.store.get(wrong),
-    lambda s, wrong: s.store.upsert(wrong, ["x"], [{}], s.encoder.encode(["x"])),
-    lambda s, wrong: s.search("alpha", ids=wrong),
-]
-OTHERS: list[Callable[[Searcher, Any], Any]] = [
-    lambda s, wrong: s.add(wrong),
-    lambda s, wrong: s.store.upsert(["x"], wrong, [{}], s.encoder.encode(["x"])),
-    lambda s, wrong: s.store.upsert(["x"], ["x"], wrong, s.encoder.encode(["x"])),
-    lambda s, wrong: s.search_batch(wrong),
-]
-
-
 @pytest.mark.parametrize(
-    ("call", "wrong"), [*product(OF_IDS, [Table()]), *product(OTHERS, [Table(), {"text": "alpha"}])]
+    "call",
+    [
+        lambda s, wrong: s.add(wrong),
+        lambda s, wrong: s.add(["x"], ids=wrong),
+        lambda s, wrong: s.delete(wrong),
+        lambda s, wrong: s.store.get(wrong),
+        lambda s, wrong: s.store.upsert(wrong, ["x"], [{}], s.encoder.encode(["x"])),
+        lambda s, wrong: s.store.upsert(["x"], wrong, [{}], s.encoder.encode(["x"])),
+        lambda s, wrong: s.store.upsert(["x"], ["x"], wrong, s.encoder.encode(["x"])),
+        lambda s, wrong: s.search("alpha", ids=wrong),
+        lambda s, wrong: s.search_batch(wrong),
+    ],
 )
-def test_a_table_or_a_mapping_is_no_column(
-    call: Callable[[Searcher, Any], Any], wrong: Any, searcher: Searcher
-) -> None:
-    with pytest.raises(TypeError, match=f"must be one column, got a {type(wrong).__name__}: pass"):
-        call(searcher, wrong)
+def test_a_table_is_no_column(call: Callable[[Searcher, Any], Any], searcher: Searcher) -> None:
+    with pytest.raises(TypeError, match="must be one column, got a Table: pass"):
+        call(searcher, Table())
     assert searcher.store.count() == 3
 
 
@@ -147,9 +140,7 @@ def test_a_date_that_is_in_range_only_in_its_zone_is_explained(moment: str, sear
     assert datetime.fromisoformat(said) == datetime.fromisoformat(moment)
 
 
-def test_a_comparison_with_nothing_or_a_list_names_the_way_out(searcher: Searcher) -> None:
-    with pytest.raises(ValueError, match=r"\$exists"):
-        searcher.search("alpha", filter={"year": float("nan")})
+def test_a_comparison_with_a_list_names_the_way_out(searcher: Searcher) -> None:
     with pytest.raises(ValueError, match=r"\$in"):
         searcher.search("alpha", filter={"year": np.array([1, 2])})
 

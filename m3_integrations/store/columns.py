@@ -41,7 +41,7 @@ def check_columns(
     """Return the columns as lists: a data frame's column would be read by its labels, not by position.
 
     Raises:
-        TypeError: If a column is one string, a mapping or a table, or an id or a text is not a string.
+        TypeError: If a column is one string or a table, or an id or a text is not a string.
         ValueError: If the columns differ in length, or an id or a text is not valid Unicode.
     """
     refuse_table(metadatas, "metadatas", "pass one mapping for each record, such as df.to_dict('records')")

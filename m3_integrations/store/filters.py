@@ -17,7 +17,6 @@ The language is MongoDB's: `{"product": "vault", "year": {"$gte": 2024}}` asks f
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -217,8 +216,6 @@ def _parse_condition(key: str, operator: str, value: Any, depth: int) -> Filter:
 
 
 def _scalar(where: str, value: Any) -> Scalar:
-    if isinstance(value, float) and math.isnan(value):
-        value = None
     value = check_value(value, where)
     if isinstance(value, bool | str):
         return value

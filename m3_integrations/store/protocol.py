@@ -98,7 +98,7 @@ class Store(Protocol):
             is_pooled: (n,) bool, whether another store has already pooled a record; all False if None.
 
         Raises:
-            TypeError: If a column is one string, a mapping or a table, an id or a text is not a string, or a record's
+            TypeError: If a column is one string or a table, an id or a text is not a string, or a record's
                 metadata are not a mapping.
             ValueError: If the columns differ in length, metadata hold a value that cannot be kept, an id or a text is
                 not valid Unicode, a number in the vectors is not finite, or the vectors have other modes or sizes than

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -19,7 +19,7 @@ def check_texts(texts: Iterable[str], position: int = 0) -> Sequence[str]:
         position: The number of the first text in error messages.
 
     Raises:
-        TypeError: If texts is one string, no iterable, a mapping or a table, or holds anything but strings.
+        TypeError: If texts is one string, no iterable or a table, or holds anything but strings.
         ValueError: If a text is not valid Unicode.
     """
     check_stream(texts)
@@ -39,7 +39,7 @@ def check_texts(texts: Iterable[str], position: int = 0) -> Sequence[str]:
 
 
 def check_stream(texts: Iterable[str]) -> None:
-    """Raise TypeError if texts, which may be a generator, is one string, no iterable, a mapping or a table."""
+    """Raise TypeError if texts, which may be a generator, is one string, no iterable or a table."""
     refuse_table(texts, "texts")
     if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
         what = "one string" if isinstance(texts, str) else repr(texts)
@@ -47,8 +47,8 @@ def check_stream(texts: Iterable[str]) -> None:
 
 
 def refuse_table(values: Any, name: str, hint: str = "pass a list, or one of its columns") -> None:
-    """Raise TypeError for a data frame, which gives its columns' names, or a mapping, whose keys may only be ids."""
-    if hasattr(values, "columns") or (name != "ids" and isinstance(values, Mapping)):
+    """Raise TypeError for a data frame or another table, of which only the names of the columns would be read."""
+    if hasattr(values, "columns"):
         raise TypeError(f"{name} must be one column, got a {type(values).__name__}: {hint}")
 
 
