@@ -336,7 +336,7 @@ class Searcher:
             ValueError: If the store holds another model's vectors, or only dense vectors.
         """
         self._bind()
-        named = found if isinstance(found, str) else [each.id if isinstance(each, Hit) else each for each in found]
+        named = found if isinstance(found, str) else [each if isinstance(each, str) else each.id for each in found]
         return stored_evidence(self.encoder, self.store, query, check_ids(named))
 
     def close(self) -> None:
