@@ -32,6 +32,11 @@ _AT_ONCE: Final = _WITHOUT_KEY | {"/metrics", "/v1/models", "/v1/encoder"}
 STORE_THREADS: Final = 8
 """Store calls that run at a time. Most engines run one at a time; a server runs several."""
 
+CHANGE_THREADS: Final = 4
+"""Changes of the store that run at a time. They may wait for minutes while a folder is optimised; searches do not."""
+
+_CHANGES: Final = frozenset({"/v1/store/upsert", "/v1/store/delete"})
+
 _SHORT_BYTES: Final = 4096
 """A request whose body is at most this large, such as a search, is short: it does not wait behind large requests."""
 
@@ -66,10 +71,10 @@ class Gate:
     """An ASGI app around the routes.
 
     The gate reads a body completely, within the limits, before the routes see the request. At most `max_running` short
-    requests run at a time, and an eighth as many longer ones; further requests wait in their order. Requests to
-    /v1/store have separate places, so that no kind of request blocks another. Within the encoder short texts go first.
-    A request ends early when its time is over or its client closes the connection: its task is cancelled, which takes
-    its texts out of the encoder's queue.
+    requests run at a time, and an eighth as many longer ones; further requests wait in their order. Requests that read
+    the store and those that change it have separate places, so that no kind of request blocks another. Within the
+    encoder short texts go first. A request ends early when its time is over or its client closes the connection: its
+    task is cancelled, which takes its texts out of the encoder's queue.
 
     Args:
         app: The routes.
@@ -90,7 +95,8 @@ class Gate:
         self._short = Lane(limits.max_running, limits.max_waiting)
         self._long = Lane(max(1, limits.max_running // _LONG_SHARE), limits.max_waiting)
         self._storing = Lane(min(limits.max_running, STORE_THREADS), limits.max_waiting)
-        self._lanes = lanes = (self._short, self._long, self._storing)
+        self._changing = Lane(min(limits.max_running, CHANGE_THREADS), limits.max_waiting)
+        self._lanes = lanes = (self._short, self._long, self._storing, self._changing)
         metrics.watch(
             n_running=lambda: sum(lane.n_running for lane in lanes),
             n_waiting=lambda: sum(lane.n_waiting for lane in lanes),
@@ -109,6 +115,8 @@ class Gate:
             lane.end()
 
     def _lane(self, path: str, headers: dict[bytes, bytes]) -> Lane:
+        if path in _CHANGES:
+            return self._changing
         if path.startswith("/v1/store"):
             return self._storing
         if path in _LONG_ANSWERS:

@@ -19,7 +19,7 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 from numpy.typing import NDArray
 
-from m3_integrations.serve.gate import STORE_THREADS
+from m3_integrations.serve.gate import CHANGE_THREADS, STORE_THREADS
 from m3_integrations.serve.limits import Limits
 from m3_integrations.serve.refusal import Refusal
 from m3_integrations.serve.shapes import (
@@ -151,12 +151,12 @@ def _add_changing(router: APIRouter, calls: _Calls) -> None:
         the `fingerprint`, `kept_modes` and `token_pooling` of the store that the records were made for. A write that
         has begun is finished even if the client closes the connection.
         """
-        return StoredAnswer(upserted=await calls.run(response, calls.upsert, await request.body()))
+        return StoredAnswer(upserted=await calls.change(response, calls.upsert, await request.body()))
 
     @router.post("/v1/store/delete")
     async def delete(question: RemoveQuestion, response: Response) -> DeleteAnswer:
         """Delete records by ids or by a parsed filter."""
-        return DeleteAnswer(deleted=await calls.run(response, calls.delete, question.ids, question.filter))
+        return DeleteAnswer(deleted=await calls.change(response, calls.delete, question.ids, question.filter))
 
     @router.post("/v1/store/bind")
     async def bind(question: BindQuestion, response: Response) -> DoneAnswer:
@@ -187,6 +187,7 @@ class _Calls:
         self.store = store
         self._limits = limits
         self._threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="m3-store")
+        self._changing = ThreadPoolExecutor(CHANGE_THREADS, thread_name_prefix="m3-store-changes")
         self._runs = count(1)
         self._optimizing: tuple[int, asyncio.Future[None]] | None = None
 
@@ -196,8 +197,15 @@ class _Calls:
         Raises:
             Refusal: If the store cannot be read or written.
         """
+        return await self._run(self._threads, response, call, *args)
+
+    async def change(self, response: Response, call: Callable[..., _T], *args: Any) -> _T:
+        """Run a call that changes records, as `run`, in one of the threads that may wait for the store's turn."""
+        return await self._run(self._changing, response, call, *args)
+
+    async def _run(self, threads: ThreadPoolExecutor, response: Response, call: Callable[..., _T], *args: Any) -> _T:
         try:
-            result = await self._in_thread(call, *args)
+            result = await asyncio.get_running_loop().run_in_executor(threads, partial(call, *args))
             fingerprint = self.store.fingerprint
         except PermissionError as error:
             raise Refusal(403, str(error)) from error
@@ -210,9 +218,6 @@ class _Calls:
         if fingerprint is not None:
             response.headers["X-M3-Fingerprint"] = fingerprint
         return result
-
-    def _in_thread(self, call: Callable[..., _T], *args: Any) -> asyncio.Future[_T]:
-        return asyncio.get_running_loop().run_in_executor(self._threads, partial(call, *args))
 
     async def answer(self, call: Callable[..., bytes], *args: Any) -> Response:
         """Return a response with the bytes that a call returns."""
@@ -310,7 +315,8 @@ class _Calls:
         if self._optimizing is None or (run != self._optimizing[0] and self._optimizing[1].done()):
             if run is not None and self._optimizing is not None and run < self._optimizing[0]:
                 return run, True  # another client has started a later run since
-            self._optimizing = next(self._runs), asyncio.ensure_future(self._in_thread(self.store.optimize))
+            in_thread = asyncio.get_running_loop().run_in_executor(self._threads, self.store.optimize)
+            self._optimizing = next(self._runs), in_thread
         number, ended = self._optimizing
         await asyncio.wait({ended}, timeout=_OPTIMIZE_S)
         if ended.done():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import shutil
 import sys
 import threading
 import uuid
@@ -15,10 +14,12 @@ from typing import Any, Final, NoReturn
 
 import qdrant_edge as edge
 
-from m3_integrations.store.edge_config import RESCORED, as_config
+from m3_integrations.store.edge_config import RESCORED, as_config, as_filter
 from m3_integrations.store.edge_folder import StoreFolder
 from m3_integrations.store.edge_ids import RememberedIds
-from m3_integrations.store.edge_log import last_change, restore_log, sync_log, trim_log
+from m3_integrations.store.edge_log import end_with_small_change, restore_log, sync_log, trim_log
+from m3_integrations.store.edge_optimizing import Optimizer
+from m3_integrations.store.edge_size import allocated_bytes
 from m3_integrations.store.points import IDS_IN_POINTS, MultiVectorStorage, StoreFormat, choose_format
 from m3_integrations.store.qdrant import Among, Found, QdrantStore
 from m3_integrations.store.syncing import sync_tree
@@ -29,11 +30,8 @@ _LOG = logging.getLogger(__name__)
 _DUE_AT: Final = 20_000
 """Up to about this many records, a search without an index takes a few milliseconds."""
 
-_RESERVE_BYTES: Final = 160 << 20
-"""Disk space that is never used: the engine maps its files, and a page without room kills the process. On a tmpfs,
-where reading takes room too, opening after a crash needs more than 128 MB."""
-
-_NOBODY: Final = uuid.UUID(int=0)  # no record has it: `point_id` makes none of version 0
+_MANY: Final = 1000
+"""From this many records on, `optimize` takes a process of its own."""
 
 _PAGE: Final = 256  # records in a page of `_scroll`
 
@@ -45,18 +43,6 @@ _MAX_LOGGED_BYTES: Final = 16 << 20
 
 _NO_HANDLES: Final = (errno.EMFILE, errno.ENFILE)
 """Errors for too many open files: then no sync was tried, so no data are lost."""
-
-
-def _as_filter(part: Mapping[str, Any]) -> Any:
-    """Return a filter of `translate`, or one of its conditions, in the engine's types."""
-    if "nested" in part:
-        return edge.NestedCondition(part["nested"]["key"], _as_filter(part["nested"]["filter"]))
-    if "match" in part:
-        return edge.FieldCondition(part["key"], match=edge.MatchAny(**part["match"]))
-    if "range" in part:
-        return edge.FieldCondition(part["key"], range=edge.RangeFloat(**part["range"]))
-    clauses: dict[str, Any] = {clause: [_as_filter(each) for each in parts] for clause, parts in part.items()}
-    return edge.Filter(**clauses)
 
 
 class EdgeStore(QdrantStore):
@@ -90,7 +76,7 @@ class EdgeStore(QdrantStore):
 
     _point_type = edge.Point
     _sparse_type = edge.SparseVector
-    _filter_type = staticmethod(_as_filter)
+    _filter_type = staticmethod(as_filter)
 
     def __init__(
         self,
@@ -102,6 +88,8 @@ class EdgeStore(QdrantStore):
         self._place = StoreFolder(folder)
         self.folder = self._place.path
         self._lock = threading.RLock()
+        self._optimizer: Optimizer | None = None
+        self._has_optimized = threading.Condition(self._lock)
         self._shard: edge.EdgeShard | None = None
         self._indexed_paths: set[str] = set()
         self._n_unindexed, self._has_said_due = 0, False
@@ -146,8 +134,8 @@ class EdgeStore(QdrantStore):
             self._place.write(format_)
 
     def _create_engine(self, format_: StoreFormat) -> StoreFormat:
-        self._check_writable()
-        self._check_disk(0)
+        self._place.check_writable()
+        self._place.check_disk(0)
         self._place.discard_unfinished()
         self._place.unfinished.mkdir()
         shard = edge.EdgeShard.create(str(self._place.unfinished), as_config(format_))
@@ -161,16 +149,20 @@ class EdgeStore(QdrantStore):
 
     def _index(self, path: str) -> None:
         with suppress(OSError):  # searches work without the index, only slower; a change raises its own error
-            self._check_disk(0)
+            self._place.check_disk(0)
             index = edge.IntegerIndexParams(lookup=False, range=True)
             self._update(edge.UpdateOperation.create_field_index(path, index))
+
+    def _index_all(self, paths: set[str]) -> None:
+        if self._optimizer is None:
+            super()._index_all(paths)
 
     def _unindex(self, path: str) -> None:
         self._update(edge.UpdateOperation.delete_field_index(path))
 
     def _write(self, points: list[Any], size_bytes: int) -> None:
-        self._check_writable()
-        self._check_disk(size_bytes)
+        self._place.check_writable()
+        self._place.check_disk(size_bytes)
         self._update(edge.UpdateOperation.upsert_points(points), size_bytes=size_bytes)
         self._n_unindexed += len(points)
         if self._n_unindexed > _DUE_AT and not self._has_said_due:
@@ -183,12 +175,12 @@ class EdgeStore(QdrantStore):
 
     def _overwrite(self, payloads: Mapping[Any, dict[str, Any]]) -> None:
         size_bytes = sum(len(payload["text"]) for payload in payloads.values())
-        self._check_disk(size_bytes)
+        self._place.check_disk(size_bytes)
         operations = [edge.UpdateOperation.overwrite_payload([id_], each) for id_, each in payloads.items()]
         self._update(*operations, size_bytes=size_bytes)
 
     def _delete(self, *, points: list[Any] | None = None, where: Any = None) -> None:
-        self._check_writable()
+        self._place.check_writable()
         make = edge.UpdateOperation
         self._update(make.delete_points_by_filter(where) if points is None else make.delete_points(points))
 
@@ -232,16 +224,58 @@ class EdgeStore(QdrantStore):
             mode: [(ids[point.int], score) for point, score in hits] for mode, hits in zip(named, found, strict=True)
         }
 
+    def optimize(self) -> None:
+        """Build the indexes now, as `Store.optimize`.
+
+        With 1,000 records or more another process builds them in a copy of the files, which then takes their place.
+        Searches go on meanwhile, and changes wait.
+
+        Raises:
+            OSError: If the disk is full, the engine fails, or the store is closed meanwhile. The store is as before.
+        """
+        with self._usable(is_change=True):
+            if not self.modes:
+                return
+            self._place.check_writable()
+            self._place.check_disk(2 * sum(map(allocated_bytes, self._place.engine.rglob("*"))))
+            n_records = self._count(None)
+            if n_records < _MANY:
+                self._optimize()
+                return
+            self._flush()
+            optimizer = self._optimizer = Optimizer(self._place, self._format, n_records)
+        try:
+            is_there = optimizer.run()
+            with self._usable():
+                (self._take_optimized if is_there else self._optimize)()
+        finally:
+            optimizer.discard()
+            with self._lock:
+                self._optimizer = None
+                self._has_optimized.notify_all()
+
     def _optimize(self) -> None:
-        self._check_writable()
-        shard = self._opened()
-        self._check_disk(2 * sum(file.stat().st_blocks * 512 for file in self._place.engine.rglob("*")))
-        shard.optimize()
+        self._opened().optimize()
         self._flush()
         self._n_unindexed, self._has_said_due = 0, False
 
+    def _take_optimized(self) -> None:
+        """Go on with the optimised copy of the engine's files."""
+        shard, self._shard = self._opened(), None
+        try:
+            shard.close()
+            self._place.take_optimized()
+            self._n_unindexed, self._has_said_due = 0, False
+        finally:
+            self._load(self._format)
+
+    def _await_turn(self) -> None:
+        self._has_optimized.wait_for(lambda: self._optimizer is None)
+
     def _flush(self) -> None:
         shard = self._opened()
+        if self._broken_by is not None:
+            raise self._unwritable(self._broken_by)
         try:
             if _IS_LOG_ENOUGH:
                 sync_log(self._place.log)  # first: after a crash the log's changes are applied again, partial ones too
@@ -254,9 +288,15 @@ class EdgeStore(QdrantStore):
     def _close(self) -> None:
         shard, self._shard = self._shard, None
         try:
+            if self._optimizer is not None:
+                self._optimizer.stop()
+                self._has_optimized.wait_for(lambda: self._optimizer is None, timeout=10.0)
             if shard is not None:
                 try:
-                    self._settle(shard)
+                    shard.flush()
+                    with suppress(OSError):  # the disk is full: the log is not trimmed
+                        self._place.check_disk(0)
+                        end_with_small_change(shard, self._place.log)
                 finally:
                     shard.close()
                 if not self._place.is_read_only and self._broken_by is None:
@@ -266,16 +306,6 @@ class EdgeStore(QdrantStore):
             raise self._failed(error) from error
         finally:
             self._place.unlock()
-
-    def _settle(self, shard: edge.EdgeShard) -> None:
-        """Write everything out, and if the log's last change is large, add a small one that can stay in the log."""
-        shard.flush()
-        last = last_change(self._place.log)
-        if last is not None and not last.is_small:
-            with suppress(OSError):  # the disk is full: the log is not trimmed
-                self._check_disk(0)
-                shard.update(edge.UpdateOperation.delete_points([_NOBODY]))
-                shard.flush()
 
     def _opened(self) -> edge.EdgeShard:
         if self._shard is None:
@@ -318,19 +348,3 @@ class EdgeStore(QdrantStore):
             f"the engine could not write to {self.folder}: {error}. Earlier changes are safe; a part of this change "
             "may be stored. Remove the cause, close the store and open it again"
         )
-
-    def _check_writable(self) -> None:
-        if self._place.is_read_only:
-            raise PermissionError(
-                errno.EACCES, "the store was opened for reading because its folder is not writable", str(self.folder)
-            )
-
-    def _check_disk(self, size_bytes: int) -> None:
-        free = shutil.disk_usage(self._place.engine.parent).free
-        needed = 2 * size_bytes + _RESERVE_BYTES
-        if free < needed:
-            raise OSError(
-                errno.ENOSPC,
-                f"{needed >> 20} MB of free disk space are needed, got {free >> 20} MB: nothing was written",
-                str(self.folder),
-            )

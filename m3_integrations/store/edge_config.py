@@ -1,8 +1,9 @@
-"""The settings of a new collection of the engine, for a store's format."""
+"""The engine's own types for a store's format, its settings, and for filters."""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import qdrant_edge as edge
 
@@ -40,3 +41,15 @@ def as_config(format_: StoreFormat) -> edge.EdgeConfig:
         )
     sparse = {"lexical": edge.EdgeSparseVectorParams()} if "lexical" in format_.modes else None
     return edge.EdgeConfig(vectors=dense or None, sparse_vectors=sparse)
+
+
+def as_filter(part: Mapping[str, Any]) -> Any:
+    """Return a filter of `translate`, or one of its conditions, in the engine's types."""
+    if "nested" in part:
+        return edge.NestedCondition(part["nested"]["key"], as_filter(part["nested"]["filter"]))
+    if "match" in part:
+        return edge.FieldCondition(part["key"], match=edge.MatchAny(**part["match"]))
+    if "range" in part:
+        return edge.FieldCondition(part["key"], range=edge.RangeFloat(**part["range"]))
+    clauses: dict[str, Any] = {clause: [as_filter(each) for each in parts] for clause, parts in part.items()}
+    return edge.Filter(**clauses)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -26,7 +27,13 @@ _FORMAT_FILE: Final = "m3-store.json"
 _LOCK_FILE: Final = "m3-store.lock"
 _ENGINE: Final = "engine"
 _UNFINISHED: Final = "engine.unfinished"
+_OPTIMIZED: Final = "engine.optimized"
+_REPLACED: Final = "engine.replaced"
 _NEW_LOG: Final = "m3-store.log.new"
+
+_RESERVE_BYTES: Final = 160 << 20
+"""Disk space that is never used: the engine maps its files, and a page without room kills the process. On a tmpfs,
+where reading takes room too, opening after a crash needs more than 128 MB."""
 
 _HERE: Final[weakref.WeakValueDictionary[tuple[int, Path], StoreFolder]] = weakref.WeakValueDictionary()
 """The folders that are open in this process, by process id and path."""
@@ -47,6 +54,7 @@ class StoreFolder:
         engine: The folder of the engine's files. It exists once the store has had records.
         log: The folder of the engine's write-ahead log, which the engine replays after a crash.
         unfinished: The folder in which the engine's files are created, before `finish` renames it to `engine`.
+        optimized: The folder in which an optimised copy of the engine's files is made, before `take_optimized`.
 
     Raises:
         NotADirectoryError: If the path is a file.
@@ -70,6 +78,7 @@ class StoreFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         work = Path(self._copy.name) if self._copy else self.path
         self.engine, self.unfinished = work / _ENGINE, work / _UNFINISHED
+        self.optimized, self._replaced = work / _OPTIMIZED, work / _REPLACED
         self.log = self.engine / "wal"
         try:
             self._refuse_foreign()
@@ -148,6 +157,17 @@ class StoreFolder:
         self.unfinished.rename(self.engine)
         sync(self.path)
 
+    def take_optimized(self) -> None:
+        """Put `optimized` in the place of `engine`. Killed at any moment, the next opening finds one of the two."""
+        self.engine.rename(self._replaced)
+        try:
+            self.optimized.rename(self.engine)
+        except OSError:
+            self._replaced.rename(self.engine)
+            raise
+        sync(self.path)
+        shutil.rmtree(self._replaced, ignore_errors=True)
+
     def discard_unfinished(self) -> None:
         """Delete the files of a failed creation, which never held a record."""
         if self.unfinished.exists():
@@ -177,6 +197,24 @@ class StoreFolder:
             return False
         return True
 
+    def check_writable(self) -> None:
+        """Raise PermissionError if the folder cannot be written to."""
+        if self.is_read_only:
+            raise PermissionError(
+                errno.EACCES, "the store was opened for reading because its folder is not writable", str(self.path)
+            )
+
+    def check_disk(self, size_bytes: int) -> None:
+        """Raise OSError unless twice so many bytes are free, and some that are never used."""
+        free = shutil.disk_usage(self.engine.parent).free
+        needed = 2 * size_bytes + _RESERVE_BYTES
+        if free < needed:
+            raise OSError(
+                errno.ENOSPC,
+                f"{needed >> 20} MB of free disk space are needed, got {free >> 20} MB: nothing was written",
+                str(self.path),
+            )
+
     def unlock(self) -> None:
         """Release the lock, so that the folder can be opened again, and delete the temporary copy."""
         if self._lock is not None:
@@ -196,7 +234,13 @@ class StoreFolder:
             )
 
     def _tidy(self) -> None:
-        """Undo an interrupted creation, which never held a record."""
+        """Undo an interrupted creation, which never held a record, and an interrupted `take_optimized`."""
+        if self._replaced.exists() and not self.engine.exists():
+            self._replaced.rename(self.engine)
+            sync(self.path)
+        for left in (self._replaced, self.optimized):
+            if left.exists():
+                shutil.rmtree(left)
         format_ = self.read()
         if not self.unfinished.exists():
             return

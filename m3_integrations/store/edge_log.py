@@ -18,10 +18,13 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import qdrant_edge as edge
 
 from m3_integrations.store.syncing import sync
 
@@ -37,6 +40,8 @@ _LENGTH_BYTES: Final = 8
 _CHECKSUM_BYTES: Final = 4
 
 _SMALL_CHANGE_BYTES: Final = 1024
+
+_NOBODY: Final = uuid.UUID(int=0)  # no record has it: `point_id` makes none of version 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,14 @@ def last_change(log: Path) -> LastChange | None:
         number += n_changes
         last = found if n_changes else last
     return LastChange(number - 1, *last) if last is not None and acknowledged == number - 1 else None
+
+
+def end_with_small_change(shard: edge.EdgeShard, log: Path) -> None:
+    """If the last change of an engine that is written out is large, add a small one that can stay in the log."""
+    last = last_change(log)
+    if last is not None and not last.is_small:
+        shard.update(edge.UpdateOperation.delete_points([_NOBODY]))
+        shard.flush()
 
 
 def _read(file: Path) -> tuple[int, tuple[bytes, bytes] | None]:

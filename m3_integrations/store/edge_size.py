@@ -37,7 +37,7 @@ def disk_use(folder: Path) -> DiskUse:
     """Measure a store in a folder. Records that were just written may not be counted until it closes."""
     log = folder / "engine" / "wal"
     files = [file for file in folder.rglob("*") if file.is_file() and file.parent != log]
-    sizes = {file: _allocated_bytes(file) for file in files}
+    sizes = {file: allocated_bytes(file) for file in files}
     return DiskUse(sum(sizes.values()), sum(size for file, size in sizes.items() if _MULTI_VECTOR_FOLDER in file.parts))
 
 
@@ -56,6 +56,7 @@ def smaller_storages(storage: MultiVectorStorage) -> list[MultiVectorStorage]:
     return [each for each in ("turbo8", "turbo4", "none") if _BITS[each] < _BITS[storage]]
 
 
-def _allocated_bytes(file: Path) -> int:
+def allocated_bytes(file: Path) -> int:
+    """Return the bytes that a file takes on its disk."""
     found = file.stat()
     return found.st_blocks * 512 if hasattr(found, "st_blocks") else found.st_size

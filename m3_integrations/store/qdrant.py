@@ -150,7 +150,7 @@ class QdrantStore(Store):
         max_bytes = _BATCH_BYTES if is_alone else _SMALL_BATCH_BYTES
         for batch, size_bytes in batches(payloads, np.array(rows), vectors, max_bytes):
             points = self._pack(payloads[batch], vectors, rows[batch])
-            with self._usable():
+            with self._usable(is_change=True):
                 if len(self._indexed_paths | (paths := integer_paths(payloads[batch]))) <= _MAX_INDEXED:
                     self._index_all(paths)
                 self._write(points, size_bytes)
@@ -160,7 +160,7 @@ class QdrantStore(Store):
         ids = check_ids(ids)
         deleted = 0
         for part in self._parts(ids):
-            with self._usable():
+            with self._usable(is_change=True):
                 there = self._retrieve(part) if self._current_format().modes else []
                 if there:
                     self._delete(points=[point.id for point in there])
@@ -170,7 +170,7 @@ class QdrantStore(Store):
     def delete_where(self, filter: FilterLike) -> int:  # noqa: A002
         """Delete the records that match, and return how many there were, as `Store.delete_where`."""
         parsed = deletion_filter(filter)
-        with self._usable():
+        with self._usable(is_change=True):
             deleted = self.count(parsed)
             if deleted:
                 self._delete(where=self._condition(parsed))
@@ -345,16 +345,25 @@ class QdrantStore(Store):
         self._write_format(self._format)
 
     @contextmanager
-    def _usable(self) -> Iterator[None]:
-        """Hold the engine's lock. The process is checked first: in a fork the lock may never be released."""
+    def _usable(self, *, is_change: bool = False) -> Iterator[None]:
+        """Hold the engine's lock. The process is checked first: in a fork the lock may never be released.
+
+        Args:
+            is_change: Whether records will be changed, which some engines cannot do at any time.
+        """
         if self._pid != os.getpid():
             raise RuntimeError(
                 "this store was opened before the process forked: open it in the child, or use the 'spawn' start method"
             )
         with self._lock:
+            if is_change:
+                self._await_turn()
             if self._is_closed:
                 raise RuntimeError("this store was closed")
             yield
+
+    def _await_turn(self) -> None:
+        """Return when the engine can change records. The lock is held, and may be released while this waits."""
 
     def _create(self, sizes: Mapping[Mode, int]) -> None:
         """Create the engine for records with vectors of these sizes, unless another thread or process has."""

@@ -1,6 +1,7 @@
 """The doors of a store alone: they leave the encoder free, end well, and outlast the time limit of a request."""
 
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -123,3 +124,39 @@ def test_the_page_describes_every_door(served: M3Encoder) -> None:
         assert answer.headers["content-type"] == "application/octet-stream"
         assert answer.headers["x-m3-fingerprint"] == served.fingerprint
         assert unpack(answer.content) == ({"n_read": 0, "records": []}, {})
+
+
+class TurnStore(MemoryStore):
+    """Changes when it is let, as a folder does after `optimize`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go, self.waiting = threading.Event(), 0
+
+    def delete(self, ids: Sequence[str]) -> int:
+        self.waiting += 1
+        assert self.go.wait(60)
+        return super().delete(ids)
+
+
+def delete(url: str) -> httpx.Response:
+    return httpx.post(f"{url}/v1/store/delete", json={"ids": ["a"]}, timeout=60)
+
+
+def test_changes_that_wait_for_their_turn_leave_searches_free() -> None:
+    store = TurnStore()
+    with serving_store(store) as url, ThreadPoolExecutor(20) as pool:
+        changes = [pool.submit(delete, url) for _ in range(20)]
+        wait_until(lambda: store.waiting > 0 and "m3_requests_waiting 16.0" in httpx.get(f"{url}/metrics").text)
+        assert httpx.post(f"{url}/v1/store/count", json={}, timeout=60).json() == {"count": 0}
+        store.go.set()
+        assert [each.result().json() for each in changes] == [{"deleted": 0}] * 20
+
+
+def test_changes_that_were_given_up_leave_searches_free() -> None:
+    store = TurnStore()
+    with serving_store(store, limits=Limits(timeout_s=0.5)) as url, ThreadPoolExecutor(20) as pool:
+        changes = [pool.submit(delete, url) for _ in range(20)]
+        assert [each.result().status_code for each in changes] == [504] * 20
+        assert httpx.post(f"{url}/v1/store/count", json={}, timeout=60).json() == {"count": 0}
+        store.go.set()

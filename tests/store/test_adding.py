@@ -307,7 +307,7 @@ def test_a_filter_that_says_nothing_finds_everything_and_deletes_nothing(
 
 def test_a_folder_that_is_full_says_what_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_store(tmp_path / "s") as store:
-        monkeypatch.setattr("m3_integrations.store.edge._RESERVE_BYTES", 1 << 62)
+        monkeypatch.setattr("m3_integrations.store.edge_folder._RESERVE_BYTES", 1 << 62)
         with pytest.raises(IncompleteAddError, match="0 of 7") as failed:
             Searcher(Batches(), store).add(TEXTS)
         assert "of free disk space are needed" in str(failed.value.__cause__)

@@ -297,7 +297,7 @@ def test_a_full_disk_is_seen_before_the_first_record(
     tmp_path: Path, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = type("Usage", (), {"free": 100 << 20})()
-    monkeypatch.setattr("m3_integrations.store.edge.shutil.disk_usage", lambda _: free)
+    monkeypatch.setattr("m3_integrations.store.edge_folder.shutil.disk_usage", lambda _: free)
     with EdgeStore(tmp_path / "s") as store:
         with pytest.raises(OSError, match="MB of free disk space are needed, got 100 MB"):
             add(store, records(random, ["a"]))
@@ -328,7 +328,7 @@ def test_a_full_disk_is_seen_before_anything_is_written(
         add(store, records(random, ["a"]))
         free = type("Usage", (), {"free": 100 << 20})()
         with monkeypatch.context() as patch:
-            patch.setattr("m3_integrations.store.edge.shutil.disk_usage", lambda _: free)
+            patch.setattr("m3_integrations.store.edge_folder.shutil.disk_usage", lambda _: free)
             with pytest.raises(OSError, match="MB of free disk space are needed, got 100 MB"):
                 add(store, records(random, ["b"]))
             with pytest.raises(OSError, match="MB of free disk space are needed, got 100 MB"):
@@ -347,7 +347,7 @@ def test_a_search_needs_no_index_where_nothing_can_be_written(
         store.upsert(["a"], ["text"], [{f"k{i}": i for i in range(20)}], random_vectors(random, 1))
         if fault == "full":
             free = type("Usage", (), {"free": 1 << 10})()
-            monkeypatch.setattr("m3_integrations.store.edge.shutil.disk_usage", lambda _: free)
+            monkeypatch.setattr("m3_integrations.store.edge_folder.shutil.disk_usage", lambda _: free)
         else:
             store._broken_by = OSError("the disk is gone")
         before = set(store._opened().info().payload_schema)
