@@ -628,18 +628,19 @@ class M3VectorStore(VectorStore):
         Returns:
             For "similarity" an `M3HybridRetriever` with this store's options; each call can override them. For "mmr"
             and "similarity_score_threshold" LangChain's `VectorStoreRetriever`, which passes a call's options on too;
-            the threshold is a relevance from 0 to 1. If other code needs a `VectorStoreRetriever`, construct it:
-            `VectorStoreRetriever(vectorstore=vectors)`.
+            the threshold is a relevance from 0 to 1. Also for a subclass with another `similarity_search`. If other
+            code needs a `VectorStoreRetriever`, construct it: `VectorStoreRetriever(vectorstore=vectors)`.
 
         Raises:
             ValueError: For an unknown search type or option (pydantic's ValidationError), or one out of range.
         """
         search_type = settings.pop("search_type", "similarity")
-        if search_type != "similarity":
+        is_overridden = type(self).similarity_search is not M3VectorStore.similarity_search
+        if search_type != "similarity" or is_overridden:
             return super().as_retriever(search_type=search_type, **settings)
         settings |= settings.pop("search_kwargs", None) or {}
         own = {name: getattr(self._retriever, name) for name in type(self._retriever).model_fields}
-        own["tags"] = self._get_retriever_tags()
+        settings["tags"] = settings.get("tags") or [*(own["tags"] or []), *self._get_retriever_tags()]
         retriever = M3HybridRetriever(**own | settings)
         retriever._made = (b"", self._searcher)  # share the searcher and its BM25 index
         return retriever

@@ -7,13 +7,14 @@ recognised by its document, the document's hash and its place in the text, not b
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, Final
 
 import numpy as np
 from llama_index.core.schema import BaseNode, Document, MetadataMode, NodeWithScore
 
-from m3_integrations.llama_index.nodes import REF_DOC_KEY, as_metadata, as_node
+from m3_integrations.llama_index.nodes import REF_DOC_KEY, as_metadata, as_node, embedded_text
 from m3_integrations.search import Searcher, add_unless_known, records_of
 from m3_integrations.store import Record
 from m3_integrations.store.values import check_value
@@ -51,7 +52,8 @@ def add_nodes(
     new = {node.node_id: node for node in nodes}
     metadatas = list(map(as_metadata, new.values()))  # before any change: it raises if metadata cannot be kept
     texts = [
-        check_value(node.get_content(MetadataMode.EMBED), f"the text of node {id_!r}") for id_, node in new.items()
+        check_value(embedded_text(node, metadata), f"the text of node {node.node_id!r}")
+        for node, metadata in zip(new.values(), metadatas, strict=True)
     ]
     searcher.store.bind(searcher.encoder.fingerprint)  # raises if the store is of another model
     documents = [node.ref_doc_id for node in new.values() if node.ref_doc_id is not None]
@@ -75,7 +77,8 @@ def _stale(old: Iterable[Record], new: Sequence[BaseNode], *, replace_documents:
     versions: dict[str | None, set[str | None]] = {}
     for node in new:
         versions.setdefault(node.ref_doc_id, set()).add(_version(node))
-    places, ids = {_place(node) for node in new}, {node.node_id for node in new}
+    _warn_of_shared_ids(versions)
+    places, ids = {_place(node) for node in new} - {None}, {node.node_id for node in new}
     stale: list[str] = []
     for record in old:
         if record.id in ids:
@@ -89,44 +92,77 @@ def _stale(old: Iterable[Record], new: Sequence[BaseNode], *, replace_documents:
     return stale
 
 
+def _warn_of_shared_ids(versions: Mapping[str | None, Set[str | None]]) -> None:
+    """Warn of documents that share an id: added in one call all are kept, in several calls only the last one."""
+    shared = [(id_, found - {None}) for id_, found in versions.items() if id_ is not None]
+    for id_, found in shared:
+        if len(found) > 1:
+            warnings.warn(
+                f"{len(found)} different documents have the id {id_!r}: a later call with one of them deletes the "
+                "nodes of the others, as an id stands for one document. Give each its own id, such as file and page",
+                stacklevel=4,
+            )
+            return
+
+
 def _version(node: BaseNode) -> str | None:
     """Return the hash of the document that a node was made from; None if the node does not have it."""
     return None if node.source_node is None else node.source_node.hash
 
 
-def _place(node: BaseNode) -> str:
+def _place(node: BaseNode) -> str | None:
     """Return a key that is equal for two nodes if they are the same piece of the same document, split twice.
 
-    Pieces with the same text, place and parent's text have the same key, also if several calls add them.
+    A piece without offsets, such as a row of a table, is known by its neighbours, as others may have its text. None if
+    neither these nor the document's hash are known: then two nodes with one text may be two pieces.
     """
     content = node.model_dump(mode="json", exclude={"id_", "embedding", "relationships"})
+    neighbours = [None if each is None else each.hash for each in (node.prev_node, node.next_node)]
     if content.get("start_char_idx") is not None:
         del content["metadata"]  # the place is enough: extractors may change metadata
+        neighbours = []
+    elif _version(node) is None and not any(neighbours):
+        return None
     parent = None if node.parent_node is None else node.parent_node.hash  # offsets count from the parent
-    return json.dumps([node.ref_doc_id, parent, content], sort_keys=True)
+    return json.dumps([node.ref_doc_id, parent, neighbours, content], sort_keys=True)
 
 
 def check_embeddings(encoder: Encoder, nodes: Sequence[BaseNode]) -> None:
-    """Raise ValueError if a node's embedding differs from our dense vector of its text by more than rounding."""
+    """Raise ValueError if a node's embedding differs from our dense vector of its text by more than rounding.
+
+    The text may be with or without the metadata: the embedding shows which model made it, and is not stored.
+    """
     nodes = [node for node in nodes if node.embedding]
     for node in nodes:
         if len(node.get_embedding()) != encoder.dim:
             raise _foreign(node, encoder, f"has {len(node.get_embedding())} numbers, not {encoder.dim}")
-    start = 0
     # This costs no pass if `M3Embedding` has just embedded the nodes: the vectors are still in the encoder's cache.
-    for vectors in encoder.encode_batches([node.get_content(MetadataMode.EMBED) for node in nodes], modes=("dense",)):
+    unlike = _unlike(encoder, nodes, MetadataMode.EMBED)
+    others = list(unlike)
+    for mode in (MetadataMode.NONE, MetadataMode.ALL, MetadataMode.LLM):  # programs that embed nodes by themselves
+        others = [others[row] for row in _unlike(encoder, [nodes[row] for row in others], mode)]
+    for row in others:
+        raise _foreign(nodes[row], encoder, f"has a cosine of {unlike[row]:.2f} with it")
+
+
+def _unlike(encoder: Encoder, nodes: Sequence[BaseNode], mode: MetadataMode) -> dict[int, float]:
+    """Return the positions of nodes whose embedding is not that of their text in this mode, with the cosines."""
+    unlike: dict[int, float] = {}
+    start = 0
+    for vectors in encoder.encode_batches([node.get_content(mode) for node in nodes], modes=("dense",)):
         some = nodes[start : start + len(vectors)]
         given = np.array([node.get_embedding() for node in some], dtype=np.float32)
         lengths = np.linalg.norm(given, axis=1)
         cosines = np.einsum("nd,nd->n", given, vectors.dense) / np.where(lengths > 0, lengths, 1)
-        for row in np.flatnonzero(~(cosines >= _LEAST_COSINE)):  # "not >=" is true for NaN too
-            raise _foreign(some[row], encoder, f"has a cosine of {cosines[row]:.2f} with it")
+        foreign = np.flatnonzero(~(cosines >= _LEAST_COSINE)).tolist()  # "not >=" is true for NaN too
+        unlike |= {start + row: float(cosines[row]) for row in foreign}
         start += len(vectors)
+    return unlike
 
 
 def _foreign(node: BaseNode, encoder: Encoder, what: str) -> ValueError:
     return ValueError(
         f"the embedding of node {node.node_id!r} is not the dense vector that {encoder.model} makes of its text: it "
-        f"{what}. Nothing was stored. Vectors of two models cannot be compared: pass `embed_model` of this vector "
-        "store to the index or the pipeline"
+        f"{what}. Nothing was stored. It is of another model, whose vectors cannot be compared, or of another text, if "
+        "the node or its metadata changed since: pass `embed_model` of this vector store to the index or the pipeline"
     )

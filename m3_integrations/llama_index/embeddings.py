@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding, SimilarityMode
 from pydantic import Field
 
 from m3_integrations.llama_index.fields import NamedEncoderFields
@@ -87,6 +87,16 @@ class QueryEmbedding(M3Embedding):
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         return [[] for _ in texts]
+
+    def similarity(
+        self, embedding1: Embedding, embedding2: Embedding, mode: SimilarityMode = SimilarityMode.DEFAULT
+    ) -> float:
+        """Return the similarity of two embeddings; raise ValueError if one is that of a text, which is empty."""
+        if not len(embedding1) or not len(embedding2):
+            raise ValueError(
+                "this model embeds only queries, because its vector store encodes the texts: use M3Embedding here"
+            )
+        return super().similarity(embedding1, embedding2, mode)
 
 
 def _floats(dense: FloatArray) -> list[list[float]]:

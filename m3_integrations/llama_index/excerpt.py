@@ -6,7 +6,7 @@ import asyncio
 from typing import Annotated, Final
 
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
-from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, TextNode
+from llama_index.core.schema import MetadataMode, Node, NodeWithScore, QueryBundle, TextNode
 from pydantic import BeforeValidator, Field, SkipValidation
 
 from m3_integrations.llama_index.fields import EncoderFields, Integer
@@ -99,6 +99,6 @@ class M3Excerpt(EncoderFields, BaseNodePostprocessor):
         own = evidence.within(start, start + len(content))
         kept = own.keep(max_share=self.max_share, max_characters=self.max_characters, neighbours=self.neighbours)
         node = with_results(found.node, {_SPANS_KEY: [list(span) for span in kept]})
-        if isinstance(node, TextNode):
+        if isinstance(node, TextNode | Node):
             node.set_content(self.separator.join(content[a:b] for a, b in kept) or content)
         return found.model_copy(update={"node": node})

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from llama_index.core.schema import (
     BaseNode,
+    MetadataMode,
     NodeRelationship,
     NodeWithScore,
     RelatedNodeInfo,
@@ -85,6 +86,12 @@ def as_metadata(node: BaseNode) -> dict[str, Any]:
     return {**metadata, REF_DOC_KEY: node.ref_doc_id}
 
 
+def embedded_text(node: BaseNode, metadata: Mapping[str, Any]) -> str:
+    """Return a node's text for embedding models, with the values that its record's metadata have."""
+    kept = node.model_copy(update={"metadata": {key: metadata[key] for key in node.metadata}})
+    return kept.get_content(MetadataMode.EMBED)
+
+
 def _checked_relationships(node: BaseNode) -> dict[NodeRelationship, RelatedNodeType]:
     """Return a node's relationships, with metadata that JSON can hold."""
 
@@ -109,7 +116,7 @@ def as_result(hit: Hit) -> M3NodeWithScore:
 
 def as_node(id_: str, text: str, metadata: Mapping[str, Any]) -> BaseNode:
     """Return the node that was added as this record, or a `TextNode` if the record was not added as a node."""
-    if holds_node(metadata) and '"id_"' in metadata["_node_content"]:
+    if holds_node(metadata):
         with suppress(ValueError, TypeError):  # another program wrote the key "_node_content" in another format
             node = metadata_dict_to_node(dict(metadata))
             # Take the values from the record, which keeps dates as dates; in the node's JSON they are strings.

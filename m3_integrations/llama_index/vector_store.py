@@ -132,7 +132,8 @@ class M3VectorStore(EncoderFields, BasePydanticVectorStore):
     def embed_model(self) -> M3Embedding:
         """The embedding model to use with this store: it embeds only queries, because the store encodes the texts.
 
-        Its embedding of a text is an empty list, which this store accepts and other stores refuse.
+        Its embedding of a text is an empty list, which this store accepts. Other stores refuse it, or accept it and
+        fail in a search: for them, and for `Settings.embed_model`, use `M3Embedding`.
         """
         return QueryEmbedding(encoder=self.encoder)
 
@@ -181,8 +182,9 @@ class M3VectorStore(EncoderFields, BasePydanticVectorStore):
 
         Raises:
             TypeError: For an unknown argument, if nodes is a single node, or if it holds something that is not a node.
-            ValueError: If an embedding is not this model's vector of the node's text, metadata hold a value that cannot
-                be kept, or the store holds another model's vectors. Nothing is stored then.
+            ValueError: If an embedding is not this model's vector of the node's text, with or without its metadata, if
+                metadata hold a value that cannot be kept, or the store holds another model's vectors. Nothing is stored
+                then.
             IncompleteAddError: If it fails when some nodes may already be stored. Adding all of them again makes no
                 duplicates.
         """

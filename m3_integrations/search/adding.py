@@ -17,7 +17,8 @@ NODE_KEYS: Final = ("_node_content", "_node_type", "_node_ref_doc_id")
 
 def holds_node(metadata: Mapping[str, Any]) -> bool:
     """Return whether a record's metadata hold a whole node. If not, `NODE_KEYS` in them are the user's own keys."""
-    return all(isinstance(metadata.get(key), str) for key in NODE_KEYS[:2])
+    content, kind = (metadata.get(key) for key in NODE_KEYS[:2])
+    return isinstance(content, str) and isinstance(kind, str) and '"id_"' in content
 
 
 class IncompleteAddError(RuntimeError):

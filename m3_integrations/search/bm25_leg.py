@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from contextlib import nullcontext
+from typing import Any, Self
 
 from m3_integrations.bm25 import Bm25Index
 from m3_integrations.store import Filter, Record, Store
@@ -23,6 +24,10 @@ class Bm25Leg:
         self._version = -1  # the version of the store that these records were read from
         # A searcher over a server can be pickled, a lock cannot; without a store in memory nothing needs the lock.
         self._lock = threading.Lock() if isinstance(store, MemoryStore) else nullcontext()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return this leg: copies of what uses it share the store, so the index too."""
+        return self
 
     def top(self, query: str, n: int, filter_: Filter | None) -> dict[str, float]:
         """Return the ids and scores of the n best records that match the filter and share a token with the query.

@@ -233,6 +233,13 @@ class Store(Protocol):
         """Release the store's memory, files and connections; later calls raise RuntimeError."""
         ...
 
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return this store: the copy of an object that uses it uses the same records."""
+        return self
+
     def __enter__(self) -> Self:
         return self
 

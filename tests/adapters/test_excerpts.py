@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from langchain_core.documents import Document
 from llama_index.core.schema import Document as LongNode
-from llama_index.core.schema import ImageNode, MetadataMode, NodeWithScore, TextNode
+from llama_index.core.schema import ImageNode, MediaResource, MetadataMode, Node, NodeWithScore, TextNode
 from pydantic import ValidationError
 
 from m3_integrations import M3Encoder, Searcher, langchain, llama_index, open_store
@@ -136,3 +136,16 @@ def test_evidence_within_a_part_has_the_parts_offsets(tiny: M3Encoder) -> None:
     ]
     assert part.read_to == len(TEXTS[0])
     assert [(s.start, s.end) for s in whole.within(20, 40).sentences] == [(0, 16), (17, 20)]
+
+
+@pytest.mark.parametrize("kind", [LongNode, Node, TextNode])
+def test_a_node_of_every_kind_is_shortened_in_a_copy(kind: Any, tiny: M3Encoder) -> None:
+    text = MediaResource(text=TEXTS[0])
+    node = Node(text_resource=text) if kind is Node else kind(text=TEXTS[0])
+    (found,) = llama_index.M3Excerpt(encoder=tiny, max_share=0.3).postprocess_nodes(
+        [NodeWithScore(node=node)], query_str=QUERY
+    )
+    spans = found.node.metadata["m3_spans"]
+    assert found.node.get_content(MetadataMode.NONE) == " … ".join(TEXTS[0][a:b] for a, b in spans)
+    assert len(found.node.get_content(MetadataMode.NONE)) < len(TEXTS[0])
+    assert (node.get_content(MetadataMode.NONE), node.metadata) == (TEXTS[0], {})

@@ -74,7 +74,7 @@ def test_a_result_added_again_does_not_carry_its_scores_into_the_index(retriever
 def test_what_the_llama_index_adapter_keeps_for_itself_is_left_out(fake: FakeEncoder) -> None:
     store = open_store()
     store.bind(fake.fingerprint)
-    metadata = {"_node_content": "{}", "_node_type": "TextNode", "_other": 1, "node": 2, "m3_scores": "stale"}
+    metadata = {"_node_content": '{"id_": "n"}', "_node_type": "TextNode", "_other": 1, "node": 2, "m3_scores": "stale"}
     store.upsert(["n"], ["a text"], [metadata], fake.encode(["a text"]))
     retriever = M3HybridRetriever(encoder=fake, store=store)
     (found,) = retriever.invoke("text")
@@ -96,7 +96,8 @@ def test_a_users_own_keys_that_look_like_a_nodes_come_back(fake: FakeEncoder) ->
 def test_what_only_looks_like_a_node_is_a_plain_record_to_llama_index(content: str, fake: FakeEncoder) -> None:
     store = open_store()
     own = {"_node_content": content, "_node_type": "Mine", "n": 1}
-    M3HybridRetriever.from_texts(["a text"], [own], ids=["n"], encoder=fake, store=store)
+    retriever = M3HybridRetriever.from_texts(["a text"], [own], ids=["n"], encoder=fake, store=store)
+    assert retriever.get_by_ids(["n"])[0].metadata == own
     (found,) = NodeRetriever(encoder=fake, store=store).retrieve("text")
     assert (found.node.get_content(), found.score is not None) == ("a text", True)
 

@@ -1,6 +1,7 @@
 """The vector store by itself: adding, deleting, every kind of search, and the retriever that it makes."""
 
 import asyncio
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -302,6 +303,26 @@ async def test_it_makes_a_hybrid_retriever_with_its_own_options(vectors: M3Vecto
     assert await retriever.ainvoke("keys", k=5) == await store.asimilarity_search("keys", 5)
     assert store.as_retriever().tags == ["M3VectorStore", "M3Embeddings"]
     assert len(store.as_retriever().invoke("keys")) == 6
+
+
+def test_its_retrievers_have_its_own_tags_and_a_subclasss_search(vectors: M3VectorStore) -> None:
+    tagged = M3VectorStore(vectors.embeddings, store=vectors.store, tags=["ours"])
+    assert tagged.as_retriever().tags == ["ours", "M3VectorStore", "M3Embeddings"]
+    assert tagged.as_retriever(tags=[]).tags == ["ours", "M3VectorStore", "M3Embeddings"]
+
+    class Own(M3VectorStore):
+        def similarity_search(self, query: str, k: int | None = None, **kwargs: Any) -> list[Document]:
+            return [Document(page_content=f"{query} {k}")]
+
+    own = Own(vectors.embeddings, store=vectors.store)
+    assert own.as_retriever(search_kwargs={"k": 2}).invoke("keys") == [Document(page_content="keys 2")]
+
+
+def test_a_copy_of_it_or_of_its_retriever_uses_the_same_records(vectors: M3VectorStore) -> None:
+    for copied in (copy.deepcopy(vectors), copy.copy(vectors)):
+        assert copied.store is vectors.store
+    retriever = copy.deepcopy(vectors.as_retriever())
+    assert retriever.invoke("keys") == vectors.as_retriever().invoke("keys")
 
 
 def test_its_retrievers_share_one_bm25_index(vectors: M3VectorStore) -> None:

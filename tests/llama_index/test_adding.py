@@ -1,16 +1,19 @@
 """What `add_nodes` does with a document that was added before."""
 
+import copy
+import warnings
 from collections.abc import Iterator, Sequence
 from datetime import date
+from enum import Enum
 from pathlib import Path
 
 import numpy as np
 import pytest
-from llama_index.core.node_parser import HierarchicalNodeParser, SentenceSplitter, get_leaf_nodes
-from llama_index.core.schema import BaseNode, Document, NodeRelationship, RelatedNodeInfo, TextNode
+from llama_index.core.node_parser import HierarchicalNodeParser, JSONNodeParser, SentenceSplitter, get_leaf_nodes
+from llama_index.core.schema import BaseNode, Document, MetadataMode, NodeRelationship, RelatedNodeInfo, TextNode
 
 from m3_integrations import M3Encoder, open_store
-from m3_integrations.llama_index import M3HybridRetriever
+from m3_integrations.llama_index import M3HybridRetriever, M3Rerank
 from m3_integrations.llama_index.nodes import REF_DOC_KEY
 from m3_integrations.store import Store
 from tests.fakes import FakeEncoder, random_vectors
@@ -308,3 +311,58 @@ def test_a_script_that_is_run_again_encodes_nothing_on_a_network(small: Path, tm
             counts.append((store.count(), encoder.stats.encoded_texts))
     assert len(set(counts)) == 1
     assert counts[0][0] == len(splitter.get_nodes_from_documents(documents))
+
+
+def test_equal_rows_of_a_document_are_kept_whatever_the_calls(adding: M3HybridRetriever) -> None:
+    rows = '[{"total": 0}, {"total": 0}, {"name": "keys"}, {"total": 0}]'
+
+    def cut() -> list[BaseNode]:
+        return JSONNodeParser().get_nodes_from_documents([Document(id_="d", text=rows)])
+
+    for node in cut():
+        adding.add_nodes([node])
+    assert adding.store.count() == 4
+    adding.add_nodes(cut())
+    assert adding.store.count() == 4  # cut again they are the same rows
+    for node in cut():
+        adding.add_nodes([node])
+    assert adding.store.count() == 4
+
+
+def test_equal_nodes_of_which_no_more_is_known_are_kept(adding: M3HybridRetriever) -> None:
+    for i in range(3):
+        source = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id="d")}
+        adding.add_nodes([TextNode(id_=f"n{i}", text="Total: 0", relationships=source)])
+    assert ids_of(adding.retrieve("Total")) == ["n0", "n1", "n2"]
+
+
+def test_documents_that_share_an_id_are_named(adding: M3HybridRetriever) -> None:
+    pages = [Document(id_="report.pdf", text=f"page {i} of many") for i in range(3)]
+    nodes = SentenceSplitter().get_nodes_from_documents(pages)
+    with pytest.warns(UserWarning, match=r"3 different documents have the id 'report\.pdf': a later call"):
+        adding.add_nodes(nodes)
+    assert adding.store.count() == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adding.add_nodes(SentenceSplitter().get_nodes_from_documents([pages[0], Document(text="another one")]))
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+def test_the_text_is_encoded_with_the_metadata_that_come_back(adding: M3HybridRetriever, fake: CountingEncoder) -> None:
+    metadata = {"pages": (1, 2), "colour": Colour.RED, "share": np.float32(0.1), "on": date(2024, 1, 2)}
+    adding.add_nodes([TextNode(id_="n", text="keys", metadata=metadata)])
+    (found,) = adding.retrieve("keys")
+    assert adding.store.get(["n"])[0].text == found.node.get_content(MetadataMode.EMBED)
+    n_encoded = len(fake.encoded)
+    again = M3Rerank(encoder=fake, store=adding.store).postprocess_nodes([found], query_str="keys")
+    assert fake.encoded[n_encoded:] == [("query", "keys")]  # alone: the node's vectors are the stored ones
+    assert again[0].score == pytest.approx(found.score)
+
+
+def test_a_copy_of_what_uses_a_store_uses_the_same_records(adding: M3HybridRetriever) -> None:
+    again = copy.deepcopy(adding)
+    adding.add_nodes([TextNode(id_="n", text="keys")])
+    assert ids_of(again.retrieve("keys")) == ["n"]

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llama_index.core.llms import ChatMessage
+from llama_index.core.memory import Memory, VectorMemoryBlock
 from llama_index.core.schema import BaseNode, Document, MetadataMode, NodeRelationship, RelatedNodeInfo, TextNode
 from llama_index.core.vector_stores import (
     FilterCondition,
@@ -415,7 +417,7 @@ def embedded(nodes: Sequence[TextNode], embeddings: Any) -> list[TextNode]:
 
 @pytest.mark.parametrize(
     "kind",
-    ["another model's", "a sibling's", "of another size", "of the text without metadata", "not a number", "zeros"],
+    ["another model's", "a sibling's", "of another size", "of another text", "not a number", "zeros"],
 )
 async def test_nodes_with_another_models_embeddings_are_refused_and_nothing_is_stored(
     store: Store, nodes: list[TextNode], kind: str
@@ -426,7 +428,7 @@ async def test_nodes_with_another_models_embeddings_are_refused_and_nothing_is_s
         "another model's": np.random.default_rng(0).normal(size=8),
         "a sibling's": 0.95 * good[39] + 0.3 * np.array([good[39][1], -good[39][0], 0, 0, 0, 0, 0, 0]),
         "of another size": np.ones(9),
-        "of the text without metadata": encoder.encode([nodes[39].get_content()]).dense[0],
+        "of another text": encoder.encode(["changed since"]).dense[0],
         "not a number": np.full(8, np.nan),
         "zeros": np.zeros(8),
     }
@@ -448,6 +450,27 @@ def test_our_own_embeddings_are_accepted_whatever_their_length(store: Store, nod
     vectors = M3VectorStore(encoder=encoder, store=store)
     vectors.add(embedded(nodes, dense * 3 + random.normal(scale=1e-3, size=dense.shape)))
     check(vectors.query(asked(k=5)), ranking(nodes, ModeWeights()), 5)
+
+
+@pytest.mark.parametrize("mode", [MetadataMode.NONE, MetadataMode.ALL, MetadataMode.LLM, MetadataMode.EMBED])
+def test_an_embedding_of_the_text_with_or_without_metadata_is_of_this_model(store: Store, mode: MetadataMode) -> None:
+    encoder = FakeEncoder()
+    node = TextNode(text="keys", metadata={"a": "x", "b": "y"}, excluded_embed_metadata_keys=["a"])
+    node.excluded_llm_metadata_keys = ["b"]
+    assert len({node.get_content(each) for each in MetadataMode}) == 4
+    M3VectorStore(encoder=encoder, store=store).add(embedded([node], encoder.encode([node.get_content(mode)]).dense))
+    assert store.get([node.node_id], with_vectors=True)[0].text == node.get_content(MetadataMode.EMBED)
+
+
+async def test_memory_of_llama_index_keeps_messages_that_it_embeds_without_metadata(fake: CountingEncoder) -> None:
+    vectors = M3VectorStore(encoder=fake)
+    block = VectorMemoryBlock(name="before", vector_store=vectors, embed_model=M3Embedding(encoder=fake))
+    memory = Memory.from_defaults(
+        token_limit=60, chat_history_token_ratio=0.5, token_flush_size=10, memory_blocks=[block]
+    )
+    for i in range(12):
+        await memory.aput(ChatMessage(role="user", content=f"message {i} about keys"))
+    assert vectors.store.count() > 2
 
 
 async def test_embeddings_are_compared_in_the_pass_that_made_them(small: Path) -> None:
@@ -475,6 +498,9 @@ async def test_the_stores_embedding_model_leaves_texts_to_the_store(fake: Counti
     assert await model.aget_text_embedding_batch(["a"]) == [[]]
     assert model.get_text_embedding("a") == await model.aget_text_embedding("a") == []
     assert fake.encoded == []
+    with pytest.raises(ValueError, match=r"embeds only queries, .* use M3Embedding"):
+        model.similarity(model.get_text_embedding("a"), model.get_text_embedding("b"))
+    assert model.similarity(model.get_query_embedding("q"), model.get_query_embedding("q")) == pytest.approx(1)
     expected = pytest.approx(FakeEncoder().encode(["q"], kind="query").dense[0].tolist())
     assert model.get_query_embedding("q") == await model.aget_query_embedding("q") == expected
     again = pickle.loads(pickle.dumps(model))
