@@ -141,10 +141,16 @@ def _open_all(ways: list[Way], corpus: Corpus | None, device: str, stack: ExitSt
 def _options(way: Way) -> SearchOptions:
     from m3_integrations.search import SearchOptions
 
-    weights = way.settings.get("weights")
+    weights: Any = way.settings.get("weights")
+    if weights and "/" in weights:
+        try:
+            dense, lexical, multi_vector = map(float, weights.split("/"))
+        except ValueError as error:
+            raise ValueError(f"weights must be three numbers, dense/lexical/multi-vector, got {weights!r}") from error
+        weights = dense, lexical, multi_vector
     return SearchOptions(
         mode=cast("Any", way.settings.get("mode")),  # SearchOptions refuses other strings
-        weights=[float(part) for part in weights.split("/")] if weights and "/" in weights else weights,
+        weights=weights,
     )
 
 

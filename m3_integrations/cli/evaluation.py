@@ -59,7 +59,7 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
 
     console = PipedConsole()
     (compared_with,) = check_columns([baseline], MODES)
-    chosen, asked = parse_weights(weights or []), metrics.split(",") if metrics else None
+    chosen, asked = parse_weights(weights or []), _names(metrics)
     protocol = evaluation.Protocol(rerank_depth=rerank_depth, pool_size=pool_size, encode_candidates=encode_candidates)
     datasets = [
         evaluation.read_dataset(folder, queries_from=queries_from, split=split, titles=titles)
@@ -70,7 +70,7 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
         _check_calibration(calibrate, len(models), len(datasets))
     opened = partial(open_model, shared=False, device=device, max_length=max_length)
     common = _common_modes(opened, models)
-    columns = check_columns(modes.split(","), common, _joined(models)) if modes else possible_columns(common)
+    columns = check_columns(_names(modes) or [], common, _joined(models)) if modes else possible_columns(common)
     check_weights(chosen)
     _check_datasets(datasets, asked, common, _joined(models), tune=tune or calibrate is not None)
     out.mkdir(parents=True, exist_ok=True)
@@ -137,6 +137,11 @@ def _check_calibration(file: Path, n_models: int, n_datasets: int) -> None:
 
 def _joined(models: Sequence[str]) -> str:
     return models[0] if len(models) == 1 else f"(one of {', '.join(models)})"
+
+
+def _names(text: str | None) -> list[str] | None:
+    """Return the names in a comma-separated list; None without one."""
+    return [name.strip() for name in text.split(",")] if text else None
 
 
 def parse_weights(texts: Sequence[str]) -> dict[str, ModeWeights | str]:

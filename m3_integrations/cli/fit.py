@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ from m3_integrations.cli.shared import (
     errors_in_one_line,
     is_new,
     open_place_and_model,
+    urls_of,
 )
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ def fit(
         raise FileNotFoundError(f"no store at {store}")
     with open_place_and_model(store, model, device=device, collection=collection) as (opened, encoder):
         found = fit_storage(opened, encoder, asked)
-    for line in (*_table(found), "", verdict(found, share), *_command(found, share, store)):
+    for line in (*_table(found), "", verdict(found, share), *_command(found, share, store, collection)):
         PipedConsole().print(escape(line), highlight=False, soft_wrap=True)
 
 
@@ -97,11 +99,14 @@ def _times(more: float, less: float) -> str:
     return f"{more / less:.1f} times smaller" if less else "gone"
 
 
-def _command(fit: StorageFit, max_loss: float, store: str) -> Iterator[str]:
+def _command(fit: StorageFit, max_loss: float, store: str, collection: str | None) -> Iterator[str]:
     chosen = fit.smallest(max_loss)
     if chosen is not None:
         yield "A copy like that, which encodes nothing:"
-        yield (
-            'python -c "from m3_integrations.store import copy_store, open_store; '
-            f"copy_store(open_store({store!r}), open_store('NEW', {chosen.storage.settings}))\""
+        urls = urls_of(store)
+        where = repr(urls[0] if len(urls) == 1 else urls) + (f", collection={collection!r}" if collection else "")
+        program = (
+            "from m3_integrations.store import copy_store, open_store; "
+            f'copy_store(open_store({where}), open_store("NEW", {chosen.storage.settings}))'
         )
+        yield f"python -c {shlex.quote(program)}"

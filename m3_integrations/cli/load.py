@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -28,11 +27,11 @@ def load(
     ] = False,
 ) -> None:
     """Put encoded records and their vectors into a store. Nothing is encoded; records that it has are skipped."""
-    from m3_integrations.parquet import load_parquet
+    from m3_integrations.parquet import find_files, load_parquet
 
-    absent = [path for path in paths if "://" not in path and not Path(path).expanduser().exists()]
-    if is_new(store) and absent:  # a mistyped path must not make a store
-        raise FileNotFoundError(f"no file or folder {absent[0]}")
+    if is_new(store) and not [file for path in paths for file in find_files(path, ".parquet")]:
+        # A mistyped path must not make a store.
+        raise ValueError(f"there is no Parquet file in {', '.join(paths)}: name files that an encoding has written")
     with open_place(store, collection=collection, multi_vector=multi_vector) as opened:
         report = load_parquet(paths, opened, show_progress=True)
         if optimize:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
@@ -71,7 +72,9 @@ def migrate(
     from m3_integrations.store.migrating import finish_switch, migrate_store, switch_folder
 
     judged = None if questions is None else _read(questions)
-    console, folder = PipedConsole(), folder_of(store)
+    console, store = PipedConsole(), _named(store)
+    folder = folder_of(store)
+    _check_target(store, to)
     if switch and to is not None:
         raise ValueError("--switch is for the new store beside the old one: leave out --to, or open the new store")
     if folder is not None and finish_switch(folder):
@@ -85,6 +88,7 @@ def migrate(
         if (old := source.fingerprint) is None:
             raise ValueError(f"{store} is empty and has no model yet: there is nothing to migrate")
         if old == encoder.fingerprint:
+            _refuse_copy(store, model, to)
             console.print(f"{escape(store)} already has vectors of {escape(model)}", highlight=False, soft_wrap=True)
             return
         of_alias = _opened_by_alias(store, source, encoder.fingerprint) if switch and folder is None else None
@@ -117,6 +121,32 @@ def migrate(
             f"{store} now has vectors of {model}; the old store is {aside}. To go back, name the old model as --model"
         )
         console.print(escape(said), highlight=False, soft_wrap=True)
+
+
+def _named(store: str) -> str:
+    """Return a folder such as "." or "..", which has no name to give to what is beside it, as a whole path."""
+    folder = folder_of(store)
+    if folder is None or folder.name not in ("", ".."):
+        return store
+    return os.path.abspath(folder)  # noqa: PTH100 - resolve() would follow a link
+
+
+def _check_target(store: str, to: str | None) -> None:
+    """Raise ValueError if the new place is the old one."""
+    if to is None:
+        return
+    old, new = folder_of(store), folder_of(to)
+    if to == store if old is None or new is None else old.absolute() == new.absolute():
+        raise ValueError(f"--to {to} is STORE itself: name a new place, or leave it out")
+
+
+def _refuse_copy(store: str, model: str, to: str | None) -> None:
+    """Raise ValueError if a copy by the same model was asked for."""
+    if to is not None:
+        raise ValueError(
+            f"{store} already has vectors of {model}, so nothing is to be encoded: copy it with copy_store of "
+            "m3_integrations.store"
+        )
 
 
 def _read(questions: Path) -> JudgedQueries:

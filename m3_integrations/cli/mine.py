@@ -18,6 +18,7 @@ from m3_integrations.cli.shared import (
     ModelOfStore,
     PipedConsole,
     errors_in_one_line,
+    is_new,
     open_model,
     open_place_and_model,
 )
@@ -66,6 +67,8 @@ def mine(
         raise ValueError("--corpus and --store both name the passages: leave one out")
     if out.exists():  # checked before minutes of loading a model and encoding a corpus
         raise FileExistsError(f"{out} exists already: choose another file")
+    if store is not None and is_new(store):  # a mistyped path must not make a store
+        raise FileNotFoundError(f"no store at {store}: make one with m3 index PATH --store {store}")
     first, last = _parse_ranks(ranks)
     options = MiningOptions(
         modes=cast("tuple[SearchMode, ...]", tuple(name.strip() for name in modes.split(",") if name.strip())),

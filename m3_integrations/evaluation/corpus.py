@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from m3_integrations.vectors import IntArray
+from m3_integrations.vectors.texts import titled_text
 
 
 class Corpus:
@@ -52,8 +53,7 @@ class Corpus:
         return f"Corpus({str(self.path)!r}, {len(self)} documents)"
 
     def _text(self, row: Mapping[str, Any]) -> str:
-        title = row.get("title") or ""
-        return f"{title} {row['text']}".strip() if self._titles else str(row["text"]).strip()
+        return titled_text(row, titles=self._titles)
 
     def texts(self, rows: IntArray | None = None) -> Texts:
         """Return the texts of these rows, or of all. A text is read when the iteration reaches it."""
@@ -115,6 +115,11 @@ def parse_row(
         row[keys[0]] = str(row[keys[0]])
     if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in keys):
         raise ValueError(f"{path}, entry {number} must be an object with the strings {' and '.join(keys)}")
+    try:
+        if "text" in keys:
+            titled_text(row)
+    except ValueError as error:
+        raise ValueError(f"{path}, entry {number}: {error}") from error
     try:
         "".join((row[keys[0]], row[keys[1]], str(row.get("title")))).encode()
     except UnicodeEncodeError as error:

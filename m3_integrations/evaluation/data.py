@@ -202,9 +202,11 @@ def _find_qrels(folder: Path, split: str | None) -> Path:
 
 def _read_qrels(path: Path) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = {}
-    for number, (_, line) in enumerate(read_lines(path), start=1):
+    lines = path.read_bytes().splitlines(keepends=True)
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    for row, (number, line) in enumerate(numbered):
         cells = line.decode("utf-8-sig", "backslashreplace").rstrip("\r\n").split("\t")
-        if number == 1 and cells[-1] == "score":
+        if row == 0 and cells[-1] == "score":
             continue
         try:
             line.decode()

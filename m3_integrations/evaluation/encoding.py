@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -144,10 +145,15 @@ def _save(folder: Path, start: int, vectors: M3Vectors) -> None:
         shutil.rmtree(unfinished)  # from a run that was killed
     unfinished.mkdir()
     for name, array in _arrays(vectors).items():
-        with (unfinished / f"{name}.npy").open("wb") as file:
-            np.save(file, array, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
+        path, content = unfinished / f"{name}.npy", BytesIO()
+        np.save(content, array, allow_pickle=False)  # into a file it would not say that the disk is full
+        try:
+            with path.open("wb") as file:
+                file.write(content.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
     sync(unfinished)
     unfinished.rename(folder / _span_name(start, start + len(vectors)))
     sync(folder)

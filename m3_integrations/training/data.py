@@ -65,7 +65,7 @@ def read_examples(paths: Sequence[Path]) -> list[Example]:
 
     Raises:
         FileNotFoundError: If a path does not exist, or a folder has no .jsonl file.
-        ValueError: If a line is not such an object; the message names the file and the line.
+        ValueError: If a line is not such an object, and the message names the file and the line; or there is no line.
     """
     files: list[Path] = []
     for path in paths:
@@ -73,7 +73,10 @@ def read_examples(paths: Sequence[Path]) -> list[Example]:
         if not found:
             raise FileNotFoundError(f"{path} has no .jsonl file")
         files.extend(found)
-    return [example for source, file in enumerate(files) for example in _read(file, source)]
+    examples = [example for source, file in enumerate(files) for example in _read(file, source)]
+    if not examples:
+        raise ValueError(f"there are no examples in {', '.join(map(str, files))}")
+    return examples
 
 
 def _read(path: Path, source: int) -> Iterator[Example]:
@@ -171,10 +174,13 @@ class TrainingBatches(Dataset[dict[str, torch.Tensor]]):
         processes: int = 1,
         is_gathered: bool = True,
     ) -> None:
-        if group_size > 1 and any(not example.negatives for example in examples):
-            raise ValueError(f"group_size {group_size} needs negatives, and an example has none: use 1, or mine some")
-        if needs_scores and (bare := next((each for each in examples if not each.has_scores), None)):
-            raise ValueError(f"an example has no pos_scores and neg_scores, which a teacher needs: {bare.query!r}")
+        if group_size > 1 and (bare := [example for example in examples if not example.negatives]):
+            raise ValueError(
+                f"{len(bare)} of {len(examples)} examples have no negatives, such as {bare[0].query[:80]!r}, and "
+                f"train_group_size {group_size} needs some: mine them, leave these examples out, or set it to 1"
+            )
+        if needs_scores and (unscored := next((each for each in examples if not each.has_scores), None)):
+            raise ValueError(f"an example has no pos_scores and neg_scores, which a teacher needs: {unscored.query!r}")
         smallest = batch_size if isinstance(batch_size, int) else min(batch_size.values(), default=0)
         if smallest < processes:
             raise ValueError(

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from m3_integrations.tokenizer import Tokenizer
 from m3_integrations.training.data import pad_texts
+from m3_integrations.vectors.texts import titled_text
 
 _POOL_BATCHES: Final = 100
 """Texts are sorted by length within this many batches at a time."""
@@ -57,10 +58,7 @@ def _parse(row: Any) -> list[str]:
     if not isinstance(row, dict) or not {"text", "pos"} & row.keys():
         raise ValueError('needs an object with "text", or with "pos" as in training data')
     if "text" in row:
-        title, text = row.get("title") or "", row["text"]
-        if not isinstance(text, str) or not isinstance(title, str):
-            raise ValueError('"text" and "title" must be strings')
-        texts = [f"{title} {text}".strip()]
+        texts = [titled_text(row)]
     else:
         positives, negatives = row["pos"], row.get("neg", [])
         for name, values in (("pos", positives), ("neg", negatives)):

@@ -150,7 +150,10 @@ def _hold_to_settings(
     elif file.exists():  # not in a folder of an earlier version
         # A setting that the file lacks did not exist when the run began: then the run had the default.
         begun = {name: value for name, value in own.items() if name not in config.changed()}
-        begun |= json.loads(file.read_text(encoding="utf-8"))
+        try:
+            begun |= json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged: {error}. Delete it to go on with the settings as they are") from error
         if other := [name for name, value in own.items() if begun.get(name) != value]:
             raise ValueError(
                 f"the run in {config.output_dir} was begun with another {', '.join(other)}: use the earlier settings, "

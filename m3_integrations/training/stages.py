@@ -92,7 +92,10 @@ def _make(file: Path, place: str, values: dict[str, Any]) -> TrainingConfig:
             values[name] = file.parent / values[name]
     if (file.parent / values["model"]).is_dir():
         values["model"] = str(file.parent / values["model"])
-    return TrainingConfig(**values, loss=LossSettings(**loss))
+    try:
+        return TrainingConfig(**values, loss=LossSettings(**loss))
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
 
 
 def _check(place: str, values: dict[str, Any], kind: type) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -23,6 +25,7 @@ from m3_integrations.training.progress import Progress
 from m3_integrations.training.scores import score_batch
 
 _LOGGED = ("dense", "lexical", "multi_vector", "ensemble")
+_FULL_BYTES = 256 << 20  # with less free space than this, a checkpoint that cannot be written had too little
 _STATE_FILE = "trainer_state.json"  # the Trainer writes it last, so a folder with it is a whole checkpoint
 
 
@@ -162,6 +165,17 @@ class M3Trainer(Trainer):  # type: ignore[misc]
         network: TrainingNetwork = self.accelerator.unwrap_model(self.model)
         network.save(Path(output_dir or self.args.output_dir), is_replacing=True)
 
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Save a checkpoint; an error of torch's writer, which says nothing of the disk, names the folder."""
+        try:
+            super()._save_checkpoint(model, trial)
+        except RuntimeError as error:
+            free = shutil.disk_usage(self.args.output_dir).free
+            if free > _FULL_BYTES:
+                raise
+            message = f"the disk is full ({free >> 20} MB are free), so no checkpoint was saved: {error}"
+            raise OSError(errno.ENOSPC, message, self.args.output_dir) from error
+
     def _save_rng_state(self, output_dir: str) -> None:
         """Write each process's random state, all of them before the file that marks the checkpoint as whole."""
         super()._save_rng_state(output_dir)
@@ -189,9 +203,18 @@ def find_last_checkpoint(folder: Path) -> Path | None:
     steps = {
         int(path.name.rpartition("-")[2]): path
         for path in folder.glob("checkpoint-*")
-        if path.name.rpartition("-")[2].isdigit() and (path / _STATE_FILE).is_file()
+        if path.name.rpartition("-")[2].isdigit() and _is_whole(path)
     }
     return steps[max(steps)] if steps else None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Return whether the file that is written last is there, and whole: a power cut may have shortened it."""
+    try:
+        read_state(checkpoint)
+    except (OSError, ValueError, TypeError):
+        return False
+    return True
 
 
 def _only(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

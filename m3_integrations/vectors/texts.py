@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -104,3 +105,21 @@ def distinct_texts(texts: Iterable[str]) -> tuple[list[str], IntArray]:
     rows: dict[str, int] = {}
     where = [rows.setdefault(text, len(rows)) for text in texts]
     return list(rows), np.array(where, dtype=np.int64)
+
+
+def titled_text(row: Mapping[str, Any], *, titles: bool = True) -> str:
+    """Return an entry's "text", after its "title" and a space as BEIR joins them, without surrounding blanks.
+
+    A missing title is null, or NaN as data frames write it; a number is its digits.
+
+    Raises:
+        ValueError: If there is no text, or the title is anything else.
+    """
+    title, text = row.get("title"), row.get("text")
+    if not isinstance(text, str):
+        raise ValueError('needs an object with "text", a string')  # noqa: TRY004 - the content of a file is wrong
+    if title is None or (isinstance(title, float) and math.isnan(title)):
+        title = ""
+    if isinstance(title, bool) or not isinstance(title, str | int | float):
+        raise ValueError(f'"title" must be a string or null, got {title!r}')  # noqa: TRY004 - as above
+    return f"{title if titles else ''} {text}".strip()

@@ -1,5 +1,7 @@
 """Reading folders in BEIR's layout, pairs of folders, and MKQA's questions."""
 
+import json
+import math
 import time
 from pathlib import Path
 
@@ -69,11 +71,13 @@ def test_the_split_is_test_or_the_only_one_or_the_one_asked_for(tmp_path: Path) 
         ("corpus.jsonl", '{"_id": "a", "text": "x", "title": "\\udfff"}\n', "entry 1 holds half a surrogate pair"),
         ("corpus.jsonl", '{"_id": "\\ud800", "text": "x"}\n', "entry 1 holds half a surrogate pair"),
         ("corpus.jsonl", '{"_id": "a", "text": "x"}\n\n{"_id": "a"}\n', "entry 2 must be an object"),
+        ("corpus.jsonl", '{"_id": "a", "text": "x", "title": ["y"]}\n', r"entry 1: \"title\" must be .* got \['y'\]"),
         ("corpus.jsonl", "{", "entry 1 is not JSON"),
         ("queries.jsonl", "[" * 100_000, "entry 1 is not JSON"),
         ("corpus.jsonl", "\n", "no documents"),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n1\ta\tmuch\n", "line 2 must be"),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n1 a 1\n", "line 2 must be"),
+        ("qrels/test.tsv", "\n\nquery-id\tcorpus-id\tscore\n\n1 a 1\n", "line 5 must be"),
         ("qrels/test.tsv", "1\ta\t1\n1\t\udcff\t1\n", "line 2 must be .* in UTF-8"),
         ("qrels/test.tsv", "1\ta\t1700000000\n", "line 1 has the score 1700000000: scores are gains of at most 1,000"),
         ("qrels/test.tsv", "1\ta\t1\n1\ta\t0\n", "line 2 judges '1' and 'a' again"),
@@ -155,3 +159,11 @@ def test_any_of_the_answers_is_enough() -> None:
     assert contains_answer(words, [answer_words("seven"), answer_words("forty-two")])
     assert not contains_answer(words, [answer_words("seven")])
     assert not contains_answer(words, [])
+
+
+def test_a_title_that_a_data_frame_lacks_is_no_word(tmp_path: Path) -> None:
+    write_beir(tmp_path, {"a": "x", "b": "y", "c": "z"}, {"1": "p"}, {"1": {"a": 1}})
+    rows = [{"_id": "a", "title": math.nan, "text": "x"}, {"_id": "b", "title": None, "text": "y"}]
+    rows.append({"_id": "c", "title": 1917, "text": "z"})
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert list(read_dataset(tmp_path).corpus.texts()) == ["x", "y", "1917 z"]

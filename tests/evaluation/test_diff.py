@@ -148,6 +148,8 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_opened(
         ("tiny,token_pooling=two", "token_pooling must be a whole number, got 'two'"),
         ("tiny,mode=sparse", "mode must be one of"),
         ("tiny,weights=best", "unknown weights 'best'"),
+        ("tiny,weights=1/2", "weights must be three numbers, dense/lexical/multi-vector, got '1/2'"),
+        ("tiny,weights=1/x/2", "weights must be three numbers, dense/lexical/multi-vector, got '1/x/2'"),
     ):
         result = CliRunner().invoke(app, ["diff", "tiny", b, str(data)])
         assert (result.exit_code, said in result.stderr) == (1, True), result.output

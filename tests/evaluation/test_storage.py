@@ -1,6 +1,8 @@
 """What a smaller store costs on questions: values held to those of searches in stores that are really made."""
 
+import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from typer.testing import CliRunner
 
 from m3_integrations import M3Encoder, Searcher, open_store
 from m3_integrations.cli import app
-from m3_integrations.cli.fit import verdict
+from m3_integrations.cli.fit import _command, verdict
 from m3_integrations.evaluation import Dataset, read_dataset
 from m3_integrations.evaluation.storage import Storage, StorageCost, StorageFit, fit_storage
 from m3_integrations.indexing import index_files
@@ -168,18 +170,20 @@ def test_the_command_prints_a_table_of_80_columns_a_sentence_and_a_command_that_
     tmp_path: Path, world: Dataset, tiny: M3Encoder
 ) -> None:
     corpus = world.corpus.path
-    with open_store(tmp_path / "s") as store:
+    place = tmp_path / "it's $HOME"
+    with open_store(place) as store:
         index_files([corpus], tiny, store)  # the ids of records are not those of qrels then
     questions = str(corpus.parent)
-    result = CliRunner().invoke(app, ["fit", str(tmp_path / "s"), "--questions", questions, "--max-loss", "50%"])
+    result = CliRunner().invoke(app, ["fit", str(place), "--questions", questions, "--max-loss", "50%"])
     assert result.exit_code == 0, result.output
     *table, empty, sentence, copy, command = result.stdout.splitlines()
     assert max(map(len, table)) <= 80
     assert (len(table), empty, copy) == (8, "", "A copy like that, which encodes nothing:")
     assert table[1].split()[:2] == ["float16", "512"]
     assert sentence.startswith("none is the smallest that loses at most 50 % of nDCG@10, shown on 5 questions: a store")
-    copying = command.removeprefix('python -c "').removesuffix('"').replace("'NEW'", repr(str(tmp_path / "new")))
-    exec(copying, {})
+    python, option, program = shlex.split(command)
+    assert (python, option) == ("python", "-c")
+    exec(program.replace('"NEW"', repr(str(tmp_path / "new"))), {})
     with open_store(tmp_path / "new") as made:
         assert made.count() == 5
         assert made.modes == ("dense", "lexical")
@@ -220,3 +224,14 @@ def test_on_xquad_turbo8_loses_nothing(tmp_path: Path, tiny: M3Encoder) -> None:
     assert fit.kept.values.mean() == pytest.approx(0.9, abs=0.08)
     assert abs(fit.compare(turbo8).difference.mean) < 0.003
     assert turbo8.largest_error < 5e-3
+
+
+def test_the_printed_copy_names_the_collection_and_every_node() -> None:
+    ones = np.ones(400)
+    kept = StorageCost(storage=Storage("float16"), bytes_per_token=512, size_bytes=None, values=ones, largest_error=0)
+    smaller = replace(kept, storage=Storage("turbo8"), bytes_per_token=260)
+    fit = StorageFit(metric="nDCG@10", kept=kept, smaller=[smaller])
+    (_, line) = _command(fit, 0.01, "https://a:6333,https://b:6333", "docs")
+    program = shlex.split(line)[2]
+    assert "open_store(['https://a:6333', 'https://b:6333'], collection='docs')" in program
+    compile(program, "printed", "exec")

@@ -345,3 +345,23 @@ def test_elsewhere_nothing_is_deleted_unless_it_is_asked_for(index: Path, small:
         assert (again.exit_code, said in again.stdout) == (0, True), again.output
     with open_store(tmp_path / "x") as store:
         assert sorted(record.id for record in store.records()) == ["b", "c"]
+
+
+def test_the_folder_that_a_user_stands_in_gets_its_new_store_beside_it(
+    index: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (index / "below").mkdir()
+    for here, named in ((index, "."), (index / "below", "..")):
+        monkeypatch.chdir(here)
+        found = migrate(named, "--model", small)
+        assert found.exit_code == 0, found.output
+    assert len(list(index.parent.glob(f"{index.name}.*"))) == 1
+    assert not list(index.rglob("*.*/m3-store.json"))
+
+
+def test_a_place_that_is_the_old_one_and_a_copy_by_the_same_model_are_refused(index: Path, small: Path) -> None:
+    same = migrate(index, "--model", small, "--to", index)
+    assert (same.exit_code, "is STORE itself: name a new place" in same.stderr) == (1, True), same.output
+    copy = migrate(index, "--model", "tiny", "--to", index.with_name("new"))
+    assert (copy.exit_code, "copy it with copy_store" in copy.stderr) == (1, True), copy.output
+    assert not index.with_name("new").exists()

@@ -310,7 +310,12 @@ def test_a_dense_only_checkpoint_and_a_store_without_token_vectors_are_mined_in_
 
 
 def test_passages_are_read_with_their_titles_and_indexed_once(tmp_path: Path) -> None:
-    rows = [{"_id": "1", "title": "Keys", "text": "Rotate."}, {"text": "Vault."}, {"text": "Vault."}, {"text": " "}]
+    rows: list[dict[str, Any]] = [
+        {"_id": "1", "title": "Keys", "text": "Rotate."},
+        {"title": float("nan"), "text": "Vault."},  # as data frames write a missing title
+        {"text": "Vault."},
+        {"text": " "},
+    ]
     write_jsonl(tmp_path / "c.jsonl", rows)
     assert list(read_passages(tmp_path / "c.jsonl")) == ["Keys Rotate.", "Vault.", "Vault.", ""]
     assert next(read_passages(tmp_path / "c.jsonl", titles=False)) == "Rotate."
@@ -321,6 +326,9 @@ def test_passages_are_read_with_their_titles_and_indexed_once(tmp_path: Path) ->
     assert [text for _, text in encoder.encoded] == ["Keys Rotate.", "Vault.", "Museum."]
     write_jsonl(tmp_path / "c.jsonl", [{"_id": "1", "txt": "x"}])
     with pytest.raises(ValueError, match=r"c\.jsonl, line 1: needs an object with"):
+        list(read_passages(tmp_path / "c.jsonl"))
+    write_jsonl(tmp_path / "c.jsonl", [{"title": {"en": "x"}, "text": "y"}])
+    with pytest.raises(ValueError, match=r"c\.jsonl, line 1: \"title\" must be a string or null"):
         list(read_passages(tmp_path / "c.jsonl"))
     (tmp_path / "c.jsonl").write_text("[" * 100_000)
     with pytest.raises(ValueError, match=r"c\.jsonl, line 1: maximum recursion depth"):
@@ -417,6 +425,7 @@ def test_the_command_refuses_what_it_cannot_do_in_one_line(tmp_path: Path) -> No
         ([str(tmp_path / "absent"), "--out", out], "no file"),
         ([str(data), "--out", out, "--ranks", "ten"], "--ranks must be two numbers such as 10-100, got 'ten'"),
         ([str(data), "--out", out, "--modes", "sparse"], "modes must be some of dense"),
+        ([str(data), "--out", out, "--store", str(tmp_path / "typo")], "no store at"),
         ([str(data), "--out", out, "--corpus", str(data), "--store", "x"], "both name the passages: leave one out"),
         ([str(data), "--out", out, "--cross-encoder", str(tmp_path)], "holds no cross-encoder that can be loaded"),
     ):
@@ -425,3 +434,20 @@ def test_the_command_refuses_what_it_cannot_do_in_one_line(tmp_path: Path) -> No
         assert said in result.stderr
         assert len(result.stderr.splitlines()) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.jsonl"]
+
+
+def test_another_models_store_is_refused_before_a_run_begins(tmp_path: Path, small: Path) -> None:
+    data, out = write_pairs(tmp_path / "p.jsonl"), tmp_path / "o.jsonl"
+    with M3Encoder(small, device="cpu") as encoder, open_store(tmp_path / "store") as store:
+        index_passages(encoder, store, PASSAGES)
+    line = ["mine", str(data), "--out", str(out), "--store", str(tmp_path / "store"), "--ranks", "1-9", "-n", "2"]
+    wrong = CliRunner().invoke(app, [*line, "--model", "tiny", "--device", "cpu"])
+    assert wrong.exit_code == 1
+    right = CliRunner().invoke(app, [*line, "--model", str(small), "--device", "cpu"])
+    assert right.exit_code == 0, right.output
+
+
+def test_an_empty_file_of_examples_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match=r"there are no examples in .*empty\.jsonl"):
+        mine_negatives(FakeEncoder(), open_store(), tmp_path / "empty.jsonl", tmp_path / "out.jsonl")

@@ -198,6 +198,8 @@ def test_segments_are_shuffled_with_the_probability_that_was_asked_for(tokenizer
 def test_a_wrong_teacher_or_too_small_a_batch_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no pos_scores and neg_scores, which a teacher needs: 'q'"):
         make_batches([*make_examples(4), Example("q", ("a",), ("b",))], tokenizer, needs_scores=True)
+    with pytest.raises(ValueError, match=r"1 of 5 examples have no negatives, such as 'bare', and train_group_size 2"):
+        make_batches([*make_examples(4), Example("bare", ("a",), ())], tokenizer, group_size=2)
     with pytest.raises(ValueError, match="a batch of 2 queries is too small for 3 processes"):
         make_batches(make_examples(9), tokenizer, batch_size={32: 4, 64: 2}, processes=3)
     path = tmp_path / "a.jsonl"

@@ -205,7 +205,8 @@ def test_texts_are_read_from_lines_corpora_and_pairs_each_once(tmp_path: Path) -
     [
         ("[1]", 'a.jsonl, line 2: needs an object with "text"'),
         ('{"query": "q"}', 'needs an object with "text"'),
-        ('{"text": 3}', '"text" and "title" must be strings'),
+        ('{"text": 3}', 'needs an object with "text", a string'),
+        ('{"text": "a", "title": ["b"]}', '"title" must be a string or null'),
         ('{"pos": "p"}', '"pos" must be a list of strings, got str'),
         ('{"pos": ["p"], "neg": [null]}', '"neg" must be a list of strings'),
         ('{"text": "\\ud800"}', "surrogates not allowed"),

@@ -251,3 +251,40 @@ def test_training_keeps_to_a_containers_cpus(write_config: WriteConfig, monkeypa
     finally:
         threads.limit_threads.cache_clear()
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("damage", ["", '{"global_step": 3, "log_hist'])
+def test_a_checkpoint_that_a_power_cut_shortened_is_passed_over(
+    damage: str, write_config: WriteConfig, with_dropout: Path, tmp_path: Path
+) -> None:
+    config = write_config("cut", model=str(with_dropout))
+    run_training(config, show_progress=False)
+    steps = sorted((tmp_path / "cut").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    (steps[-1] / "trainer_state.json").write_text(damage)
+    assert find_last_checkpoint(tmp_path / "cut") == steps[-2]
+
+
+def test_damaged_settings_of_a_run_are_named(write_config: WriteConfig, with_dropout: Path, tmp_path: Path) -> None:
+    config = write_config("cut", model=str(with_dropout))
+    final = run_training(config, show_progress=False)
+    shutil.rmtree(final)
+    (tmp_path / "cut" / "settings.json").write_text('{"steps": ')
+    with pytest.raises(ValueError, match=r"settings\.json is damaged: .*Delete it to go on"):
+        run_training(config, show_progress=False)
+
+
+def test_a_checkpoint_that_finds_no_room_says_so(
+    write_config: WriteConfig, with_dropout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 9920 vs 9812")
+
+    monkeypatch.setattr("transformers.Trainer._save_checkpoint", fail)
+    with pytest.raises(RuntimeError, match="unexpected pos"):
+        run_training(write_config("roomy", model=str(with_dropout)), show_progress=False)
+    usage = type("Usage", (), {"free": 3 << 20})()
+    monkeypatch.setattr("m3_integrations.training.trainer.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(
+        OSError, match=r"the disk is full \(3 MB are free\), so no checkpoint was saved: .*unexpected pos"
+    ):
+        run_training(write_config("full", model=str(with_dropout)), show_progress=False)

@@ -94,6 +94,7 @@ def mine_negatives(
         raise FileExistsError(f"{out} exists already: choose another file")
     examples, rows = read_examples([data]), _read_rows(data)
     modes = _modes(encoder, store, options)
+    store.bind(encoder.fingerprint)  # raises if it has another model's vectors, before OUT.progress is begun
     miner = _Miner(Searcher(encoder, store, SearchOptions(mode=modes[0])), modes, options, teacher)
     begun_with = {
         "data": hashlib.blake2b(data.read_bytes(), digest_size=16).hexdigest(),

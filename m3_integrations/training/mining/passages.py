@@ -12,6 +12,7 @@ from typing import Any, Final
 from m3_integrations.search import Searcher, SearchOptions
 from m3_integrations.store import Store
 from m3_integrations.vectors import Encoder
+from m3_integrations.vectors.texts import titled_text
 
 _CHUNK: Final = 1000
 """The passages that are looked up and added at a time."""
@@ -38,9 +39,7 @@ def read_passages(path: Path, *, titles: bool = True) -> Iterator[str]:
 
 
 def _parse(row: Any, *, titles: bool) -> str:
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-        raise ValueError('needs an object with "text", a string')  # noqa: TRY004 - the file's content is wrong
-    text = f"{(titles and row.get('title')) or ''} {row['text']}".strip()
+    text = titled_text(row if isinstance(row, dict) else {}, titles=titles)
     text.encode()  # half a surrogate pair raises ValueError here, instead of later in the tokenizer
     return text
 
