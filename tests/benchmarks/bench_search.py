@@ -99,6 +99,29 @@ def measure_size(n: int, n_token_vectors: int, modes: tuple[SearchMode, ...]) ->
         print("  peak memory: " + ", ".join(f"{what} {peak.peak_mb:.0f} MB" for what, peak in peaks.items()))
 
 
+def measure_searches_meanwhile(n: int) -> None:
+    """Search a folder, with a pause of 20 ms after each search, while `optimize` works."""
+    collection = Collection(n, 0)
+    queries = collection.queries(N_QUERIES)
+    with (
+        tempfile.TemporaryDirectory() as place,
+        open_store(Path(place) / "store") as store,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        fill(store, collection)
+        searcher, waits, start = Searcher(KnownQueries(queries), store), list[float](), time.perf_counter()
+        run = pool.submit(store.optimize)
+        while not run.done():
+            asked = time.perf_counter()
+            searcher.search(str(len(waits) % N_QUERIES), k=K, mode="dense+lexical")
+            waits.append(1000 * (time.perf_counter() - asked))
+            time.sleep(0.02)
+        seconds = time.perf_counter() - start
+        print(f"\n{n} records, dense and lexical: optimised in {seconds:.1f} s, beside {len(waits)} searches")
+        print(f"    a search: p50 {np.median(waits):.1f} ms, most {max(waits):.1f} ms, at the end")
+        run.result()
+
+
 def measure_wide_tables() -> None:
     """Add records with many keys to a folder, in a thread beside a ticking one, which an event loop might be."""
     print("\nwide tables, in a folder")
@@ -315,6 +338,7 @@ def main() -> None:
         ("loop", 1_000),
         ("wide", 1),
         ("callers", 2_000),
+        ("meanwhile", 6_000),
     ):
         parser.add_argument(f"--{name}", type=int, default=size)
     parser.add_argument("--xquad", type=Path)
@@ -333,6 +357,8 @@ def main() -> None:
         measure_wide_tables()
     if asked.callers:
         measure_callers(asked.callers)
+    if asked.meanwhile:
+        measure_searches_meanwhile(asked.meanwhile)
     if asked.loop:
         asyncio.run(measure_loop(asked.loop))
 
