@@ -30,10 +30,7 @@ _LOG = logging.getLogger(__name__)
 _DUE_AT: Final = 20_000
 """Up to about this many records, a search without an index takes a few milliseconds."""
 
-_MANY: Final = 1000
-"""From this many records on, `optimize` takes a process of its own."""
-
-_PAGE: Final = 256  # records in a page of `_scroll`
+_MANY: Final = 1000  # from this many records on, `optimize` takes a process of its own
 
 _IS_LOG_ENOUGH: Final = sys.platform == "linux"
 """Whether syncing a file covers writes through a memory map, which the engine uses for its log: known of Linux."""
@@ -167,11 +164,8 @@ class EdgeStore(QdrantStore):
         self._n_unindexed += len(points)
         if self._n_unindexed > _DUE_AT and not self._has_said_due:
             self._has_said_due = True
-            _LOG.warning(
-                "%s holds about %d records without an index: call optimize() once, which may take minutes",
-                self.folder,
-                self._n_unindexed,
-            )
+            said = "%s holds about %d records without an index: call optimize() once, which may take minutes"
+            _LOG.warning(said, self.folder, self._n_unindexed)
 
     def _overwrite(self, payloads: Mapping[Any, dict[str, Any]]) -> None:
         size_bytes = sum(len(payload["text"]) for payload in payloads.values())
@@ -191,7 +185,7 @@ class EdgeStore(QdrantStore):
 
     def _scroll(self, after: Any) -> tuple[list[edge.Record], Any]:
         place = after and uuid.UUID(str(after))
-        return self._opened().scroll(edge.ScrollRequest(offset=place, limit=_PAGE, with_payload=True))
+        return self._opened().scroll(edge.ScrollRequest(offset=place, limit=256, with_payload=True))
 
     def _count(self, where: Any) -> int:
         return self._opened().count(edge.CountRequest(exact=True, filter=where))
@@ -247,7 +241,11 @@ class EdgeStore(QdrantStore):
         try:
             is_there = optimizer.run()
             with self._usable():
-                (self._take_optimized if is_there else self._optimize)()
+                if is_there:
+                    self._take_optimized()
+                else:
+                    self._optimizer = None  # changes still wait for the lock, but `_flush` writes again
+                    self._optimize()
         finally:
             optimizer.discard()
             with self._lock:
@@ -273,6 +271,8 @@ class EdgeStore(QdrantStore):
         self._has_optimized.wait_for(lambda: self._optimizer is None)
 
     def _flush(self) -> None:
+        if self._optimizer is not None:  # everything was written before, and the files are being copied
+            return
         shard = self._opened()
         if self._broken_by is not None:
             raise self._unwritable(self._broken_by)

@@ -101,6 +101,9 @@ def test_searches_go_on_and_changes_wait(
             assert 0 < store.count({"size": {"$gte": 2}}) == len(sized)
             assert "size" not in store._indexed_paths  # making an index would be a change
             assert [record.id for record in store.get(["kept1", "late"])] == ["kept1"]
+            files = [(file, file.stat().st_ino) for file in (tmp_path / "s" / "engine").rglob("*.json")]
+            store.flush()  # does not write what is being copied
+            assert [(file, file.stat().st_ino) for file in (tmp_path / "s" / "engine").rglob("*.json")] == files
             time.sleep(0.2)
             assert not run.done()
             assert not any(change.done() for change in changes)
