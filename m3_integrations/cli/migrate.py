@@ -133,10 +133,8 @@ def _named(store: str) -> str:
 
 def _check_target(store: str, to: str | None) -> None:
     """Raise ValueError if the new place is the old one."""
-    if to is None:
-        return
-    old, new = folder_of(store), folder_of(to)
-    if to == store if old is None or new is None else old.absolute() == new.absolute():
+    old, new = folder_of(store), None if to is None else folder_of(to)
+    if old is not None and new is not None and old.absolute() == new.absolute():
         raise ValueError(f"--to {to} is STORE itself: name a new place, or leave it out")
 
 

@@ -40,7 +40,11 @@ class Corpus:
             row = parse_row(line, path, number, known=known)
             self.ids.append(row["_id"])
             offsets.append(offset)
-            digest.update(f"{row['_id']}\0{self._text(row)}\0".encode())
+            try:
+                text = self._text(row)
+            except ValueError as error:
+                raise ValueError(f"{path}, entry {number}: {error}") from error
+            digest.update(f"{row['_id']}\0{text}\0".encode())
         if not self.ids:
             raise ValueError(f"{path} has no documents")
         self._offsets = np.array(offsets, dtype=np.int64)
@@ -115,11 +119,6 @@ def parse_row(
         row[keys[0]] = str(row[keys[0]])
     if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in keys):
         raise ValueError(f"{path}, entry {number} must be an object with the strings {' and '.join(keys)}")
-    try:
-        if "text" in keys:
-            titled_text(row)
-    except ValueError as error:
-        raise ValueError(f"{path}, entry {number}: {error}") from error
     try:
         "".join((row[keys[0]], row[keys[1]], str(row.get("title")))).encode()
     except UnicodeEncodeError as error:

@@ -628,8 +628,8 @@ class M3VectorStore(VectorStore):
         Returns:
             For "similarity" an `M3HybridRetriever` with this store's options; each call can override them. For "mmr"
             and "similarity_score_threshold" LangChain's `VectorStoreRetriever`, which passes a call's options on too;
-            the threshold is a relevance from 0 to 1. Also for a subclass with another `similarity_search`. If other
-            code needs a `VectorStoreRetriever`, construct it: `VectorStoreRetriever(vectorstore=vectors)`.
+            the threshold is a relevance from 0 to 1. A subclass with another `similarity_search` gets that too. If
+            other code needs a `VectorStoreRetriever`, construct it: `VectorStoreRetriever(vectorstore=vectors)`.
 
         Raises:
             ValueError: For an unknown search type or option (pydantic's ValidationError), or one out of range.

@@ -94,15 +94,14 @@ def _stale(old: Iterable[Record], new: Sequence[BaseNode], *, replace_documents:
 
 def _warn_of_shared_ids(versions: Mapping[str | None, Set[str | None]]) -> None:
     """Warn of documents that share an id: added in one call all are kept, in several calls only the last one."""
-    shared = [(id_, found - {None}) for id_, found in versions.items() if id_ is not None]
-    for id_, found in shared:
-        if len(found) > 1:
+    for id_, found in versions.items():
+        n_documents = len(found - {None})
+        if id_ is not None and n_documents > 1:
             warnings.warn(
-                f"{len(found)} different documents have the id {id_!r}: a later call with one of them deletes the "
+                f"{n_documents} different documents have the id {id_!r}: a later call with one of them deletes the "
                 "nodes of the others, as an id stands for one document. Give each its own id, such as file and page",
                 stacklevel=4,
             )
-            return
 
 
 def _version(node: BaseNode) -> str | None:

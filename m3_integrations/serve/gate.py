@@ -32,10 +32,10 @@ _AT_ONCE: Final = _WITHOUT_KEY | {"/metrics", "/v1/models", "/v1/encoder"}
 STORE_THREADS: Final = 8
 """Store calls that run at a time. Most engines run one at a time; a server runs several."""
 
-CHANGE_THREADS: Final = 4
+CHANGE_THREADS: Final = 8
 """Changes of the store that run at a time. They may wait for minutes while a folder is optimised; searches do not."""
 
-_CHANGES: Final = frozenset({"/v1/store/upsert", "/v1/store/delete"})
+_CHANGES: Final = frozenset({"/v1/store/upsert", "/v1/store/delete", "/v1/records", "/v1/records/delete"})
 
 _SHORT_BYTES: Final = 4096
 """A request whose body is at most this large, such as a search, is short: it does not wait behind large requests."""
@@ -96,7 +96,8 @@ class Gate:
         self._long = Lane(max(1, limits.max_running // _LONG_SHARE), limits.max_waiting)
         self._storing = Lane(min(limits.max_running, STORE_THREADS), limits.max_waiting)
         self._changing = Lane(min(limits.max_running, CHANGE_THREADS), limits.max_waiting)
-        self._lanes = lanes = (self._short, self._long, self._storing, self._changing)
+        self._adding = Lane(limits.max_running, limits.max_waiting)
+        self._lanes = lanes = (self._short, self._long, self._storing, self._changing, self._adding)
         metrics.watch(
             n_running=lambda: sum(lane.n_running for lane in lanes),
             n_waiting=lambda: sum(lane.n_waiting for lane in lanes),
@@ -115,14 +116,14 @@ class Gate:
             lane.end()
 
     def _lane(self, path: str, headers: dict[bytes, bytes]) -> Lane:
-        if path in _CHANGES:
-            return self._changing
+        declared = headers.get(b"content-length", b"0")
+        is_short = b"transfer-encoding" not in headers and declared.isdigit() and int(declared) <= _SHORT_BYTES
+        if path in _CHANGES:  # short ones of many callers share the encoder's passes
+            return self._adding if is_short and path.startswith("/v1/records") else self._changing
         if path.startswith("/v1/store"):
             return self._storing
         if path in _LONG_ANSWERS:
             return self._long
-        declared = headers.get(b"content-length", b"0")
-        is_short = b"transfer-encoding" not in headers and declared.isdigit() and int(declared) <= _SHORT_BYTES
         return self._short if is_short else self._long
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Final
 
 from fastapi import APIRouter
@@ -12,6 +14,7 @@ from fastapi import APIRouter
 from m3_integrations.encoder import M3Encoder
 from m3_integrations.search import Calibration, IncompleteAddError, Searcher, SearchOptions
 from m3_integrations.search.adding import check_added, is_nothing_in
+from m3_integrations.serve.gate import CHANGE_THREADS
 from m3_integrations.serve.limits import Limits
 from m3_integrations.serve.reasons import (
     ExplainAnswer,
@@ -66,6 +69,7 @@ def record_routes(
     router = APIRouter(tags=["records"])
     searcher = Searcher(encoder, store, SearchOptions(calibration=calibration))
     store.bind(encoder.fingerprint)
+    changing = ThreadPoolExecutor(CHANGE_THREADS, thread_name_prefix="m3-records")  # changes may wait for minutes
 
     @router.post("/v1/search")
     async def search(question: SearchQuestion) -> SearchAnswer:
@@ -111,7 +115,7 @@ def record_routes(
         duplicates.
         """
         limits.check_number(len(question.records), "records")
-        return UpsertAnswer(ids=await _add(searcher, encoder, question.records))
+        return UpsertAnswer(ids=await _add(searcher, encoder, question.records, changing))
 
     @router.post("/v1/records/get")
     async def get(question: GetQuestion) -> GetAnswer:
@@ -124,7 +128,8 @@ def record_routes(
     async def delete(question: DeleteQuestion) -> DeleteAnswer:
         """Delete records by ids or by a filter; a filter that matches everything is refused."""
         limits.check_number(len(question.ids or []), "ids")
-        return DeleteAnswer(deleted=await asyncio.to_thread(searcher.delete, question.ids, filter=question.filter))
+        delete = partial(searcher.delete, question.ids, filter=question.filter)
+        return DeleteAnswer(deleted=await asyncio.get_running_loop().run_in_executor(changing, delete))
 
     return router
 
@@ -148,7 +153,9 @@ def _spans(searcher: Searcher, query: str, ids: Sequence[str]) -> list[RecordSpa
     return [RecordSpans.of(evidence) for evidence in searcher.spans(query, ids)]
 
 
-async def _add(searcher: Searcher, encoder: M3Encoder, records: Sequence[NewRecord]) -> list[str]:
+async def _add(
+    searcher: Searcher, encoder: M3Encoder, records: Sequence[NewRecord], changing: ThreadPoolExecutor
+) -> list[str]:
     """Store records, some at a time, and return their ids. A cancelled task leaves the encoder's queue.
 
     Raises:
@@ -165,7 +172,8 @@ async def _add(searcher: Searcher, encoder: M3Encoder, records: Sequence[NewReco
             end = start + len(window)
             vectors, _ = await encoder.aencode_marked(window, modes=modes)
             is_writing = True
-            await asyncio.to_thread(store.upsert, ids[start:end], window, metadatas[start:end], vectors)
+            upsert = partial(store.upsert, ids[start:end], window, metadatas[start:end], vectors)
+            await asyncio.get_running_loop().run_in_executor(changing, upsert)
             start, is_writing = end, False
     except Exception as error:
         if is_nothing_in(error, start, is_writing=is_writing):

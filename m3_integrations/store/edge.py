@@ -10,6 +10,7 @@ import threading
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import qdrant_edge as edge
@@ -27,10 +28,9 @@ from m3_integrations.vectors import Mode
 
 _LOG = logging.getLogger(__name__)
 
-_DUE_AT: Final = 20_000
-"""Up to about this many records, a search without an index takes a few milliseconds."""
+_DUE_AT: Final = 20_000  # up to about so many records, a search without an index takes a few milliseconds
 
-_MANY: Final = 1000  # from this many records on, `optimize` takes a process of its own
+_MANY: Final = 2500  # from this many records on `optimize` takes seconds, in another process
 
 _IS_LOG_ENOUGH: Final = sys.platform == "linux"
 """Whether syncing a file covers writes through a memory map, which the engine uses for its log: known of Linux."""
@@ -38,8 +38,7 @@ _IS_LOG_ENOUGH: Final = sys.platform == "linux"
 _MAX_LOGGED_BYTES: Final = 16 << 20
 """The most bytes that are only in the log. Opening after a crash applies them again, mostly in half a second."""
 
-_NO_HANDLES: Final = (errno.EMFILE, errno.ENFILE)
-"""Errors for too many open files: then no sync was tried, so no data are lost."""
+_NO_HANDLES: Final = (errno.EMFILE, errno.ENFILE)  # too many open files: no sync was tried, so no data are lost
 
 
 class EdgeStore(QdrantStore):
@@ -221,48 +220,49 @@ class EdgeStore(QdrantStore):
     def optimize(self) -> None:
         """Build the indexes now, as `Store.optimize`.
 
-        With 1,000 records or more another process builds them in a copy of the files, which then takes their place.
-        Searches go on meanwhile, and changes wait.
+        With 2,500 records or more another process does it, on a copy of the files. Searches go on, and changes wait.
 
         Raises:
             OSError: If the disk is full, the engine fails, or the store is closed meanwhile. The store is as before.
         """
-        with self._usable(is_change=True):
-            if not self.modes:
-                return
-            self._place.check_writable()
-            self._place.check_disk(2 * sum(map(allocated_bytes, self._place.engine.rglob("*"))))
-            n_records = self._count(None)
-            if n_records < _MANY:
-                self._optimize()
-                return
-            self._flush()
-            optimizer = self._optimizer = Optimizer(self._place, self._format, n_records)
+        optimizer = Optimizer(self._place)
         try:
-            is_there = optimizer.run()
-            with self._usable():
+            with self._usable(is_change=True):
+                if not self.modes:
+                    return
+                self._place.check_writable()
+                self._place.check_disk(2 * sum(map(allocated_bytes, self._place.engine.rglob("*"))))
+                if (n_records := self._count(None)) < _MANY:
+                    self._optimize()
+                    return
+                self._flush()
+                self._optimizer = optimizer
+            is_there = optimizer.run(self._format, n_records)
+            with self._lock:
+                if self._is_closed:
+                    raise optimizer.failed("it was stopped")
+                self._optimizer = None  # changes still wait for the lock, and `_flush` writes again
                 if is_there:
-                    self._take_optimized()
+                    self._take_optimized(optimizer.copy)
                 else:
-                    self._optimizer = None  # changes still wait for the lock, but `_flush` writes again
                     self._optimize()
         finally:
-            optimizer.discard()
             with self._lock:
-                self._optimizer = None
+                self._optimizer = None if self._optimizer is optimizer else self._optimizer
                 self._has_optimized.notify_all()
+            optimizer.discard()
 
     def _optimize(self) -> None:
         self._opened().optimize()
         self._flush()
         self._n_unindexed, self._has_said_due = 0, False
 
-    def _take_optimized(self) -> None:
+    def _take_optimized(self, copy: Path) -> None:
         """Go on with the optimised copy of the engine's files."""
         shard, self._shard = self._opened(), None
         try:
             shard.close()
-            self._place.take_optimized()
+            self._place.take(copy)
             self._n_unindexed, self._has_said_due = 0, False
         finally:
             self._load(self._format)

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
+import uuid
 import weakref
 from contextlib import suppress
 from dataclasses import replace
@@ -54,7 +55,6 @@ class StoreFolder:
         engine: The folder of the engine's files. It exists once the store has had records.
         log: The folder of the engine's write-ahead log, which the engine replays after a crash.
         unfinished: The folder in which the engine's files are created, before `finish` renames it to `engine`.
-        optimized: The folder in which an optimised copy of the engine's files is made, before `take_optimized`.
 
     Raises:
         NotADirectoryError: If the path is a file.
@@ -78,7 +78,7 @@ class StoreFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         work = Path(self._copy.name) if self._copy else self.path
         self.engine, self.unfinished = work / _ENGINE, work / _UNFINISHED
-        self.optimized, self._replaced = work / _OPTIMIZED, work / _REPLACED
+        self._replaced = work / _REPLACED
         self.log = self.engine / "wal"
         try:
             self._refuse_foreign()
@@ -114,8 +114,11 @@ class StoreFolder:
         self._copy_files()
 
     def _copy_files(self) -> None:
-        if (self.path / _ENGINE).exists():
-            shutil.copytree(self.path / _ENGINE, self.engine)
+        engine = self.path / _ENGINE
+        if not engine.exists():  # perhaps `take` was interrupted
+            engine = self.path / _REPLACED
+        if engine.exists():
+            shutil.copytree(engine, self.engine)
 
     def _taken(self) -> BlockingIOError:
         if (os.getpid(), self.path) in _HERE:
@@ -157,13 +160,19 @@ class StoreFolder:
         self.unfinished.rename(self.engine)
         sync(self.path)
 
-    def take_optimized(self) -> None:
-        """Put `optimized` in the place of `engine`. Killed at any moment, the next opening finds one of the two."""
-        self.engine.rename(self._replaced)
+    def new_copy(self) -> Path:
+        """Return a new name for a copy of `engine`. The next opening deletes what is left of it."""
+        return self.engine.with_name(f"{_OPTIMIZED}.{uuid.uuid4().hex}")
+
+    def take(self, copy: Path) -> None:
+        """Rename a copy to `engine`. Killed at any moment, the next opening finds one of the two."""
+        shutil.rmtree(self._replaced, ignore_errors=True)
         try:
-            self.optimized.rename(self.engine)
-        except OSError:
-            self._replaced.rename(self.engine)
+            self.engine.rename(self._replaced)
+            copy.rename(self.engine)
+        except BaseException:
+            if not self.engine.exists():
+                self._replaced.rename(self.engine)
             raise
         sync(self.path)
         shutil.rmtree(self._replaced, ignore_errors=True)
@@ -234,13 +243,12 @@ class StoreFolder:
             )
 
     def _tidy(self) -> None:
-        """Undo an interrupted creation, which never held a record, and an interrupted `take_optimized`."""
+        """Undo an interrupted creation, which never held a record, and an interrupted `take`."""
         if self._replaced.exists() and not self.engine.exists():
             self._replaced.rename(self.engine)
             sync(self.path)
-        for left in (self._replaced, self.optimized):
-            if left.exists():
-                shutil.rmtree(left)
+        for left in (self._replaced, *self.path.glob(f"{_OPTIMIZED}.*")):
+            shutil.rmtree(left, ignore_errors=True)
         format_ = self.read()
         if not self.unfinished.exists():
             return

@@ -112,14 +112,18 @@ def titled_text(row: Mapping[str, Any], *, titles: bool = True) -> str:
 
     A missing title is null, or NaN as data frames write it; a number is its digits.
 
+    Args:
+        row: The entry.
+        titles: Whether the title is put before the text, and checked.
+
     Raises:
         ValueError: If there is no text, or the title is anything else.
     """
     title, text = row.get("title"), row.get("text")
     if not isinstance(text, str):
         raise ValueError('needs an object with "text", a string')  # noqa: TRY004 - the content of a file is wrong
-    if title is None or (isinstance(title, float) and math.isnan(title)):
+    if not titles or title is None or (isinstance(title, float) and math.isnan(title)):
         title = ""
     if isinstance(title, bool) or not isinstance(title, str | int | float):
         raise ValueError(f'"title" must be a string or null, got {title!r}')  # noqa: TRY004 - as above
-    return f"{title if titles else ''} {text}".strip()
+    return f"{title} {text}".strip()

@@ -147,7 +147,7 @@ def test_changes_that_wait_for_their_turn_leave_searches_free() -> None:
     store = TurnStore()
     with serving_store(store) as url, ThreadPoolExecutor(20) as pool:
         changes = [pool.submit(delete, url) for _ in range(20)]
-        wait_until(lambda: store.waiting > 0 and "m3_requests_waiting 16.0" in httpx.get(f"{url}/metrics").text)
+        wait_until(lambda: store.waiting > 0 and "m3_requests_waiting 12.0" in httpx.get(f"{url}/metrics").text)
         assert httpx.post(f"{url}/v1/store/count", json={}, timeout=60).json() == {"count": 0}
         store.go.set()
         assert [each.result().json() for each in changes] == [{"deleted": 0}] * 20
@@ -160,3 +160,23 @@ def test_changes_that_were_given_up_leave_searches_free() -> None:
         assert [each.result().status_code for each in changes] == [504] * 20
         assert httpx.post(f"{url}/v1/store/count", json={}, timeout=60).json() == {"count": 0}
         store.go.set()
+
+
+@pytest.mark.parametrize("is_given_up", [False, True])
+def test_records_that_wait_for_their_turn_leave_searches_free(served: M3Encoder, is_given_up: bool) -> None:
+    store = TurnStore()
+    app = create_app(served, store=store, limits=Limits(timeout_s=0.5 if is_given_up else 60, max_running=8))
+    with serving(app) as url, ThreadPoolExecutor(40) as pool:
+
+        def remove() -> httpx.Response:
+            return httpx.post(f"{url}/v1/records/delete", json={"ids": ["a"]}, timeout=90)
+
+        changes = [pool.submit(remove) for _ in range(40)]
+        if is_given_up:
+            assert [each.result().status_code for each in changes] == [504] * 40
+        wait_until(lambda: store.waiting > 0)
+        assert httpx.post(f"{url}/v1/records/get", json={"ids": ["a"]}, timeout=60).json() == {"records": []}
+        assert httpx.post(f"{url}/v1/search", json={"query": "keys"}, timeout=60).json() == {"hits": []}
+        store.go.set()
+        if not is_given_up:
+            assert [each.result().json() for each in changes] == [{"deleted": 0}] * 40

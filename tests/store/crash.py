@@ -40,7 +40,7 @@ def make(key: int, version: int) -> Record:
 def work(folder: str, seed: int) -> None:
     """Change a store until killed; one line before and one after each change."""
     chance, version = random.Random(seed), seed * 1_000_000
-    edge._MANY = (1, 1000)[seed % 2]  # type: ignore[misc]  # with 1, `optimize` takes a process of its own
+    edge._MANY = (1, 2500)[seed % 2]  # type: ignore[misc]  # with 1, `optimize` takes a process of its own
     edge._MAX_LOGGED_BYTES = (16 << 20, 100_000, 0)[seed % 3]  # type: ignore[misc]
     with ExitStack() as stack:
         store = stack.enter_context(open_store(folder))

@@ -19,6 +19,7 @@ import pytest
 from m3_integrations import M3Vectors, Record, open_store
 from m3_integrations.store import edge, edge_optimizing
 from m3_integrations.store.edge import EdgeStore
+from m3_integrations.store.edge_size import allocated_bytes, disk_use
 from tests.store.oracle import add, records, vectors
 from tests.test_filters import plain
 
@@ -39,7 +40,8 @@ def held_program(gate: Path) -> str:
     """A program that writes its process id beside the gate, and optimises once the gate is there."""
     return (
         "import os, time\nfrom pathlib import Path\n"
-        "from m3_integrations.store.edge_optimizing import _end_with_parent\n_end_with_parent()\n"
+        "from m3_integrations.store import edge_optimizing\nedge_optimizing._end_with_parent()\n"
+        "edge_optimizing._say(edge_optimizing._BEGUN)\n"
         f"gate = Path({str(gate)!r})\ngate.with_suffix('.new').write_text(str(os.getpid()))\n"
         "gate.with_suffix('.new').rename(gate.with_suffix('.pid'))\n"
         "while not gate.exists():\n    time.sleep(0.01)\n" + edge_optimizing._PROGRAM
@@ -144,7 +146,7 @@ def test_a_killed_process_leaves_the_store_as_it_was(
         with optimizing(store, tmp_path / "gate", monkeypatch) as (run, pid):
             os.kill(pid, signal.SIGKILL)
             with pytest.raises(
-                OSError, match=r"ended by signal 9, perhaps for lack of memory\. It is as it was before"
+                OSError, match=r"ended by signal 9, perhaps for lack of memory\. The store was not changed"
             ):
                 run.result(WAIT_S)
         assert leftovers(tmp_path / "s") == set()
@@ -169,9 +171,13 @@ def test_a_damaged_copy_is_given_up(tmp_path: Path, kept: list[Record], monkeypa
     with EdgeStore(tmp_path / "s") as store:
         add(store, kept)
     with EdgeStore(tmp_path / "s") as store:  # the records are in the segments now, and not in the log
-        damage = "import sys, shutil\nshutil.rmtree(sys.argv[1] + '/segments')\n"
+        damage = (
+            "import shutil\nfrom m3_integrations.store import edge_optimizing\ncopytree = shutil.copytree\n"
+            "def lose(source, target, *how, **more):\n    copytree(source, target, *how, **more)\n"
+            "    shutil.rmtree(target + '/segments', ignore_errors=True)\nshutil.copytree = lose\n"
+        )
         monkeypatch.setattr(edge_optimizing, "_PROGRAM", damage + edge_optimizing._PROGRAM)
-        with pytest.raises(OSError, match=r"30 records were expected in the copy, but 0 are there\. It is as"):
+        with pytest.raises(OSError, match=r"30 records were expected in the copy, but 0 are there\. The store"):
             store.optimize()
         assert store.count() == 30
         assert leftovers(tmp_path / "s") == set()
@@ -226,7 +232,6 @@ def test_it_ends_with_the_process_that_started_it(tmp_path: Path, kept: list[Rec
     while is_alive(pid):
         assert time.monotonic() < end, "it outlived its parent"
         time.sleep(0.01)
-    assert leftovers(folder) == {"engine.optimized"}
     with open_store(folder) as opened:
         assert opened.count() == 30
     assert leftovers(folder) == set()
@@ -238,7 +243,7 @@ def test_killed_while_the_copy_takes_its_place(moment: str, tmp_path: Path, kept
     with EdgeStore(folder) as store:
         add(store, kept)
         store.optimize()
-    engine, optimized, replaced = folder / "engine", folder / "engine.optimized", folder / "engine.replaced"
+    engine, optimized, replaced = folder / "engine", folder / "engine.optimized.1", folder / "engine.replaced"
     copied = {"copied": [(engine, optimized)], "replaced": [(engine, optimized), (engine, replaced)]}
     for source, target in copied.get(moment, [(engine, replaced)]):
         subprocess.run(["cp", "-r", source, target], check=True)
@@ -255,7 +260,7 @@ def test_a_copy_that_cannot_take_its_place_is_given_up(
     rename = Path.rename
 
     def fail(path: Path, target: Path) -> Path:
-        if path.name == "engine.optimized":
+        if path.name.startswith("engine.optimized."):
             raise OSError("the disk is gone")
         return rename(path, target)
 
@@ -291,3 +296,124 @@ def test_two_runs_follow_each_other(tmp_path: Path, kept: list[Record], monkeypa
         assert not second.is_alive()
         assert store.count() == 30
     assert leftovers(tmp_path / "s") == set()
+
+
+def test_a_status_that_another_part_of_the_program_took_is_no_success(
+    tmp_path: Path, kept: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With SIGCHLD ignored Python reports a status of 0, whatever the process did."""
+    with EdgeStore(tmp_path / "s") as store:
+        add(store, kept)
+        before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        try:
+            with optimizing(store, tmp_path / "gate", monkeypatch) as (run, pid):
+                os.kill(pid, signal.SIGKILL)
+                with pytest.raises(OSError, match="The store was not changed"):
+                    run.result(WAIT_S)
+        finally:
+            signal.signal(signal.SIGCHLD, before)
+        assert store.count() == 30
+
+
+def test_a_process_that_ends_after_it_began_is_not_repeated_here(
+    tmp_path: Path, kept: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with EdgeStore(tmp_path / "s") as store:
+        add(store, kept)
+        program = (
+            "from m3_integrations.store import edge_optimizing\nedge_optimizing._say('begun')\nraise SystemExit(1)"
+        )
+        monkeypatch.setattr(edge_optimizing, "_PROGRAM", program)
+        monkeypatch.setattr(store, "_optimize", None)
+        with pytest.raises(OSError, match="its process ended without a result"):
+            store.optimize()
+        assert store.count() == 30
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal")
+def test_it_does_not_begin_if_its_parent_ended_before() -> None:
+    read, written = os.pipe()
+    os.close(written)
+    program = "from m3_integrations.store.edge_optimizing import _end_with_parent\n_end_with_parent()\nprint('on')"
+    ended = subprocess.run([sys.executable, "-c", program], stdin=read, capture_output=True, text=True, check=False)
+    os.close(read)
+    assert (ended.stdout, ended.returncode != 0) == ("", True)
+
+
+def test_what_the_engine_reserves_takes_no_room_in_the_copy(tmp_path: Path) -> None:
+    source, target = tmp_path / "a", tmp_path / "b"
+    with source.open("wb") as file:
+        file.truncate(64 << 20)
+        file.seek(5 << 20)
+        file.write(b"records" * 100_000)
+    edge_optimizing.copy_sparse(str(source), str(target))
+    assert target.read_bytes() == source.read_bytes()
+    assert allocated_bytes(target) < 2 << 20
+    for content in (b"", b"x", bytes(10), bytes(200_000) + b"x"):
+        source.write_bytes(content)
+        edge_optimizing.copy_sparse(str(source), str(target))
+        assert target.read_bytes() == content
+
+
+def test_the_store_is_no_larger_after_it(tmp_path: Path, kept: list[Record]) -> None:
+    with EdgeStore(tmp_path / "s") as store:
+        add(store, kept)
+        store.flush()
+        before = disk_use(tmp_path / "s").size_bytes
+        store.optimize()
+        assert disk_use(tmp_path / "s").size_bytes < before + (4 << 20)
+
+
+def test_paths_that_python_ignores_do_not_matter(
+    tmp_path: Path, kept: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, tmp_path, None])
+    with EdgeStore(tmp_path / "s") as store:
+        add(store, kept)
+        monkeypatch.setattr(store, "_optimize", None)
+        store.optimize()
+        assert store.count() == 30
+
+
+def test_an_interrupted_cleanup_holds_up_no_change(
+    tmp_path: Path, kept: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: edge_optimizing.Optimizer) -> None:
+        raise KeyboardInterrupt
+
+    with EdgeStore(tmp_path / "s") as store:
+        add(store, kept)
+        with monkeypatch.context() as change:
+            change.setattr(edge_optimizing.Optimizer, "discard", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                store.optimize()
+        assert store.delete(["kept1"]) == 1
+
+
+def test_it_can_be_run_again_after_the_disk_failed(
+    tmp_path: Path, kept: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Path) -> None:
+        raise OSError("the disk is gone")
+
+    with EdgeStore(tmp_path / "s") as store:
+        add(store, kept)
+        with monkeypatch.context() as change:
+            change.setattr("m3_integrations.store.edge_folder.sync", fail)
+            with pytest.raises(OSError, match="the disk is gone"):
+                store.optimize()
+        store.optimize()
+        assert store.count() == 30
+    assert leftovers(tmp_path / "s") == set()
+
+
+def test_a_folder_that_can_only_be_read_is_opened_in_every_state(
+    tmp_path: Path, kept: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with EdgeStore(tmp_path / "s") as store:
+        add(store, kept)
+    (tmp_path / "s" / "engine").rename(tmp_path / "s" / "engine.replaced")
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and access(path, mode))
+    with EdgeStore(tmp_path / "s") as store:
+        assert store.count() == 30
