@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from llama_index.core.llms import ChatMessage
-from llama_index.core.memory import Memory, VectorMemoryBlock
+from llama_index.core.memory import VectorMemoryBlock
 from llama_index.core.schema import BaseNode, Document, MetadataMode, NodeRelationship, RelatedNodeInfo, TextNode
 from llama_index.core.vector_stores import (
     FilterCondition,
@@ -465,12 +465,12 @@ def test_an_embedding_of_the_text_with_or_without_metadata_is_of_this_model(stor
 async def test_memory_of_llama_index_keeps_messages_that_it_embeds_without_metadata(fake: CountingEncoder) -> None:
     vectors = M3VectorStore(encoder=fake)
     block = VectorMemoryBlock(name="before", vector_store=vectors, embed_model=M3Embedding(encoder=fake))
-    memory = Memory.from_defaults(
-        token_limit=60, chat_history_token_ratio=0.5, token_flush_size=10, memory_blocks=[block]
-    )
-    for i in range(12):
-        await memory.aput(ChatMessage(role="user", content=f"message {i} about keys"))
-    assert vectors.store.count() > 2
+    for i in range(3):
+        message = ChatMessage(role="user", content=f"message {i} about keys")
+        await block.aput([message], from_short_term_memory=True, session_id="a session whose name is in no text")
+    assert vectors.store.count() == 3
+    (record, *_) = vectors.store.records()
+    assert (record.metadata["session_id"], "session_id" in record.text) == ("a session whose name is in no text", True)
 
 
 async def test_embeddings_are_compared_in_the_pass_that_made_them(small: Path) -> None:

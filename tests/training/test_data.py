@@ -142,5 +142,5 @@ def test_texts_are_padded_and_cut(tokenizer: Tokenizer) -> None:
 def test_what_cannot_make_a_batch_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="3 examples do not fill one batch of 4"):
         batches(examples(3), tokenizer)
-    with pytest.raises(ValueError, match="group_size 2 needs negatives"):
+    with pytest.raises(ValueError, match=r"4 of 4 examples have no negatives, such as .* train_group_size 2"):
         batches(examples(4, negatives=0), tokenizer)
