@@ -22,6 +22,7 @@ import qdrant_edge as edge
 
 from m3_integrations.store.edge_config import as_config
 from m3_integrations.store.edge_folder import StoreFolder
+from m3_integrations.store.edge_size import allocated_bytes
 from m3_integrations.store.points import StoreFormat
 from m3_integrations.store.syncing import sync_tree
 
@@ -153,7 +154,14 @@ def optimize_copy() -> None:
 
 
 def copy_sparse(source: str, target: str) -> None:
-    """Copy a file without its blocks of zeros: the engine reserves space that takes no room on the disk."""
+    """Copy a file without its blocks of zeros if it takes less room than its length, as most of the engine's files do.
+
+    Room that the engine has reserved, such as that of its log, stays reserved: it maps its files, and a page without
+    room kills the process.
+    """
+    if allocated_bytes(Path(source)) >= Path(source).stat().st_size:
+        shutil.copyfile(source, target)
+        return
     zeros = bytes(_BLOCK_BYTES)
     with Path(source).open("rb") as read, Path(target).open("wb") as written:
         while block := read.read(_BLOCK_BYTES):

@@ -349,6 +349,11 @@ def test_what_the_engine_reserves_takes_no_room_in_the_copy(tmp_path: Path) -> N
     edge_optimizing.copy_sparse(str(source), str(target))
     assert target.read_bytes() == source.read_bytes()
     assert allocated_bytes(target) < 2 << 20
+    with source.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 4 << 20)
+    reserved = allocated_bytes(source)
+    edge_optimizing.copy_sparse(str(source), str(target))
+    assert allocated_bytes(target) >= min(reserved, 4 << 20)
     for content in (b"", b"x", bytes(10), bytes(200_000) + b"x"):
         source.write_bytes(content)
         edge_optimizing.copy_sparse(str(source), str(target))
