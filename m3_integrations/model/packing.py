@@ -15,6 +15,11 @@ from m3_integrations.model.xlm_roberta import Attention
 from m3_integrations.vectors import IntArray
 
 _MOST_HEAD_WIDTH: Final = 256
+_TILE: Final = 16
+"""Keys that torch's attention multiplies at once with AMX; it takes the rest of a text one by one."""
+
+_MOST_PADDED: Final = 512
+"""Keys of a text from which their copy costs more than such a rest."""
 
 
 def packed_attention(backbone: Any, boundaries: torch.Tensor, lengths: Sequence[int]) -> Attention:
@@ -58,12 +63,28 @@ def attend_per_text(
         runs: The result of `runs_of`; every run takes one call of torch's attention.
         n_heads: The number of attention heads.
     """
-    parts, sizes = [], [n * length for n, length in runs]
+    parts, sizes, width = [], [n * length for n, length in runs], query.shape[1] // n_heads
     for (n, length), *rows in zip(runs, *(torch.split(states, sizes) for states in (query, key, value)), strict=True):
-        heads = (states.view(n, length, n_heads, -1).transpose(1, 2) for states in rows)  # (n, heads, length, width)
-        mixed = F.scaled_dot_product_attention(*heads)
+        texts, mask = [states.view(n, length, -1) for states in rows], None
+        if added := _keys_to_add(length, query):
+            texts[1:] = (F.pad(states, (0, 0, 0, added)) for states in texts[1:])
+            mask = query.new_zeros(1, 1, 1, length + added)
+            mask[..., length:] = -torch.inf
+        q, k, v = (states.view(n, -1, n_heads, width).transpose(1, 2) for states in texts)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         parts.append(mixed.transpose(1, 2).reshape(n * length, -1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _keys_to_add(length: int, states: torch.Tensor) -> int:
+    """Return how many keys that nobody attends to make the attention of a text of this length faster.
+
+    With AMX in bfloat16, 12 texts of 125 tokens take 7.9 ms, and 5.1 with 128 keys each.
+    """
+    rest = length % _TILE
+    if rest < _TILE // 2 or length > _MOST_PADDED or states.dtype != torch.bfloat16 or states.device.type != "cpu":
+        return 0
+    return _TILE - rest if torch.cpu._is_amx_tile_supported() else 0
 
 
 def padded_attention(is_real: torch.Tensor | None) -> Attention:

@@ -52,9 +52,9 @@ class PrepackedLinear(nn.Module):
         return product
 
     def multiply_add(self, states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        """Return the output plus the residual."""
-        # Two calls: torch's fused one prepares the product anew each time, which takes 1.3 ms.
-        return self.multiply(states).add_(residual)
+        """Return the output plus the residual, computed in the same call."""
+        product: torch.Tensor = _mkldnn._linear_pointwise.binary(states, residual, self.weight, self.bias, "add")
+        return product
 
     forward = multiply
 
