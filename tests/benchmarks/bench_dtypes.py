@@ -4,7 +4,8 @@
 
 Prints CPU milliseconds (of all threads of the process), medians of the rounds, nothing cached, and the operations of
 the products a second beside what `nn.Linear` reaches with 1,024 rows (in int8 `Int8Linear`). The checkpoint has
-BGE-M3's widths, 4 of its 24 layers and random weights. What this machine cannot do, or lacks, is left out and named.
+BGE-M3's widths, 4 of its 24 layers unless told otherwise, and random weights. What this machine cannot do, or lacks, is
+left out and named.
 """
 
 from __future__ import annotations
@@ -86,13 +87,14 @@ def main() -> None:
     parser.add_argument("--onnx", type=Path, help="folder to keep the exported networks in; a temporary one otherwise")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--bulk", type=int, default=0, help="texts in one call more, of every length; 0 for none")
+    parser.add_argument("--layers", type=int, default=4, help="24 take 12 GB of memory")
     args = parser.parse_args()
     print(f"machine: {describe_machine('cpu')}")
     print(f"versions: {describe_versions('torch', 'transformers', 'numpy')}")
     with tempfile.TemporaryDirectory() as temporary:
         folder, files = args.checkpoint or Path(temporary), args.onnx or Path(temporary)
         files.mkdir(exist_ok=True)
-        shape = CheckpointShape()
+        shape = CheckpointShape(layers=args.layers)
         ensure_checkpoint(folder, shape)
         source, random = TextSource(folder, seed=0), np.random.default_rng(1)
         workloads = {
