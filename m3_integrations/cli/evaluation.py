@@ -58,6 +58,8 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
     from m3_integrations.evaluation.verdict import judge_calibration, make_verdicts
 
     console = PipedConsole()
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"--out {out} exists and is a file: name a folder for the report")
     (compared_with,) = check_columns([baseline], MODES)
     chosen, asked = parse_weights(weights or []), _names(metrics)
     protocol = evaluation.Protocol(rerank_depth=rerank_depth, pool_size=pool_size, encode_candidates=encode_candidates)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,14 +45,15 @@ def errors_in_one_line(*, stderr: bool = False, after_interrupt: str = "") -> It
     """End with status 1 and one line for an error that a user can cause. Other errors keep their traceback.
 
     Ctrl-C ends with status 130, as in shells. If the reader of a pipe ends (`| head`), the status is 141, without a
-    message.
+    message. Warnings for users take one line too, on standard error.
 
     Args:
         stderr: Whether the line is printed to standard error.
         after_interrupt: The message after Ctrl-C.
     """
     try:
-        yield
+        with _warnings_in_one_line():
+            yield
         sys.stdout.flush()  # otherwise a broken pipe would raise later, outside of this block
     except typer.Exit:  # a RuntimeError, which is handled below
         raise
@@ -64,6 +66,23 @@ def errors_in_one_line(*, stderr: bool = False, after_interrupt: str = "") -> It
     except (ImportError, OSError, ValueError, RuntimeError) as error:
         Console(stderr=stderr).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Print warnings that are for users to standard error, a line each, without the line of code that gave them."""
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if category is not UserWarning:
+            shown(message, category, *where, **more)
+            return
+        line = f"[yellow]warning:[/yellow] {escape(str(message))}"
+        Console(stderr=True).print(line, highlight=False, soft_wrap=True)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 class PipedConsole(Console):

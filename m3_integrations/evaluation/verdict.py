@@ -73,6 +73,9 @@ def _mode_sentences(result: EvaluationResult) -> Iterator[str]:
     metric, values = result.metrics[0], result.values
     means = {column: float(values[column][metric].mean()) for column in result.columns}
     best, *others = sorted(means, key=lambda column: -means[column])  # stable: of equal ones the first
+    if not means[best]:
+        yield f"No mode ranks anything relevant here: {metric} is 0 in each. Do the judgements belong to this corpus?"
+        return
     yield f"{best} ranks best here: {metric} {means[best]:.3f}."
     if not others:
         return

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +141,7 @@ def test_weights_are_read_as_they_are_typed() -> None:
         (["DATA", "--queries-from", "QUESTIONS", "--metrics", "nDCG@10"], "only Success@k can be measured"),
         (["ONE", "--tune"], "two halves need two different queries"),
         (["SPACES"], "cannot hold the id 'd 1' of spaces"),
-        (["DATA", "--out", "FILE"], "exists"),
+        (["DATA", "--out", "FILE"], "questions.jsonl exists and is a file: name a folder"),
     ],
 )
 def test_errors_are_one_line_and_an_exit_status_before_anything_is_encoded(
@@ -166,6 +168,18 @@ def test_errors_are_one_line_and_an_exit_status_before_anything_is_encoded(
     (line,) = result.stdout.splitlines()
     assert line.startswith("error: ")
     assert text in line
+
+
+def test_judged_documents_that_are_absent_are_warned_of_in_one_line(small: Path, tmp_path: Path) -> None:
+    texts = {"a": "rotate the keys", "b": "make tea"}
+    data = write_beir(tmp_path / "data", texts, {"q": "keys"}, {"q": {"a": 1, "gone": 1}})
+    code = "from m3_integrations.cli import app; app()"
+    options = ["--model", str(small), "--modes", "dense", "--out", str(tmp_path / "out"), "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, "eval", str(data), *options], capture_output=True, text=True, check=True
+    )
+    (line,) = [line for line in done.stderr.splitlines() if "judged" in line]
+    assert line == f"warning: 1 of 2 judged documents are not in {data / 'corpus.jsonl'} and count as not found"
 
 
 def without_heads(checkpoint: Path, folder: Path) -> Path:

@@ -68,6 +68,13 @@ def test_a_clear_winner_is_shown_and_the_questions_are_enough(world: Path) -> No
     ]
 
 
+def test_a_measure_that_is_0_everywhere_names_no_best_mode(world: Path) -> None:
+    nothing = np.zeros(12)
+    (said,) = sentences(made(world, {"dense": nothing, "all": nothing}))[:1]
+    assert said.startswith("No mode ranks anything relevant here: nDCG@10 is 0 in each.")
+    assert "best" not in " ".join(sentences(made(world, {"dense": nothing, "all": nothing})))
+
+
 def test_what_is_within_chance_of_the_best_is_said_with_the_questions_it_would_take(world: Path) -> None:
     best, second = 0.6 + NOISE[0], 0.597 + NOISE[1]
     found = sentences(made(world, {"dense": second, "search:all": best, "bm25": 0.2 + NOISE[2]}))
