@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import nn
 
 from m3_integrations.model.int8 import Int8Linear
 from m3_integrations.model.packing import attend_per_text, runs_of
 from m3_integrations.model.prepacked import PrepackedLinear, can_prepack
 from m3_integrations.model.xlm_roberta import XlmRoberta
+
+_FEW_TOKENS: Final = 64
+"""A smaller pass is as cheap in every size: new code for it takes 2 ms, once."""
+
+_STEP: Final = 32
 
 
 class CpuLayers:
@@ -36,6 +42,9 @@ class CpuLayers:
             positions: (tokens,) the result of `packed_positions`.
             lengths: (n,) the number of tokens of every text.
         """
+        n = len(ids)
+        if added := _tokens_to_add(n, self._embeddings.LayerNorm.weight.dtype):
+            ids, positions, lengths = F.pad(ids, (0, added)), F.pad(positions, (0, added)), [*lengths, added]
         runs, embeddings = runs_of(lengths), self._embeddings
         states: torch.Tensor = embeddings.word_embeddings(ids) + embeddings.token_type_embeddings.weight[0]
         states = embeddings.LayerNorm(states.add_(embeddings.position_embeddings(positions)))
@@ -47,7 +56,17 @@ class CpuLayers:
             states = after.LayerNorm(after.dense.multiply_add(mixed, states))
             wide = layer.intermediate.dense.multiply_gelu(states)
             states = layer.output.LayerNorm(layer.output.dense.multiply_add(wide, states))
-        return states
+        return states[:n]
+
+
+def _tokens_to_add(n: int, dtype: torch.dtype) -> int:
+    """Return how many tokens of a text that nobody asked for make a pass of a size that is likely to come again.
+
+    For every size oneDNN makes new code. In bfloat16 with AMX that takes up to 40 ms, as long as a layer computes.
+    """
+    if n < _FEW_TOKENS or dtype != torch.bfloat16 or not torch.cpu._is_amx_tile_supported():
+        return 0
+    return -n % _STEP
 
 
 def prepare_for_cpu(backbone: Any, dtype: torch.dtype) -> CpuLayers | None:

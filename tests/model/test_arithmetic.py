@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from m3_integrations import M3Encoder
-from m3_integrations.model import devices, find_dtype, prepacked
+from m3_integrations.model import devices, find_dtype, packing, prepacked
 from m3_integrations.model.devices import faster_dtype, is_emulated
 from m3_integrations.tokenizer import Tokenizer
 from m3_integrations.vectors import M3Scores
@@ -70,6 +70,49 @@ def test_prepacked_layers_equal_those_of_transformers(load: Load, tokenizer: Tok
     assert (fast.is_packed, plain.is_packed) == (True, False)
     assert not any(isinstance(module, prepacked.PrepackedLinear) for module in plain.modules())
     assert_same(encode(fast, texts), encode(plain, texts), tolerance=1e-5 if dtype == torch.float32 else 0.05)
+
+
+def test_keys_and_tokens_that_amx_likes_change_no_vector(
+    load: Load, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On any CPU: 30 equal texts of 13 tokens, and all of 2 to 60. Both run on the CPU's own products."""
+    if not prepacked.can_prepack(torch.bfloat16):
+        pytest.skip("torch has no prepacked products here")
+    network = load(dtype=torch.bfloat16)
+    shapes: list[int] = []
+
+    def prepare(states: torch.Tensor) -> torch.Tensor:
+        shapes.append(len(states))
+        return states
+
+    backbone: Any = network.backbone
+    monkeypatch.setattr(backbone.encoder.layer[0].attention.self.query, "prepare", prepare)
+    texts = tokenizer([*["keys " * 11] * 30, *TEXTS], max_length=60)
+    assert {len(text.ids) % 16 >= 8 for text in texts} == {True, False}
+    for batch in (texts, texts[:1], texts[:7]):
+        n = sum(len(text.ids) for text in batch)
+        found = []
+        for has_amx in (True, False):
+            monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda has_amx=has_amx: has_amx)
+            found.append(encode(network, batch))
+        assert shapes[-2:] == [n + (-n % 32 if n >= 64 else 0), n]
+        assert_same(found[0], found[1], tolerance=0.03)
+
+
+def test_the_attention_of_added_keys_is_that_of_the_text_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths, width = [13, 13, 3, 125, 16, 31, 600], 64
+    random = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(sum(lengths), 2 * width, generator=random).bfloat16() for _ in range(3))
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert [packing._keys_to_add(n, q) for n in lengths] == [3, 3, 0, 3, 0, 1, 0]
+    assert packing._keys_to_add(13, q.float()) == 0
+    mixed = packing.attend_per_text(q, k, v, packing.runs_of(lengths), 2)
+    ends = np.cumsum(lengths).tolist()
+    for start, end in zip([0, *ends], ends, strict=False):
+        for head in (slice(width), slice(width, None)):
+            query, key, value = (each[start:end, head].double() for each in (q, k, v))
+            expected = (query @ key.T / width**0.5).softmax(dim=1) @ value
+            torch.testing.assert_close(mixed[start:end, head].double(), expected, rtol=0, atol=0.03)
 
 
 def test_a_prepacked_network_is_saved_bit_for_bit(small: Path, tmp_path: Path) -> None:
