@@ -15,12 +15,12 @@ from typing import Any, Final, Self, Unpack
 import numpy as np
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
-from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.vectorstores import VectorStore
 
 from m3_integrations.langchain.documents import as_documents
 from m3_integrations.langchain.embeddings import M3Embeddings
 from m3_integrations.langchain.retriever import M3HybridRetriever
-from m3_integrations.langchain.store_retriever import M3StoreRetriever
 from m3_integrations.search import (
     Hit,
     RankingKeywords,
@@ -617,7 +617,7 @@ class M3VectorStore(VectorStore):
     def _n(self, k: int | None) -> int:
         return self._searcher.options.changed(k=k).k
 
-    def as_retriever(self, **settings: Any) -> VectorStoreRetriever:
+    def as_retriever(self, **settings: Any) -> BaseRetriever:
         """Return a retriever over the same encoder and store.
 
         Args:
@@ -626,10 +626,10 @@ class M3VectorStore(VectorStore):
                 directly, such as `k=3`.
 
         Returns:
-            For "similarity" one that is an `M3HybridRetriever` too, with this store's options; `search_kwargs` and each
-            call can override them. For "mmr" and "similarity_score_threshold" LangChain's `VectorStoreRetriever`, which
-            passes a call's options on too; the threshold is a relevance from 0 to 1. A subclass with another
-            `similarity_search` gets that too.
+            For "similarity" an `M3HybridRetriever` with this store's options; each call can override them. For "mmr"
+            and "similarity_score_threshold" LangChain's `VectorStoreRetriever`, which passes a call's options on too;
+            the threshold is a relevance from 0 to 1. A subclass with another `similarity_search` gets that too. If
+            other code needs a `VectorStoreRetriever`, construct it: `VectorStoreRetriever(vectorstore=vectors)`.
 
         Raises:
             ValueError: For an unknown search type or option (pydantic's ValidationError), or one out of range.
@@ -641,7 +641,9 @@ class M3VectorStore(VectorStore):
         settings |= settings.pop("search_kwargs", None) or {}
         own = {name: getattr(self._retriever, name) for name in type(self._retriever).model_fields}
         settings["tags"] = settings.get("tags") or [*(own["tags"] or []), *self._get_retriever_tags()]
-        return M3StoreRetriever(**own | settings, vectorstore=self)
+        retriever = M3HybridRetriever(**own | settings)
+        retriever._made = (b"", self._searcher)  # share the searcher and its BM25 index
+        return retriever
 
 
 def _refuse_unknown(given: Mapping[str, Any]) -> None:

@@ -11,20 +11,12 @@ import pytest
 from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.load import dumpd, load
-from langchain_core.runnables import ConfigurableField, RunnableConfig
 from langchain_core.vectorstores import VectorStoreRetriever
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 from pydantic import ValidationError
 
 from m3_integrations import M3Encoder, ModeWeights, open_store
-from m3_integrations.langchain import (
-    M3Document,
-    M3Embeddings,
-    M3HybridRetriever,
-    M3Rerank,
-    M3VectorStore,
-)
-from m3_integrations.langchain.store_retriever import M3StoreRetriever
+from m3_integrations.langchain import M3Document, M3Embeddings, M3HybridRetriever, M3Rerank, M3VectorStore
 from tests.fakes import DIM, FakeEncoder
 from tests.langchain.test_retriever_contract import Recorder
 
@@ -302,7 +294,7 @@ async def test_async_never_blocks_the_event_loop(documents: list[Document]) -> N
 async def test_it_makes_a_hybrid_retriever_with_its_own_options(vectors: M3VectorStore) -> None:
     store = M3VectorStore(vectors.embeddings, store=vectors.store, k=6, mode="dense", filter={"row": {"$lt": 20}})
     retriever = store.as_retriever(search_kwargs={"k": 2}, weights="miracl", tags=["mine"], name="ours")
-    assert isinstance(retriever, M3StoreRetriever)
+    assert isinstance(retriever, M3HybridRetriever)
     assert (retriever.encoder, retriever.store) == (store.encoder, store.store)
     assert (retriever.k, retriever.mode, retriever.weights) == (2, "dense", "miracl")
     assert retriever.filter == {"row": {"$lt": 20}}
@@ -337,48 +329,8 @@ def test_its_retrievers_share_one_bm25_index(vectors: M3VectorStore) -> None:
     vectors.similarity_search("keys", bm25="extra")
     made = vectors._searcher._bm25
     retriever = vectors.as_retriever(bm25="extra")
-    assert isinstance(retriever, M3StoreRetriever)
+    assert isinstance(retriever, M3HybridRetriever)
     assert retriever._searcher()._bm25 is made
-
-
-async def test_its_retriever_is_langchains_and_takes_search_kwargs_of_a_call(vectors: M3VectorStore) -> None:
-    base = vectors.as_retriever(k=6, filter={"row": {"$lt": 20}})
-    assert isinstance(base, VectorStoreRetriever)
-    assert issubclass(M3StoreRetriever, M3HybridRetriever)
-    assert (base.vectorstore, base.search_type, base.search_kwargs) == (vectors, "similarity", {})
-    fields = {name: ConfigurableField(id=name) for name in ("search_kwargs", "search_type", "k")}
-    retriever = base.configurable_fields(**fields)
-    within = {"row": {"$lt": 20}}
-    diverse = vectors.max_marginal_relevance_search("keys", 6, 9, filter=within)
-    every = vectors.similarity_search_with_relevance_scores("keys", 6, filter=within)
-    near = {"score_threshold": every[2][1]}
-    for configurable, expected in (
-        ({}, vectors.similarity_search("keys", 6, filter=within)),
-        ({"search_kwargs": {"k": 2}}, vectors.similarity_search("keys", 2, filter=within)),
-        ({"search_kwargs": {"filter": {"row": 3}}}, vectors.similarity_search("keys", 6, filter={"row": 3})),
-        ({"k": 3}, vectors.similarity_search("keys", 3, filter=within)),
-        ({"search_type": "mmr", "search_kwargs": {"fetch_k": 9}}, diverse),
-        (
-            {"search_type": "similarity_score_threshold", "search_kwargs": near},
-            [document for document, score in every if score >= every[2][1]],
-        ),
-    ):
-        config: RunnableConfig = {"configurable": configurable}
-        assert retriever.invoke("keys", config) == await retriever.ainvoke("keys", config) == expected
-    with pytest.raises(TypeError, match="kk"):
-        retriever.invoke("keys", {"configurable": {"search_kwargs": {"kk": 2}}})
-    base.search_kwargs["k"] = 1
-    assert base.invoke("keys") == vectors.similarity_search("keys", 1, filter=within)
-    base.search_kwargs.clear()
-    assert len(base.invoke("keys")) == 6
-
-
-async def test_a_retriever_with_other_search_kwargs_shares_the_bm25_index(vectors: M3VectorStore) -> None:
-    vectors.similarity_search("keys", bm25="extra")
-    other = M3StoreRetriever(vectorstore=vectors, encoder=vectors.encoder, store=vectors.store, search_kwargs={"k": 2})
-    assert other._searcher()._bm25 is vectors._searcher._bm25
-    (first, _) = other.invoke("keys")
-    assert "lexical" in str(other.explain("keys", first.id or ""))
 
 
 async def test_the_other_search_types_are_langchains_own(vectors: M3VectorStore) -> None:
