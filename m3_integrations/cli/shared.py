@@ -77,8 +77,8 @@ def _warnings_in_one_line() -> Iterator[None]:
         if category is not UserWarning:
             shown(message, category, *where, **more)
             return
-        line = f"[yellow]warning:[/yellow] {escape(str(message))}"
-        Console(stderr=True).print(line, highlight=False, soft_wrap=True)
+        line = f"[yellow]warning:[/yellow] {escape(' '.join(str(message).split()))}"
+        Console(stderr=True, emoji=False).print(line, highlight=False, soft_wrap=True)
 
     with warnings.catch_warnings():
         warnings.showwarning = show

@@ -74,7 +74,9 @@ def _mode_sentences(result: EvaluationResult) -> Iterator[str]:
     means = {column: float(values[column][metric].mean()) for column in result.columns}
     best, *others = sorted(means, key=lambda column: -means[column])  # stable: of equal ones the first
     if not means[best]:
-        yield f"No mode ranks anything relevant here: {metric} is 0 in each. Do the judgements belong to this corpus?"
+        yield f"No mode is better than another here: {metric} is 0 in each."
+        if not any(each.any() for of_column in values.values() for each in of_column.values()):
+            yield "Nothing relevant was found by any measure: do the judgements belong to this corpus?"
         return
     yield f"{best} ranks best here: {metric} {means[best]:.3f}."
     if not others:

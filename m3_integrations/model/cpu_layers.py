@@ -11,7 +11,7 @@ from torch import nn
 
 from m3_integrations.model.int8 import Int8Linear
 from m3_integrations.model.packing import attend_per_text, runs_of
-from m3_integrations.model.prepacked import PrepackedLinear, can_prepack
+from m3_integrations.model.prepacked import PrepackedLinear, can_prepack, has_amx
 from m3_integrations.model.xlm_roberta import XlmRoberta
 
 _FEW_TOKENS: Final = 64
@@ -64,7 +64,7 @@ def _tokens_to_add(n: int, dtype: torch.dtype) -> int:
 
     For every size oneDNN makes new code. In bfloat16 with AMX that takes up to 40 ms, as long as a layer computes.
     """
-    if n < _FEW_TOKENS or dtype != torch.bfloat16 or not torch.cpu._is_amx_tile_supported():
+    if n < _FEW_TOKENS or dtype != torch.bfloat16 or not has_amx():
         return 0
     return -n % _STEP
 

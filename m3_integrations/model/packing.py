@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 
+from m3_integrations.model.prepacked import has_amx
 from m3_integrations.model.xlm_roberta import Attention
 from m3_integrations.vectors import IntArray
 
@@ -84,7 +85,7 @@ def _keys_to_add(length: int, states: torch.Tensor) -> int:
     rest = length % _TILE
     if rest < _TILE // 2 or length > _MOST_PADDED or states.dtype != torch.bfloat16 or states.device.type != "cpu":
         return 0
-    return _TILE - rest if torch.cpu._is_amx_tile_supported() else 0
+    return _TILE - rest if has_amx() else 0
 
 
 def padded_attention(is_real: torch.Tensor | None) -> Attention:

@@ -60,6 +60,12 @@ class PrepackedLinear(nn.Module):
 
 
 @cache
+def has_amx() -> bool:
+    """Whether this CPU multiplies tiles of bfloat16 at once; False if torch cannot tell."""
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+
+
+@cache
 def can_prepack(dtype: torch.dtype) -> bool:
     """Whether torch's functions for prepacked layers exist and return the right numbers in this dtype.
 

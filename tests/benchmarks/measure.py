@@ -161,10 +161,12 @@ def measure(contenders: Mapping[str, Call], *, repeats: int, budget_s: float, de
     gc.collect()
     gc.freeze()  # collections between the rounds would walk every object, and leave the next call's caches cold
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
-    for i in range(1, repeats + 1):
-        for name in list(contenders)[:: 1 if i % 2 else -1]:
-            times[name].append(_time_once(contenders[name], i, device))
-    gc.unfreeze()
+    try:
+        for i in range(1, repeats + 1):
+            for name in list(contenders)[:: 1 if i % 2 else -1]:
+                times[name].append(_time_once(contenders[name], i, device))
+    finally:
+        gc.unfreeze()
     return {
         name: Measurement(tuple(wall for wall, _ in pairs), tuple(cpu for _, cpu in pairs), peaks[name])
         for name, pairs in times.items()

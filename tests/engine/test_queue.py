@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from m3_integrations.engine import engine
 from m3_integrations.engine.queue import Request, Scheduler, Share
 from m3_integrations.tokenizer import Tokens
 
@@ -338,3 +340,20 @@ def test_every_text_has_its_turn_once_within_the_passes_before_it(is_packed: boo
         for key, (request, _) in arrived.items():
             assert sorted(seen[key]) == list(range(len(request.lengths)))
         assert queue.take(wait=False) == []
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "amx", "tokens"),
+    [
+        ("cpu", torch.float32, True, 1024),
+        ("cpu", torch.int8, True, 1024),
+        ("cpu", torch.bfloat16, False, 1024),
+        ("cpu", torch.bfloat16, True, 2048),
+        ("cuda", torch.bfloat16, True, 16_384),
+    ],
+)
+def test_a_pass_is_larger_where_it_takes_less_time(
+    monkeypatch: pytest.MonkeyPatch, device: str, dtype: torch.dtype, *, amx: bool, tokens: int
+) -> None:
+    monkeypatch.setattr(engine, "has_amx", lambda: amx)
+    assert engine._tokens_per_pass(torch.device(device), dtype) == tokens

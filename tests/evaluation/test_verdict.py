@@ -70,9 +70,13 @@ def test_a_clear_winner_is_shown_and_the_questions_are_enough(world: Path) -> No
 
 def test_a_measure_that_is_0_everywhere_names_no_best_mode(world: Path) -> None:
     nothing = np.zeros(12)
-    (said,) = sentences(made(world, {"dense": nothing, "all": nothing}))[:1]
-    assert said.startswith("No mode ranks anything relevant here: nDCG@10 is 0 in each.")
-    assert "best" not in " ".join(sentences(made(world, {"dense": nothing, "all": nothing})))
+    result = made(world, {"dense": nothing, "all": nothing}, metrics=("nDCG@1", "R@100"))
+    said = sentences(result)
+    assert said[0] == "No mode is better than another here: nDCG@1 is 0 in each."
+    assert "do the judgements belong to this corpus?" in said[1]
+    assert "best" not in " ".join(said)
+    result.values["all"]["R@100"] = NOISE[0][:12]
+    assert not any("judgements" in each for each in sentences(result))
 
 
 def test_what_is_within_chance_of_the_best_is_said_with_the_questions_it_would_take(world: Path) -> None:

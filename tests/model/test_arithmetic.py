@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from m3_integrations import M3Encoder
-from m3_integrations.model import devices, find_dtype, packing, prepacked
+from m3_integrations.model import cpu_layers, devices, find_dtype, packing, prepacked
 from m3_integrations.model.devices import faster_dtype, is_emulated
 from m3_integrations.tokenizer import Tokenizer
 from m3_integrations.vectors import M3Scores
@@ -93,7 +93,8 @@ def test_keys_and_tokens_that_amx_likes_change_no_vector(
         n = sum(len(text.ids) for text in batch)
         found = []
         for has_amx in (True, False):
-            monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda has_amx=has_amx: has_amx)
+            for module in (packing, cpu_layers):
+                monkeypatch.setattr(module, "has_amx", lambda has_amx=has_amx: has_amx)
             found.append(encode(network, batch))
         assert shapes[-2:] == [n + (-n % 32 if n >= 64 else 0), n]
         assert_same(found[0], found[1], tolerance=0.03)
@@ -103,7 +104,8 @@ def test_the_attention_of_added_keys_is_that_of_the_text_alone(monkeypatch: pyte
     lengths, width = [13, 13, 3, 125, 16, 31, 600], 64
     random = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(sum(lengths), 2 * width, generator=random).bfloat16() for _ in range(3))
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    v += 4  # a key that should not count would show
+    monkeypatch.setattr(packing, "has_amx", lambda: True)
     assert [packing._keys_to_add(n, q) for n in lengths] == [3, 3, 0, 3, 0, 1, 0]
     assert packing._keys_to_add(13, q.float()) == 0
     mixed = packing.attend_per_text(q, k, v, packing.runs_of(lengths), 2)

@@ -11,6 +11,7 @@ from m3_integrations import M3Encoder
 from m3_integrations.checkpoint import find_checkpoint, load_tokenizer
 from m3_integrations.model import M3Network, devices, find_dtype, int8
 from m3_integrations.model.int8 import Int8Linear, can_prepack_int8, largest_weight
+from m3_integrations.model.prepacked import has_amx
 from m3_integrations.tokenizer import Tokenizer
 from tests.golden.texts import TEXTS
 from tests.model.conftest import Load, assert_same, encode
@@ -147,7 +148,7 @@ def test_products_are_those_of_whole_numbers() -> None:
     rows[:16], weights[:16] = 127, LARGEST
     found = int8._products(rows, weights, is_prepacked=can_prepack_int8())
     # With AMX oneDNN rounds sums of unsigned rows, below 2**25, to float32 before it subtracts `_MIDDLE`'s share.
-    assert (found.double() - rows.double() @ weights.double().T).abs().max() <= 2
+    assert (found.double() - rows.double() @ weights.double().T).abs().max() <= (2 if has_amx() else 0)
 
 
 def test_an_encoder_in_int8_works_and_is_not_saved(
