@@ -70,19 +70,19 @@ def errors_in_one_line(*, stderr: bool = False, after_interrupt: str = "") -> It
 
 @contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    """Print warnings that are for users to standard error, a line each, without the line of code that gave them."""
-    shown = warnings.showwarning
+    """Print warnings that are for users as one line each, without the line of code that gave them."""
+    usual = warnings.formatwarning
 
-    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    def formatted(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> str:
         if category is not UserWarning:
-            shown(message, category, *where, **more)
-            return
-        line = f"[yellow]warning:[/yellow] {escape(' '.join(str(message).split()))}"
-        Console(stderr=True, emoji=False).print(line, highlight=False, soft_wrap=True)
+            return usual(message, category, *where, **more)
+        return f"warning: {' '.join(str(message).split())}\n"
 
-    with warnings.catch_warnings():
-        warnings.showwarning = show
+    warnings.formatwarning = formatted
+    try:
         yield
+    finally:
+        warnings.formatwarning = usual
 
 
 class PipedConsole(Console):
