@@ -18,6 +18,7 @@ _FEW_TOKENS: Final = 64
 """A smaller pass is as cheap in every size: new code for it takes 2 ms, once."""
 
 _STEP: Final = 32
+"""Larger passes get a multiple of this many tokens."""
 
 
 class CpuLayers:

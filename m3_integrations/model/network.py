@@ -23,7 +23,7 @@ from m3_integrations.vectors import MODES, IntArray, Mode, offsets_of
 
 _MASKLESS: Final = {"roberta", "bert"}
 _LEAST_NORM: Final = 1e-12
-"""What a shorter vector is divided by, as in `F.normalize`."""
+"""The least divisor of a vector, as in `F.normalize`."""
 
 
 class M3Network(nn.Module):
@@ -254,7 +254,7 @@ class M3Network(nn.Module):
 def _norms(rows: torch.Tensor) -> torch.Tensor:
     """Return (rows,) float32, the length of every row. It is finite only if all values of the row are.
 
-    Looking at every value would take four times as long.
+    Looking at every value takes longer. A row of values above 1e18, which no network has, counts as not finite.
     """
     norms: torch.Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
     return norms

@@ -17,10 +17,10 @@ from m3_integrations.vectors import IntArray
 
 _MOST_HEAD_WIDTH: Final = 256
 _TILE: Final = 16
-"""Keys that torch's attention multiplies at once with AMX; it takes the rest of a text one by one."""
+"""Keys that torch's attention multiplies at once with AMX; the rest of a text takes it longer."""
 
 _MOST_PADDED: Final = 512
-"""Keys of a text from which their copy costs more than such a rest."""
+"""Tokens of a text above which a copy of its keys costs more than such a rest."""
 
 
 def packed_attention(backbone: Any, boundaries: torch.Tensor, lengths: Sequence[int]) -> Attention:
