@@ -145,6 +145,7 @@ def test_a_text_too_large_for_the_memory_fails_its_caller_alone(alone: M3Encoder
 @pytest.mark.parametrize("killer", [SystemExit("killed"), KeyboardInterrupt("killed")])
 def test_a_dying_worker_answers_everybody_and_the_next_call_works(alone: M3Encoder, killer: BaseException) -> None:
     expected = alone.encode(["water"])
+    dying = list(alone._live_engine().scheduler.threads)
     gate = Gate(alone)
 
     def fault(batch: Sequence[Tokens]) -> None:
@@ -153,6 +154,8 @@ def test_a_dying_worker_answers_everybody_and_the_next_call_works(alone: M3Encod
 
     gate.fault = fault
     answers = ask_behind_the_gate(alone, gate, ["bread", "stone", *["long river " * 20] * 8])
+    for thread in dying:  # the answers come first; a thread that ends later would fail the next test
+        thread.join(60)
     for answer in answers:
         assert isinstance(answer, RuntimeError)
         assert "worker thread ended" in str(answer)
