@@ -41,6 +41,25 @@ def test_compressed_token_vectors_score_nearly_the_same(
     assert np.abs(scores["multi_vector"] - exact).max() < tolerance
 
 
+@pytest.mark.parametrize("multi_vector", ["turbo8", "turbo4"])
+def test_compressed_token_vectors_that_are_read_and_stored_again_stay_the_same(
+    multi_vector: Any, open_kind: OpenStore, random: np.random.Generator
+) -> None:
+    store = open_kind("folder", multi_vector=multi_vector)
+    query, three, ids = wide_vectors(random, 1, tokens=10), wide_vectors(random, 3, tokens=20), ["a", "b", "c"]
+    add(store, [Record(id_, "", {}, three[i]) for i, id_ in enumerate(ids)])
+    first, scores = store.get(ids, with_vectors=True), store.scores(query, ids, ["multi_vector"])[1]
+    for _ in range(20):
+        add(store, store.get(ids, with_vectors=True))
+    for record, again in zip(first, store.get(ids, with_vectors=True), strict=True):
+        assert record.vectors is not None
+        assert again.vectors is not None
+        np.testing.assert_allclose(again.vectors.multi_vector[0], record.vectors.multi_vector[0], atol=1e-6)
+        np.testing.assert_allclose(np.linalg.norm(record.vectors.multi_vector[0], axis=1), 1, atol=1e-6)
+    again_scored = store.scores(query, ids, ["multi_vector"])[1]
+    np.testing.assert_allclose(again_scored["multi_vector"], scores["multi_vector"], atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["folder", "local"])
 def test_without_multi_vectors_all_modes_are_dense_and_lexical(kind: str, open_kind: OpenStore) -> None:
     encoder = FakeEncoder()
