@@ -33,6 +33,9 @@ _UNTHREADED_SIZE = 1 << 19
 _THREADED_SIZE = 1 << 27
 """From this many multiplications on, a millisecond of work, threads save more time than they cost."""
 
+_ROUNDING = 1e-6
+"""Scores of the same vectors differ by less between stores."""
+
 _MIN_STEP = 8
 """Products of fewer rows are slow, so a product is not cut into smaller pieces, as for a query of 65 tokens."""
 
@@ -310,7 +313,9 @@ def diverse_rows(relevance: FloatArray, documents: FloatArray, n: int, trade_off
     """Return the positions of n documents by maximal marginal relevance, in the order in which they are chosen.
 
     The next document is the one with the highest trade_off · relevance - (1 - trade_off) · (highest cosine with a
-    document chosen before); of equal ones the first. Source: Carbonell and Goldstein, 1998, section 2.
+    document chosen before); of equal ones the first. Scores that differ by less than 1e-6 count as equal: stores
+    round differently, and all scores are 0 if trade_off is 0.5 and the first document has the query's vector.
+    Source: Carbonell and Goldstein, 1998, section 2.
 
     Args:
         relevance: (m,) float32, the cosine of each document with the query.
@@ -323,7 +328,7 @@ def diverse_rows(relevance: FloatArray, documents: FloatArray, n: int, trade_off
     open_ = np.ones(len(documents), dtype=bool)
     while len(chosen) < min(n, len(documents)):
         scores = np.where(open_, trade_off * relevance - (1 - trade_off) * likeness, -np.inf)
-        best = int(np.argmax(scores))
+        best = int(np.argmax(scores > scores.max() - _ROUNDING))
         chosen.append(best)
         open_[best] = False
         alike = dense_scores(documents[best], documents)

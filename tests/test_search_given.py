@@ -122,3 +122,15 @@ def test_diversity_trades_relevance_against_likeness_to_what_was_chosen() -> Non
     assert scoring.diverse_rows(relevance, documents, 4, 0.5) == [0, 2, 1, 3]
     assert scoring.diverse_rows(relevance, documents, 0, 0.5) == []
     assert scoring.diverse_rows(relevance[:0], documents[:0], 3, 0.5) == []
+
+
+def test_diversity_does_not_depend_on_how_a_store_rounds(random: np.random.Generator) -> None:
+    """The query's vector is the first document's, so that with a trade-off of 0.5 every other score is 0."""
+    documents = random.normal(size=(9, 32)).astype(np.float32)
+    documents /= np.linalg.norm(documents, axis=1, keepdims=True)
+    relevance = scoring.dense_scores(documents[0], documents)
+    relevance[1:] = -np.sort(-relevance[1:])
+    documents[1:] = documents[1:][np.argsort(-scoring.dense_scores(documents[0], documents[1:]))]
+    for _ in range(20):
+        rounded = relevance + random.normal(scale=3e-8, size=9).astype(np.float32)
+        assert scoring.diverse_rows(rounded, documents, 2, 0.5) == [0, 1]
