@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from langchain_core.documents import Document
@@ -83,3 +83,22 @@ def without_scores(metadata: Mapping[str, Any] | None) -> Mapping[str, Any] | No
     if not isinstance(metadata, Mapping) or not metadata.keys() >= RERANK_KEYS or not is_scores(metadata["m3_scores"]):
         return metadata
     return {key: value for key, value in metadata.items() if key not in RERANK_KEYS}
+
+
+def checked_documents(documents: Any) -> list[Document]:
+    """Return documents as a list.
+
+    Raises:
+        TypeError: If documents is a single one, or holds anything but documents.
+    """
+    # A document is iterable too: it yields its fields.
+    if isinstance(documents, Document | str) or not isinstance(documents, Iterable):
+        raise TypeError(
+            f"documents must be a list or another iterable, got one {type(documents).__name__}: pass [document]"
+        )
+    checked: list[Any] = list(documents)
+    for i, document in enumerate(checked):
+        if not isinstance(document, Document):
+            hint = ": pass Document(page_content=...)" if isinstance(document, str) else ""
+            raise TypeError(f"every document must be a Document, got {type(document).__name__} at position {i}{hint}")
+    return checked

@@ -9,6 +9,7 @@ from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 from pydantic import Field
 
+from m3_integrations.langchain.documents import checked_documents
 from m3_integrations.langchain.fields import EncoderFields, Integer, MaybeStore
 from m3_integrations.search import Evidence, find_evidence
 
@@ -85,11 +86,11 @@ class M3Excerpt(EncoderFields, BaseDocumentCompressor):
             offsets into the original text. A document without a sentence keeps its whole text.
 
         Raises:
-            TypeError: If query is not a string.
+            TypeError: If query is not a string, or documents is a single one or holds anything but documents.
             ValueError: If the store holds another model's vectors, or the checkpoint has dense vectors only.
         """
         del callbacks  # no step in here reports to callbacks
-        documents = list(documents)
+        documents = checked_documents(documents)
         found = find_evidence(
             self.encoder,
             query,

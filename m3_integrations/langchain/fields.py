@@ -51,10 +51,12 @@ class EncoderFields(BaseModel):
 
     After construction `encoder` is always set, `model` is its name and `model_kwargs` are its settings. So another
     instance can be made from the fields of the first, as LangChain does for configurable fields, or from its dump,
-    which does not contain the encoder.
+    which does not contain the encoder. Assigning `encoder` changes all three.
     """
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", arbitrary_types_allowed=True, protected_namespaces=(), validate_assignment=True
+    )
 
     model: str = ""
     """A checkpoint folder, or a repository of the hub such as "BAAI/bge-m3"; the process loads it once."""
@@ -72,5 +74,20 @@ class EncoderFields(BaseModel):
     def model_post_init(self, context: Any, /) -> None:
         """Open the encoder. All fields are checked before, so a misspelt argument is refused before a model loads."""
         super().model_post_init(context)
-        self.encoder = open_encoder(self.model, encoder=self.encoder, model_kwargs=self.model_kwargs)
-        self.model, self.model_kwargs = self.encoder.model, self.model_kwargs or changed_settings(self.encoder)
+        given = self.model_kwargs
+        self.encoder = open_encoder(self.model, encoder=self.encoder, model_kwargs=given)
+        if given:
+            super().__setattr__("model_kwargs", given)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a field, as pydantic does.
+
+        Raises:
+            ValueError: For a value that the constructor would refuse, and for `model` and `model_kwargs`.
+        """
+        if name in {"model", "model_kwargs"}:
+            raise ValueError(f"{name} cannot be changed, because the network is loaded: assign encoder=M3Encoder(...)")
+        super().__setattr__(name, value)
+        if name == "encoder":
+            super().__setattr__("model", value.model)
+            super().__setattr__("model_kwargs", changed_settings(value))

@@ -11,7 +11,7 @@ from langchain_core.cross_encoders import BaseCrossEncoder
 from langchain_core.documents import BaseDocumentCompressor, Document
 from pydantic import Field
 
-from m3_integrations.langchain.documents import with_scores
+from m3_integrations.langchain.documents import checked_documents, with_scores
 from m3_integrations.langchain.fields import EncoderFields, Integer, MaybeStore, Weights
 from m3_integrations.search import Ranked, check_ranking, rerank
 from m3_integrations.vectors import resolve_weights
@@ -85,16 +85,17 @@ class M3Rerank(EncoderFields, BaseDocumentCompressor):
         Returns:
             Copies of the class `M3Document`. Their metadata have two more keys: "relevance_score", the combined score,
             and "m3_scores", the raw score in every mode. The attributes `score` and `m3_scores` have the same values,
-            as in a retriever's results. Dense and multi-vector scores are in [-1, 1]; lexical scores are 0 or more and
-            not bounded. So the combined score is -1 or more, and it can exceed 1 unless the lexical weight is 0. It
-            ranks the documents of one query. It is not a probability.
+            as in a retriever's results. Dense and multi-vector scores are in [-1, 1], up to the rounding of stored
+            vectors (1e-4 in float16); lexical scores are 0 or more and not bounded. So the combined score is -1 or
+            more, and it can exceed 1 unless the lexical weight is 0. It ranks the documents of one query. It is not a
+            probability.
 
         Raises:
-            TypeError: If query is not a string.
+            TypeError: If query is not a string, or documents is a single one or holds anything but documents.
             ValueError: If the store holds another model's vectors.
         """
         del callbacks  # no step in here reports to callbacks
-        documents = list(documents)
+        documents = checked_documents(documents)
         ranked = rerank(
             self.encoder,
             query,

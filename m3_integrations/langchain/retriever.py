@@ -12,7 +12,7 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, SkipValidation
 
-from m3_integrations.langchain.documents import as_documents, without_scores
+from m3_integrations.langchain.documents import as_documents, checked_documents, without_scores
 from m3_integrations.langchain.fields import Calibrated, EncoderFields, Integer, Weights, snapshot
 from m3_integrations.search import (
     OPTION_NAMES,
@@ -251,7 +251,7 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
         Args:
             documents: They are not changed. The scores of an earlier `M3Rerank` in their metadata are not stored.
             ids: One per document; by default their own. None makes a random id, or with source_key an id that is the
-                same for the same text of a source.
+                same for the same text of a source. A document's own empty id counts as None.
             source_key: The key of the metadata with a document's source. Then these must be all documents of their
                 sources: the store's other documents of these sources are deleted, last. A text that it has already
                 keeps its vectors. A call with the same documents changes nothing. If None, nothing is deleted.
@@ -266,10 +266,10 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
                 changed.
             IncompleteAddError: For the reasons of `add_texts`. Then nothing was deleted.
         """
-        documents = _checked_documents(documents)
+        documents = checked_documents(documents)
         texts = [document.page_content for document in documents]
         metadatas = [document.metadata for document in documents]
-        chosen = [document.id for document in documents] if ids is None else ids
+        chosen = [document.id or None for document in documents] if ids is None else ids
         if source_key is None:
             return self.add_texts(texts, metadatas, ids=chosen)
         return replace_sources(
@@ -334,17 +334,3 @@ class M3HybridRetriever(EncoderFields, BaseRetriever):
     def spans(self, query: str, ids: Iterable[str]) -> list[Evidence]:
         """Return the scored sentences of documents, as `Searcher.spans` does."""
         return self._searcher().spans(query, ids)
-
-
-def _checked_documents(documents: Any) -> list[Document]:
-    # A document is iterable too: it yields its fields.
-    if isinstance(documents, Document | str) or not isinstance(documents, Iterable):
-        raise TypeError(
-            f"documents must be a list or another iterable, got one {type(documents).__name__}: pass [document]"
-        )
-    checked: list[Any] = list(documents)
-    for i, document in enumerate(checked):
-        if not isinstance(document, Document):
-            hint = ": add_texts takes strings" if isinstance(document, str) else ""
-            raise TypeError(f"every document must be a Document, got {type(document).__name__} at position {i}{hint}")
-    return checked

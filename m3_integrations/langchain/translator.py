@@ -65,7 +65,7 @@ class M3Translator(Visitor):
         """Return the filter of an operation.
 
         Raises:
-            ValueError: For an operation without arguments, or a `not` with several.
+            ValueError: For a `not` without a condition or with several.
         """
         self._validate_func(operation.operator)
         parts = [argument.accept(self) for argument in operation.arguments]

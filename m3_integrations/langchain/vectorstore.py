@@ -9,7 +9,7 @@ Long because LangChain needs every method twice, once for coroutines.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final, Self, Unpack
 
 import numpy as np
@@ -35,6 +35,19 @@ from m3_integrations.store import FilterLike, Store
 from m3_integrations.vectors import Encoder, FloatArray
 
 _DELETED_AT_ONCE: Final = 1000
+_WITH_OWN_COROUTINES: Final = (
+    "similarity_search",
+    "similarity_search_with_score",
+    "similarity_search_with_relevance_scores",
+    "similarity_search_by_vector",
+    "max_marginal_relevance_search",
+    "max_marginal_relevance_search_by_vector",
+    "get_by_ids",
+)
+"""The methods whose coroutines do not call them."""
+
+_LEAST_SCORE: Final = -1.0
+"""Every score is at least this, so as a threshold it keeps all."""
 
 
 class M3VectorStore(VectorStore):
@@ -120,17 +133,20 @@ class M3VectorStore(VectorStore):
     def __init__(self, embedding: Embeddings | None = None, *, show_progress: bool = False, **settings: Any) -> None:
         if embedding is not None:
             if not isinstance(embedding, M3Embeddings):
-                raise TypeError(
-                    f"embedding must be M3Embeddings, got {type(embedding).__name__}: this store encodes texts in "
-                    "three modes, and other embeddings have one. To search by a vector of this model that was made "
-                    "elsewhere, use similarity_search_by_vector"
-                )
+                raise TypeError(f"embedding must be M3Embeddings, got {type(embedding).__name__}: {_hint(embedding)}")
             if given := [name for name in ("model", "encoder", "model_kwargs") if settings.get(name)]:
                 raise ValueError(f"embedding= already has a model: leave out {given[0]}=")
             settings["encoder"] = embedding.encoder
         # The retriever holds the fields and the search that both classes share.
         self._retriever = M3HybridRetriever(show_progress=show_progress, **settings)
         self._embeddings = embedding or M3Embeddings(encoder=self._retriever.encoder)
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Let the coroutine of a method that a subclass replaces call the new one, unless that is replaced too."""
+        super().__init_subclass__(**keywords)
+        for name in _WITH_OWN_COROUTINES:
+            if name in vars(cls) and f"a{name}" not in vars(cls):
+                setattr(cls, f"a{name}", _coroutine_of(name))
 
     def __repr__(self) -> str:
         return f"M3VectorStore(model={self.encoder.model!r}, store={type(self.store).__name__})"
@@ -431,6 +447,7 @@ class M3VectorStore(VectorStore):
             k: How many at most.
             filter: Only documents whose metadata match.
             **options: As `m3_integrations.SearchOptions` describes them, but `score_threshold` is on the scale 0 to 1.
+                It replaces the constructor's, which is on the scale of the scores.
 
         Raises:
             TypeError: For the reasons of `Searcher.search`.
@@ -566,6 +583,7 @@ class M3VectorStore(VectorStore):
         lambda_mult: float = 0.5,
         *,
         filter: FilterLike = None,  # noqa: A002
+        score_threshold: float | None = None,
         min_probability: float | None = None,
     ) -> list[Document]:
         """Return documents as `max_marginal_relevance_search` does; the candidates are the best by the dense mode.
@@ -576,7 +594,8 @@ class M3VectorStore(VectorStore):
             fetch_k: How many candidates; never fewer than k.
             lambda_mult: From 0 (only diversity counts) to 1 (only likeness to the vector counts).
             filter: Only documents whose metadata match.
-            min_probability: As for `similarity_search_by_vector`.
+            score_threshold: As for `similarity_search_by_vector`.
+            min_probability: Likewise.
 
         Raises:
             TypeError: If an argument is not a number of its kind.
@@ -589,6 +608,7 @@ class M3VectorStore(VectorStore):
             dense=_vector(embedding),
             k=max(n, as_integer(fetch_k, "fetch_k")),
             filter=filter,
+            score_threshold=score_threshold,
             min_probability=min_probability,
         )
         return as_documents(diverse_hits(self.store, hits, n, lambda_mult))
@@ -601,6 +621,7 @@ class M3VectorStore(VectorStore):
         lambda_mult: float = 0.5,
         *,
         filter: FilterLike = None,  # noqa: A002
+        score_threshold: float | None = None,
         min_probability: float | None = None,
     ) -> list[Document]:
         """Search as `max_marginal_relevance_search_by_vector` does, without blocking the event loop."""
@@ -610,6 +631,7 @@ class M3VectorStore(VectorStore):
             dense=_vector(embedding),
             k=max(n, as_integer(fetch_k, "fetch_k")),
             filter=filter,
+            score_threshold=score_threshold,
             min_probability=min_probability,
         )
         return as_documents(await asyncio.to_thread(diverse_hits, self.store, hits, n, lambda_mult))
@@ -626,24 +648,43 @@ class M3VectorStore(VectorStore):
                 directly, such as `k=3`.
 
         Returns:
-            For "similarity" an `M3HybridRetriever` with this store's options; each call can override them. For "mmr"
-            and "similarity_score_threshold" LangChain's `VectorStoreRetriever`, which passes a call's options on too;
-            the threshold is a relevance from 0 to 1. A subclass with another `similarity_search` gets that too. If
-            other code needs a `VectorStoreRetriever`, construct it: `VectorStoreRetriever(vectorstore=vectors)`.
+            For "similarity" an `M3HybridRetriever` with this store's options; each call can override them, and an
+            option that is None is this store's. For "mmr" and "similarity_score_threshold" LangChain's
+            `VectorStoreRetriever`, which passes a call's options on too; the threshold is a relevance from 0 to 1. A
+            subclass with another `similarity_search` or `asimilarity_search` gets that too. If other code needs a
+            `VectorStoreRetriever`, construct it: `VectorStoreRetriever(vectorstore=vectors)`.
 
         Raises:
             ValueError: For an unknown search type or option (pydantic's ValidationError), or one out of range.
         """
         search_type = settings.pop("search_type", "similarity")
-        is_overridden = type(self).similarity_search is not M3VectorStore.similarity_search
+        searches = (type(self).similarity_search, type(self).asimilarity_search)
+        is_overridden = searches != (M3VectorStore.similarity_search, M3VectorStore.asimilarity_search)
+        search_kwargs = settings.pop("search_kwargs", None) or {}
         if search_type != "similarity" or is_overridden:
-            return super().as_retriever(search_type=search_type, **settings)
-        settings |= settings.pop("search_kwargs", None) or {}
+            return super().as_retriever(search_type=search_type, search_kwargs=search_kwargs, **settings)
+        settings = {name: value for name, value in (settings | search_kwargs).items() if value is not None}
         own = {name: getattr(self._retriever, name) for name in type(self._retriever).model_fields}
         settings["tags"] = settings.get("tags") or [*(own["tags"] or []), *self._get_retriever_tags()]
         retriever = M3HybridRetriever(**own | settings)
         retriever._made = (b"", self._searcher)  # share the searcher and its BM25 index
         return retriever
+
+
+def _hint(embedding: object) -> str:
+    if not isinstance(embedding, Embeddings):
+        return "pass model='BAAI/bge-m3', or encoder= with an M3Encoder"
+    return (
+        "this store encodes texts in three modes, and other embeddings have one. To search by a vector of this model "
+        "that was made elsewhere, use similarity_search_by_vector"
+    )
+
+
+def _coroutine_of(name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
+    async def call(self: M3VectorStore, *arguments: Any, **options: Any) -> Any:
+        return await asyncio.to_thread(getattr(self, name), *arguments, **options)
+
+    return call
 
 
 def _refuse_unknown(given: Mapping[str, Any]) -> None:
@@ -657,9 +698,12 @@ def _with_score(hits: Sequence[Hit]) -> list[tuple[Document, float]]:
 
 
 def _least(options: RankingKeywords) -> float | None:
-    """Take the threshold of relevance out of a call's options."""
-    least = options.pop("score_threshold", None)
-    return None if least is None else as_number(least, "score_threshold")
+    """Take the threshold of relevance out of a call's options; then the constructor's, a score, does not apply."""
+    least = options.get("score_threshold")
+    if least is None:
+        return None
+    options["score_threshold"] = _LEAST_SCORE
+    return as_number(least, "score_threshold")
 
 
 def _with_relevance(hits: Sequence[Hit], asked: SearchOptions, least: float | None) -> list[tuple[Document, float]]:

@@ -52,11 +52,13 @@ def replace_sources(
         The ids.
 
     Raises:
-        TypeError: For the reasons of `Searcher.add`.
+        TypeError: For the reasons of `Searcher.add`, or if source_key is not a string.
         ValueError: For the reasons of `Searcher.add`, or if a source is neither a string nor an integer, or two texts
             have the same id. Then nothing was changed.
         IncompleteAddError: For the reasons of `Searcher.add`.
     """
+    if not isinstance(source_key, str):
+        raise TypeError(f"source_key must be a string, got {source_key!r}")
     given = list(ids)
     named, texts, kept = check_added(texts, given, metadatas)
     given = [None if id_ is None else name for id_, name in zip(given, named, strict=True)]

@@ -153,7 +153,7 @@ def test_what_are_no_documents_is_refused_with_what_to_pass(retriever: M3HybridR
         (Document("a"), r"got one Document: pass \[document\]"),
         ("abc", "got one str"),
         (None, "got one NoneType"),
-        ([Document("a"), "abc"], "got str at position 1: add_texts takes strings"),
+        ([Document("a"), "abc"], "got str at position 1: pass Document"),
         ([{"page_content": "a"}], "got dict at position 0"),
     ):
         for add in (
