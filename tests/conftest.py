@@ -1,6 +1,7 @@
 """Fixtures, when the suite runs in one process, and the rule that a missing device or hub skips a test."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,16 @@ from tests.golden.checkpoints import build_checkpoint
 
 _ALONE = ("M3_SLOW", "M3_REQUIRE", "M3_HUB", "QDRANT_URL")
 """Variables that ask for tests which load a whole machine, a device or a server: one process runs them."""
+
+
+_IN_MEMORY = Path("/dev/shm")
+_ENOUGH_BYTES = 4 << 30
+
+if _IN_MEMORY.is_dir() and os.access(_IN_MEMORY, os.W_OK):
+    _space = os.statvfs(_IN_MEMORY)
+    if _space.f_bavail * _space.f_frsize >= _ENOUGH_BYTES and not _space.f_flag & os.ST_NOEXEC:
+        # Stores wait for the disk after every change; on a disk that cost a third of the suite's time.
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_IN_MEMORY))
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -40,6 +51,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             if mark in os.environ.get("M3_REQUIRE", "").split(","):
                 pytest.fail(f"M3_REQUIRE={mark}, but: {reason}")
             pytest.skip(reason)
+
+
+@pytest.fixture
+def disk_path() -> Iterator[Path]:
+    """A folder on the disk, where `tmp_path` may be in memory: there a file takes other room."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

@@ -340,8 +340,8 @@ def test_it_does_not_begin_if_its_parent_ended_before() -> None:
     assert (ended.stdout, ended.returncode != 0) == ("", True)
 
 
-def test_what_the_engine_reserves_takes_no_room_in_the_copy(tmp_path: Path) -> None:
-    source, target = tmp_path / "a", tmp_path / "b"
+def test_what_the_engine_reserves_takes_no_room_in_the_copy(disk_path: Path) -> None:
+    source, target = disk_path / "a", disk_path / "b"
     with source.open("wb") as file:
         file.truncate(64 << 20)
         file.seek(5 << 20)
@@ -360,13 +360,13 @@ def test_what_the_engine_reserves_takes_no_room_in_the_copy(tmp_path: Path) -> N
         assert target.read_bytes() == content
 
 
-def test_the_store_is_no_larger_after_it(tmp_path: Path, kept: list[Record]) -> None:
-    with EdgeStore(tmp_path / "s") as store:
+def test_the_store_is_no_larger_after_it(disk_path: Path, kept: list[Record]) -> None:
+    with EdgeStore(disk_path / "s") as store:
         add(store, kept)
         store.flush()
-        before = disk_use(tmp_path / "s").size_bytes
+        before = disk_use(disk_path / "s").size_bytes
         store.optimize()
-        assert disk_use(tmp_path / "s").size_bytes < before + (4 << 20)
+        assert disk_use(disk_path / "s").size_bytes < before + (4 << 20)
 
 
 def test_paths_that_python_ignores_do_not_matter(
