@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -27,8 +29,20 @@ from m3_integrations.serve.shapes import ErrorAnswer, StateAnswer
 from m3_integrations.serve.store import store_routes
 from m3_integrations.store import Store
 
+_logger = logging.getLogger("m3_integrations.serve")
+
 _SHOWN_FAULTS: Final = 3
 """An error message names at most this many faults of a request's body."""
+
+_STATUSES: Final = {
+    PermissionError: 403,
+    ConnectionError: 502,
+    TimeoutError: 504,
+    OSError: 507,
+    ValueError: 422,
+    TypeError: 422,
+}
+"""The statuses of errors of a store or of what was asked; the first that fits counts."""
 
 _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": ErrorAnswer, "description": description}
@@ -113,7 +127,7 @@ def gated(
     )
     for router in routers:
         app.include_router(router)
-    for kind in (Refusal, RequestValidationError, HTTPException, ValueError, TypeError, IncompleteAddError):
+    for kind in (Refusal, RequestValidationError, HTTPException, ValueError, TypeError, OSError, IncompleteAddError):
         app.add_exception_handler(kind, _answer_error)
 
     @app.get("/health", tags=["operation"])
@@ -139,18 +153,30 @@ def gated(
     return gate
 
 
-async def _answer_error(_: Request, error: Exception) -> Response:
+async def _answer_error(request: Request, error: Exception) -> Response:
     if isinstance(error, ValidationError):  # a ValueError as well, but the fault is in our answer
         raise error
-    if isinstance(error, Refusal):
-        refusal = error
-    elif isinstance(error, RequestValidationError):
-        refusal = Refusal(422, _faults(error))
-    elif isinstance(error, HTTPException):
-        refusal = Refusal(error.status_code, str(error.detail))
-    else:
-        refusal = Refusal(500 if isinstance(error, IncompleteAddError) else 422, str(error))
+    refusal = _refusal(error)
+    if isinstance(error, OSError | IncompleteAddError):
+        # Only types and the system's words: other messages may quote a user's text.
+        cause = error.__cause__ if isinstance(error, IncompleteAddError) else error
+        said = os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else "no error number"
+        _logger.error("%s failed with %s (%s)", request.method, type(cause).__name__, said)
     return Response(refusal.body, refusal.status, refusal.headers, "application/json")
+
+
+def _refusal(error: BaseException | None) -> Refusal:
+    """Return the answer to an error; an incomplete addition has the status of its cause."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, RequestValidationError):
+        return Refusal(422, _faults(error))
+    if isinstance(error, HTTPException):
+        return Refusal(error.status_code, str(error.detail))
+    if isinstance(error, IncompleteAddError):
+        cause = error.__cause__
+        return Refusal(_refusal(cause).status, f"{error}. The error was: {cause}")
+    return Refusal(next((each for kind, each in _STATUSES.items() if isinstance(error, kind)), 500), str(error))
 
 
 def _faults(error: RequestValidationError) -> str:

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from m3_integrations.serve.gate import CHANGE_THREADS, STORE_THREADS
 from m3_integrations.serve.limits import Limits
-from m3_integrations.serve.refusal import Refusal
 from m3_integrations.serve.shapes import (
     BindQuestion,
     CountAnswer,
@@ -195,7 +194,7 @@ class _Calls:
         """Run a call in a thread and return its result; put the store's fingerprint into the response's headers.
 
         Raises:
-            Refusal: If the store cannot be read or written.
+            OSError: If the store cannot be read or written.
         """
         return await self._run(self._threads, response, call, *args)
 
@@ -204,17 +203,8 @@ class _Calls:
         return await self._run(self._changing, response, call, *args)
 
     async def _run(self, threads: ThreadPoolExecutor, response: Response, call: Callable[..., _T], *args: Any) -> _T:
-        try:
-            result = await asyncio.get_running_loop().run_in_executor(threads, partial(call, *args))
-            fingerprint = self.store.fingerprint
-        except PermissionError as error:
-            raise Refusal(403, str(error)) from error
-        except ConnectionError as error:
-            raise Refusal(502, str(error)) from error
-        except TimeoutError as error:
-            raise Refusal(504, str(error)) from error
-        except OSError as error:
-            raise Refusal(507, str(error)) from error
+        result = await asyncio.get_running_loop().run_in_executor(threads, partial(call, *args))
+        fingerprint = self.store.fingerprint
         if fingerprint is not None:
             response.headers["X-M3-Fingerprint"] = fingerprint
         return result

@@ -1,5 +1,6 @@
 """Search, explanations and records over a store equal what `Searcher` does."""
 
+import errno
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from m3_integrations import M3Encoder, Searcher, open_store
 from m3_integrations.serve import Limits, create_app
+from m3_integrations.store.memory import MemoryStore
 from tests.engine.gate import Gate as Passes
 from tests.serve.conftest import serving, wait_until
 
@@ -124,3 +126,49 @@ def test_a_store_of_another_model_is_refused(alone: M3Encoder) -> None:
     store.bind("another")
     with pytest.raises(ValueError, match="holds vectors of the model another"):
         create_app(alone, store=store)
+
+
+FAILURES = [
+    (OSError(errno.ENOSPC, "160 MB are needed"), 507, "OSError (No space left on device)"),
+    (PermissionError(errno.EACCES, "opened for reading"), 403, "PermissionError (Permission denied)"),
+    (ConnectionError("nothing answers at http://upstream"), 502, "ConnectionError (no error number)"),
+    (TimeoutError("too slow"), 504, "TimeoutError (no error number)"),
+]
+
+
+@pytest.mark.parametrize(("failure", "status", "logged"), FAILURES)
+def test_a_failing_store_is_answered_and_logged_by_its_cause(
+    failure: OSError, status: int, logged: str, served: M3Encoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = MemoryStore()
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise failure
+
+    for name in ("candidates", "delete", "get", "upsert"):
+        setattr(store, name, fail)
+    with serving(create_app(served, store=store)) as url, httpx.Client(base_url=url, timeout=60) as client:
+        for path, asked in (
+            ("/v1/search", {"query": "water"}),
+            ("/v1/records/delete", {"ids": ["a"]}),
+            ("/v1/records/get", {"ids": ["a"]}),
+            ("/v1/records", {"records": RECORDS}),
+        ):
+            caplog.clear()
+            answer = client.post(path, json=asked)
+            assert (answer.status_code, answer.json()["error"]["message"].endswith(str(failure))) == (status, True)
+            assert f"POST failed with {logged}" in caplog.text
+            assert str(failure) not in caplog.text
+        assert answer.json()["detail"].startswith("0 of 3 texts were added before an error")
+
+
+def test_records_that_fail_midway_for_another_reason_are_answered_with_500(served: M3Encoder) -> None:
+    store = MemoryStore()
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a bug")
+
+    store.upsert = fail  # type: ignore[method-assign]
+    with serving(create_app(served, store=store)) as url:
+        answer = httpx.post(f"{url}/v1/records", json={"records": RECORDS}, timeout=60)
+        assert (answer.status_code, answer.json()["detail"].endswith("The error was: a bug")) == (500, True)
