@@ -10,11 +10,12 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
+from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -36,6 +37,7 @@ class _Request:
     body: bytes | None
     content_type: str
     max_bytes: int
+    headers: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +106,21 @@ class Connection:
         if line is not None:
             line.end()
 
-    def start(self, path: str, sent: dict[str, Any] | bytes | None, *, max_bytes: int) -> Future[Answer]:
+    def start(
+        self,
+        path: str,
+        sent: dict[str, Any] | bytes | None,
+        *,
+        max_bytes: int,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> Future[Answer]:
         """Begin a request and return its future. If the future is cancelled, the connection to the server is closed.
 
         Args:
             path: The path below the URL.
             sent: The body of a POST, sent as JSON unless it is bytes; None sends a GET.
             max_bytes: A longer answer raises ValueError.
+            headers: Further headers of this request.
         """
         process_id = os.getpid()
         line = self._lines.get(process_id)
@@ -118,9 +128,9 @@ class Connection:
             # setdefault is atomic. A lock could be held by another thread during a fork, and stay locked in the child.
             line = self._lines.setdefault(process_id, _Line(self._url, self._headers, self._closed))
         if sent is None or isinstance(sent, bytes):
-            request = _Request(path, sent, _BINARY, max_bytes)
+            request = _Request(path, sent, _BINARY, max_bytes, headers)
         else:
-            request = _Request(path, json.dumps(sent, ensure_ascii=False).encode(), _JSON, max_bytes)
+            request = _Request(path, json.dumps(sent, ensure_ascii=False).encode(), _JSON, max_bytes, headers)
         return line.submit(partial(self._finished, request))
 
     def result(self, future: Future[Answer]) -> Answer:
@@ -165,7 +175,11 @@ class Connection:
             wait_s = 0.0
             try:
                 reply = await wire.exchange(
-                    request.path, request.body, max_bytes=request.max_bytes, content_type=request.content_type
+                    request.path,
+                    request.body,
+                    max_bytes=request.max_bytes,
+                    content_type=request.content_type,
+                    further=request.headers,
                 )
             except UnreachableError as error:
                 raise ConnectionError(

@@ -11,6 +11,7 @@ import contextlib
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -68,7 +69,13 @@ class Wire:
         self._places = asyncio.Semaphore(_MOST_CONNECTIONS)
 
     async def exchange(
-        self, path: str, body: bytes | None, *, max_bytes: int, content_type: str = "application/json"
+        self,
+        path: str,
+        body: bytes | None,
+        *,
+        max_bytes: int,
+        content_type: str = "application/json",
+        further: Mapping[str, str] = MappingProxyType({}),
     ) -> Reply:
         """Send a request once and return its answer.
 
@@ -77,13 +84,14 @@ class Wire:
             body: The body of a POST; None sends a GET.
             max_bytes: A longer answer with status 200 raises ValueError.
             content_type: The type of the body.
+            further: Headers of this request, besides those of every request.
 
         Raises:
             UnreachableError: If no connection can be opened.
             BrokenError: If the connection ends before the answer does.
             ValueError: If the answer is longer, or has a content encoding, which was not requested.
         """
-        headers = list(self._headers)
+        headers = [*self._headers, *further.items()]
         if body is not None:
             headers += [("Content-Type", content_type), ("Content-Length", str(len(body)))]
         request = h11.Request(method="GET" if body is None else "POST", target=self._below + path, headers=headers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final
 
+from fastapi import Header
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from m3_integrations.search import Bm25, Fusion, SearchMode
@@ -238,6 +239,17 @@ _PARSED: Final = (
     'A parsed filter: {"all": [filters]}, {"any": [filters]}, {"not": filter}, or {"key": "year", "operator": "$gte", '
     '"value": 2024}; a date is {"instant": microseconds from 1970 in UTC}.'
 )
+
+
+Expected = Annotated[
+    str | None,
+    Header(
+        alias="X-M3-Fingerprint",
+        description="The model of the store that the client opened, empty if it was bound to none. If the store is now "
+        "of another model, the request is refused. Without this header the model is not checked.",
+    ),
+]
+"""The model that a client expects of the store that it changes."""
 
 
 class FetchQuestion(Asked):

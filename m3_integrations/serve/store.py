@@ -8,7 +8,7 @@ call does not occupy the encoder's threads.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
@@ -27,6 +27,7 @@ from m3_integrations.serve.shapes import (
     CountQuestion,
     DeleteAnswer,
     DoneAnswer,
+    Expected,
     FetchQuestion,
     OptimizeAnswer,
     OptimizeQuestion,
@@ -41,7 +42,7 @@ from m3_integrations.store import Record, Store
 from m3_integrations.store.points import HASHED_IDS, StoreFormat
 from m3_integrations.store.qdrant import QdrantStore
 from m3_integrations.store.served import ServedStore
-from m3_integrations.store.served_answers import expected_of
+from m3_integrations.store.served_answers import another_model, expected_of
 from m3_integrations.store.wire import (
     API,
     check_empty,
@@ -153,9 +154,9 @@ def _add_changing(router: APIRouter, calls: _Calls) -> None:
         return StoredAnswer(upserted=await calls.change(response, calls.upsert, await request.body()))
 
     @router.post("/v1/store/delete")
-    async def delete(question: RemoveQuestion, response: Response) -> DeleteAnswer:
+    async def delete(question: RemoveQuestion, response: Response, expected: Expected = None) -> DeleteAnswer:
         """Delete records by ids or by a parsed filter."""
-        return DeleteAnswer(deleted=await calls.change(response, calls.delete, question.ids, question.filter))
+        return DeleteAnswer(deleted=await calls.change(response, calls.delete, question, expected))
 
     @router.post("/v1/store/bind")
     async def bind(question: BindQuestion, response: Response) -> DoneAnswer:
@@ -164,17 +165,21 @@ def _add_changing(router: APIRouter, calls: _Calls) -> None:
         return DoneAnswer()
 
     @router.post("/v1/store/optimize")
-    async def optimize(question: OptimizeQuestion, response: Response) -> OptimizeAnswer:
+    async def optimize(
+        question: OptimizeQuestion, response: Response, expected: Expected = None
+    ) -> OptimizeAnswer:  # fmt: skip
         """Optimize the store for faster searches; return within a second whether that is done.
 
         If it is not, ask again with the answer's `run`. A request during another client's run waits for that run.
         """
+        await calls.run(response, calls.check_model, expected)
         run, is_done = await calls.optimize(response, question.run)
         return OptimizeAnswer(run=run, is_done=is_done)
 
     @router.post("/v1/store/flush")
-    async def flush(response: Response) -> DoneAnswer:
+    async def flush(response: Response, expected: Expected = None) -> DoneAnswer:
         """Answer when everything is durable."""
+        await calls.run(response, calls.check_model, expected)
         await calls.run(response, calls.store.flush)
         return DoneAnswer()
 
@@ -292,7 +297,15 @@ class _Calls:
         )
         return len(records)
 
-    def delete(self, ids: Sequence[str] | None, filter_: Mapping[str, Any] | None) -> int:
+    def check_model(self, expected: str | None) -> None:
+        """Raise ValueError if a client expects another model of the store; "" expects none, None anything."""
+        bound = self.store.fingerprint
+        if expected not in {None, bound or ""}:
+            raise another_model("the server", bound, expected)
+
+    def delete(self, question: RemoveQuestion, expected: str | None) -> int:
+        self.check_model(expected)
+        ids, filter_ = question.ids, question.filter
         if (ids is None) == (filter_ is None):
             raise ValueError("a deletion needs either ids or a filter, got both or neither")
         if ids is None:

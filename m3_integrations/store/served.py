@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from m3_integrations.remote.connection import Answer, Connection, check_url
 from m3_integrations.store.columns import check_columns, check_ids
 from m3_integrations.store.filters import FilterLike, parse_filter
-from m3_integrations.store.points import StoreFormat, pool_vectors, vector_bytes
+from m3_integrations.store.points import StoreFormat, pool_vectors
 from m3_integrations.store.protocol import (
     Hits,
     Record,
@@ -29,6 +29,7 @@ from m3_integrations.store.protocol import (
 from m3_integrations.store.served_answers import (
     AboutStore,
     Candidates,
+    another_model,
     read_about,
     read_candidates,
     read_member,
@@ -37,18 +38,16 @@ from m3_integrations.store.served_answers import (
     refuse,
 )
 from m3_integrations.store.values import check_metadata
-from m3_integrations.store.wire import filter_to_json, pack, pack_records, parts_of, record_to_json
+from m3_integrations.store.wire import filter_to_json, pack, pack_records
 from m3_integrations.vectors import FloatArray, M3Vectors, Mode, to_tensors
 
 _PATH: Final = "/v1/store"
 
+_CHANGES: Final = frozenset({"/delete", "/optimize", "/flush"})
+"""Calls that name the expected model in a header, so that the store of another one stays as it is; /upsert and /bind
+name it in their bodies."""
+
 _CLOSED: Final = "this store was closed: open another with open_store(...)"
-
-_REQUEST_BYTES: Final = 8 << 20
-"""The most bytes of a request with records, even if the server accepts more: both sides hold it in memory."""
-
-_FRAME_BYTES: Final = 4096
-"""Bytes for the rest of a body, without its records or ids."""
 
 _ANSWER_BYTES: Final = 1 << 30
 """The most bytes of an answer: far more than the server puts into one answer with records."""
@@ -116,7 +115,7 @@ class ServedStore(Store):
     def modes(self) -> tuple[Mode, ...]:
         """The modes that the records have vectors of; empty before the first record."""
         if not self._about.modes:  # another process may have added records
-            self._about = self._describe()
+            self._about = self._describe(self._about.fingerprint)
         return self._about.modes
 
     @property
@@ -135,7 +134,7 @@ class ServedStore(Store):
     def format(self) -> StoreFormat | None:
         """The format of the store; None for a store in memory."""
         if self._about.format is not None and not self._about.format.modes:  # as for `modes`
-            self._about = self._describe()
+            self._about = self._describe(self._about.fingerprint)
         return self._about.format
 
     def bind(self, fingerprint: str) -> None:
@@ -184,7 +183,7 @@ class ServedStore(Store):
             Record(ids[i], texts[i], check_metadata(metadatas[i], f"record {ids[i]!r}"), None, bool(flags[i]))
             for i in rows
         ]
-        for n_before, part in enumerate(self._parts(records, np.array(rows), vectors)):
+        for n_before, part in enumerate(about.record_parts(self.url, records, np.array(rows), vectors)):
             where = np.array(rows)[part]
             body = pack_records(records[part], vectors.take(where), **about.expected())
             try:
@@ -199,26 +198,11 @@ class ServedStore(Store):
                 raise RuntimeError(str(error)) from error
         self._about = replace(about, modes=vectors.modes)
 
-    def _parts(self, records: Sequence[Record], rows: NDArray[np.int64], vectors: M3Vectors) -> list[slice]:
-        """Return the slices of the records that fit into one request each."""
-        sizes = np.array([len(json.dumps(record_to_json(each), ensure_ascii=False).encode()) + 2 for each in records])
-        sizes += 16 + vector_bytes(vectors, rows)  # 16 for the offsets
-        room = self._about.most_bytes - _FRAME_BYTES
-        largest = int(sizes.argmax())
-        if sizes[largest] > room:
-            raise ValueError(
-                f"record {records[largest].id!r} has {sizes[largest]:,} bytes with its vectors, and {self.url} accepts "
-                f"requests of {self._about.most_bytes:,}: split its text, or start m3 serve with a higher "
-                "--max-body-bytes"
-            )
-        most_bytes = min(room, _REQUEST_BYTES)
-        return list(parts_of(sizes.tolist(), self._about.most_records, most_bytes))
-
     def delete(self, ids: Sequence[str]) -> int:
         """Delete the records with these ids, and return how many there were; unknown ids are skipped."""
         ids = check_ids(ids)
         self._check_open()
-        parts = self._id_parts(list(dict.fromkeys(ids)))
+        parts = self._about.id_parts(list(dict.fromkeys(ids)))
         return sum(read_member(self.url, self._ask("/delete", {"ids": part}).body, "deleted", int) for part in parts)
 
     def delete_where(self, filter: FilterLike) -> int:  # noqa: A002
@@ -231,7 +215,7 @@ class ServedStore(Store):
         ids = check_ids(ids)
         self._check_open()
         found: list[Record] = []
-        for part in self._id_parts(ids):
+        for part in self._about.id_parts(ids):
             start = 0
             while start < len(part):  # the server limits its answers, so one may end before the last id
                 answer = self._ask("/get", {"ids": part[start:], "with_vectors": with_vectors})
@@ -281,7 +265,9 @@ class ServedStore(Store):
         columns: dict[Mode, list[FloatArray]] = {mode: [np.empty(0, np.float32)] for mode in modes}
         sent = to_tensors(query)
         room = sum(array.nbytes for array in sent.values())
-        for part in self._id_parts(list(ids), room) or [[]]:  # without ids one request too: the server checks the query
+        for part in self._about.id_parts(list(ids), room) or [
+            []
+        ]:  # without ids one request too: the server checks the query
             answer = self._ask("/scores", pack({"ids": part, "modes": list(modes)}, sent))
             found, values = read_scores(self.url, answer.body, modes)
             there += found
@@ -308,24 +294,20 @@ class ServedStore(Store):
     def _ask(self, path: str, sent: dict[str, Any] | bytes | None) -> Answer:
         """Return the answer to one request; raise ValueError if the server has another model by now."""
         self._check_open()
-        future = self._connection.start(_PATH + path, sent, max_bytes=_ANSWER_BYTES)
+        headers = {"X-M3-Fingerprint": self._about.fingerprint or ""} if path in _CHANGES else {}
+        future = self._connection.start(_PATH + path, sent, max_bytes=_ANSWER_BYTES, headers=headers)
         answer = self._connection.result(future)
         known = None if path == "" else self._about.fingerprint
         if known is not None and answer.fingerprint not in {None, known}:
-            raise ValueError(
-                f"{self.url} now has a store of the model {answer.fingerprint}; it had one of {known} when this store "
-                "was opened. Vectors of two models cannot be compared: open the store again"
-            )
+            raise another_model(self.url, answer.fingerprint, known)
         return answer
 
-    def _describe(self) -> AboutStore:
-        return read_about(self.url, self._ask("", None).body)
-
-    def _id_parts(self, ids: list[str], used_bytes: int = 0) -> list[list[str]]:
-        """Return the ids in parts that fit into one request each."""
-        sizes = [len(json.dumps(id_, ensure_ascii=False).encode()) + 2 for id_ in ids]
-        room = self._about.most_bytes - _FRAME_BYTES - used_bytes
-        return [ids[part] for part in parts_of(sizes, self._about.most_records, room)]
+    def _describe(self, known: str | None = None) -> AboutStore:
+        """Return the store's description; raise ValueError if a model is known and the store is of another one."""
+        about = read_about(self.url, self._ask("", None).body)
+        if known not in {None, about.fingerprint}:
+            raise another_model(self.url, about.fingerprint, known)
+        return about
 
 
 def is_m3_serve(url: str) -> bool:

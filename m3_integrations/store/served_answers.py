@@ -1,4 +1,4 @@
-"""Reading and checking the answers of an `m3 serve` about its store."""
+"""What an `m3 serve` answers about its store: its description with the limits on requests, records and scores."""
 
 from __future__ import annotations
 
@@ -6,14 +6,21 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 
-from m3_integrations.store.points import StoreFormat
+from m3_integrations.store.points import StoreFormat, vector_bytes
 from m3_integrations.store.protocol import Hits, Record
-from m3_integrations.store.wire import API, check_empty, unpack, unpack_records
+from m3_integrations.store.wire import API, check_empty, parts_of, record_to_json, unpack, unpack_records
 from m3_integrations.vectors import MODES, FloatArray, M3Vectors, Mode, Tensors, check_modes, take_array
+
+_REQUEST_BYTES: Final = 8 << 20
+"""The most bytes of a request with records, even if the server accepts more: both sides hold it in memory."""
+
+_FRAME_BYTES: Final = 4096
+"""Bytes for the rest of a body, without its records or ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +47,45 @@ class AboutStore:
         """Return the values that the server compares with its store before it writes: the store may have changed."""
         return expected_of(self.fingerprint, self.kept_modes, self.format)
 
+    def record_parts(
+        self, url: str, records: Sequence[Record], rows: NDArray[np.int64], vectors: M3Vectors
+    ) -> list[slice]:
+        """Return the slices of the records that fit into one request each.
+
+        Raises:
+            ValueError: If a record is larger than a request may be.
+        """
+        sizes = np.array([len(json.dumps(record_to_json(each), ensure_ascii=False).encode()) + 2 for each in records])
+        sizes += 16 + vector_bytes(vectors, rows)  # 16 for the offsets
+        room = self.most_bytes - _FRAME_BYTES
+        largest = int(sizes.argmax())
+        if sizes[largest] > room:
+            raise ValueError(
+                f"record {records[largest].id!r} has {sizes[largest]:,} bytes with its vectors, and {url} accepts "
+                f"requests of {self.most_bytes:,}: split its text, or start m3 serve with a higher --max-body-bytes"
+            )
+        return list(parts_of(sizes.tolist(), self.most_records, min(room, _REQUEST_BYTES)))
+
+    def id_parts(self, ids: list[str], used_bytes: int = 0) -> list[list[str]]:
+        """Return the ids in parts that fit into one request each."""
+        sizes = [len(json.dumps(id_, ensure_ascii=False).encode()) + 2 for id_ in ids]
+        room = self.most_bytes - _FRAME_BYTES - used_bytes
+        return [ids[part] for part in parts_of(sizes, self.most_records, room)]
+
 
 def expected_of(fingerprint: str | None, kept_modes: Sequence[Mode], format_: StoreFormat | None) -> dict[str, Any]:
     """Return the properties of a store on which the records that a client sends depend."""
     pooling = 1 if format_ is None else format_.token_pooling
     return {"fingerprint": fingerprint, "kept_modes": list(kept_modes), "token_pooling": pooling}
+
+
+def another_model(server: str, now: str | None, before: str | None) -> ValueError:
+    """Return the error for a server whose store is of another model than when a client opened it."""
+    found, known = (f"the model {each}" if each else "no model" for each in (now, before))
+    return ValueError(
+        f"{server} now has a store of {found}; it had one of {known} when this store was opened. Vectors of two models "
+        "cannot be compared: open the store again"
+    )
 
 
 class Candidates(dict[Mode, Hits]):

@@ -5,7 +5,7 @@ What every store does alike is tested for it in `test_conformance`.
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -218,6 +218,70 @@ def test_a_server_that_goes_away_in_a_write_is_an_error_and_the_retry_makes_no_d
     with serving_store(inner) as url, open_store(url) as again:
         Searcher(FakeEncoder(), again).add(["a", "b"], ids=caught.value.ids)
     assert inner.count() == 2
+
+
+CHANGES = [
+    lambda store: store.delete(["a"]),
+    lambda store: store.delete_where({"n": {"$exists": False}}),
+    lambda store: store.optimize(),
+    lambda store: store.flush(),
+]
+
+
+class Watched(MemoryStore):
+    """Notes the calls that change records or files."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.changes = 0
+
+    def delete(self, ids: Sequence[str]) -> int:
+        self.changes += 1
+        return super().delete(ids)
+
+    def delete_where(self, filter: Any) -> int:  # noqa: A002
+        self.changes += 1
+        return super().delete_where(filter)
+
+    def optimize(self) -> None:
+        self.changes += 1
+
+    def flush(self) -> None:
+        self.changes += 1
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("before", ["one model", None])
+@pytest.mark.parametrize("looks", [False, True])
+def test_a_change_for_the_store_of_another_model_is_refused_before_anything_changes(
+    change: Callable[[Store], object], before: str | None, looks: bool, random: np.random.Generator
+) -> None:
+    inner = Watched()
+    if before is not None:
+        inner.bind(before)
+    with serving_store(inner) as url, open_store(url) as store:
+        inner._fingerprint = "another model"  # as if the server had been started again with another store
+        inner.upsert(["a"], ["a"], [{}], vectors(random, 1))
+        known = f"the model {before}" if before else "no model"
+        said = f"now has a store of the model another model; it had one of {known} .* open the store again"
+        if looks and before is not None:
+            with pytest.raises(ValueError, match=said):  # the store was empty, so its modes are read again
+                _ = store.modes
+        with pytest.raises(ValueError, match=said):
+            change(store)
+        assert (inner.changes, inner.count()) == (0, 1)
+
+
+@pytest.mark.parametrize("path", ["delete", "optimize", "flush"])
+def test_a_client_that_names_no_model_may_change_the_store(path: str) -> None:
+    inner = Watched()
+    inner.bind("one model")
+    with serving_store(inner) as url:
+        asked = {"ids": ["a"]} if path == "delete" else {}
+        assert httpx.post(f"{url}/v1/store/{path}", json=asked, timeout=60).status_code == 200
+        named = {"X-M3-Fingerprint": "one model"}
+        assert httpx.post(f"{url}/v1/store/{path}", json=asked, headers=named, timeout=60).status_code == 200
+        assert inner.changes == 2
 
 
 def test_tokens_are_pooled_as_the_store_behind_does(tmp_path: Path, random: np.random.Generator) -> None:
