@@ -1,4 +1,4 @@
-"""Routes for encoding, scoring, tokens, and the model's description.
+"""Routes for encoding, scoring, tokens, and the model's description. Every answer names the model in a header.
 
 Vectors are sent as safetensors: a checked header and raw little-endian arrays, without pickle. The package depends on
 safetensors anyway. An npz file is a zip archive and slower; Arrow would be one more dependency.
@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import Any, Final
 
 import numpy as np
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
@@ -56,7 +56,13 @@ def encoding_routes(encoder: M3Encoder, limits: Limits, name: str) -> APIRouter:
         limits: Limits on each request.
         name: The model's name.
     """
-    router, fingerprint, about = APIRouter(tags=["three views"]), encoder.fingerprint, _about(encoder, limits, name)
+    fingerprint, about = encoder.fingerprint, _about(encoder, limits, name)
+
+    async def name_model(response: Response) -> None:
+        """Put the model into the headers; a route that returns a `Response` puts it there itself."""
+        response.headers["X-M3-Fingerprint"] = fingerprint
+
+    router = APIRouter(tags=["three views"], dependencies=[Depends(name_model)])
 
     @router.get("/v1/encoder")
     async def describe() -> EncoderAnswer:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,30 @@ def test_another_model_at_the_same_url_is_refused(scripted: Scripted) -> None:
         scripted.script = [(status, {}, body)]
         with pytest.raises(ValueError, match="does not state the model"):
             encoder.encode(["keys"])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda remote: remote.encode(["keys"]),
+        lambda remote: remote.score("keys", ["keys"]),
+        lambda remote: remote.score_pairs([("keys", "keys")]),
+        lambda remote: remote.tokenize(["keys"]),
+        lambda remote: remote.token_spans(["keys"]),
+        lambda remote: remote.vocabulary[0],
+        lambda remote: remote._tokenizer._fetch(),
+    ],
+)
+def test_no_call_uses_the_answer_of_another_model(remote: RemoteEncoder, call: Any) -> None:
+    remote._about = replace(remote._about, fingerprint="0" * 32)  # as if the server had another model at the opening
+    with pytest.raises(ValueError, match=r"now has the model .* when this encoder was opened.*open another"):
+        call(remote)
+
+
+def test_an_older_server_that_names_its_model_only_for_vectors_is_accepted(scripted: Scripted) -> None:
+    with RemoteEncoder(scripted.url) as encoder:
+        scripted.script = [(200, {}, b'{"tokens": [["a", "[SEP]"]]}')]
+        assert encoder.tokenize(["a"]) == [["a", "[SEP]"]]
 
 
 @pytest.mark.parametrize(
