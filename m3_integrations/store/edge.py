@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn
 
 import qdrant_edge as edge
 
-from m3_integrations.store.edge_config import RESCORED, as_config, as_filter
+from m3_integrations.store.edge_config import RESCORED, as_config, as_filter, load_shard
 from m3_integrations.store.edge_folder import StoreFolder
 from m3_integrations.store.edge_ids import RememberedIds
 from m3_integrations.store.edge_log import end_with_small_change, restore_log, sync_log, trim_log
@@ -313,7 +313,7 @@ class EdgeStore(QdrantStore):
         return self._shard
 
     def _load(self, format_: StoreFormat) -> None:
-        self._shard = edge.EdgeShard.load(str(self._place.engine), as_config(format_))
+        self._shard = load_shard(self._place, format_)
         self._indexed_paths = set(self._shard.info().payload_schema)
 
     def _update(self, *operations: edge.UpdateOperation, size_bytes: int = 0) -> None:

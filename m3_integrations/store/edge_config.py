@@ -1,4 +1,4 @@
-"""The engine's own types for a store's format, its settings, and for filters."""
+"""The engine's own types for a store's format, its settings, and for filters; and its opening with these settings."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import qdrant_edge as edge
 
+from m3_integrations.store.edge_folder import StoreFolder
 from m3_integrations.store.points import StoreFormat
 
 _DATATYPES: Final = {
@@ -41,6 +42,21 @@ def as_config(format_: StoreFormat) -> edge.EdgeConfig:
         )
     sparse = {"lexical": edge.EdgeSparseVectorParams()} if "lexical" in format_.modes else None
     return edge.EdgeConfig(vectors=dense or None, sparse_vectors=sparse)
+
+
+def load_shard(place: StoreFolder, format_: StoreFormat) -> edge.EdgeShard:
+    """Return the engine of a folder.
+
+    Raises:
+        BlockingIOError: If a process that was forked from the owner holds the engine's files; the owner has ended, so
+            the folder's own lock is free.
+    """
+    try:
+        return edge.EdgeShard.load(str(place.engine), as_config(format_))
+    except Exception as error:  # the engine raises Exception itself for every error
+        if "WouldBlock" in str(error):
+            raise place.taken() from error
+        raise
 
 
 def as_filter(part: Mapping[str, Any]) -> Any:

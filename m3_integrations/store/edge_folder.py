@@ -97,7 +97,7 @@ class StoreFolder:
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise self._taken() from error
+            raise self.taken() from error
         self._lock = lock
         _HERE[os.getpid(), self.path] = self
 
@@ -108,7 +108,7 @@ class StoreFolder:
                 try:
                     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 except BlockingIOError as error:
-                    raise self._taken() from error
+                    raise self.taken() from error
             self._copy_files()
             return
         self._copy_files()
@@ -120,8 +120,9 @@ class StoreFolder:
         if engine.exists():
             shutil.copytree(engine, self.engine)
 
-    def _taken(self) -> BlockingIOError:
-        if (os.getpid(), self.path) in _HERE:
+    def taken(self) -> BlockingIOError:
+        """Return the error for a folder that is open already."""
+        if _HERE.get((os.getpid(), self.path), self) is not self:
             return BlockingIOError(
                 f"{self.path} is open already in this process: use that store object, or close() it first"
             )

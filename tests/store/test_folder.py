@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from datetime import date
@@ -263,6 +264,31 @@ second = "from m3_integrations import open_store; open_store({str(tmp_path / "s"
 assert "BlockingIOError" in subprocess.run([sys.executable, "-c", second], capture_output=True, text=True).stderr
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_folder_whose_killed_owner_left_a_fork_behind_is_open_in_another_process(tmp_path: Path) -> None:
+    code = f"""
+import os, signal, time, warnings
+import numpy as np
+from m3_integrations import open_store
+from tests.store.oracle import add, records
+warnings.simplefilter("ignore")
+store = open_store({str(tmp_path / "s")!r})
+add(store, records(np.random.default_rng(0), ["a"]))
+if os.fork() == 0:
+    print(os.getpid(), flush=True)
+    signal.pause()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        child = int(owner.stdout.readline())
+        owner.wait()
+        try:
+            with pytest.raises(BlockingIOError, match="is open already in another process"):
+                EdgeStore(tmp_path / "s")
+        finally:
+            os.kill(child, signal.SIGKILL)
 
 
 def test_a_closed_store_leaves_its_folder_to_others(tmp_path: Path, random: np.random.Generator) -> None:
