@@ -55,6 +55,10 @@ class Answer:
     seconds: float
 
 
+class UnknownPathError(ValueError):
+    """The server does not have the path of a request."""
+
+
 def check_url(url: str) -> str:
     """Return the URL of a server without a slash at its end.
 
@@ -229,7 +233,7 @@ def _check_status(url: str, path: str, reply: Reply) -> None:
     if status >= 500:
         raise RuntimeError(f"{url} failed ({status}): {message}")
     place = f", and redirects to {reply.headers['location']}" if "location" in reply.headers else ""
-    raise ValueError(f"{url} answers, but it is not an m3 serve: {path} returns {status}{place}")
+    raise UnknownPathError(f"{url} answers, but it is not an m3 serve: {path} returns {status}{place}")
 
 
 def _is_of_a_proxy(status: int, body: bytes) -> bool:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_integrations.remote.connection import Answer, Connection, check_url
+from m3_integrations.remote.connection import Answer, Connection, UnknownPathError, check_url
 from m3_integrations.store.columns import check_columns, check_ids
 from m3_integrations.store.filters import FilterLike, parse_filter
 from m3_integrations.store.points import StoreFormat, pool_vectors
@@ -296,7 +296,12 @@ class ServedStore(Store):
         self._check_open()
         headers = {"X-M3-Fingerprint": self._about.fingerprint or ""} if path in _CHANGES else {}
         future = self._connection.start(_PATH + path, sent, max_bytes=_ANSWER_BYTES, headers=headers)
-        answer = self._connection.result(future)
+        try:
+            answer = self._connection.result(future)
+        except UnknownPathError:
+            if path:
+                self._describe()  # raises if the server was started again without a store
+            raise
         known = None if path == "" else self._about.fingerprint
         if known is not None and answer.fingerprint not in {None, known}:
             raise another_model(self.url, answer.fingerprint, known)

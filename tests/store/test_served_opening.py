@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from m3_integrations.cli import app
 from m3_integrations.serve import create_app
 from m3_integrations.store.edge import EdgeStore
 from m3_integrations.store.memory import MemoryStore
-from m3_integrations.store.served import is_m3_serve
+from m3_integrations.store.served import ServedStore, is_m3_serve
 from tests.fakes import FakeEncoder
 from tests.serve.conftest import serving, serving_store
 from tests.store.oracle import add, records, vectors
@@ -85,6 +86,18 @@ def test_a_server_without_a_store_says_how_to_start_one(encoder: M3Encoder) -> N
         assert is_m3_serve(url)
         with pytest.raises(ValueError, match="m3 serve without a store: start it with m3 serve MODEL --store FOLDER"):
             open_store(url)
+
+
+def test_an_open_store_says_so_too_if_its_server_was_started_again_without_one(encoder: M3Encoder) -> None:
+    with serving_store(MemoryStore()) as url:
+        store = open_store(url)
+        assert isinstance(store, ServedStore)
+    with serving(create_app(encoder)) as url, closing(ServedStore.__new__(ServedStore)) as again:
+        again.__setstate__(store.__getstate__() | {"url": url})  # the same store at the port of the new server
+        for call in (again.count, again.flush, lambda: again.delete(["a"]), again.page):
+            with pytest.raises(ValueError, match="is an m3 serve without a store: start it with"):
+                call()
+    store.close()
 
 
 def test_settings_that_it_does_not_have_are_refused_by_name() -> None:
