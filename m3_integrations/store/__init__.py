@@ -100,6 +100,7 @@ def open_store(
         BlockingIOError: If a folder is already open, in this process or another.
         NotADirectoryError: If a folder is a file.
         ConnectionError: If the server cannot be reached.
+        TimeoutError: If the server accepts connections, but does not answer in time.
         PermissionError: If the server does not accept the key, or the key does not allow a write that is needed.
         OSError: If the server answers with another error.
     """
@@ -120,7 +121,7 @@ def open_store(
 
 
 def _open_url(urls: list[str], given: dict[str, Any]) -> Store:
-    from m3_integrations.store.served import ServedStore, is_m3_serve  # noqa: PLC0415 - only this kind
+    from m3_integrations.store.served import ServedStore, is_m3_serve, is_silent  # noqa: PLC0415 - only this kind
 
     of_qdrant = [name for name in given if name not in {"multi_vector", "token_pooling", *_OF_EVERY_SERVER}]
     if len(urls) == 1 and not of_qdrant and is_m3_serve(urls[0]):
@@ -130,10 +131,22 @@ def _open_url(urls: list[str], given: dict[str, Any]) -> Store:
 
     try:
         return ServerStore(urls[0] if len(urls) == 1 else urls, **given)
-    except OSError:
-        if len(urls) == 1 and of_qdrant and is_m3_serve(urls[0]):
-            _refuse("behind m3 serve", of_qdrant)
-        raise
+    except OSError as error:
+        if len(urls) > 1:
+            raise
+        if is_m3_serve(urls[0]):
+            _refuse("behind m3 serve", [name for name in given if name not in _OF_EVERY_SERVER])
+            return ServedStore(urls[0], **given)  # it was too busy to answer before
+        if of_qdrant or not isinstance(error, ConnectionError):
+            raise
+        if is_silent(urls[0]):
+            raise TimeoutError(
+                f"{urls[0]} accepts connections, but does not answer in time, so it is unknown whether it is an "
+                "m3 serve or a Qdrant server: try again when it is less busy"
+            ) from error
+        raise ConnectionError(
+            f"{error}. No m3 serve answers at {urls[0]} either: start it with m3 serve MODEL --store FOLDER"
+        ) from error
 
 
 def _host_of(url: str) -> str | None:

@@ -316,15 +316,10 @@ class ServedStore(Store):
 
 
 def is_m3_serve(url: str) -> bool:
-    """Return whether an `m3 serve` answers at a URL, with or without a store; no key is sent.
-
-    The result is False for other servers, and if nothing answers within 5 seconds.
-    """
+    """Return whether an `m3 serve` answers at a URL within 5 seconds, with or without a store; no key is sent."""
     try:
-        parts = urlsplit(check_url(url))
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        with closing(kind(parts.hostname or "", parts.port, timeout=_PROBE_S)) as connection:
-            connection.request("GET", parts.path + _PATH)
+        with closing(_probing(url)) as connection:
+            connection.request("GET", urlsplit(url.rstrip("/")).path + _PATH)
             answer = connection.getresponse()
             status, said = answer.status, json.loads(answer.read(_PROBE_BYTES))
         if status == 200:
@@ -332,3 +327,23 @@ def is_m3_serve(url: str) -> bool:
         return bool(said["error"]["code"] == status and isinstance(said["error"]["message"], str))
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
         return False
+
+
+def is_silent(url: str) -> bool:
+    """Return whether a server accepts a connection, but does not answer within 5 seconds."""
+    is_connected = False
+    try:
+        with closing(_probing(url)) as connection:
+            connection.connect()
+            is_connected = True
+            connection.request("GET", "/")
+            connection.getresponse()
+    except (OSError, http.client.HTTPException) as error:
+        return is_connected and isinstance(error, TimeoutError)
+    return False
+
+
+def _probing(url: str) -> http.client.HTTPConnection:
+    parts = urlsplit(check_url(url))
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    return kind(parts.hostname or "", parts.port, timeout=_PROBE_S)

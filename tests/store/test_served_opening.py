@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 from m3_integrations import M3Encoder, Searcher, open_store
 from m3_integrations.cli import app
 from m3_integrations.serve import create_app
+from m3_integrations.store import served
 from m3_integrations.store.edge import EdgeStore
 from m3_integrations.store.memory import MemoryStore
 from m3_integrations.store.served import ServedStore, is_m3_serve
@@ -108,10 +110,28 @@ def test_settings_that_it_does_not_have_are_refused_by_name() -> None:
             open_store(url, collection="c", prefer_grpc=False)
 
 
-def test_where_nothing_answers_it_is_the_same_error_as_of_a_qdrant_server() -> None:
+def test_where_nothing_answers_the_error_names_both_servers_that_may_be_meant() -> None:
     assert not is_m3_serve("http://127.0.0.1:9")
-    with pytest.raises(ConnectionError, match="no Qdrant server answers"):
+    with pytest.raises(ConnectionError, match=r"no Qdrant server answers .* No m3 serve answers .* either: start it"):
         open_store("http://127.0.0.1:9", timeout_s=2)
+
+
+def test_a_server_that_is_silent_is_not_called_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served, "_PROBE_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(
+            TimeoutError, match=r"accepts connections, but .* unknown whether it is an m3 serve"
+        ) as said:
+            open_store(url, timeout_s=1)
+        assert "no Qdrant server" not in str(said.value)
+
+
+def test_a_server_that_was_too_busy_for_the_first_question_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([False, True])
+    monkeypatch.setattr(served, "is_m3_serve", lambda _: next(answers))
+    with serving_store(MemoryStore()) as url, open_store(url, timeout_s=1) as store:
+        assert isinstance(store, ServedStore)
 
 
 @pytest.mark.parametrize(
