@@ -52,7 +52,7 @@ def serve(
     """
     from m3_integrations.encoder import M3Encoder
     from m3_integrations.search import read_calibration
-    from m3_integrations.serve import Limits, check_host, create_app, read_keys, run_server
+    from m3_integrations.serve import Limits, check_host, create_app, listening, read_keys, run_server
 
     keys = read_keys(api_key_file)
     check_host(host, has_keys=bool(keys), may_be_open=without_key)
@@ -69,6 +69,7 @@ def serve(
     # SIGTERM ends the command as `exit` does, so the store is closed. While serving, running requests end first.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with (
+        listening(host, port) as sockets,  # first: to load a model takes seconds
         nullcontext() if store is None else open_place(store, collection=collection) as opened,
         M3Encoder(model, device=device, dtype=dtype, max_length=max_length) as encoder,
     ):
@@ -76,4 +77,4 @@ def serve(
             encoder, store=opened, calibration=known, api_keys=keys, limits=limits, name=name,
             local_only=False if without_key else None,
         )  # fmt: skip
-        run_server(app, host=host, port=port, timeout_s=timeout_s)
+        run_server(app, host=host, port=port, timeout_s=timeout_s, sockets=sockets)

@@ -4,7 +4,7 @@ try:
     from m3_integrations.serve.app import create_app
     from m3_integrations.serve.keys import read_keys
     from m3_integrations.serve.limits import Limits
-    from m3_integrations.serve.running import check_host, run_server
+    from m3_integrations.serve.running import check_host, listening, run_server
 except ModuleNotFoundError as error:
     if error.name not in {"fastapi", "uvicorn", "prometheus_client"}:
         raise
@@ -12,4 +12,4 @@ except ModuleNotFoundError as error:
         "m3_integrations.serve needs fastapi, uvicorn and prometheus-client: pip install 'PATH_TO_THE_CLONE[serve]'"
     ) from error
 
-__all__ = ["Limits", "check_host", "create_app", "read_keys", "run_server"]
+__all__ = ["Limits", "check_host", "create_app", "listening", "read_keys", "run_server"]

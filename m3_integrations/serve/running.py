@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
+import logging
 import math
+import os
 import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Final
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from m3_integrations.serve.gate import Gate
+
+_logger = logging.getLogger("m3_integrations.serve")
 
 _IDLE_S: Final = 30
 """Seconds that a connection without a request stays open."""
@@ -72,6 +79,14 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._gate = gate
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and log the URL, which uvicorn does only for sockets of its own."""
+        await super().startup(sockets)
+        if sockets:
+            host, port = sockets[0].getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            _logger.info("m3 serve running on http://%s:%d (Press CTRL+C to quit)", shown, port)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuse waiting requests, then wait for running ones."""
         self._gate.end()
@@ -103,7 +118,59 @@ def check_host(host: str, *, has_keys: bool, may_be_open: bool = False) -> None:
         )
 
 
-def run_server(gate: Gate, *, host: str = "127.0.0.1", port: int = 8000, timeout_s: float = 60.0) -> None:
+@contextmanager
+def listening(host: str, port: int) -> Iterator[list[socket.socket]]:
+    """Yield sockets that are bound to every address of a host; they are closed at the end.
+
+    The sockets do not listen before the server does, so that no client waits while a model is loaded.
+
+    Raises:
+        OSError: If the host is unknown, or the port is taken or not allowed.
+    """
+    with ExitStack() as stack:
+        try:
+            found = dict.fromkeys(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))  # it may repeat one
+            here = [each for each in found if _is_here(each[0], each[4])] or found
+            sockets = [stack.enter_context(_bound(each[0], each[4])) for each in here]
+        except OSError as error:
+            raise OSError(
+                error.errno, f"cannot listen at {host}, port {port} ({error.strerror}): choose another --host or --port"
+            ) from error
+        yield sockets
+
+
+def _is_here(family: int, address: Any) -> bool:
+    """Return whether this machine has an address; localhost may have one of IPv6 where that is switched off."""
+    try:
+        _bound(family, (address[0], 0, *address[2:])).close()
+    except OSError as error:
+        return error.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
+    return True
+
+
+def _bound(family: int, address: Any) -> socket.socket:
+    # Only if the protocol is TCP does asyncio turn Nagle's algorithm off, which costs 40 ms for each request.
+    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        if os.name == "posix":  # elsewhere this would let two servers have one port
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.bind(address)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def run_server(
+    gate: Gate,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    timeout_s: float = 60.0,
+    sockets: list[socket.socket] | None = None,
+) -> None:
     """Serve until SIGTERM or Ctrl-C. Then running requests finish, and waiting requests get 503.
 
     Args:
@@ -111,11 +178,13 @@ def run_server(gate: Gate, *, host: str = "127.0.0.1", port: int = 8000, timeout
         host: The address to listen at; `check_host` refuses unsafe ones.
         port: The port to listen at; 0 takes a free one.
         timeout_s: The longest wait, in seconds, for running requests at the end.
+        sockets: The sockets of `listening` for this host and port; opened now by default.
 
     Raises:
-        SystemExit: With status 1, if the port is taken.
+        OSError: If the host is unknown, or the port is taken or not allowed.
     """
-    make_server(gate, host=host, port=port, timeout_s=timeout_s).run()
+    with nullcontext(sockets) if sockets else listening(host, port) as bound:
+        make_server(gate, host=host, port=port, timeout_s=timeout_s).run(sockets=bound)
 
 
 def make_server(

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 
 from m3_integrations import M3Encoder
 from m3_integrations.cli import app
-from m3_integrations.serve import Limits, create_app
+from m3_integrations.serve import Limits, create_app, listening
 from m3_integrations.serve.running import make_server
 from tests.engine.gate import Gate as Passes
 from tests.langchain.test_imports import outcome
@@ -123,6 +124,7 @@ def test_what_does_not_end_in_time_is_given_up(alone: M3Encoder) -> None:
         (["--calibration", "absent"], "name it with --store FOLDER_OR_URL"),
         (["--store", "absent", "--calibration", "absent.json"], "no calibration at absent.json"),
         (["--timeout-s", "0"], "timeout_s must be above 0"),
+        (["--host", "nohost.invalid", "--without-key"], "cannot listen at nohost.invalid, port 8000"),
     ],
 )
 def test_the_command_refuses_what_is_wrong_before_it_loads_a_model(
@@ -132,6 +134,34 @@ def test_the_command_refuses_what_is_wrong_before_it_loads_a_model(
     result = CliRunner().invoke(app, ["serve", "no-such-model", *arguments])
     assert result.exit_code == 1
     assert message in result.output.replace("\n", " ")
+
+
+def test_the_command_refuses_a_port_that_is_taken_in_one_line_before_it_loads_a_model() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        result = CliRunner().invoke(app, ["serve", "no-such-model", "--port", port])
+    assert result.exit_code == 1
+    assert re.fullmatch(
+        rf"error: .*cannot listen at 127.0.0.1, port {port} \(Address already in use\): choose .*\n", result.output
+    )
+
+
+def test_every_address_of_a_host_is_served_without_nagles_algorithm() -> None:
+    with listening("localhost", 0) as sockets:
+        hosts = {each.getsockname()[0] for each in sockets}
+        assert hosts == {address[0] for *_, address in socket.getaddrinfo("localhost", 0, type=socket.SOCK_STREAM)}
+        assert {each.proto for each in sockets} == {socket.IPPROTO_TCP}
+
+
+def test_an_address_that_this_machine_does_not_have_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, absent = ("127.0.0.1", 0), ("192.0.2.1", 0)  # the second is reserved for documentation
+    found = [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", each) for each in (absent, here, here)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    with listening("both", 0) as sockets:
+        assert [each.getsockname()[0] for each in sockets] == ["127.0.0.1"]
+    del found[1:]
+    with pytest.raises(OSError, match="cannot listen at both, port 0"), listening("both", 0):
+        pass
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it() -> None:
