@@ -6,6 +6,7 @@ Long because it has all of `M3Encoder`'s methods, with their arguments and error
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future
@@ -392,11 +393,12 @@ class _Vocabulary(Sequence[str]):
 
     def __init__(self, fetch: Callable[[], tuple[str, ...]]) -> None:
         self._fetch = fetch
-        self._lock = threading.Lock()
+        # One for each process: during a fork another thread may hold it, and in the child it would stay locked.
+        self._locks: dict[int, threading.Lock] = {}
         self._tokens: tuple[str, ...] | None = None
 
     def _fetched(self) -> tuple[str, ...]:
-        with self._lock:
+        with self._locks.setdefault(os.getpid(), threading.Lock()):
             if self._tokens is None:
                 self._tokens = self._fetch()
             return self._tokens

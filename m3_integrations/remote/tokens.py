@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from typing import Final
@@ -24,7 +25,8 @@ class FetchedTokenizer:
 
     def __init__(self, url: str, fetch: Callable[[], bytes]) -> None:
         self._url, self._fetch = url, fetch
-        self._lock = threading.Lock()
+        # One for each process: during a fork another thread may hold it, and in the child it would stay locked.
+        self._locks: dict[int, threading.Lock] = {}
         self._n_calls = 0
         self._tokenizer: Tokenizer | None = None
 
@@ -34,7 +36,7 @@ class FetchedTokenizer:
         Raises:
             ValueError: If the answer is not a tokenizer. Errors of `fetch` are raised too.
         """
-        with self._lock:
+        with self._locks.setdefault(os.getpid(), threading.Lock()):
             self._n_calls += 1
             if self._tokenizer is None and self._n_calls > _CALLS_BEFORE:
                 self._tokenizer = self._read(self._fetch())

@@ -447,6 +447,35 @@ assert not {{"torch", "transformers"}} & set(sys.modules)
     assert (result.returncode, result.stderr) == (0, "")
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.parametrize("kind", ["vocabulary", "tokenizer"])
+def test_a_fork_during_a_fetch_by_another_thread_does_not_hang(kind: str) -> None:
+    program = f"""
+import os, signal, threading
+from m3_integrations.remote.encoder import _Vocabulary
+from m3_integrations.remote.tokens import FetchedTokenizer
+parent, begun, go = os.getpid(), threading.Event(), threading.Event()
+def fetch():
+    if os.getpid() == parent:
+        begun.set()
+        go.wait()
+    return ("fetched",)
+FetchedTokenizer._read = lambda self, body: body
+vocabulary, tokenizer = _Vocabulary(fetch), FetchedTokenizer("url", fetch)
+tokenizer._n_calls = 10_000
+use = {{"vocabulary": lambda: vocabulary[0], "tokenizer": lambda: tokenizer.after_many_calls()[0]}}[{kind!r}]
+threading.Thread(target=use).start()
+begun.wait()
+if (child := os.fork()) == 0:
+    signal.alarm(10)
+    os._exit(0 if use() == "fetched" else 3)
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+go.set()
+assert status == 0, status
+"""
+    subprocess.run([sys.executable, "-W", "ignore::DeprecationWarning", "-c", program], check=True, timeout=60)
+
+
 def test_a_pickled_encoder_does_not_connect_before_it_is_used(local: M3Encoder) -> None:
     with served(local) as url, RemoteEncoder(url, timeout_s=7) as encoder:
         pickled = pickle.dumps(encoder)
