@@ -72,13 +72,15 @@ def delete_document(searcher: Searcher, ref_doc_id: str) -> int:
     return n + (searcher.delete(whole) if whole else 0)
 
 
-def _stale(old: Iterable[Record], new: Sequence[BaseNode], *, replace_documents: bool) -> list[str]:
+def _stale(old: Sequence[Record], new: Sequence[BaseNode], *, replace_documents: bool) -> list[str]:
     """Return the ids of the records that these nodes replace; records with the same ids as the nodes are left out."""
     versions: dict[str | None, set[str | None]] = {}
     for node in new:
         versions.setdefault(node.ref_doc_id, set()).add(_version(node))
     _warn_of_shared_ids(versions)
-    places, ids = {_place(node) for node in new} - {None}, {node.node_id for node in new}
+    ids, there = {node.node_id for node in new}, {record.id for record in old}
+    # A node whose id is stored is an update, not a piece that was cut again.
+    places = {_place(node) for node in new if node.node_id not in there} - {None}
     stale: list[str] = []
     for record in old:
         if record.id in ids:

@@ -1,6 +1,7 @@
 """What `add_nodes` does with a document that was added before."""
 
 import copy
+import json
 import warnings
 from collections.abc import Iterator, Sequence
 from datetime import date
@@ -13,7 +14,7 @@ from llama_index.core.node_parser import HierarchicalNodeParser, JSONNodeParser,
 from llama_index.core.schema import BaseNode, Document, MetadataMode, NodeRelationship, RelatedNodeInfo, TextNode
 
 from m3_integrations import M3Encoder, open_store
-from m3_integrations.llama_index import M3HybridRetriever, M3Rerank
+from m3_integrations.llama_index import M3HybridRetriever, M3Rerank, M3VectorStore
 from m3_integrations.llama_index.nodes import REF_DOC_KEY
 from m3_integrations.store import Store
 from tests.fakes import FakeEncoder, random_vectors
@@ -51,6 +52,21 @@ def pieces(name: str, *paragraphs: str, size: int = 1) -> list[BaseNode]:
             )
         )
     return nodes
+
+
+def levels_of(text: str, name: str = "d") -> list[BaseNode]:
+    """The three levels of a document that is cut anew; those of a short text are equal."""
+    parser = HierarchicalNodeParser.from_defaults(chunk_sizes=[512, 256, 128])
+    return parser.get_nodes_from_documents([Document(text=text, id_=name)])
+
+
+def rows_of(n: int) -> list[BaseNode]:
+    """Equal rows of a document that is cut anew."""
+    return JSONNodeParser().get_nodes_from_documents([Document(id_="d", text=json.dumps([{"a": 0}] * n))])
+
+
+def stored_in(retriever: M3HybridRetriever) -> list[BaseNode]:
+    return M3VectorStore(encoder=retriever.encoder, store=retriever.store).get_nodes()
 
 
 def contents(retriever: M3HybridRetriever) -> list[str]:
@@ -327,6 +343,21 @@ def test_equal_rows_of_a_document_are_kept_whatever_the_calls(adding: M3HybridRe
     for node in cut():
         adding.add_nodes([node])
     assert adding.store.count() == 4
+
+
+@pytest.mark.parametrize("kind", ["levels of a short text", "equal rows", "copies"])
+def test_a_node_that_is_added_again_by_its_id_deletes_no_other(adding: M3HybridRetriever, kind: str) -> None:
+    if kind == "copies":
+        piece = pieces("d", PARAGRAPHS[0])[0]
+        nodes = [piece.model_copy(update={"id_": f"n{i}", "metadata": {"i": i}}) for i in range(2)]
+    else:
+        nodes = levels_of("Short note about keys.") if kind == "levels of a short text" else rows_of(5)
+    adding.add_nodes(nodes)
+    for node in nodes:
+        node.metadata["tag"] = 1
+        adding.add_nodes([node])
+    assert ids(stored_in(adding)) == ids(nodes)
+    assert all(node.metadata["tag"] == 1 for node in stored_in(adding))
 
 
 def test_equal_nodes_of_which_no_more_is_known_are_kept(adding: M3HybridRetriever) -> None:
