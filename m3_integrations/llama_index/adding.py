@@ -1,12 +1,11 @@
 """Adds nodes to a store and deletes them: unchanged texts keep their vectors, a document's outdated nodes are deleted.
 
 LlamaIndex's splitters give every node a new random id, also when they split the same document again. So a node is
-recognised by its document, the document's hash and its place in the text, not by its id.
+recognised by its document, the document's hash and its place in the text, not by its id: see pieces.py.
 """
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, Final
@@ -15,6 +14,7 @@ import numpy as np
 from llama_index.core.schema import BaseNode, Document, MetadataMode, NodeWithScore
 
 from m3_integrations.llama_index.nodes import REF_DOC_KEY, as_metadata, as_node, embedded_text
+from m3_integrations.llama_index.pieces import pieces_cut_again, version_of
 from m3_integrations.search import Searcher, add_unless_known, records_of
 from m3_integrations.store import Record
 from m3_integrations.store.values import check_value
@@ -76,22 +76,22 @@ def _stale(old: Sequence[Record], new: Sequence[BaseNode], *, replace_documents:
     """Return the ids of the records that these nodes replace; records with the same ids as the nodes are left out."""
     versions: dict[str | None, set[str | None]] = {}
     for node in new:
-        versions.setdefault(node.ref_doc_id, set()).add(_version(node))
+        versions.setdefault(node.ref_doc_id, set()).add(version_of(node))
     _warn_of_shared_ids(versions)
     ids, there = {node.node_id for node in new}, {record.id for record in old}
+    others = [as_node(record.id, record.text, record.metadata) for record in old if record.id not in ids]
+    if replace_documents:
+        return [node.node_id for node in others]
+    outdated = {node.node_id for node in others if _is_outdated(node, versions[node.ref_doc_id])}
     # A node whose id is stored is an update, not a piece that was cut again.
-    places = {_place(node) for node in new if node.node_id not in there} - {None}
-    stale: list[str] = []
-    for record in old:
-        if record.id in ids:
-            continue
-        node = as_node(record.id, record.text, record.metadata)
-        now, before = versions[node.ref_doc_id], _version(node)
-        # Without a hash, a node of an earlier version looks like a node that another call has added.
-        is_outdated = before is not None and None not in now and before not in now
-        if replace_documents or is_outdated or _place(node) in places:
-            stale.append(record.id)
-    return stale
+    again = pieces_cut_again(new, ids - there, others)
+    return [node.node_id for node in others if node.node_id in outdated or node.node_id in again]
+
+
+def _is_outdated(node: BaseNode, now: Set[str | None]) -> bool:
+    """Return whether a node is of none of these versions of its document."""
+    # Without a hash, a node of an earlier version looks like a node that another call has added.
+    return version_of(node) is not None and None not in now and version_of(node) not in now
 
 
 def _warn_of_shared_ids(versions: Mapping[str | None, Set[str | None]]) -> None:
@@ -104,28 +104,6 @@ def _warn_of_shared_ids(versions: Mapping[str | None, Set[str | None]]) -> None:
                 "nodes of the others, as an id stands for one document. Give each its own id, such as file and page",
                 stacklevel=4,
             )
-
-
-def _version(node: BaseNode) -> str | None:
-    """Return the hash of the document that a node was made from; None if the node does not have it."""
-    return None if node.source_node is None else node.source_node.hash
-
-
-def _place(node: BaseNode) -> str | None:
-    """Return a key that is equal for two nodes if they are the same piece of the same document, split twice.
-
-    A piece without offsets, such as a row of a table, is known by its neighbours, as others may have its text. None if
-    neither these nor the document's hash are known: then two nodes with one text may be two pieces.
-    """
-    content = node.model_dump(mode="json", exclude={"id_", "embedding", "relationships"})
-    neighbours = [None if each is None else each.hash for each in (node.prev_node, node.next_node)]
-    if content.get("start_char_idx") is not None:
-        del content["metadata"]  # the place is enough: extractors may change metadata
-        neighbours = []
-    elif _version(node) is None and not any(neighbours):
-        return None
-    parent = None if node.parent_node is None else node.parent_node.hash  # offsets count from the parent
-    return json.dumps([node.ref_doc_id, parent, neighbours, content], sort_keys=True)
 
 
 def check_embeddings(encoder: Encoder, nodes: Sequence[BaseNode]) -> None:

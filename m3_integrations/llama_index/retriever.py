@@ -240,7 +240,9 @@ class M3HybridRetriever(BaseRetriever):
         and only texts that the store does not have of the same document are encoded. After all nodes are stored, the
         nodes of an earlier version of a document are deleted (the document's hash in the nodes' relationships shows the
         version), and older copies of the same piece. A document that is added in several calls keeps the nodes of all
-        of them. Nodes of a document that no longer exists are not deleted: see `delete_ref_doc`.
+        of them: nodes that name each other as neighbour, parent or child are never taken for copies. Equal pieces, such
+        as rows with equal neighbours, replace older ones only after the last node of their split is added. Nodes of a
+        document that no longer exists are not deleted: see `delete_ref_doc`.
 
         Args:
             nodes: They are not changed. The scores of an earlier reranking are not stored. The object of an

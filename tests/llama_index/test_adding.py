@@ -60,9 +60,10 @@ def levels_of(text: str, name: str = "d") -> list[BaseNode]:
     return parser.get_nodes_from_documents([Document(text=text, id_=name)])
 
 
-def rows_of(n: int) -> list[BaseNode]:
-    """Equal rows of a document that is cut anew."""
-    return JSONNodeParser().get_nodes_from_documents([Document(id_="d", text=json.dumps([{"a": 0}] * n))])
+def rows_of(n: int, *names: str) -> list[BaseNode]:
+    """Rows of a document that is cut anew: one for each name, so many times over."""
+    text = json.dumps([{name: 0} for name in names or "a"] * n)
+    return JSONNodeParser().get_nodes_from_documents([Document(id_="d", text=text)])
 
 
 def stored_in(retriever: M3HybridRetriever) -> list[BaseNode]:
@@ -358,6 +359,35 @@ def test_a_node_that_is_added_again_by_its_id_deletes_no_other(adding: M3HybridR
         adding.add_nodes([node])
     assert ids(stored_in(adding)) == ids(nodes)
     assert all(node.metadata["tag"] == 1 for node in stored_in(adding))
+
+
+@pytest.mark.parametrize("calls", ["one by one", "by three", "shuffled", "backwards"])
+@pytest.mark.parametrize("kind", ["levels", "rows", "rows in turn"])
+def test_equal_nodes_of_one_split_are_kept_and_replaced_when_all_are_in(
+    adding: M3HybridRetriever, kind: str, calls: str
+) -> None:
+    def cut() -> list[BaseNode]:
+        if kind == "levels":
+            return [node for i in range(3) for node in levels_of(PARAGRAPHS[i], f"d{i}")]
+        return rows_of(8) if kind == "rows" else rows_of(4, "a", "b")
+
+    size = 3 if calls == "by three" else 1
+    for _ in range(3):
+        nodes = cut()
+        order = np.random.default_rng(1).permutation(len(nodes)) if calls == "shuffled" else np.arange(len(nodes))
+        order = order[::-1] if calls == "backwards" else order
+        for start in range(0, len(nodes), size):
+            adding.add_nodes([nodes[row] for row in order[start : start + size]])
+            assert {nodes[row].node_id for row in order[: start + size]} <= set(ids(stored_in(adding)))
+        assert ids(stored_in(adding)) == ids(nodes)
+
+
+def test_pieces_that_are_alone_in_their_place_are_replaced_though_others_are_missing(adding: M3HybridRetriever) -> None:
+    for _ in range(2):
+        rows = rows_of(1, "a", "b", "c")
+        for row in rows[:2]:
+            adding.add_nodes([row])
+        assert ids(stored_in(adding)) == ids(rows[:2])
 
 
 def test_equal_nodes_of_which_no_more_is_known_are_kept(adding: M3HybridRetriever) -> None:
