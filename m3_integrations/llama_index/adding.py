@@ -65,10 +65,12 @@ def add_nodes(
     return [node.node_id for node in nodes]
 
 
-def delete_document(searcher: Searcher, ref_doc_id: str) -> int:
-    """Delete a document's nodes, and the document itself if it was added whole; return how many records there were."""
-    n = searcher.delete(filter={REF_DOC_KEY: ref_doc_id})
-    whole = [record.id for record in searcher.store.get([ref_doc_id]) if REF_DOC_KEY not in record.metadata]
+def delete_documents(searcher: Searcher, ids: Sequence[str]) -> int:
+    """Delete the nodes of documents, and documents that were added whole; return how many records there were."""
+    if not ids:
+        return 0
+    n = searcher.delete(filter={REF_DOC_KEY: {"$in": list(ids)}})
+    whole = [record.id for record in searcher.store.get(ids) if REF_DOC_KEY not in record.metadata]
     return n + (searcher.delete(whole) if whole else 0)
 
 

@@ -16,7 +16,7 @@ from llama_index.core.schema import BaseNode, Document, IndexNode, NodeWithScore
 from llama_index.core.settings import Settings
 from llama_index.core.vector_stores import MetadataFilters
 
-from m3_integrations.llama_index.adding import add_nodes, check_nodes, delete_document
+from m3_integrations.llama_index.adding import add_nodes, check_nodes, delete_documents
 from m3_integrations.llama_index.filters import as_filter
 from m3_integrations.llama_index.nodes import as_result, without_results
 from m3_integrations.llama_index.splitting import split_long_nodes
@@ -188,6 +188,8 @@ class M3HybridRetriever(BaseRetriever):
         if transformations is None:
             nodes = split_long_nodes(nodes, retriever.encoder)
         retriever.add_nodes(nodes, replace_documents=True, show_progress=show_progress)
+        kept = {node.ref_doc_id or node.node_id for node in nodes}
+        delete_documents(retriever._searcher, [each.id_ for each in given if each.id_ not in kept])
         return retriever
 
     def with_options(
@@ -309,7 +311,7 @@ class M3HybridRetriever(BaseRetriever):
         """
         if not isinstance(ref_doc_id, str):
             raise TypeError(f"ref_doc_id must be a string, got {ref_doc_id!r}")
-        return delete_document(self._searcher, ref_doc_id)
+        return delete_documents(self._searcher, [ref_doc_id])
 
     async def adelete_ref_doc(self, ref_doc_id: str) -> int:
         """Delete nodes as `delete_ref_doc` does, without blocking the event loop."""

@@ -11,7 +11,7 @@ from llama_index.core.vector_stores import MetadataFilters, VectorStoreQuery, Ve
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
 from pydantic import BeforeValidator, Field, PrivateAttr, SkipValidation
 
-from m3_integrations.llama_index.adding import add_nodes, check_embeddings, check_nodes, delete_document
+from m3_integrations.llama_index.adding import add_nodes, check_embeddings, check_nodes, delete_documents
 from m3_integrations.llama_index.embeddings import M3Embedding, QueryEmbedding
 from m3_integrations.llama_index.fields import Calibrated, EncoderFields, Integer, Weights
 from m3_integrations.llama_index.filters import as_filter
@@ -200,7 +200,7 @@ class M3VectorStore(EncoderFields, BasePydanticVectorStore):
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Delete the nodes of a document, and the document itself if it was added whole."""
         _refuse(delete_kwargs, "delete")
-        delete_document(self._searcher(), ref_doc_id)
+        delete_documents(self._searcher(), [ref_doc_id])
 
     async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Delete nodes as `delete` does, without blocking the event loop."""

@@ -153,6 +153,15 @@ def test_documents_that_are_added_whole_are_replaced(store: Store, fake: Countin
     assert ("document", PARAGRAPHS[1]) not in fake.encoded
 
 
+def test_a_document_that_has_no_nodes_any_more_loses_those_it_had(store: Store, fake: CountingEncoder) -> None:
+    for text, count in (('[{"a": 1}]', 2), ("[]", 1)):
+        documents = [Document(id_="a", text=text), Document(id_="b", text='[{"b": 1}]')]
+        M3HybridRetriever.from_documents(documents, transformations=[JSONNodeParser()], encoder=fake, store=store)
+        assert store.count() == count
+    M3HybridRetriever.from_documents([Document(id_="a", text="a")], transformations=[], encoder=fake, store=store)
+    assert sorted(record.text for record in store.records()) == ["a", "b 1"]
+
+
 def test_old_nodes_go_only_after_the_new_are_in(adding: M3HybridRetriever, monkeypatch: pytest.MonkeyPatch) -> None:
     adding.add_nodes(pieces("a", *PARAGRAPHS[:2]))
     monkeypatch.setattr(adding.encoder, "encode", _fail)
