@@ -15,7 +15,7 @@ from llama_index.core.schema import BaseNode, Document, MetadataMode, NodeWithSc
 
 from m3_integrations.llama_index.nodes import REF_DOC_KEY, as_metadata, as_node, embedded_text
 from m3_integrations.llama_index.pieces import pieces_cut_again, version_of
-from m3_integrations.search import Searcher, add_unless_known, records_of
+from m3_integrations.search import Searcher, add_unless_known, holds_node, records_of
 from m3_integrations.store import Record
 from m3_integrations.store.values import check_value
 from m3_integrations.vectors import Encoder
@@ -81,13 +81,19 @@ def _stale(old: Sequence[Record], new: Sequence[BaseNode], *, replace_documents:
         versions.setdefault(node.ref_doc_id, set()).add(version_of(node))
     _warn_of_shared_ids(versions)
     ids, there = {node.node_id for node in new}, {record.id for record in old}
-    others = [as_node(record.id, record.text, record.metadata) for record in old if record.id not in ids]
+    others = [node for node in _nodes_of(old) if node.node_id not in ids and node.ref_doc_id in versions]
     if replace_documents:
         return [node.node_id for node in others]
     outdated = {node.node_id for node in others if _is_outdated(node, versions[node.ref_doc_id])}
     # A node whose id is stored is an update, not a piece that was cut again.
     again = pieces_cut_again(new, ids - there, others)
     return [node.node_id for node in others if node.node_id in outdated or node.node_id in again]
+
+
+def _nodes_of(records: Iterable[Record]) -> list[BaseNode]:
+    """Return the nodes of the records that hold a readable one; the others are of another program."""
+    held = [as_node(each.id, each.text, each.metadata) for each in records if holds_node(each.metadata)]
+    return [node for node in held if REF_DOC_KEY not in node.metadata]
 
 
 def _is_outdated(node: BaseNode, now: Set[str | None]) -> bool:

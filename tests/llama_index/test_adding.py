@@ -13,7 +13,7 @@ import pytest
 from llama_index.core.node_parser import HierarchicalNodeParser, JSONNodeParser, SentenceSplitter, get_leaf_nodes
 from llama_index.core.schema import BaseNode, Document, MetadataMode, NodeRelationship, RelatedNodeInfo, TextNode
 
-from m3_integrations import M3Encoder, open_store
+from m3_integrations import M3Encoder, Searcher, open_store
 from m3_integrations.llama_index import M3HybridRetriever, M3Rerank, M3VectorStore
 from m3_integrations.llama_index.nodes import REF_DOC_KEY
 from m3_integrations.store import Store
@@ -160,6 +160,19 @@ def test_a_document_that_has_no_nodes_any_more_loses_those_it_had(store: Store, 
         assert store.count() == count
     M3HybridRetriever.from_documents([Document(id_="a", text="a")], transformations=[], encoder=fake, store=store)
     assert sorted(record.text for record in store.records()) == ["a", "b 1"]
+
+
+@pytest.mark.parametrize("content", [{}, {"_node_content": '{"id_": ', "_node_type": "TextNode"}])
+def test_records_of_other_programs_stay_though_they_name_the_document(
+    adding: M3HybridRetriever, content: dict[str, str]
+) -> None:
+    metadata = [{REF_DOC_KEY: "a", **content}]
+    Searcher(adding.encoder, adding.store).add(["of another"], ids=["foreign"], metadatas=metadata)
+    for replace_documents in (False, True):
+        adding.add_nodes(
+            [*pieces("a", *PARAGRAPHS[:1]), TextNode(text="alone", id_="n")], replace_documents=replace_documents
+        )
+        assert sorted(contents(adding)) == sorted([PARAGRAPHS[0], "alone", "of another"])
 
 
 def test_old_nodes_go_only_after_the_new_are_in(adding: M3HybridRetriever, monkeypatch: pytest.MonkeyPatch) -> None:
