@@ -237,6 +237,26 @@ def test_documents_longer_than_the_model_reads_are_split_by_its_tokens(small: Pa
     assert [each.node.get_content() for each in kept.retrieve("word7")] == [text]
 
 
+@pytest.mark.parametrize("indent", ["", "  \n"])
+def test_parts_of_long_nodes_know_their_offsets_and_form_one_chain(small: Path, indent: str) -> None:
+    encoder = M3Encoder(small, device="cpu")
+    text = indent + " ".join(f"Museumsöffnungszeiten rotieren {i}." for i in range(400)) + "\nShort end."
+    documents = [Document(text=text, id_="a"), Document(text="Short.", id_="b")]
+    cut = SentenceSplitter(chunk_size=700).get_nodes_from_documents(documents)
+    before = [node.model_copy(deep=True) for node in cut]
+    parts = [node for node in split_long_nodes(cut, encoder) if node.ref_doc_id == "a"]
+    assert cut == before
+    assert len(parts) > len(cut) > 2
+    for node in parts:
+        assert isinstance(node, TextNode)
+        assert text[node.start_char_idx : node.end_char_idx] == node.text
+    ids = [None, *(node.node_id for node in parts), None]
+    assert [node.prev_node and node.prev_node.node_id for node in parts] == ids[:-2]
+    assert [node.next_node and node.next_node.node_id for node in parts] == ids[2:]
+    (unplaced,) = [node.model_copy(update={"start_char_idx": None}) for node in cut[:1]]
+    assert {node.start_char_idx for node in split_long_nodes([unplaced], encoder)} == {None}  # type: ignore[attr-defined]
+
+
 def test_nodes_that_fit_keep_their_ids_and_metadata_without_room_are_left(small: Path) -> None:
     encoder = M3Encoder(small, device="cpu")
     short = TextNode(text="Short.", id_="mine")
