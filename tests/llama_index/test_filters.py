@@ -1,5 +1,6 @@
 """`MetadataFilters` in our language: equal to LlamaIndex's own evaluator, and where it differs on purpose."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from llama_index.core.schema import TextNode
 from llama_index.core.vector_stores import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 
+from m3_integrations import open_store
 from m3_integrations.llama_index import M3HybridRetriever
 from m3_integrations.llama_index.filters import as_filter
 from m3_integrations.store import matches, parse_filter
@@ -167,10 +169,9 @@ def test_where_we_differ_from_llama_indexs_evaluator_on_purpose(
         (one("a", "all", "abc"), "all on 'a' needs a list of one or more values, got 'abc'"),
         (one("a", "all", []), r"all on 'a' needs a list of one or more values, got \[\]"),
         (one("a", "==", ["x"]), "needs a string, a number, a boolean or a date"),
-        (one("a", "==", None), "cannot compare None"),
+        (one("a", "==", None), "== on 'a' cannot compare None: use the operator is_empty"),
+        (one("$a", ">", "b"), r"'key \$a' needs a number or a date"),
         (one("a", "==", 2**60), r"2\*\*53"),
-        (one("$and", "==", "x"), "one or more filters"),
-        (one("$not", "==", "x"), "unknown operator"),
     ],
 )
 @pytest.mark.parametrize("depth", [0, 1])
@@ -207,7 +208,37 @@ def test_our_own_language_is_taken_too(retriever: M3HybridRetriever) -> None:
     with pytest.raises(ValueError, match=r"unknown \$near"):
         retriever.with_options(filters={"row": {"$near": 5}})
     with pytest.raises(TypeError, match="must be a mapping"):
-        retriever.with_options(filters=[one("row", "==", 5)])  # type: ignore[arg-type]
+        retriever.with_options(filters="row")  # type: ignore[arg-type]
+
+
+def test_single_conditions_are_refused_with_what_to_pass(retriever: M3HybridRetriever) -> None:
+    wrong: list[Any] = [one("row", "==", 5), [one("row", "==", 5)]]
+    for filters in wrong:
+        with pytest.raises(TypeError, match=r"pass MetadataFilters\(filters=\[...\]\)"):
+            retriever.with_options(filters=filters)
+
+
+@pytest.mark.parametrize("key", ["$and", "$not", "$ref", "$a.b"])
+@pytest.mark.parametrize("is_in_folder", [False, True])
+def test_keys_that_look_like_operators_are_keys(
+    fake: CountingEncoder, tmp_path: Path, key: str, is_in_folder: bool
+) -> None:
+    nodes = [TextNode(id_=f"n{i}", text=f"keys {i}", metadata={key: i} if i else {}) for i in range(4)]
+    cases: list[tuple[str, Any, list[str]]] = [
+        ("==", 1, ["n1"]),
+        ("!=", 1, ["n0", "n2", "n3"]),
+        (">", 1, ["n2", "n3"]),
+        ("in", [1, 3], ["n1", "n3"]),
+        ("in", [], []),
+        ("nin", [1, 3], ["n0", "n2"]),
+        ("all", [2, 2], ["n2"]),
+        ("is_empty", None, ["n0"]),
+    ]
+    with open_store(tmp_path / "index" if is_in_folder else None) as store:
+        retriever = M3HybridRetriever.from_nodes(nodes, encoder=fake, store=store, similarity_top_k=9)
+        for operator, value, expected in cases:
+            narrowed = retriever.with_options(filters=MetadataFilters(filters=[one(key, operator, value)]))
+            assert sorted(ids_of(narrowed.retrieve("keys"))) == expected
 
 
 def test_a_later_change_of_the_callers_filters_changes_nothing(retriever: M3HybridRetriever) -> None:
