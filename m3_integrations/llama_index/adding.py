@@ -66,7 +66,13 @@ def add_nodes(
 
 
 def delete_documents(searcher: Searcher, ids: Sequence[str]) -> int:
-    """Delete the nodes of documents, and documents that were added whole; return how many records there were."""
+    """Delete the nodes of documents, and documents that were added whole; return how many records there were.
+
+    Raises:
+        TypeError: If an id is not a string.
+    """
+    if wrong := [id_ for id_ in ids if not isinstance(id_, str)]:
+        raise TypeError(f"ref_doc_id must be a string, got {wrong[0]!r}")
     if not ids:
         return 0
     n = searcher.delete(filter={REF_DOC_KEY: {"$in": list(ids)}})

@@ -94,7 +94,8 @@ def read_query(
         if not text:
             if query.mode in _LEXICAL:
                 raise ValueError(
-                    f"mode {query.mode.value!r} compares words, so it needs query_str, got only an embedding"
+                    f"mode {VectorStoreQueryMode(query.mode).value!r} compares words, so it needs query_str, "
+                    "got only an embedding"
                 )
             text, options["mode"] = None, "dense"
     elif text is None:
@@ -122,10 +123,9 @@ def read_query(
 def _check_fields(query: VectorStoreQuery, options: Mapping[str, Any], mmr_threshold: float | None) -> None:
     """Raise ValueError or TypeError for a field that has no meaning in the query's mode, or is out of range."""
     mode = query.mode
+    called = str(getattr(mode, "value", mode))  # a caller may pass a plain string
     if mode not in _MODES:
-        raise ValueError(
-            f"mode {mode.value!r} is not supported: use one of {', '.join(known.value for known in _MODES)}"
-        )
+        raise ValueError(f"mode {called!r} is not supported: use one of {', '.join(known.value for known in _MODES)}")
     is_default, is_mmr = mode == VectorStoreQueryMode.DEFAULT, mode == VectorStoreQueryMode.MMR
     meaningless = {
         "mode": "mode" in options and not is_default,
@@ -137,7 +137,7 @@ def _check_fields(query: VectorStoreQuery, options: Mapping[str, Any], mmr_thres
         "embedding_field": query.embedding_field is not None,
     }
     if names := [name for name, is_so in meaningless.items() if is_so]:
-        raise ValueError(f"{', '.join(names)} has no effect in mode {mode.value!r}: leave it out")
+        raise ValueError(f"{', '.join(names)} has no effect in mode {called!r}: leave it out")
     if mmr_threshold is not None:
         as_number(mmr_threshold, "mmr_threshold", 0, 1)
     if query.alpha is not None:

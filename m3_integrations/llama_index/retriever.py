@@ -309,8 +309,6 @@ class M3HybridRetriever(BaseRetriever):
         Raises:
             TypeError: If ref_doc_id is not a string.
         """
-        if not isinstance(ref_doc_id, str):
-            raise TypeError(f"ref_doc_id must be a string, got {ref_doc_id!r}")
         return delete_documents(self._searcher, [ref_doc_id])
 
     async def adelete_ref_doc(self, ref_doc_id: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Self
 
 from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores import MetadataFilters, VectorStoreQuery, VectorStoreQueryResult
@@ -123,6 +123,19 @@ class M3VectorStore(EncoderFields, BasePydanticVectorStore):
         """Return the name under which LlamaIndex knows the class."""
         return "M3VectorStore"
 
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> Self:
+        """Make a vector store from the result of `to_dict`, which does not hold the store: pass `store` too.
+
+        Raises:
+            TypeError: If no store is passed.
+        """
+        if data.get("store") is None and kwargs.get("store") is None:
+            raise TypeError(
+                "a dump of M3VectorStore does not hold its store: pass from_dict(dump, store=open_store(...))"
+            )
+        return super().from_dict(data, **kwargs)
+
     @property
     def client(self) -> Store:
         """The store."""
@@ -198,7 +211,11 @@ class M3VectorStore(EncoderFields, BasePydanticVectorStore):
         return await asyncio.to_thread(self.add, nodes, **kwargs)
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
-        """Delete the nodes of a document, and the document itself if it was added whole."""
+        """Delete the nodes of a document, and the document itself if it was added whole.
+
+        Raises:
+            TypeError: For an unknown argument, or if ref_doc_id is not a string.
+        """
         _refuse(delete_kwargs, "delete")
         delete_documents(self._searcher(), [ref_doc_id])
 

@@ -265,6 +265,8 @@ async def test_mmr_prefers_what_is_unlike_what_was_chosen(
     ("fields", "options", "message"),
     [
         ({"mode": M.SVM}, {}, "mode 'svm' is not supported: use one of default, hybrid"),
+        ({"mode": "foo"}, {}, "mode 'foo' is not supported: use one of default, hybrid"),
+        ({"mode": "sparse", "alpha": 0.5}, {}, "alpha has no effect in mode 'sparse'"),
         ({"mode": M.SPARSE, "alpha": 0.5}, {}, "alpha has no effect in mode 'sparse'"),
         ({"mode": M.MMR, "alpha": 0.5}, {}, "alpha has no effect"),
         ({"alpha": 1.5}, {}, r"alpha \(0: only lexical, 1: no lexical\) must be from 0"),
@@ -311,6 +313,8 @@ def test_what_is_no_option_is_refused(vectors: M3VectorStore, nodes: list[TextNo
     for call in calls:
         with pytest.raises(TypeError, match=r"filter|top_k|batch_size|force|must be a list|got NodeWithScore"):
             call()
+    with pytest.raises(TypeError, match="ref_doc_id must be a string, got None"):
+        vectors.delete(None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="top_k"):
         M3VectorStore(encoder=FakeEncoder(), top_k=3)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="mode"):
@@ -560,6 +564,10 @@ def test_a_vector_store_says_what_it_is(fake: CountingEncoder, store: Store) -> 
     assert vectors.client is vectors.store is store
     assert (vectors.stores_text, vectors.is_embedding_query, vectors.class_name()) == (True, True, "M3VectorStore")
     assert vectors.to_dict()["model"] == "fake"
-    assert "store" not in vectors.to_dict()
+    dump = vectors.to_dict()
+    assert "store" not in dump
+    with pytest.raises(TypeError, match="does not hold its store: pass from_dict"):
+        M3VectorStore.from_dict({**dump, "model": ""}, encoder=fake)
+    assert M3VectorStore.from_dict({**dump, "model": ""}, encoder=fake, store=store).store is store
     with pytest.raises(TypeError, match="cannot be pickled"):
         pickle.dumps(vectors)
