@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final, Literal
@@ -18,6 +19,23 @@ Markup = Literal["plain", "markdown", "rst"]
 
 _FRONT_MATTER: Final = re.compile(r"\A---[ \t]*\n.*?^(?:---|\.\.\.)[ \t]*$", re.DOTALL | re.MULTILINE)
 _LINE_CONTENT: Final = re.compile(r"[^\n]")
+
+
+@contextmanager
+def rejected_by_parser(kind: str, *, where: str = "") -> Iterator[None]:
+    """Raise ValueError for every exception of a library's parser. The block must hold nothing but the parser's call.
+
+    Args:
+        kind: What the parser reads, such as "HTML".
+        where: The beginning of the message, such as "a.html: ".
+    """
+    try:
+        yield
+    except RecursionError as error:
+        raise ValueError(f"{where}its elements are nested too deeply to be read: leave the file out") from error
+    except Exception as error:  # parsers raise errors of any type for content that their authors did not expect
+        why = str(error) or type(error).__name__
+        raise ValueError(f"{where}cannot be read as {kind}: {why}: correct the file, or leave it out") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +60,9 @@ def read_headings(text: str) -> list[Heading]:
 
     Args:
         text: Lines end with a line feed only. A block of metadata between lines of "---" at its start is skipped.
+
+    Raises:
+        ValueError: If the parser rejects the text.
     """
     # The metadata would be parsed as an underlined heading, so it is replaced by as many blanks: positions stay.
     readable = _FRONT_MATTER.sub(lambda match: _LINE_CONTENT.sub(" ", match.group()), text)
@@ -49,7 +70,8 @@ def read_headings(text: str) -> list[Heading]:
     for line in readable.split("\n"):
         lines.append(lines[-1] + len(line) + 1)
     headings: list[Heading] = []
-    tokens = MarkdownIt("commonmark").parse(readable)
+    with rejected_by_parser("Markdown"):
+        tokens = MarkdownIt("commonmark").parse(readable)
     for opening, inline in pairwise(tokens):
         if opening.type == "heading_open" and opening.level == 0 and opening.map is not None:
             first, after = opening.map
@@ -73,7 +95,12 @@ def read_rst_headings(text: str) -> list[Heading]:
 
     Args:
         text: Lines end with a line feed only.
+
+    Raises:
+        ValueError: If the parser rejects the text.
     """
+    with rejected_by_parser("reStructuredText"):
+        document = publish_doctree(text, settings_overrides=_RST_SETTINGS)
     lines = [0]
     for line in text.split("\n"):
         lines.append(lines[-1] + len(line) + 1)
@@ -90,7 +117,7 @@ def read_rst_headings(text: str) -> list[Heading]:
                 headings.append(Heading(title.astext(), level, start, min(lines[below], len(text))))
                 visit(section, level + 1)
 
-    visit(publish_doctree(text, settings_overrides=_RST_SETTINGS), 1)
+    visit(document, 1)
     return headings
 
 
@@ -117,7 +144,11 @@ class Section:
 
 
 def read_sections(text: str, markup: Markup = "markdown") -> list[Section]:
-    """Cut a text before its headings; a heading without text below it stays with the next heading."""
+    """Cut a text before its headings; a heading without text below it stays with the next heading.
+
+    Raises:
+        ValueError: If the markup's parser rejects the text.
+    """
     sections: list[Section] = []
     open_headings: list[Heading] = []
     start = heading_end = 0

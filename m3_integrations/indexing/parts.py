@@ -76,12 +76,16 @@ def make_parts(path: Path, content: bytes, digest: str, splitter: Splitter) -> l
         splitter: Splits every entry.
 
     Raises:
-        ValueError: If the content cannot be read; the message names file and line.
+        ValueError: If the content cannot be read or split; the message names the file, and the line if there is one.
     """
     pieces: list[tuple[str, str, dict[str, Any]]] = []
     for entry in read_entries(path, content):
         prefix = f"{path}#{entry.key}#" if entry.key else f"{path}#"
-        for i, piece in enumerate(splitter.split(entry.text, markup=markup_of(path))):
+        try:
+            split = splitter.split(entry.text, markup=markup_of(path))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        for i, piece in enumerate(split):
             metadata = {"source": str(path), **entry.metadata}
             if piece.headings:
                 metadata["headings"] = list(piece.headings)

@@ -13,7 +13,7 @@ from typing import Any, Final, NoReturn
 from bs4 import BeautifulSoup, UnusualUsageWarning
 from markdownify import MarkdownConverter
 
-from m3_integrations.indexing.headings import Markup
+from m3_integrations.indexing.headings import Markup, rejected_by_parser
 from m3_integrations.store.values import check_metadata
 
 KINDS: Final = (".txt", ".md", ".markdown", ".rst", ".html", ".htm", ".jsonl")
@@ -66,8 +66,8 @@ def read_entries(path: Path, content: bytes) -> list[Entry]:
         content: The file's bytes.
 
     Raises:
-        ValueError: If the file is not UTF-8 text, a line of JSONL does not have this format, or a page's elements are
-            nested too deeply; the message names file and line.
+        ValueError: If the file is not UTF-8 text, a line of JSONL does not have this format, or a page is rejected by
+            its parser or holds invalid Unicode; the message names the file, and the line if there is one.
     """
     if path.suffix.lower() in _PAGES:
         return [_page(path, content)]
@@ -89,7 +89,8 @@ def read_entries(path: Path, content: bytes) -> list[Entry]:
 
 
 def _page(path: Path, content: bytes) -> Entry:
-    with warnings.catch_warnings():
+    where = f"{path}: "
+    with warnings.catch_warnings(), rejected_by_parser("HTML", where=where):
         warnings.simplefilter("ignore", UnusualUsageWarning)  # BeautifulSoup takes a page of one word for a file name
         page = BeautifulSoup(content, "html.parser")
     if (content.removeprefix(BOM_UTF8) and page.contains_replacement_characters) or "\0" in page.get_text():
@@ -97,10 +98,13 @@ def _page(path: Path, content: bytes) -> Entry:
     title = " ".join(page.title.get_text().split()) if page.title else ""
     for element in page(_UNREAD):
         element.decompose()
-    try:
+    with rejected_by_parser("HTML", where=where):
         text = _MARKDOWN.convert_soup(page)
-    except RecursionError as error:
-        raise ValueError(f"{path}: its elements are nested too deeply to be read: leave the file out") from error
+    try:
+        f"{title}{text}".encode()
+    except UnicodeEncodeError as error:  # charset=utf-7 can spell half a surrogate pair
+        half = f"U+{ord(error.object[error.start]):04X}"
+        raise ValueError(f"{where}holds {half}, which is not valid Unicode: remove it, or the file") from error
     return Entry("", _unix_lines(text), {"title": title} if title else {})
 
 
@@ -135,6 +139,13 @@ def read_line(where: str, line: str, number: int) -> Entry:
         raise ValueError(f"{where}: cannot be read as JSON: {error}") from error
     if not isinstance(found, dict):
         _refuse(where, f"must be an object with a text, got {line[:60]!r}")
+    try:
+        return _entry(where, found, number)
+    except RecursionError as error:  # JSON may nest deeper than Python can print
+        raise ValueError(f"{where}: its values are nested too deeply to be read: remove some levels") from error
+
+
+def _entry(where: str, found: dict[str, Any], number: int) -> Entry:
     for key, kind, name in (("text", str, "a string"), ("title", str, "a string"), ("metadata", dict, "an object")):
         if found.get(key) is None and key != "text":
             found.pop(key, None)

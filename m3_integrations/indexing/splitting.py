@@ -96,6 +96,9 @@ class Splitter:
         Args:
             text: Lines end with a line feed only.
             markup: How headings are written. In Markdown, code blocks, lists and so on are units too.
+
+        Raises:
+            ValueError: If the markup's parser rejects the text.
         """
         sections = read_sections(text, markup)
         kind = MarkdownSplitter if markup == "markdown" else TextSplitter

@@ -4,7 +4,7 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -284,6 +284,38 @@ def test_a_file_that_goes_while_it_is_looked_at_is_named_and_keeps_what_is_store
     report, _ = run(store, docs)
     assert report.failures == {file: f"{file}: No such file or directory"}
     assert texts_of(store) == {f"{file}#0": "one"}
+
+
+def test_a_file_that_its_parser_rejects_is_named_and_the_others_are_indexed(docs: Path, store: Store) -> None:
+    for name in ("a.html", "b.rst", "c.txt", "d.txt"):
+        (docs / name).write_text("one")
+    run(store, docs)
+    (docs / "a.html").write_text("<p>hello <![foo]> world</p>")
+    (docs / "b.rst").write_text(f"Title\n=====\n\n{'- ' * 400}\n\ntext\n")
+    (docs / "c.txt").write_text("two")
+    (docs / "d.txt").unlink()
+    report, encoded = run(store, docs)
+    assert [line.partition(": ")[0] for line in report.failures.values()] == [f"{docs}/a.html", f"{docs}/b.rst"]
+    assert (report.deleted, encoded) == ([docs / "d.txt"], ["two"])
+    assert texts_of(store) == {f"{docs}/a.html#0": "one", f"{docs}/b.rst#0": "one", f"{docs}/c.txt#0": "two"}
+
+
+def test_markdown_that_its_parser_rejects_is_a_failure_and_a_mistake_of_ours_is_none(
+    docs: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (docs / "a.md").write_text("# One")
+
+    def failing(*_: object) -> NoReturn:
+        raise IndexError("list index out of range")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("m3_integrations.indexing.headings.MarkdownIt.parse", failing)
+        report, _ = run(store, docs)
+    (line,) = report.failures.values()
+    assert line.startswith(f"{docs}/a.md: cannot be read as Markdown: list index out of range: correct the file")
+    monkeypatch.setattr("m3_integrations.indexing.headings.pairwise", failing)
+    with pytest.raises(IndexError):
+        run(store, docs)
 
 
 def test_a_name_that_is_not_unicode_is_reported(docs: Path, store: Store) -> None:

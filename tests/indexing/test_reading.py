@@ -54,8 +54,16 @@ def test_a_line_of_jsonl_is_a_record() -> None:
         ("a.jsonl", b'{"text": "a", "n": ' + b"[" * 60 + b"1" + b"]" * 60 + b"}", ":1: .*nested"),
         ("a.jsonl", b'{"text": ' + b"[" * 100_000, ":1: cannot be read as JSON"),
         ("a.html", b"<div>" * 3000 + b"deep", "/docs/a.html: its elements are nested too deeply to be read"),
+        ("a.html", b"<p>hello <![foo]> world</p>", "/docs/a.html: cannot be read as HTML: The markup you provided was"),
+        ("a.html", b"<meta charset=utf-7><p>+2AA- a</p>", r"/docs/a.html: holds U\+D800, which is not valid Unicode"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_an_error_that_names_file_and_line(name: str, content: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         entries(name, content)
+
+
+def test_json_of_any_depth_is_refused_with_its_line() -> None:
+    for depth in range(600, 1000):  # from some depth on it can be parsed but not printed, and then not parsed
+        with pytest.raises(ValueError, match=r"^/docs/a\.jsonl:1: "):
+            entries("a.jsonl", b'{"text": "a", "n": ' + b"[" * depth + b"1" + b"]" * depth + b"}")
