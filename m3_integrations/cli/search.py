@@ -160,7 +160,7 @@ def _print_hits(hits: Sequence[Hit], reasons: Sequence[Explanation], *, is_expla
     console = PipedConsole()
     for rank, (hit, reason) in enumerate(zip(hits, reasons, strict=True), 1):
         id_ = hit.id.removeprefix(f"{Path.cwd()}/")
-        trail = "".join(f" > {heading}" for heading in hit.metadata.get("headings", []))
+        trail = "".join(f" > {heading}" for heading in _headings(hit.metadata))
         scores = "  ".join(f"{mode.replace('_', '-')} {score:.3f}" for mode, score in hit.scores.items())
         console.print(f"[bold]{rank}.  {hit.score:.3f}  {escape(id_ + trail)}[/bold]", highlight=False, soft_wrap=True)
         console.print(f"  {scores}", style="dim", highlight=False)
@@ -168,6 +168,12 @@ def _print_hits(hits: Sequence[Hit], reasons: Sequence[Explanation], *, is_expla
         console.print(f"  {escape(excerpt(hit.text, weights))}", highlight=False, soft_wrap=True)
         if is_explained:
             print_explanation(reason, console)
+
+
+def _headings(metadata: Mapping[str, Any]) -> list[str]:
+    """Return the headings that `m3 index` has found; none if a user's own metadata have something else there."""
+    found = metadata.get("headings")
+    return found if isinstance(found, list) and all(isinstance(each, str) for each in found) else []
 
 
 def excerpt(text: str, weights: Mapping[str, float]) -> str:

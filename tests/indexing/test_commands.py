@@ -168,6 +168,15 @@ def test_results_are_shown_with_scores_place_and_reason(idx: Path, monkeypatch: 
     assert pairs.startswith("  query tokens and what they found: ")
 
 
+@pytest.mark.parametrize("headings", [5, "abc", [1, 2], None, {"a": 1}, True])
+def test_metadata_that_are_no_headings_are_not_shown_as_headings(docs: Path, headings: object) -> None:
+    (docs / "a.jsonl").write_text(json.dumps({"_id": "1", "text": "apple", "headings": headings}))
+    store = docs.parent / "idx"
+    assert call("index", docs, "--store", store, "--device", "cpu").exit_code == 0
+    shown = call("search", store, "apple", "--device", "cpu")
+    assert shown.stdout.splitlines()[0].endswith("docs/a.jsonl#1#0"), shown.output
+
+
 def test_a_page_says_why_a_record_is_not_found(idx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(idx.parent)
     asked = [
