@@ -93,7 +93,7 @@ def migrate(
             return
         of_alias = _opened_by_alias(store, source, encoder.fingerprint) if switch and folder is None else None
         where, beside = (to, None) if to is not None else _beside(store, source, encoder.fingerprint, collection)
-        settings = _settings(source, multi_vector, is_made=_is_made(where, beside))
+        settings = _settings(source, multi_vector, where, beside)
         with open_place(where, collection=beside, **settings) as target:
             report = migrate_store(source, target, encoder, delete_absent=to is None or delete, show_progress=True)
             _print_report(report, target.count(), where if beside is None else f"{where} ({beside})", console)
@@ -154,18 +154,19 @@ def _read(questions: Path) -> JudgedQueries:
     return read_queries(questions)
 
 
-def _is_made(where: str, collection: str | None) -> bool:
-    """Return whether opening the new store makes it, so that it gets settings."""
+def _settings(source: Store, multi_vector: str | None, where: str, collection: str | None) -> dict[str, Any]:
+    """Return the settings of the new store: those of the old one, unless one is given or the store is there already.
+
+    An `m3 serve` has its own settings.
+    """
     from m3_integrations.store.served import ServedStore
 
-    if folder_of(where) is not None:
-        return is_new(where)
-    with open_place(where, collection=collection) as store:
-        return not store.modes and not isinstance(store, ServedStore)  # whose store has its settings already
-
-
-def _settings(source: Store, multi_vector: str | None, *, is_made: bool) -> dict[str, Any]:
-    """Return the settings of the new store: those of the old one, unless one is given or the store is there already."""
+    is_made = is_new(where)
+    if folder_of(where) is None:
+        with open_place(where, collection=collection) as store:
+            if isinstance(store, ServedStore):
+                return {"multi_vector": multi_vector}  # `open_place` refuses one that was given
+            is_made = not store.modes
     format_: StoreFormat | None = getattr(source, "format", None)  # none of a store in memory behind m3 serve
     if is_made and format_ is not None:
         return {"multi_vector": multi_vector or format_.multi_vector, "token_pooling": format_.token_pooling}

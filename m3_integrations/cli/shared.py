@@ -132,7 +132,8 @@ def open_place(where: str, *, collection: str | None, **settings: Any) -> Store:
     The key of a server is in the environment: in M3_API_KEY for an `m3 serve`, in QDRANT_API_KEY for Qdrant.
 
     Raises:
-        ValueError: If a collection is named for a folder. Further errors are those of `open_store`.
+        ValueError: If a collection is named for a folder, or a setting for an `m3 serve`, whose store has its own.
+            Further errors are those of `open_store`.
     """
     from m3_integrations.store import open_store
 
@@ -141,7 +142,11 @@ def open_place(where: str, *, collection: str | None, **settings: Any) -> Store:
         from m3_integrations.store.served import is_m3_serve
 
         urls = urls_of(where)
-        is_ours = collection is None and len(urls) == 1 and is_m3_serve(urls[0])
+        is_ours = len(urls) == 1 and is_m3_serve(urls[0])
+        given = {"collection": collection, **settings}
+        if is_ours and (own := [name for name, value in given.items() if value is not None]):
+            option = f"--{own[0].replace('_', '-')}"
+            raise ValueError(f"{where} is an m3 serve, whose store has its own settings: leave {option} out")
         key = os.environ.get("M3_API_KEY" if is_ours else "QDRANT_API_KEY")
         return open_store(urls, api_key=key, collection=collection, **settings)
     if collection is not None:

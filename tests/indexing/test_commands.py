@@ -18,6 +18,7 @@ from m3_integrations import M3Encoder, Searcher, langchain, llama_index, open_st
 from m3_integrations.cli import app
 from m3_integrations.cli.search import excerpt
 from m3_integrations.cli.shared import counted
+from tests.serve.conftest import serving_store
 
 M3 = Path(sys.executable).parent / "m3"
 
@@ -306,6 +307,21 @@ def test_what_a_user_can_get_wrong_is_one_line_and_changes_nothing(
     assert set(tmp_path.iterdir()) == {*before_it, pdf, empty}
     with open_store(idx) as store:
         assert store.count() == 3
+
+
+@pytest.mark.enable_socket
+def test_a_setting_that_the_store_behind_m3_serve_does_not_have_is_one_line(idx: Path, small: Path) -> None:
+    with open_store() as store, serving_store(store) as url:
+        for option, arguments in (
+            ("collection", ["search", url, "museum", "--collection", "c"]),
+            ("multi-vector", ["index", idx.with_name("docs"), "--store", url, "--multi-vector", "turbo4"]),
+            ("collection", ["load", idx, "--store", url, "--collection", "c"]),
+            ("multi-vector", ["migrate", idx, "--model", small, "--to", url, "--multi-vector", "turbo4"]),
+        ):
+            result = call(*arguments)
+            said = f"error: {url} is an m3 serve, whose store has its own settings: leave --{option} out"
+            assert (result.exit_code, result.stderr.splitlines()[-1]) == (1, said), result.output
+        assert store.count() == 0
 
 
 def test_a_store_that_another_has_open_is_one_line(idx: Path) -> None:

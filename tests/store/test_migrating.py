@@ -347,6 +347,18 @@ def test_elsewhere_nothing_is_deleted_unless_it_is_asked_for(index: Path, small:
         assert sorted(record.id for record in store.records()) == ["b", "c"]
 
 
+@pytest.mark.enable_socket
+def test_a_store_without_token_vectors_is_migrated_to_an_m3_serve_with_its_own_settings(
+    tmp_path: Path, small: Path
+) -> None:
+    with M3Encoder("tiny", device="cpu") as encoder, open_store(tmp_path / "old", multi_vector="none") as old:
+        Searcher(encoder, old).add(["one", "two"], ids=["1", "2"])
+    with open_store() as target, serving_store(target) as url:
+        result = CliRunner().invoke(app, ["migrate", str(tmp_path / "old"), "--model", str(small), "--to", url])
+        assert result.exit_code == 0, result.output
+        assert sorted(record.text for record in target.records()) == ["one", "two"]
+
+
 def test_the_folder_that_a_user_stands_in_gets_its_new_store_beside_it(
     index: Path, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
