@@ -55,24 +55,26 @@ def index(
     device: Device = "auto",
 ) -> None:
     """Bring a store up to date with files: encode what is new or changed, and delete what no longer exists."""
-    from m3_integrations.indexing import Splitting, index_files
+    from m3_integrations.indexing import Splitter, Splitting, index_files
+    from m3_integrations.indexing.files import find_files
     from m3_integrations.store.qdrant import QdrantStore
 
     splitting = Splitting(size, overlap)
-    # Checked first: a mistyped path must not make a store, nor cost the seconds of loading a model.
-    if is_new(store) and (absent := [path for path in paths if not path.expanduser().exists()]):
-        raise FileNotFoundError(f"no file or folder {absent[0]}")
     folder = folder_of(store)
+    exclude = [folder] if folder is not None else []
+    if is_new(store):  # checked first: a wrong path must not make a store, nor cost the seconds of loading a model
+        if absent := [path for path in paths if not path.expanduser().exists()]:
+            raise FileNotFoundError(f"no file or folder {absent[0]}")
+        find_files(paths, exclude=exclude)
     if folder is not None and (within := [path for path in paths if _is_within(path, folder)]):
         raise ValueError(f"{within[0]} cannot be indexed into {store}, which is or contains it: name another --store")
-    with open_place_and_model(store, model, device=device, collection=collection, multi_vector=multi_vector) as (
-        opened,
-        encoder,
-    ):
+    with open_place_and_model(
+        store, model, device=device, collection=collection, multi_vector=multi_vector,
+        check=lambda encoder: Splitter(encoder, splitting),
+    ) as (opened, encoder):  # fmt: skip
         if lacking := [mode for mode in MODES if mode not in encoder.modes]:  # before hours go into it without them
             note = absent_heads(encoder.model, encoder.modes, lacking)
             Console(stderr=True).print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
-        exclude = [folder] if folder is not None else []
         report = index_files(paths, encoder, opened, splitting=splitting, exclude=exclude, show_progress=True)
         if optimize:
             opened.optimize()

@@ -27,11 +27,10 @@ def load(
     ] = False,
 ) -> None:
     """Put encoded records and their vectors into a store. Nothing is encoded; records that it has are skipped."""
-    from m3_integrations.parquet import find_files, load_parquet
+    from m3_integrations.parquet import load_parquet, open_files
 
-    if is_new(store) and not [file for path in paths for file in find_files(path, ".parquet")]:
-        # A mistyped path must not make a store.
-        raise ValueError(f"there is no Parquet file in {', '.join(paths)}: name files that an encoding has written")
+    if is_new(store):  # a mistyped path or a damaged file must not make a store, which would fix its settings
+        open_files(paths)
     with open_place(store, collection=collection, multi_vector=multi_vector) as opened:
         report = load_parquet(paths, opened, show_progress=True)
         if optimize:

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -156,15 +156,31 @@ def open_place(where: str, *, collection: str | None, **settings: Any) -> Store:
 
 @contextmanager
 def open_place_and_model(
-    where: str, model: str | None, *, device: str, collection: str | None, **settings: Any
+    where: str,
+    model: str | None,
+    *,
+    device: str,
+    collection: str | None,
+    check: Callable[[M3Encoder | RemoteEncoder], object] | None = None,
+    **settings: Any,
 ) -> Iterator[tuple[Store, M3Encoder | RemoteEncoder]]:
     """Open the store and the encoder that a command names, and close the store at the end.
+
+    Args:
+        where: The place of the store.
+        model: The model; None for the one of the store.
+        device: The device of a checkpoint.
+        collection: The collection on a Qdrant server.
+        check: Called with the encoder before a new store is made; an error that it raises is raised without a store.
+        settings: The settings of a new store.
 
     Raises:
         ValueError: For the reasons of `open_place`, `open_model` and `open_model_of`.
     """
     # A new store is made after the model was loaded: a mistyped model must not make one.
     encoder = None if model is None and not is_new(where) else open_model(model, device=device)
+    if check is not None and encoder is not None:
+        check(encoder)
     with open_place(where, collection=collection, **settings) as store:
         yield store, encoder or open_model_of(store, device=device)
 

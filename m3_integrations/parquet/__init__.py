@@ -2,7 +2,7 @@
 
 try:
     from m3_integrations.parquet.folder import Done, ParquetFolder, find_files
-    from m3_integrations.parquet.loading import LoadReport, load_parquet, missing_rows
+    from m3_integrations.parquet.loading import LoadReport, load_parquet, missing_rows, open_files
     from m3_integrations.parquet.tables import EncodedBy, Rows, as_table, check_same, record_key
 except ModuleNotFoundError as error:
     if error.name != "pyarrow":
@@ -20,5 +20,6 @@ __all__ = [
     "find_files",
     "load_parquet",
     "missing_rows",
+    "open_files",
     "record_key",
 ]

@@ -52,16 +52,7 @@ def load_parquet(paths: Iterable[str | os.PathLike[str]], store: Store, *, show_
             or other settings than the first file or the store. All files are opened before the first record is written.
             Damage inside a file is found only when that part is read; records loaded before stay in the store.
     """
-    if isinstance(paths, str | os.PathLike):
-        raise TypeError(f"paths must be a list of paths, got {paths!r}: pass [{paths!r}]")
-    files = [ParquetFile(*found) for path in paths for found in find_files(path, ".parquet")]
-    if not files:
-        raise ValueError("there is no Parquet file to load: name files that an encoding has written, or their folder")
-    encoded_by, total = files[0].said()[0], 0
-    for file in files:
-        said, n_records = file.said()
-        check_same(file.path, said, encoded_by)
-        total += n_records
+    files, encoded_by, total = open_files(paths)
     if store.modes and store.fingerprint is None:
         raise ValueError(
             f"the store holds vectors of an unknown model, and the files are of {encoded_by.fingerprint}: if that is "
@@ -76,6 +67,25 @@ def load_parquet(paths: Iterable[str | os.PathLike[str]], store: Store, *, show_
                 bar.update(batch.num_rows)
     store.flush()
     return LoadReport(n_loaded, total - n_loaded)
+
+
+def open_files(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[ParquetFile], EncodedBy, int]:
+    """Return the files under these paths, the model and settings of their vectors, and their number of records.
+
+    Raises:
+        TypeError, FileNotFoundError, ValueError: For the reasons of `load_parquet`.
+    """
+    if isinstance(paths, str | os.PathLike):
+        raise TypeError(f"paths must be a list of paths, got {paths!r}: pass [{paths!r}]")
+    files = [ParquetFile(*found) for path in paths for found in find_files(path, ".parquet")]
+    if not files:
+        raise ValueError("there is no Parquet file to load: name files that an encoding has written, or their folder")
+    encoded_by, total = files[0].said()[0], 0
+    for file in files:
+        said, n_records = file.said()
+        check_same(file.path, said, encoded_by)
+        total += n_records
+    return files, encoded_by, total
 
 
 def _load(batch: pa.RecordBatch, where: str, encoded_by: EncodedBy, store: Store) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 
 from m3_integrations.store.filters import Filter, FilterLike, matches, parse_filter
 from m3_integrations.store.memory import MemoryStore
-from m3_integrations.store.points import MultiVectorStorage
+from m3_integrations.store.points import MultiVectorStorage, choose_format
 from m3_integrations.store.protocol import Hits, Record, Store
 from m3_integrations.store.values import is_same
 from m3_integrations.vectors import M3Vectors
@@ -115,6 +115,7 @@ def open_store(
     if not isinstance(where, os.PathLike) and (not isinstance(where, str) or is_url(where)):
         return _open_url([where] if isinstance(where, str) else list(where), given)
     _refuse("in a folder", [name for name in given if name not in {"multi_vector", "token_pooling"}])
+    choose_format(str(where), None, multi_vector, token_pooling)  # raises for a wrong setting before a folder is made
     from m3_integrations.store.edge import EdgeStore  # noqa: PLC0415 - only this kind needs the engine
 
     return EdgeStore(where, **given)

@@ -264,6 +264,9 @@ def test_parts_are_as_long_as_asked_for(docs: Path) -> None:
         (["index", "DOCS", "--store", "IDX", "--size", "2000"], "so size can be 1023 at most"),
         (["index", "DOCS", "--store", "IDX", "--multi-vector", "none"], "was made with multi_vector='float16'"),
         (["index", "DOCS/nowhere", "--store", "NEW"], "no file or folder DOCS/nowhere"),
+        (["index", "PDF", "--store", "NEW"], "files can be indexed: name a folder or such a file"),
+        (["index", "DOCS", "--store", "NEW", "--size", "2000"], "so size can be 1023 at most"),
+        (["index", "DOCS", "--store", "NEW", "--multi-vector", "foo"], "multi_vector must be one of"),
         (
             ["index", "DOCS/nowhere", "--store", "IDX"],
             "no file or folder DOCS/nowhere, and the store has nothing of it",

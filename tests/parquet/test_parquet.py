@@ -270,3 +270,17 @@ def test_the_command_loads_once_and_says_what_it_did(tmp_path: Path) -> None:
         result = CliRunner().invoke(app, line)
         assert (result.exit_code, said in result.stdout) == (0, True), result.output
     assert "holds 3 records" in result.stdout
+
+
+def test_what_cannot_be_loaded_makes_no_store(tmp_path: Path) -> None:
+    write(tmp_path / "out", "a.parquet", made(3))
+    (tmp_path / "junk.parquet").write_bytes(b"junk")
+    (tmp_path / "empty").mkdir()
+    for named, options, said in (
+        ("junk.parquet", [], "junk.parquet is damaged, or not a Parquet file"),
+        ("empty", [], "there is no Parquet file to load"),
+        ("out", ["--multi-vector", "foo"], "multi_vector must be one of"),
+    ):
+        result = CliRunner().invoke(app, ["load", str(tmp_path / named), "--store", str(tmp_path / "new"), *options])
+        assert (result.exit_code, said in result.stderr) == (1, True), result.output
+        assert not (tmp_path / "new").exists()
