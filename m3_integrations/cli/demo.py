@@ -8,11 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from m3_integrations.cli.collection import read_collection
-from m3_integrations.cli.shared import Device, Model, PipedConsole, errors_in_one_line, open_model, print_explanation
+from m3_integrations.cli.shared import (
+    Device,
+    Model,
+    PipedConsole,
+    errors_in_one_line,
+    escape,
+    open_model,
+    print_explanation,
+)
 
 if TYPE_CHECKING:
     from m3_integrations.encoder import M3Encoder

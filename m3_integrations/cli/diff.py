@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
-from m3_integrations.cli.shared import Device, PipedConsole, errors_in_one_line, is_new, open_model, open_place
+from m3_integrations.cli.shared import Device, PipedConsole, errors_in_one_line, escape, is_new, open_model, open_place
 
 if TYPE_CHECKING:
     from m3_integrations.encoder import M3Encoder

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as RichTable
 
-from m3_integrations.cli.shared import Device, PipedConsole, errors_in_one_line, open_model
+from m3_integrations.cli.shared import Device, PipedConsole, errors_in_one_line, escape, open_model
 from m3_integrations.vectors import MODES, Mode, ModeWeights
 
 if TYPE_CHECKING:

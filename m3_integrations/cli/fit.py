@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from m3_integrations.cli.shared import (
     Collection,
@@ -15,6 +14,7 @@ from m3_integrations.cli.shared import (
     ModelOfStore,
     PipedConsole,
     errors_in_one_line,
+    escape,
     is_new,
     open_place_and_model,
     urls_of,

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from m3_integrations.cli.shared import (
     Collection,
@@ -16,6 +15,7 @@ from m3_integrations.cli.shared import (
     PipedConsole,
     counted,
     errors_in_one_line,
+    escape,
     folder_of,
     is_new,
     open_place_and_model,

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from m3_integrations.cli.shared import Collection, PipedConsole, counted, errors_in_one_line, is_new, open_place
+from m3_integrations.cli.shared import Collection, PipedConsole, counted, errors_in_one_line, escape, is_new, open_place
 
 
 @errors_in_one_line(stderr=True, after_interrupt="Finished work is kept: run the same command again to continue.")

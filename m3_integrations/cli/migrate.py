@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from m3_integrations.cli.diff import IS_WORSE, is_worse, print_diff
 from m3_integrations.cli.shared import (
@@ -17,6 +16,7 @@ from m3_integrations.cli.shared import (
     PipedConsole,
     counted,
     errors_in_one_line,
+    escape,
     folder_of,
     is_new,
     open_model,

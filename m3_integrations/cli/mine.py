@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
-from rich.markup import escape
 
 from m3_integrations.cli.shared import (
     Collection,
@@ -18,6 +17,7 @@ from m3_integrations.cli.shared import (
     ModelOfStore,
     PipedConsole,
     errors_in_one_line,
+    escape,
     is_new,
     open_model,
     open_place_and_model,

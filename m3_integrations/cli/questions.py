@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from m3_integrations.cli.shared import PipedConsole, errors_in_one_line, open_llm
+from m3_integrations.cli.shared import PipedConsole, errors_in_one_line, escape, open_llm
 
 
 @errors_in_one_line(stderr=True, after_interrupt="Answers are kept: run the same command again to continue.")

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
-from rich.markup import escape
 
 from m3_integrations.cli.shared import (
     Collection,
@@ -21,6 +20,7 @@ from m3_integrations.cli.shared import (
     ModelOfStore,
     PipedConsole,
     errors_in_one_line,
+    escape,
     is_new,
     open_place_and_model,
     print_explanation,

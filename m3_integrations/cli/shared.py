@@ -9,11 +9,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
@@ -76,7 +76,7 @@ def _warnings_in_one_line() -> Iterator[None]:
     def formatted(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> str:
         if category is not UserWarning:
             return usual(message, category, *where, **more)
-        return f"warning: {' '.join(str(message).split())}\n"
+        return f"warning: {' '.join(str(message).split())}\n".translate(_CONTROLS)
 
     warnings.formatwarning = formatted
     try:
@@ -91,6 +91,15 @@ class PipedConsole(Console):
     def on_broken_pipe(self) -> None:
         """Raise BrokenPipeError, which `errors_in_one_line` handles."""
         raise BrokenPipeError
+
+
+_CONTROLS: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+"""Characters that a terminal takes as commands, each with a visible replacement, such as \\x1b for ESC."""
+
+
+def escape(text: str) -> str:
+    """Return a text for rich to print: without markup, and without commands to the terminal."""
+    return escape_markup(text.translate(_CONTROLS))
 
 
 def counted(n: int, things: str) -> str:

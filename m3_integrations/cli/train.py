@@ -8,9 +8,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
-from m3_integrations.cli.shared import errors_in_one_line
+from m3_integrations.cli.shared import errors_in_one_line, escape
 
 
 @errors_in_one_line(

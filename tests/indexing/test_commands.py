@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,22 @@ def test_metadata_that_are_no_headings_are_not_shown_as_headings(docs: Path, hea
     assert call("index", docs, "--store", store, "--device", "cpu").exit_code == 0
     shown = call("search", store, "apple", "--device", "cpu")
     assert shown.stdout.splitlines()[0].endswith("docs/a.jsonl#1#0"), shown.output
+
+
+def test_a_text_sends_no_commands_to_the_terminal(docs: Path) -> None:
+    evil = "evil \x1b[31mred\x1b[0m \x1b]0;title\x07 \x9b2J\x7f"
+    record = {"_id": "a\x1b[2Jb", "text": evil, "headings": ["\x1b[1m"]}
+    (docs / "a.jsonl").write_text(json.dumps(record))
+    (docs / "\x1b[31m.txt").write_bytes(b"\xff")
+    store = docs.parent / "idx"
+    indexed = call("index", docs, "--store", store, "--device", "cpu")
+    assert "docs/\\x1b[31m.txt:1: not UTF-8 text" in indexed.stderr
+    found = call("search", store, "evil", "--explain", "--device", "cpu")
+    assert "docs/a.jsonl#a\\x1b[2Jb#0 > \\x1b[1m" in found.stdout, found.output
+    assert r"evil \x1b[31mred\x1b[0m \x1b]0;title\x07 \x9b2J\x7f" in found.stdout
+    refused = call("search", store, "evil", "--mode", "\x1b[31m", "--device", "cpu")
+    everything = indexed.output + found.output + refused.output
+    assert {each for each in everything if unicodedata.category(each) == "Cc"} <= {"\n", "\r"}  # the bar has \r
 
 
 def test_a_page_says_why_a_record_is_not_found(idx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
