@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -41,6 +43,9 @@ def prepare(
     ] = False,
 ) -> None:
     """BGE-M3's dense, lexical and multi-vector retrieval for LangChain and LlamaIndex."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed, `m3 ... >&-`
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - it stays for the process
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a character that the terminal lacks must not raise an error

@@ -451,6 +451,15 @@ def test_an_encoding_without_a_character_ends_nothing(docs: Path) -> None:
     assert b"The museum ? opera, ???." in as_lines.stdout
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_closed_streams_end_nothing(idx: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)  # as Python starts after `>&- 2>&-`
+    app(["search", str(idx), "museum", "--device", "cpu", *options], standalone_mode=False)
+    for stream in (sys.stdout, sys.stderr):
+        stream.close()
+
+
 @pytest.mark.parametrize("arguments", ["museum --json", "museum"])
 def test_a_reader_that_goes_away_ends_it_without_a_word(idx: Path, arguments: str) -> None:
     done = search_in_a_shell(idx, f"{arguments} | true; exit ${{PIPESTATUS[0]}}")
