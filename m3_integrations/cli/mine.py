@@ -65,6 +65,10 @@ def mine(
 
     if corpus is not None and store is not None:
         raise ValueError("--corpus and --store both name the passages: leave one out")
+    if store is None and collection is not None:
+        raise ValueError("--collection is for a store on a server: name it with --store URL")
+    if store is not None and work is not None:
+        raise ValueError("--work is for the vectors of a corpus, and --store has its own: leave --work out")
     if out.exists():  # checked before minutes of loading a model and encoding a corpus
         raise FileExistsError(f"{out} exists already: choose another file")
     if store is not None and is_new(store):  # a mistyped path must not make a store

@@ -427,6 +427,9 @@ def test_the_command_refuses_what_it_cannot_do_in_one_line(tmp_path: Path) -> No
         ([str(data), "--out", out, "--modes", "sparse"], "modes must be some of dense"),
         ([str(data), "--out", out, "--store", str(tmp_path / "typo")], "no store at"),
         ([str(data), "--out", out, "--corpus", str(data), "--store", "x"], "both name the passages: leave one out"),
+        ([str(data), "--out", out, "--margin", "2"], "margin must be a share from 0 to 1, such as 0.05, got 2"),
+        ([str(data), "--out", out, "--collection", "c"], "--collection is for a store on a server"),
+        ([str(data), "--out", out, "--store", "x", "--work", "w"], "--work is for the vectors of a corpus"),
         ([str(data), "--out", out, "--cross-encoder", str(tmp_path)], "holds no cross-encoder that can be loaded"),
     ):
         result = CliRunner().invoke(app, ["mine", *arguments])

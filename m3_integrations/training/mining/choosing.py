@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ class MiningOptions:
         first_rank: The first rank that negatives are drawn from: 1 is the best passage that is not a positive.
         last_rank: The last rank that negatives are drawn from.
         margin: The share of a positive's score by which a negative must score less than every positive, in the ranking
-            that it is drawn from; None for no limit. 0.05 is "TopK-PercPos" with 95 % of Moreira et al. (2024,
+            that it is drawn from, 0 to 1; None for no limit. 0.05 is "TopK-PercPos" with 95 % of Moreira et al. (2024,
             "NV-Retriever"): it excludes passages that probably answer too. With a weak checkpoint, whose positives rank
             low, few negatives remain.
         duplicates: A passage is left out if its similarity with the query, a positive or an earlier negative is at
@@ -65,8 +64,8 @@ class MiningOptions:
             raise ValueError(
                 f"ranks must begin at 1 or later and not end before, got {self.first_rank} to {self.last_rank}"
             )
-        if self.margin is not None and not 0 <= self.margin < math.inf:
-            raise ValueError(f"margin must be 0 or more and finite, got {self.margin}")
+        if self.margin is not None and not 0 <= self.margin <= 1:
+            raise ValueError(f"margin must be a share from 0 to 1, such as 0.05, got {self.margin}")
         if not 0 < self.duplicates <= 1:
             raise ValueError(f"duplicates must be more than 0 and at most 1, got {self.duplicates}")
 
