@@ -132,6 +132,10 @@ def _check_datasets(
 def _check_calibration(file: Path, n_models: int, n_datasets: int) -> None:
     if n_models * n_datasets > 1:
         raise ValueError(f"--calibrate is for one model on one dataset, got {n_models} and {n_datasets}")
+    if file.is_dir():
+        raise IsADirectoryError(
+            f"--calibrate {file} is a folder: name a file in it, such as {file / 'calibration.json'}"
+        )
     if not file.absolute().parent.is_dir():
         raise FileNotFoundError(f"the folder of the calibration {file} does not exist: make it, or name another file")
 

@@ -180,6 +180,7 @@ def test_the_command_fits_on_the_users_questions_and_search_refuses_by_it(small:
     ("arguments", "text"),
     [
         (["--calibrate", "NOWHERE/c.json"], "the folder of the calibration"),
+        (["--calibrate", "FOLDER"], "is a folder: name a file in it"),
         (["--calibrate", "c.json", "--model", "tiny", "--model", "SMALL"], "--calibrate is for one model on one"),
     ],
 )
@@ -187,7 +188,8 @@ def test_a_calibration_that_cannot_be_made_is_refused_at_once(
     small: Path, tmp_path: Path, arguments: list[str], text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(M3Encoder, "encode_batches", None)
-    given = [str(small) if a == "SMALL" else a.replace("NOWHERE", str(tmp_path / "nowhere")) for a in arguments]
+    places = {"SMALL": small, "FOLDER": tmp_path, "NOWHERE/c.json": tmp_path / "nowhere" / "c.json"}
+    given = [str(places.get(a, a)) for a in arguments]
     result = CliRunner().invoke(app, ["eval", str(write_world(tmp_path / "data")), *given])
     assert (result.exit_code, text in result.stdout) == (1, True), result.output
 
