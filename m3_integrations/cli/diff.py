@@ -115,25 +115,37 @@ def diff(
 
 
 def _open_all(ways: list[Way], corpus: Corpus | None, device: str, stack: ExitStack) -> list[Searcher]:
-    """Return the searchers of two ways; a model, a store or an encoded corpus that both use is opened once."""
+    """Return the searchers of two ways; a model, a store or an encoded corpus that both use is opened once.
+
+    A corpus is encoded when both ways are open and fit together, so that a mistake in one costs no encoding.
+    """
     from m3_integrations.search import Searcher
 
-    asked = [_options(way) for way in ways]  # a wrong option is refused before the first corpus is encoded
+    asked = [_options(way) for way in ways]
+    if absent := [way.settings["store"] for way in ways if "store" in way.settings and is_new(way.settings["store"])]:
+        raise FileNotFoundError(f"no store at {absent[0]}: make one with m3 index PATH --store {absent[0]}")
     encoders: dict[tuple[str, ...], M3Encoder | RemoteEncoder] = {}
     stores: dict[tuple[str, ...], Store] = {}
+    unfilled: list[tuple[Way, Searcher]] = []
     searchers = []
     for way, options in zip(ways, asked, strict=True):
         of_model = way.model, way.settings.get("dtype", "")
         if of_model not in encoders:
             encoders[of_model] = open_model(way.model, device=device, dtype=of_model[1] or None)
             stack.callback(encoders[of_model].close)
-        place = way.settings.get("store")
+        encoder, place = encoders[of_model], way.settings.get("store")
         of_store = (place,) if place else (*of_model, *(way.settings.get(name, "") for name in _NEEDS_CORPUS))
-        if of_store not in stores:
-            stores[of_store] = (
-                _open_there(place, stack) if place else _encode_corpus(way, encoders[of_model], corpus, stack)
-            )
-        searchers.append(Searcher(encoders[of_model], stores[of_store], options))
+        is_there = of_store in stores
+        if not is_there:
+            stores[of_store] = stack.enter_context(open_place(place, collection=None)) if place else _make(way, stack)
+        searchers.append(Searcher(encoder, stores[of_store], options))
+        searchers[-1].search("")  # refuses another model's store, and a mode that the store does not keep
+        if not is_there and not place:
+            unfilled.append((way, searchers[-1]))
+    for way, searcher in unfilled:
+        assert corpus is not None  # noqa: S101 - it is read unless every way has a store
+        Console(stderr=True).print(f"encoding the corpus for {escape(way.text)}", highlight=False, soft_wrap=True)
+        searcher.add(list(corpus.texts()), ids=corpus.ids, show_progress=True)
     return searchers
 
 
@@ -153,26 +165,15 @@ def _options(way: Way) -> SearchOptions:
     )
 
 
-def _open_there(place: str, stack: ExitStack) -> Store:
-    if is_new(place):
-        raise FileNotFoundError(f"no store at {place}: make one with m3 index PATH --store {place}")
-    return stack.enter_context(open_place(place, collection=None))
-
-
-def _encode_corpus(way: Way, encoder: M3Encoder | RemoteEncoder, corpus: Corpus | None, stack: ExitStack) -> Store:
-    """Encode the corpus into a store in memory, or into a temporary folder if the way has settings of storage."""
-    from m3_integrations.search import Searcher
+def _make(way: Way, stack: ExitStack) -> Store:
+    """Return an empty store in memory, or in a temporary folder if the way has settings of storage."""
     from m3_integrations.store import open_store
 
-    assert corpus is not None  # noqa: S101 - it is read unless every way has a store
     settings: dict[str, Any] = {name: way.settings[name] for name in _NEEDS_CORPUS if name in way.settings}
     if "token_pooling" in settings:
         settings["token_pooling"] = int(settings["token_pooling"])
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="m3-diff-")) if settings else None
-    store = stack.enter_context(open_store(folder, **settings))
-    Console(stderr=True).print(f"encoding the corpus for {escape(way.text)}", highlight=False, soft_wrap=True)
-    Searcher(encoder, store).add(list(corpus.texts()), ids=corpus.ids, show_progress=True)
-    return store
+    return stack.enter_context(open_store(folder, **settings))
 
 
 def is_worse(found: SearchDiff, max_loss: float | None) -> bool:

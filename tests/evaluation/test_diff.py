@@ -157,6 +157,25 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_opened(
     assert (result.exit_code, "unknown metric 'Best'" in result.stderr) == (1, True), result.output
 
 
+def test_a_mistake_in_the_second_way_is_told_before_a_corpus_is_encoded_for_the_first(
+    data: Path, tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with M3Encoder(small, device="cpu") as encoder, open_store(tmp_path / "other") as opened:
+        Searcher(encoder, opened).add(["Keys."], ids=["a"])
+    monkeypatch.setattr(Searcher, "add", None)
+    for setting, said in (
+        (f"store={tmp_path / 'absent'}", "no store at"),
+        (f"store={tmp_path / 'other'}", "this store holds vectors of the model"),
+        ("dtype=int3", "dtype must be"),
+        ("token_pooling=0", "token_pooling must be a whole number of 1 or more, got 0"),
+        ("multi_vector=turbo3", "multi_vector must be one of"),
+        ("multi_vector=none,mode=multi_vector", "multi_vector"),
+    ):
+        result = CliRunner().invoke(app, ["diff", "tiny", f"tiny,{setting}", str(data), "--device", "cpu"])
+        assert (result.exit_code, said in result.stderr) == (1, True), result.output
+        assert "encoding the corpus" not in result.stderr
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     texts = {"a": "Keys are replaced once a year.", "b": "Backups run at night.", "c": "The museum is closed.",
