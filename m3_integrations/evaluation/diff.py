@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_integrations.evaluation.data import JudgedQueries
-from m3_integrations.evaluation.documents import document_of
+from m3_integrations.evaluation.documents import JudgedDocuments
 from m3_integrations.evaluation.metrics import cutoff_of, measure_queries
 from m3_integrations.evaluation.statistics import Comparison, compare_paired
 from m3_integrations.search import Explanation, Searcher, SearchOptions
@@ -118,7 +118,8 @@ def diff_searches(
         new: The searcher to compare with it: another checkpoint, store, dtype, weights or mode. "rrf" and BM25 rank
             too, but a decision does not show their part.
         questions: The result of `read_queries`. Its documents are the ids of records, or the files and entries that
-            `m3 index` read (see `document_of`). A document of several parts has the place of its best part.
+            `m3 index` read (see `document_of`); a warning names one that stands for records of several files. A
+            document of several parts has the place of its best part.
         metric: The metric's name in ir-measures.
         explained: The number of changed questions to explain, the largest changes first; all if None. Each takes four
             comparisons of stored vectors.
@@ -157,14 +158,15 @@ def _find(
     side: Searcher, ids: Sequence[str], texts: Sequence[str], qrels: Mapping[str, Mapping[str, int]], depth: int
 ) -> dict[str, dict[str, str]]:
     """Return the first documents that each question finds, best first, each with the id of its best record."""
-    judged = {document for gains in qrels.values() for document in gains}
+    documents = JudgedDocuments({document for gains in qrels.values() for document in gains})
     found: dict[str, dict[str, str]] = {}
     # All candidates, as several may be parts of one document.
     for id_, hits in zip(ids, side.search_batch(texts, k=max(depth, side.options.pool_size)), strict=True):
         best: dict[str, str] = {}
         for hit in hits:
-            best.setdefault(document_of(hit.id, hit.metadata, judged), hit.id)
+            best.setdefault(documents.name_of(hit.id, hit.metadata), hit.id)
         found[id_] = dict(islice(best.items(), depth))
+    documents.warn_of_shared_names()
     return found
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_integrations.evaluation.data import Dataset
-from m3_integrations.evaluation.documents import document_of
+from m3_integrations.evaluation.documents import JudgedDocuments
 from m3_integrations.evaluation.metrics import measure_queries
 from m3_integrations.evaluation.statistics import Comparison, compare_paired
 from m3_integrations.scoring import combine, top_rows
@@ -117,6 +117,7 @@ def fit_storage(
 
     The document of a record has the record's id. The document of a record that `m3 index` made is the entry of its
     JSONL file, or the file, by its path or its name. A document with several records has the place of the best one.
+    A warning names a document that stands for records of several files.
 
     Args:
         store: A folder, a Qdrant server, or an `m3 serve` over one of these. The store is bound to the model.
@@ -262,16 +263,17 @@ class _Measure:
     def copy(self, store: Store, trials: Sequence[_Trial]) -> int:
         """Copy the candidates' token vectors into the trials, and return their number in the present store."""
         ids = sorted({id_ for each in self._searches for id_ in each.ids})
-        judged = {document for gains in self._questions.qrels.values() for document in gains}
+        documents = JudgedDocuments({document for gains in self._questions.qrels.values() for document in gains})
         n_vectors = 0
         for start in range(0, len(ids), _COPIED_AT_ONCE):
             records = store.get(ids[start : start + _COPIED_AT_ONCE], with_vectors=True)
             parts = [record.vectors.select(["multi_vector"]) for record in records if record.vectors is not None]
             vectors = M3Vectors.concatenate(parts)
             n_vectors += len(vectors.multi_vector.flat)
-            self._documents |= {record.id: document_of(record.id, record.metadata, judged) for record in records}
+            self._documents |= {record.id: documents.name_of(record.id, record.metadata) for record in records}
             for trial in trials:
                 trial.add(records, vectors)
+        documents.warn_of_shared_names()
         return n_vectors
 
     def values(self, tokens: Sequence[FloatArray | None]) -> NDArray[np.float64]:

@@ -101,6 +101,21 @@ def test_parts_of_files_are_the_documents_that_are_judged() -> None:
     assert changed.decision.amount == pytest.approx(-3.75)
 
 
+def test_a_judged_name_of_several_files_is_warned_of_and_other_entries_are_kept_apart() -> None:
+    """Three entries "line 1" rank before d3: as one document they would put it on place 2."""
+    texts = {"a.jsonl#line 1#0": "alpha beta", "b.jsonl#line 1#0": "alpha beta", "c.jsonl#line 1#0": "alpha beta",
+             "a.jsonl#d3#0": "alpha", "b.jsonl#d3#0": "delta", "a.jsonl#d4#0": "delta"}  # fmt: skip
+    made = Searcher(Weighted({"alpha": 1, "beta": 1, "gamma": 1, "delta": 1}), open_store(), LEXICAL)
+    made.add(texts.values(), ids=texts, metadatas=[{"m3_file": id_.partition("#")[0]} for id_ in texts])
+    questions = JudgedQueries({"q1": QUERY}, {"q1": {"d3": 1}}, 0)
+    said = r"'d3' stands for records of 2 files, such as 'a\.jsonl#d3#0' and 'b\.jsonl#d3#0', .*: name the full ids"
+    with pytest.warns(UserWarning, match=said):
+        found = diff_searches(made, made, questions)
+    assert found.old == pytest.approx([1 / np.log2(5)])
+    full = JudgedQueries({"q1": QUERY}, {"q1": {"a.jsonl#d3#0": 1}}, 0)
+    assert diff_searches(made, made, full).old == pytest.approx([1 / np.log2(5)])  # without a warning
+
+
 def test_judgements_that_name_no_record_are_an_error() -> None:
     questions = JudgedQueries({"q1": QUERY}, {"q1": {"p1": 1}}, 0)
     with pytest.raises(ValueError, match="qrels must name records of the store, such as 'd1'"):

@@ -166,6 +166,17 @@ def test_what_cannot_be_fitted_is_refused(tmp_path: Path, world: Dataset, tiny: 
         fit_storage(store, tiny, world)
 
 
+def test_a_judged_name_that_stands_for_records_of_several_files_is_warned_of(
+    tmp_path: Path, world: Dataset, tiny: M3Encoder
+) -> None:
+    corpus = world.corpus.path
+    (tmp_path / "copy.jsonl").write_bytes(corpus.read_bytes())
+    with open_store(tmp_path / "store") as store:
+        index_files([corpus, tmp_path / "copy.jsonl"], tiny, store)
+        with pytest.warns(UserWarning, match=r"stands for records of 2 files.* 4 further names do too: name the full"):
+            fit_storage(store, tiny, world)
+
+
 def test_the_command_prints_a_table_of_80_columns_a_sentence_and_a_command_that_works(
     tmp_path: Path, world: Dataset, tiny: M3Encoder
 ) -> None:
