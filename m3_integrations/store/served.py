@@ -265,9 +265,8 @@ class ServedStore(Store):
         columns: dict[Mode, list[FloatArray]] = {mode: [np.empty(0, np.float32)] for mode in modes}
         sent = to_tensors(query)
         room = sum(array.nbytes for array in sent.values())
-        for part in self._about.id_parts(list(ids), room) or [
-            []
-        ]:  # without ids one request too: the server checks the query
+        # Without ids one request too: the server checks the query.
+        for part in self._about.id_parts(list(ids), room) or [[]]:
             answer = self._ask("/scores", pack({"ids": part, "modes": list(modes)}, sent))
             found, values = read_scores(self.url, answer.body, modes)
             there += found
