@@ -76,8 +76,7 @@ class EncoderFields(BaseModel):
         super().model_post_init(context)
         given = self.model_kwargs
         self.encoder = open_encoder(self.model, encoder=self.encoder, model_kwargs=given)
-        if given:
-            super().__setattr__("model_kwargs", given)
+        self.__dict__["model_kwargs"] = given or self.model_kwargs
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set a field, as pydantic does.
@@ -89,5 +88,4 @@ class EncoderFields(BaseModel):
             raise ValueError(f"{name} cannot be changed, because the network is loaded: assign encoder=M3Encoder(...)")
         super().__setattr__(name, value)
         if name == "encoder":
-            super().__setattr__("model", value.model)
-            super().__setattr__("model_kwargs", changed_settings(value))
+            self.__dict__ |= {"model": value.model, "model_kwargs": changed_settings(value)}

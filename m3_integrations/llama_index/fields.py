@@ -32,10 +32,12 @@ class EncoderFields(BaseModel):
 
     After construction `encoder` is always set, `model` is its name and `model_kwargs` are its settings, so that an
     instance can be rebuilt from a dump. A dump leaves the encoder out: the key of an ingestion cache is made from a
-    dump, and must depend on the model and not on the object.
+    dump, and must depend on the model and not on the object. Assigning `encoder` changes all three.
     """
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", arbitrary_types_allowed=True, protected_namespaces=(), validate_assignment=True
+    )
 
     model: str = ""
     """A checkpoint folder, or a repository of the hub such as "BAAI/bge-m3"; the process loads it once."""
@@ -61,8 +63,26 @@ class EncoderFields(BaseModel):
     def model_post_init(self, context: Any, /) -> None:
         """Open the encoder. All fields are checked before, so a misspelt argument is refused before a model loads."""
         super().model_post_init(context)
-        self.encoder = open_encoder(self.model, encoder=self.encoder, model_kwargs=self.model_kwargs)
-        self.model, self.model_kwargs = self.encoder.model, self.model_kwargs or changed_settings(self.encoder)
+        given = self.model_kwargs
+        self.encoder = open_encoder(self.model, encoder=self.encoder, model_kwargs=given)
+        self.__dict__["model_kwargs"] = given or self.model_kwargs
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a field, as pydantic does.
+
+        Raises:
+            ValueError: For a value that the constructor would refuse, and for the model's name and its settings.
+        """
+        if name in {"model", "model_name", "model_kwargs"}:
+            raise ValueError(f"{name} cannot be changed, because the network is loaded: assign encoder=M3Encoder(...)")
+        super().__setattr__(name, value)
+        if name == "encoder":
+            self._name(value)
+
+    def _name(self, encoder: Encoder) -> None:
+        """Set the fields that an encoder determines."""
+        # Not assigned one by one: a validator compares `model` with `model_name` at every assignment.
+        self.__dict__ |= {"model": encoder.model, "model_kwargs": changed_settings(encoder)}
 
     def __reduce__(self) -> tuple[Any, ...]:
         # LlamaIndex's own __reduce__ drops a field that cannot be pickled, such as a store, and only logs it. The
@@ -91,10 +111,9 @@ class NamedEncoderFields(EncoderFields):
             raise ValueError(f"model and model_name mean the same, got {sorted(map(str, names))}: leave one out")
         return {**values, "model": names.pop() if names else ""}
 
-    def model_post_init(self, context: Any, /) -> None:
-        """Open the encoder, and set `model_name` to its name."""
-        super().model_post_init(context)
-        self.model_name = self.model
+    def _name(self, encoder: Encoder) -> None:
+        super()._name(encoder)
+        self.__dict__["model_name"] = encoder.model
 
 
 def _restore(made: type[EncoderFields], fields: dict[str, Any]) -> EncoderFields:

@@ -14,7 +14,14 @@ from llama_index.core.schema import Document, MetadataMode, TextNode
 from pydantic import ValidationError, create_model
 
 from m3_integrations import M3Encoder
-from m3_integrations.llama_index import M3Embedding, M3HybridRetriever, M3Rerank, M3SparseEmbedding
+from m3_integrations.llama_index import (
+    M3Embedding,
+    M3Excerpt,
+    M3HybridRetriever,
+    M3Rerank,
+    M3SparseEmbedding,
+    M3VectorStore,
+)
 from tests.adapters.drivers import SENTENCES
 from tests.fakes import FakeEncoder
 from tests.llama_index.conftest import CallbackRecorder, CountingEncoder, ids_of
@@ -172,3 +179,21 @@ def test_an_instance_fits_into_a_field_of_another_model(made: type[Any], small: 
     settled = made(model=str(small), model_kwargs={"max_length": 8})
     holder = create_model("Holder", part=(made, ...))(part=settled)
     assert holder.part is settled  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("made", [M3Embedding, M3SparseEmbedding, M3Rerank, M3VectorStore, M3Excerpt])
+def test_a_loaded_model_is_changed_by_assigning_an_encoder_alone(made: type[Any], encoder: M3Encoder) -> None:
+    one = made(encoder=encoder)
+    for field, value in (("model", "small"), ("model_name", "small"), ("model_kwargs", {"max_length": 9})):
+        with pytest.raises(ValueError, match=f"{field} cannot be changed, .* assign encoder=M3Encoder"):
+            setattr(one, field, value)
+    assert (one.encoder, one.model) == (encoder, encoder.model)
+    one.encoder = M3Encoder("tiny", device="cpu")
+    assert (one.model, getattr(one, "model_name", "tiny"), one.model_kwargs["device"]) == ("tiny", "tiny", "cpu")
+
+
+def test_a_field_is_checked_when_it_is_assigned(encoder: M3Encoder) -> None:
+    reranker = M3Rerank(encoder=encoder, top_n=2)
+    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+        reranker.top_n = 0
+    assert reranker.top_n == 2
