@@ -63,7 +63,9 @@ def index_two_files(docs: Path) -> Path:
     return store
 
 
-def test_files_are_indexed_changed_deleted_and_found(docs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_indexed_changed_deleted_and_found(disk_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    docs = disk_path / "docs"
+    docs.mkdir()
     (docs / "guide.md").write_text(KEYS)
     (docs / "events.jsonl").write_text(f"{json.dumps(MUSEUM)}\n{json.dumps(OPERA)}\n")
     (docs / "logo.png").write_bytes(b"\x89PNG")

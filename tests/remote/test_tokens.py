@@ -20,8 +20,9 @@ def paths(scripted: Scripted) -> list[str]:
 
 
 def test_many_calls_fetch_the_tokenizer_once_and_its_tokens_are_the_servers(
-    scripted: Scripted, local: M3Encoder
+    scripted: Scripted, local: M3Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tokens, "_CALLS_BEFORE", 20)  # each asks the server
     wanted = local.tokenize(TEXTS)
     with RemoteEncoder(scripted.url) as encoder:
         for _ in range(tokens._CALLS_BEFORE + 50):

@@ -26,13 +26,13 @@ def made(folder: Path, storage: MultiVectorStorage, dim: int) -> DiskUse:
 
 
 @pytest.mark.parametrize("dim", [32, 256])
-def test_estimates_are_what_such_stores_really_take(tmp_path: Path, dim: int) -> None:
-    whole = made(tmp_path / "float16", "float16", dim)
+def test_estimates_are_what_such_stores_really_take(disk_path: Path, dim: int) -> None:
+    whole = made(disk_path / "float16", "float16", dim)
     kept = token_vector_bytes("float16", dim)
     assert kept == 2 * dim
     assert abs(whole.token_bytes - 12_000 * kept) < 40_000
     for storage in smaller_storages("float16"):
-        real = made(tmp_path / storage, storage, dim)
+        real = made(disk_path / storage, storage, dim)
         estimated = whole.with_token_vectors(token_vector_bytes(storage, dim) / kept)
         assert abs(real.size_bytes - estimated) < 60_000
         assert abs(real.token_bytes - 12_000 * token_vector_bytes(storage, dim)) < 40_000
