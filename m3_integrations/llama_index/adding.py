@@ -7,14 +7,14 @@ recognised by its document, the document's hash and its place in the text, not b
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, Final
 
 import numpy as np
 from llama_index.core.schema import BaseNode, Document, MetadataMode, NodeWithScore
 
-from m3_integrations.llama_index.nodes import REF_DOC_KEY, as_metadata, as_node, document_id_of, embedded_text
-from m3_integrations.llama_index.pieces import pieces_cut_again, version_of, versions_of_whole
+from m3_integrations.llama_index.nodes import REF_DOC_KEY, as_metadata, as_node, embedded_text
+from m3_integrations.llama_index.pieces import pieces_cut_again, version_of
 from m3_integrations.search import Searcher, add_unless_known, holds_node, records_of
 from m3_integrations.store import Record
 from m3_integrations.store.values import check_value
@@ -56,10 +56,10 @@ def add_nodes(
         for node, metadata in zip(new.values(), metadatas, strict=True)
     ]
     searcher.store.bind(searcher.encoder.fingerprint)  # raises if the store is of another model
-    versions = _versions(new.values())
-    old = records_of(searcher, [*new, *versions], REF_DOC_KEY, versions)
+    documents = [node.ref_doc_id for node in new.values() if node.ref_doc_id is not None]
+    old = records_of(searcher, list(new), REF_DOC_KEY, documents)
     stored = [as_node(*row) for row in zip(new, texts, metadatas, strict=True)]  # as they will be in the store
-    stale = _stale(old, stored, versions, replace_documents=replace_documents)
+    stale = _stale(old, stored, replace_documents=replace_documents)
     add_unless_known(searcher, old, list(new), texts, metadatas, show_progress=show_progress)
     searcher.store.delete(stale)  # last: a killed run leaves too many nodes, never too few
     return [node.node_id for node in nodes]
@@ -80,37 +80,20 @@ def delete_documents(searcher: Searcher, ids: Sequence[str]) -> int:
     return n + (searcher.delete(whole) if whole else 0)
 
 
-def _versions(nodes: Collection[BaseNode]) -> dict[str, set[str | None]]:
-    """Return the hashes of the documents that these nodes are made from or are, by the documents' ids."""
-    versions: dict[str, set[str | None]] = {}
-    for node in nodes:
-        if node.ref_doc_id is not None:
-            versions.setdefault(node.ref_doc_id, set()).add(version_of(node))
-    _warn_of_shared_ids(versions)
-    for node in nodes:
-        if isinstance(node, Document) and node.ref_doc_id is None:
-            versions.setdefault(node.node_id, set()).add(node.hash)
-    return versions
-
-
-def _stale(
-    old: Sequence[Record], new: Sequence[BaseNode], versions: Mapping[str, Set[str | None]], *, replace_documents: bool
-) -> list[str]:
+def _stale(old: Sequence[Record], new: Sequence[BaseNode], *, replace_documents: bool) -> list[str]:
     """Return the ids of the records that these nodes replace; records with the same ids as the nodes are left out."""
+    versions: dict[str | None, set[str | None]] = {}
+    for node in new:
+        versions.setdefault(node.ref_doc_id, set()).add(version_of(node))
+    _warn_of_shared_ids(versions)
     ids, there = {node.node_id for node in new}, {record.id for record in old}
-    others = [node for node in _nodes_of(old) if node.node_id not in ids and document_id_of(node) in versions]
+    others = [node for node in _nodes_of(old) if node.node_id not in ids and node.ref_doc_id in versions]
     if replace_documents:
         return [node.node_id for node in others]
+    outdated = {node.node_id for node in others if _is_outdated(node, versions[node.ref_doc_id])}
     # A node whose id is stored is an update, not a piece that was cut again.
-    fresh = ids - there
-    again = pieces_cut_again(new, fresh, others)
-    documents = {node.ref_doc_id for node in new if node.node_id in fresh}
-    return [
-        node.node_id
-        for node in others
-        if node.node_id in again
-        or _is_outdated(node, versions[document_id_of(node)], is_updated=node.node_id not in documents)
-    ]
+    again = pieces_cut_again(new, ids - there, others)
+    return [node.node_id for node in others if node.node_id in outdated or node.node_id in again]
 
 
 def _nodes_of(records: Iterable[Record]) -> list[BaseNode]:
@@ -119,23 +102,17 @@ def _nodes_of(records: Iterable[Record]) -> list[BaseNode]:
     return [node for node in held if REF_DOC_KEY not in node.metadata]
 
 
-def _is_outdated(node: BaseNode, now: Set[str | None], *, is_updated: bool) -> bool:
-    """Return whether a node is of none of these versions of its document.
-
-    A node that is its own document stays if only stored nodes of it are updated: its own update has changed its hash.
-    """
-    before: set[str | None] = {version_of(node)} - {None}
-    if node.ref_doc_id is None and not is_updated:
-        before = {*versions_of_whole(node)}
+def _is_outdated(node: BaseNode, now: Set[str | None]) -> bool:
+    """Return whether a node is of none of these versions of its document."""
     # Without a hash, a node of an earlier version looks like a node that another call has added.
-    return bool(before) and None not in now and not before & now
+    return version_of(node) is not None and None not in now and version_of(node) not in now
 
 
-def _warn_of_shared_ids(versions: Mapping[str, Set[str | None]]) -> None:
+def _warn_of_shared_ids(versions: Mapping[str | None, Set[str | None]]) -> None:
     """Warn of documents that share an id: added in one call all are kept, in several calls only the last one."""
     for id_, found in versions.items():
         n_documents = len(found - {None})
-        if n_documents > 1:
+        if id_ is not None and n_documents > 1:
             warnings.warn(
                 f"{n_documents} different documents have the id {id_!r}: a later call with one of them deletes the "
                 "nodes of the others, as an id stands for one document. Give each its own id, such as file and page",

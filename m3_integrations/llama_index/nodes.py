@@ -26,8 +26,7 @@ RETRIEVAL_SCORE_KEY: Final = "retrieval_score"
 """The second key that `M3Rerank` writes into a node's metadata; it comes after the first."""
 
 REF_DOC_KEY: Final = NODE_KEYS[2]
-"""The key under which a record keeps the id of its node's document; a node without one is its own document. A node's
-own metadata must not have this key."""
+"""The key under which a record keeps the id of its node's document. A node's own metadata must not have this key."""
 
 _SOURCE_KEYS: Final = ("document_id", "doc_id", "ref_doc_id")
 """The keys under which LlamaIndex stores the same id by convention, so that filters can use it."""
@@ -83,13 +82,8 @@ def as_metadata(node: BaseNode) -> dict[str, Any]:
     checked = node.model_copy(update={"metadata": own, "relationships": _checked_relationships(node)})
     metadata = own | {key: each for key, each in node_to_metadata_dict(checked).items() if key not in own}
     if node.ref_doc_id is None:  # LlamaIndex would store the string "None"
-        metadata = {key: each for key, each in metadata.items() if key in own or key not in _SOURCE_KEYS}
-    return {**metadata, REF_DOC_KEY: document_id_of(node)}
-
-
-def document_id_of(node: BaseNode) -> str:
-    """Return the id of a node's document; a node without one, such as a whole `Document`, is its own document."""
-    return node.node_id if node.ref_doc_id is None else node.ref_doc_id
+        return {key: each for key, each in metadata.items() if key in own or key not in _SOURCE_KEYS}
+    return {**metadata, REF_DOC_KEY: node.ref_doc_id}
 
 
 def embedded_text(node: BaseNode, metadata: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Final
 
-from llama_index.core.schema import BaseNode, Document, NodeRelationship
+from llama_index.core.schema import BaseNode, NodeRelationship
 
 _LINKS: Final = (
     NodeRelationship.PREVIOUS,
@@ -24,20 +24,6 @@ _LINKS: Final = (
 def version_of(node: BaseNode) -> str | None:
     """Return the hash of the document that a node was made from; None if the node does not have it."""
     return None if node.source_node is None else node.source_node.hash
-
-
-def versions_of_whole(node: BaseNode) -> set[str]:
-    """Return the hashes that a node which is its own document may have in the nodes that are made from it.
-
-    A stored `Document` comes back as a `TextNode`, which has another hash.
-    """
-    document = Document(
-        text=node.get_content(),
-        metadata=node.metadata,
-        metadata_template=node.metadata_template,
-        metadata_separator=node.metadata_separator,
-    )
-    return {node.hash, document.hash}
 
 
 def pieces_cut_again(new: Sequence[BaseNode], fresh: Set[str], others: Sequence[BaseNode]) -> set[str]:

@@ -337,29 +337,6 @@ def test_a_document_that_was_added_whole_is_deleted_by_its_id(adding: M3HybridRe
     assert sorted(ids_of(adding.retrieve("text"))) == ["b", "c"]
 
 
-def test_a_document_that_was_added_whole_is_replaced_by_its_next_version_and_replaces_the_last(
-    adding: M3HybridRetriever,
-) -> None:
-    adding.add_nodes([Document(id_="a", text="whole note", metadata={"file": "a"}), Document(id_="b", text="other")])
-    adding.add_nodes(pieces("a", *PARAGRAPHS[:2]))
-    assert contents(adding) == sorted([*PARAGRAPHS[:2], "other"])
-    adding.add_nodes([Document(id_="a", text="whole again")])
-    assert contents(adding) == ["other", "whole again"]
-    M3HybridRetriever.from_documents([Document(id_="a", text="cut")], encoder=adding.encoder, store=adding.store)
-    assert contents(adding) == ["cut", "other"]
-
-
-def test_a_document_that_was_added_whole_stays_beside_its_pieces_whatever_is_tagged(adding: M3HybridRetriever) -> None:
-    text = "\n".join(PARAGRAPHS[:2])
-    adding.add_nodes([Document(id_="a", text=text, metadata={"file": "a"})])
-    adding.add_nodes(pieces("a", *PARAGRAPHS[:2]))
-    for _ in range(2):
-        for node in stored_in(adding):
-            node.metadata["tag"] = 1
-            adding.add_nodes([node])
-        assert contents(adding) == sorted([*PARAGRAPHS[:2], text])
-
-
 def test_a_script_that_is_run_again_encodes_nothing_on_a_network(small: Path, tmp_path: Path) -> None:
     """Three openings of the folder stand for three runs of the script."""
     documents = [Document(id_=f"d{i}", text=f"{text} " * 40) for i, text in enumerate(PARAGRAPHS)]

@@ -94,9 +94,7 @@ def test_a_records_metadata_are_llama_indexs_convention() -> None:
         "ref_doc_id": "doc",
         "_node_ref_doc_id": "doc",
     }
-    alone = as_metadata(TextNode(id_="n", text="alone"))
-    assert set(alone) == {"_node_content", "_node_type", "_node_ref_doc_id"}
-    assert alone["_node_ref_doc_id"] == "n"  # it is its own document
+    assert set(as_metadata(TextNode(text="alone"))) == {"_node_content", "_node_type"}
 
 
 def test_what_a_user_calls_doc_id_is_what_filters_see(fake: CountingEncoder) -> None:
