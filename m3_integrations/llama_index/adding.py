@@ -14,7 +14,7 @@ import numpy as np
 from llama_index.core.schema import BaseNode, Document, MetadataMode, NodeWithScore
 
 from m3_integrations.llama_index.nodes import REF_DOC_KEY, as_metadata, as_node, embedded_text
-from m3_integrations.llama_index.pieces import pieces_cut_again, version_of
+from m3_integrations.llama_index.pieces import are_cut_again, version_of
 from m3_integrations.search import Searcher, add_unless_known, holds_node, records_of
 from m3_integrations.store import Record
 from m3_integrations.store.values import check_value
@@ -65,19 +65,23 @@ def add_nodes(
     return [node.node_id for node in nodes]
 
 
-def delete_documents(searcher: Searcher, ids: Sequence[str]) -> int:
-    """Delete the nodes of documents, and documents that were added whole; return how many records there were.
+def delete_document(searcher: Searcher, ref_doc_id: str) -> int:
+    """Delete a document's nodes, and the document itself if it was added whole; return how many records there were.
 
     Raises:
-        TypeError: If an id is not a string.
+        TypeError: If ref_doc_id is not a string.
     """
-    if wrong := [id_ for id_ in ids if not isinstance(id_, str)]:
-        raise TypeError(f"ref_doc_id must be a string, got {wrong[0]!r}")
-    if not ids:
-        return 0
-    n = searcher.delete(filter={REF_DOC_KEY: {"$in": list(ids)}})
-    whole = [record.id for record in searcher.store.get(ids) if REF_DOC_KEY not in record.metadata]
+    if not isinstance(ref_doc_id, str):
+        raise TypeError(f"ref_doc_id must be a string, got {ref_doc_id!r}")
+    n = searcher.delete(filter={REF_DOC_KEY: ref_doc_id})
+    whole = [record.id for record in searcher.store.get([ref_doc_id]) if REF_DOC_KEY not in record.metadata]
     return n + (searcher.delete(whole) if whole else 0)
+
+
+def delete_nodes_of(searcher: Searcher, documents: Sequence[str]) -> None:
+    """Delete the nodes that were made from these documents. Records of other programs stay, though they name one."""
+    found, named = _nodes_of(records_of(searcher, [], REF_DOC_KEY, documents)), set(documents)
+    searcher.store.delete([id_ for id_, node in found.items() if node.ref_doc_id in named])
 
 
 def _stale(old: Sequence[Record], new: Sequence[BaseNode], *, replace_documents: bool) -> list[str]:
@@ -86,20 +90,22 @@ def _stale(old: Sequence[Record], new: Sequence[BaseNode], *, replace_documents:
     for node in new:
         versions.setdefault(node.ref_doc_id, set()).add(version_of(node))
     _warn_of_shared_ids(versions)
-    ids, there = {node.node_id for node in new}, {record.id for record in old}
-    others = [node for node in _nodes_of(old) if node.node_id not in ids and node.ref_doc_id in versions]
+    ids = {node.node_id for node in new}
+    others = {id_: node for id_, node in _nodes_of(old).items() if id_ not in ids and node.ref_doc_id in versions}
     if replace_documents:
-        return [node.node_id for node in others]
-    outdated = {node.node_id for node in others if _is_outdated(node, versions[node.ref_doc_id])}
-    # A node whose id is stored is an update, not a piece that was cut again.
-    again = pieces_cut_again(new, ids - there, others)
-    return [node.node_id for node in others if node.node_id in outdated or node.node_id in again]
+        return list(others)
+    are_copies = are_cut_again(list(others.values()), new, {record.id for record in old})
+    return [
+        id_
+        for (id_, node), is_copy in zip(others.items(), are_copies, strict=True)
+        if is_copy or _is_outdated(node, versions[node.ref_doc_id])
+    ]
 
 
-def _nodes_of(records: Iterable[Record]) -> list[BaseNode]:
-    """Return the nodes of the records that hold a readable one; the others are of another program."""
-    held = [as_node(each.id, each.text, each.metadata) for each in records if holds_node(each.metadata)]
-    return [node for node in held if REF_DOC_KEY not in node.metadata]
+def _nodes_of(records: Iterable[Record]) -> dict[str, BaseNode]:
+    """Return the nodes of the records that hold a readable one, by the records' ids; the others are not ours."""
+    held = {each.id: as_node(each.id, each.text, each.metadata) for each in records if holds_node(each.metadata)}
+    return {id_: node for id_, node in held.items() if REF_DOC_KEY not in node.metadata}
 
 
 def _is_outdated(node: BaseNode, now: Set[str | None]) -> bool:

@@ -1,24 +1,19 @@
 """Recognises the pieces of a document that was cut again, though LlamaIndex's splitters give them new random ids.
 
-Two nodes with the same place in the same version of a document are either one piece that was cut twice, or two equal
-pieces of one split. The relationships tell these apart: the nodes of one split name each other's ids.
+Two nodes with the same place in a document are one piece that was cut twice, or two equal pieces of one split, such as
+equal rows of a table. The nodes of one split name each other as neighbour, parent or child.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Final
 
 from llama_index.core.schema import BaseNode, NodeRelationship
 
-_LINKS: Final = (
-    NodeRelationship.PREVIOUS,
-    NodeRelationship.NEXT,
-    NodeRelationship.PARENT,
-    NodeRelationship.CHILD,
-)
+_LINKS: Final = (NodeRelationship.PREVIOUS, NodeRelationship.NEXT, NodeRelationship.PARENT, NodeRelationship.CHILD)
 
 
 def version_of(node: BaseNode) -> str | None:
@@ -26,40 +21,32 @@ def version_of(node: BaseNode) -> str | None:
     return None if node.source_node is None else node.source_node.hash
 
 
-def pieces_cut_again(new: Sequence[BaseNode], fresh: Set[str], others: Sequence[BaseNode]) -> set[str]:
-    """Return the ids of the other nodes that are the same pieces as new nodes, cut earlier.
+def are_cut_again(others: Sequence[BaseNode], new: Sequence[BaseNode], stored_ids: set[str]) -> list[bool]:
+    """Return for each of the other nodes whether it is an earlier copy of a new piece.
 
-    A node of the split that is being added is never one of them. If several nodes of one split may have the same place,
-    they are left out until all nodes of the new split are stored. So too many nodes are kept rather than too few.
+    It is if it has the place of a new node, and is not linked with one that has this place. A new node whose id is
+    stored is an update, of which there are no copies.
 
     Args:
-        new: The nodes to add.
-        fresh: The ids of those that the store does not have; the others are updates.
         others: The stored nodes of the same documents, without those that have the id of a new node.
+        new: The nodes to add.
+        stored_ids: The ids in the store.
     """
-    if not fresh:
-        return set()
-    known = [*new, *others]
-    split_of = _splits(known)
-    splits = {split_of[id_] for id_ in fresh}
-    missing = split_of.keys() - {node.node_id for node in known}
-    linked = {split for split, n in Counter(split_of.values()).items() if n > 1}
-    # All nodes of these splits are here, so a node of another split was cut at another time.
-    complete = (splits & linked) - {split_of[id_] for id_ in missing}
-    ours = _by_place(node for node in known if split_of[node.node_id] in splits)
-    sure = _by_place(node for node in known if split_of[node.node_id] in complete)
-    theirs = _by_place(node for node in others if split_of[node.node_id] not in splits)
-    return {
-        node.node_id
-        for place, nodes in theirs.items()
-        if place in sure or (place in ours and _is_one_piece(nodes) and _is_one_piece(ours[place]))
-        for node in nodes
-    }
+    fresh = [node for node in new if node.node_id not in stored_ids]
+    if not fresh or not others:
+        return [False] * len(others)
+    split_of = _splits([*new, *others])
+    splits_at: dict[str, set[str]] = defaultdict(set)
+    for node in fresh:
+        if (place := _place(node)) is not None:
+            splits_at[place].add(split_of[node.node_id])
+    found = [(splits_at.get(_place(node) or "", set()), split_of[node.node_id]) for node in others]
+    return [bool(there) and split not in there for there, split in found]
 
 
 def _splits(nodes: Sequence[BaseNode]) -> dict[str, str]:
-    """Return a name of its split for the id of each node and of each related node, which may not be stored."""
-    above: dict[str, str] = {node.node_id: node.node_id for node in nodes}
+    """Return the name of its split for the id of each node: one name for all nodes that are linked."""
+    above: dict[str, str] = {}
 
     def name_of(id_: str) -> str:
         while above.setdefault(id_, id_) != id_:
@@ -70,37 +57,13 @@ def _splits(nodes: Sequence[BaseNode]) -> dict[str, str]:
         for kind in _LINKS:
             related = node.relationships.get(kind, [])
             for each in related if isinstance(related, list) else [related]:
-                above[name_of(each.node_id)] = name_of(node.node_id)
-    return {id_: name_of(id_) for id_ in list(above)}
-
-
-def _by_place(nodes: Iterable[BaseNode]) -> Mapping[str, list[BaseNode]]:
-    """Return the nodes that have a place, by their place."""
-    found: dict[str, list[BaseNode]] = defaultdict(list)
-    for node in nodes:
-        if (place := _place(node)) is not None:
-            found[place].append(node)
-    return dict(found)
-
-
-def _is_one_piece(nodes: Sequence[BaseNode]) -> bool:
-    """Return whether nodes with the same place, of one split or of several, are certainly one piece."""
-    if len(nodes) == 1:
-        return not _is_in_a_run(nodes[0])
-    # Offsets that count from the document tell equal pieces apart.
-    is_placed = all(getattr(node, "start_char_idx", None) is not None and node.parent_node is None for node in nodes)
-    return is_placed and all(node.metadata == nodes[0].metadata for node in nodes)
-
-
-def _is_in_a_run(node: BaseNode) -> bool:
-    """Return whether the neighbours that a piece is known by are equal, as they are in a run of equal rows."""
-    if getattr(node, "start_char_idx", None) is not None or node.prev_node is None or node.next_node is None:
-        return False
-    return node.prev_node.hash == node.next_node.hash
+                if each.node_id != node.ref_doc_id:  # every split of a document has its id
+                    above[name_of(each.node_id)] = name_of(node.node_id)
+    return {node.node_id: name_of(node.node_id) for node in nodes}
 
 
 def _place(node: BaseNode) -> str | None:
-    """Return a key that is equal for two nodes if they are the same piece of the same version, split twice.
+    """Return a key that is equal for two nodes if they are the same piece of the same document, split twice.
 
     A piece without offsets, such as a row of a table, is known by its neighbours, as others may have its text. None if
     neither these nor the document's hash are known: then two nodes with one text may be two pieces.
@@ -113,4 +76,4 @@ def _place(node: BaseNode) -> str | None:
     elif version_of(node) is None and not any(neighbours):
         return None
     parent = None if node.parent_node is None else node.parent_node.hash  # offsets count from the parent
-    return json.dumps([node.ref_doc_id, version_of(node), parent, neighbours, content], sort_keys=True)
+    return json.dumps([node.ref_doc_id, parent, neighbours, content], sort_keys=True)

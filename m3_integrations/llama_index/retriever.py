@@ -16,7 +16,7 @@ from llama_index.core.schema import BaseNode, Document, IndexNode, NodeWithScore
 from llama_index.core.settings import Settings
 from llama_index.core.vector_stores import MetadataFilters
 
-from m3_integrations.llama_index.adding import add_nodes, check_nodes, delete_documents
+from m3_integrations.llama_index.adding import add_nodes, check_nodes, delete_document, delete_nodes_of
 from m3_integrations.llama_index.filters import as_filter
 from m3_integrations.llama_index.nodes import as_result, without_results
 from m3_integrations.llama_index.splitting import split_long_nodes
@@ -189,7 +189,7 @@ class M3HybridRetriever(BaseRetriever):
             nodes = split_long_nodes(nodes, retriever.encoder)
         retriever.add_nodes(nodes, replace_documents=True, show_progress=show_progress)
         kept = {node.ref_doc_id or node.node_id for node in nodes}
-        delete_documents(retriever._searcher, [each.id_ for each in given if each.id_ not in kept])
+        delete_nodes_of(retriever._searcher, [each.id_ for each in given if each.id_ not in kept])
         return retriever
 
     def with_options(
@@ -242,8 +242,8 @@ class M3HybridRetriever(BaseRetriever):
         and only texts that the store does not have of the same document are encoded. After all nodes are stored, the
         nodes of an earlier version of a document are deleted (the document's hash in the nodes' relationships shows the
         version), and older copies of the same piece. A document that is added in several calls keeps the nodes of all
-        of them: nodes that name each other as neighbour, parent or child are never taken for copies. Equal pieces, such
-        as rows with equal neighbours, replace older ones only after the last node of their split is added. Nodes of a
+        of them, except of equal pieces that nothing links: pieces that name each other, or the same node, as neighbour,
+        parent or child are linked. A node that is added again by its own id replaces that node alone. Nodes of a
         document that no longer exists are not deleted: see `delete_ref_doc`.
 
         Args:
@@ -309,7 +309,7 @@ class M3HybridRetriever(BaseRetriever):
         Raises:
             TypeError: If ref_doc_id is not a string.
         """
-        return delete_documents(self._searcher, [ref_doc_id])
+        return delete_document(self._searcher, ref_doc_id)
 
     async def adelete_ref_doc(self, ref_doc_id: str) -> int:
         """Delete nodes as `delete_ref_doc` does, without blocking the event loop."""

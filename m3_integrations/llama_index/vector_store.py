@@ -11,7 +11,7 @@ from llama_index.core.vector_stores import MetadataFilters, VectorStoreQuery, Ve
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
 from pydantic import BeforeValidator, Field, PrivateAttr, SkipValidation
 
-from m3_integrations.llama_index.adding import add_nodes, check_embeddings, check_nodes, delete_documents
+from m3_integrations.llama_index.adding import add_nodes, check_embeddings, check_nodes, delete_document
 from m3_integrations.llama_index.embeddings import M3Embedding, QueryEmbedding
 from m3_integrations.llama_index.fields import Calibrated, EncoderFields, Integer, Weights
 from m3_integrations.llama_index.filters import as_filter
@@ -217,7 +217,7 @@ class M3VectorStore(EncoderFields, BasePydanticVectorStore):
             TypeError: For an unknown argument, or if ref_doc_id is not a string.
         """
         _refuse(delete_kwargs, "delete")
-        delete_documents(self._searcher(), [ref_doc_id])
+        delete_document(self._searcher(), ref_doc_id)
 
     async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Delete nodes as `delete` does, without blocking the event loop."""

@@ -1,6 +1,7 @@
 """What `add_nodes` does with a document that was added before."""
 
 import copy
+import itertools
 import json
 import warnings
 from collections.abc import Iterator, Sequence
@@ -160,6 +161,13 @@ def test_a_document_that_has_no_nodes_any_more_loses_those_it_had(store: Store, 
         assert store.count() == count
     M3HybridRetriever.from_documents([Document(id_="a", text="a")], transformations=[], encoder=fake, store=store)
     assert sorted(record.text for record in store.records()) == ["a", "b 1"]
+
+
+def test_a_document_without_nodes_leaves_the_records_of_other_programs(store: Store, fake: CountingEncoder) -> None:
+    Searcher(fake, store).add(["one", "two"], ids=["a", "foreign"], metadatas=[{}, {REF_DOC_KEY: "a"}])
+    documents = [Document(id_="a", text="[]")]
+    M3HybridRetriever.from_documents(documents, transformations=[JSONNodeParser()], encoder=fake, store=store)
+    assert store.count() == 2
 
 
 @pytest.mark.parametrize("content", [{}, {"_node_content": '{"id_": ', "_node_type": "TextNode"}])
@@ -383,8 +391,13 @@ def test_a_node_that_is_added_again_by_its_id_deletes_no_other(adding: M3HybridR
     assert all(node.metadata["tag"] == 1 for node in stored_in(adding))
 
 
-@pytest.mark.parametrize("calls", ["one by one", "by three", "shuffled", "backwards"])
-@pytest.mark.parametrize("kind", ["levels", "rows", "rows in turn"])
+@pytest.mark.parametrize(
+    ("kind", "calls"),
+    [
+        *itertools.product(["levels", "rows", "rows in turn"], ["one by one", "by three", "backwards"]),
+        ("levels", "shuffled"),
+    ],
+)
 def test_equal_nodes_of_one_split_are_kept_and_replaced_when_all_are_in(
     adding: M3HybridRetriever, kind: str, calls: str
 ) -> None:
@@ -410,6 +423,39 @@ def test_pieces_that_are_alone_in_their_place_are_replaced_though_others_are_mis
         for row in rows[:2]:
             adding.add_nodes([row])
         assert ids(stored_in(adding)) == ids(rows[:2])
+
+
+def test_leaves_without_their_parents_are_replaced_by_those_of_the_next_split(adding: M3HybridRetriever) -> None:
+    """Also those of a parent whose text comes twice: none of them is linked with the others' parent."""
+    text = "\n\n".join(f"{'Rotate the keys of the vault every month. ' * 40}{i // 2}" for i in range(6))
+    parser = HierarchicalNodeParser.from_defaults(chunk_sizes=[512, 128])
+    for _ in range(3):
+        leaves = get_leaf_nodes(parser.get_nodes_from_documents([Document(id_="d", text=text)]))
+        adding.add_nodes(leaves)
+        assert ids(stored_in(adding)) == ids(leaves)
+
+
+def test_pieces_whose_parent_is_the_document_are_replaced_by_those_of_the_next_split(
+    adding: M3HybridRetriever,
+) -> None:
+    for _ in range(3):
+        nodes = pieces("a", *PARAGRAPHS)
+        for node in nodes:
+            node.relationships[NodeRelationship.PARENT] = RelatedNodeInfo(node_id="a", hash="of the document")
+        adding.add_nodes(nodes)
+        assert ids(stored_in(adding)) == ids(nodes)
+
+
+@pytest.mark.parametrize("replace_documents", [False, True])
+def test_a_node_without_a_document_stays_beside_what_is_cut_from_it(
+    adding: M3HybridRetriever, *, replace_documents: bool
+) -> None:
+    base = TextNode(id_="base", text=" ".join(PARAGRAPHS), metadata={"file": "a"})
+    parts = SentenceSplitter(chunk_size=30, chunk_overlap=0).get_nodes_from_documents([base])  # type: ignore[list-item]  # as users do
+    base.metadata["summary"] = "of keys and tea"
+    adding.add_nodes([base], replace_documents=replace_documents)
+    adding.add_nodes(parts, replace_documents=replace_documents)
+    assert ids(stored_in(adding)) == ids([base, *parts])
 
 
 def test_equal_nodes_of_which_no_more_is_known_are_kept(adding: M3HybridRetriever) -> None:
