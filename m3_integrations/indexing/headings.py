@@ -23,7 +23,7 @@ _LINE_CONTENT: Final = re.compile(r"[^\n]")
 
 @contextmanager
 def rejected_by_parser(kind: str, *, where: str = "") -> Iterator[None]:
-    """Raise ValueError for every exception of a library's parser. The block must hold nothing but the parser's call.
+    """Raise ValueError for what a library's parser says of its input. The block must hold only the parser's call.
 
     Args:
         kind: What the parser reads, such as "HTML".
@@ -31,6 +31,8 @@ def rejected_by_parser(kind: str, *, where: str = "") -> Iterator[None]:
     """
     try:
         yield
+    except (MemoryError, OSError):  # not the content's fault
+        raise
     except RecursionError as error:
         raise ValueError(f"{where}its elements are nested too deeply to be read: leave the file out") from error
     except Exception as error:  # parsers raise errors of any type for content that their authors did not expect

@@ -54,9 +54,7 @@ class EncoderFields(BaseModel):
     which does not contain the encoder. Assigning `encoder` changes all three.
     """
 
-    model_config = ConfigDict(
-        extra="forbid", arbitrary_types_allowed=True, protected_namespaces=(), validate_assignment=True
-    )
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
     model: str = ""
     """A checkpoint folder, or a repository of the hub such as "BAAI/bge-m3"; the process loads it once."""
@@ -76,16 +74,18 @@ class EncoderFields(BaseModel):
         super().model_post_init(context)
         given = self.model_kwargs
         self.encoder = open_encoder(self.model, encoder=self.encoder, model_kwargs=given)
-        self.__dict__["model_kwargs"] = given or self.model_kwargs
+        if given:
+            super().__setattr__("model_kwargs", given)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set a field, as pydantic does.
+        """Set a field, as pydantic does; with `encoder` the fields that describe it.
 
         Raises:
-            ValueError: For a value that the constructor would refuse, and for `model` and `model_kwargs`.
+            ValueError: For `model` and `model_kwargs` once an encoder is open.
         """
-        if name in {"model", "model_kwargs"}:
+        if name in {"model", "model_kwargs"} and self.encoder is not None:
             raise ValueError(f"{name} cannot be changed, because the network is loaded: assign encoder=M3Encoder(...)")
         super().__setattr__(name, value)
         if name == "encoder":
-            self.__dict__ |= {"model": value.model, "model_kwargs": changed_settings(value)}
+            super().__setattr__("model", value.model)
+            super().__setattr__("model_kwargs", changed_settings(value))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, Final, Self, Unpack
 
 import numpy as np
@@ -22,6 +23,7 @@ from m3_integrations.langchain.documents import as_documents
 from m3_integrations.langchain.embeddings import M3Embeddings
 from m3_integrations.langchain.retriever import M3HybridRetriever
 from m3_integrations.search import (
+    OPTION_NAMES,
     Hit,
     RankingKeywords,
     Searcher,
@@ -145,8 +147,9 @@ class M3VectorStore(VectorStore):
         """Let the coroutine of a method that a subclass replaces call the new one, unless that is replaced too."""
         super().__init_subclass__(**keywords)
         for name in _WITH_OWN_COROUTINES:
-            if name in vars(cls) and f"a{name}" not in vars(cls):
-                setattr(cls, f"a{name}", _coroutine_of(name))
+            coroutine = getattr(cls, f"a{name}")
+            if name in vars(cls) and coroutine is getattr(M3VectorStore, f"a{name}"):
+                setattr(cls, f"a{name}", _coroutine_of(name, coroutine))
 
     def __repr__(self) -> str:
         return f"M3VectorStore(model={self.encoder.model!r}, store={type(self.store).__name__})"
@@ -644,8 +647,7 @@ class M3VectorStore(VectorStore):
 
         Args:
             **settings: `search_type`, by default "similarity"; `search_kwargs`, a mapping of options; `tags`,
-                `metadata` and `name`, as LangChain describes them. With "similarity", options may also be passed
-                directly, such as `k=3`.
+                `metadata` and `name`, as LangChain describes them. Options may also be passed directly, such as `k=3`.
 
         Returns:
             For "similarity" an `M3HybridRetriever` with this store's options; each call can override them, and an
@@ -660,10 +662,11 @@ class M3VectorStore(VectorStore):
         search_type = settings.pop("search_type", "similarity")
         searches = (type(self).similarity_search, type(self).asimilarity_search)
         is_overridden = searches != (M3VectorStore.similarity_search, M3VectorStore.asimilarity_search)
-        search_kwargs = settings.pop("search_kwargs", None) or {}
+        search_kwargs = {name: settings.pop(name) for name in OPTION_NAMES if name in settings}
+        search_kwargs |= settings.pop("search_kwargs", None) or {}
         if search_type != "similarity" or is_overridden:
             return super().as_retriever(search_type=search_type, search_kwargs=search_kwargs, **settings)
-        settings = {name: value for name, value in (settings | search_kwargs).items() if value is not None}
+        settings |= {name: value for name, value in search_kwargs.items() if value is not None}
         own = {name: getattr(self._retriever, name) for name in type(self._retriever).model_fields}
         settings["tags"] = settings.get("tags") or [*(own["tags"] or []), *self._get_retriever_tags()]
         retriever = M3HybridRetriever(**own | settings)
@@ -680,9 +683,21 @@ def _hint(embedding: object) -> str:
     )
 
 
-def _coroutine_of(name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
+_called: ContextVar[frozenset[tuple[int, str]]] = ContextVar("_called", default=frozenset())
+"""The stores and methods that a coroutine of `_coroutine_of` calls now: such a method may itself call the coroutine."""
+
+
+def _coroutine_of(name: str, usual: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """Return a coroutine that calls a method in a thread; called by that method, it does what is usual."""
+
     async def call(self: M3VectorStore, *arguments: Any, **options: Any) -> Any:
-        return await asyncio.to_thread(getattr(self, name), *arguments, **options)
+        if (id(self), name) in _called.get():
+            return await usual(self, *arguments, **options)
+        token = _called.set(_called.get() | {(id(self), name)})
+        try:
+            return await asyncio.to_thread(getattr(self, name), *arguments, **options)
+        finally:
+            _called.reset(token)
 
     return call
 

@@ -35,9 +35,7 @@ class EncoderFields(BaseModel):
     dump, and must depend on the model and not on the object. Assigning `encoder` changes all three.
     """
 
-    model_config = ConfigDict(
-        extra="forbid", arbitrary_types_allowed=True, protected_namespaces=(), validate_assignment=True
-    )
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
     model: str = ""
     """A checkpoint folder, or a repository of the hub such as "BAAI/bge-m3"; the process loads it once."""
@@ -65,15 +63,16 @@ class EncoderFields(BaseModel):
         super().model_post_init(context)
         given = self.model_kwargs
         self.encoder = open_encoder(self.model, encoder=self.encoder, model_kwargs=given)
-        self.__dict__["model_kwargs"] = given or self.model_kwargs
+        if given:
+            super().__setattr__("model_kwargs", given)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set a field, as pydantic does.
+        """Set a field, as pydantic does; with `encoder` the fields that describe it.
 
         Raises:
-            ValueError: For a value that the constructor would refuse, and for the model's name and its settings.
+            ValueError: For the model's name and its settings once an encoder is open.
         """
-        if name in {"model", "model_name", "model_kwargs"}:
+        if name in {"model", "model_name", "model_kwargs"} and self.encoder is not None:
             raise ValueError(f"{name} cannot be changed, because the network is loaded: assign encoder=M3Encoder(...)")
         super().__setattr__(name, value)
         if name == "encoder":
@@ -81,8 +80,8 @@ class EncoderFields(BaseModel):
 
     def _name(self, encoder: Encoder) -> None:
         """Set the fields that an encoder determines."""
-        # Not assigned one by one: a validator compares `model` with `model_name` at every assignment.
-        self.__dict__ |= {"model": encoder.model, "model_kwargs": changed_settings(encoder)}
+        super().__setattr__("model", encoder.model)
+        super().__setattr__("model_kwargs", changed_settings(encoder))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # LlamaIndex's own __reduce__ drops a field that cannot be pickled, such as a store, and only logs it. The
@@ -113,7 +112,7 @@ class NamedEncoderFields(EncoderFields):
 
     def _name(self, encoder: Encoder) -> None:
         super()._name(encoder)
-        self.__dict__["model_name"] = encoder.model
+        BaseModel.__setattr__(self, "model_name", encoder.model)
 
 
 def _restore(made: type[EncoderFields], fields: dict[str, Any]) -> EncoderFields:

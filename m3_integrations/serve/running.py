@@ -81,9 +81,13 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and log the URL, which uvicorn does only for sockets of its own."""
-        await super().startup(sockets)
+        host, port = sockets[0].getsockname()[:2] if sockets else ("", 0)
+        try:
+            await super().startup(sockets)
+        except OSError as error:  # another server has bound the port too, and listens already
+            await self.lifespan.shutdown()
+            raise _cannot_listen(error, host, port) from error
         if sockets:
-            host, port = sockets[0].getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             _logger.info("m3 serve running on http://%s:%d (Press CTRL+C to quit)", shown, port)
 
@@ -133,10 +137,13 @@ def listening(host: str, port: int) -> Iterator[list[socket.socket]]:
             here = [each for each in found if _is_here(each[0], each[4])] or found
             sockets = [stack.enter_context(_bound(each[0], each[4])) for each in here]
         except OSError as error:
-            raise OSError(
-                error.errno, f"cannot listen at {host}, port {port} ({error.strerror}): choose another --host or --port"
-            ) from error
+            raise _cannot_listen(error, host, port) from error
         yield sockets
+
+
+def _cannot_listen(error: OSError, host: str, port: int) -> OSError:
+    said = f"cannot listen at {host}, port {port} ({error.strerror}): choose another --host or --port"
+    return OSError(error.errno, said)
 
 
 def _is_here(family: int, address: Any) -> bool:

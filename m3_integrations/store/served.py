@@ -337,7 +337,7 @@ def is_silent(url: str) -> bool:
             is_connected = True
             connection.request("GET", "/")
             connection.getresponse()
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:
         return is_connected and isinstance(error, TimeoutError)
     return False
 

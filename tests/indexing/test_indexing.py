@@ -308,11 +308,18 @@ def test_markdown_that_its_parser_rejects_is_a_failure_and_a_mistake_of_ours_is_
     def failing(*_: object) -> NoReturn:
         raise IndexError("list index out of range")
 
+    def out_of_memory(*_: object) -> NoReturn:
+        raise MemoryError
+
     with monkeypatch.context() as patched:
         patched.setattr("m3_integrations.indexing.headings.MarkdownIt.parse", failing)
         report, _ = run(store, docs)
     (line,) = report.failures.values()
     assert line.startswith(f"{docs}/a.md: cannot be read as Markdown: list index out of range: correct the file")
+    with monkeypatch.context() as patched:
+        patched.setattr("m3_integrations.indexing.headings.MarkdownIt.parse", out_of_memory)
+        with pytest.raises(MemoryError):
+            run(store, docs)
     monkeypatch.setattr("m3_integrations.indexing.headings.pairwise", failing)
     with pytest.raises(IndexError):
         run(store, docs)

@@ -1,10 +1,11 @@
 """Options that are None, thresholds of two scales, subclasses, and documents with an empty id."""
 
+import asyncio
 from typing import Any
 
 import pytest
 from langchain_core.documents import Document
-from pydantic import ValidationError
+from pydantic import model_validator
 
 from m3_integrations import M3Encoder
 from m3_integrations.langchain import M3Excerpt, M3HybridRetriever, M3Rerank, M3VectorStore
@@ -58,6 +59,31 @@ async def test_a_subclasss_coroutine_is_what_its_retriever_calls(fake: FakeEncod
     assert ids_of(vectors.as_retriever().invoke("key")) == {"A", "B"}  # its other method is not replaced
 
 
+class Shorter(M3VectorStore):
+    """Its method is made from its coroutine."""
+
+    def similarity_search(self, query: str, k: int | None = None, **options: Any) -> list[Document]:
+        return asyncio.run(self.asimilarity_search(query, k, **options))[:1]
+
+
+class Longer(OfOneTenantLater):
+    def similarity_search(self, query: str, k: int | None = None, **options: Any) -> list[Document]:
+        return []
+
+
+async def test_a_method_may_be_made_from_its_coroutine_and_another_coroutine_stays(fake: FakeEncoder) -> None:
+    vectors = Shorter.from_documents(TENANTS, encoder=fake)
+    assert len(await asyncio.to_thread(vectors.similarity_search, "key")) == 1
+    assert len(await vectors.asimilarity_search("key")) == 1
+    assert ids_of(await Longer.from_documents(TENANTS, encoder=fake).asimilarity_search("key")) == {"A"}
+
+
+@pytest.mark.parametrize("kind", [OfOneTenant, OfOneTenantLater])
+async def test_a_subclasss_retriever_takes_options_directly(fake: FakeEncoder, kind: type[M3VectorStore]) -> None:
+    retriever = kind.from_documents(TENANTS, encoder=fake).as_retriever(k=1, score_threshold=-1, mode="dense")
+    assert len(retriever.invoke("key")) == len(await retriever.ainvoke("key")) == 1
+
+
 async def test_a_calls_threshold_of_relevance_replaces_the_stores_threshold_of_scores(fake: FakeEncoder) -> None:
     vectors = M3VectorStore.from_documents(TENANTS, encoder=fake, score_threshold=0.99)
     assert vectors.similarity_search_with_relevance_scores("key") == []
@@ -82,14 +108,29 @@ def test_a_loaded_model_is_changed_by_assigning_an_encoder_alone(encoder: M3Enco
     for field, value in (("model", "small"), ("model_kwargs", {"max_length": 9})):
         with pytest.raises(ValueError, match=f"{field} cannot be changed.* assign encoder=M3Encoder"):
             setattr(retriever, field, value)
-    with pytest.raises(TypeError, match=r"store must be a store, got .*: open one with open_store"):
-        retriever.store = "/tmp/x"  # type: ignore[assignment]
-    with pytest.raises(ValidationError, match="valid integer"):
-        retriever.k = "many"  # type: ignore[assignment]
     assert (retriever.encoder, retriever.model) == (encoder, encoder.model)
     retriever.encoder = tiny
     assert (retriever.model, retriever.model_kwargs["device"]) == ("tiny", "cpu")
     assert M3HybridRetriever(**retriever.model_dump()).encoder.model == "tiny"
+
+
+def test_a_subclass_may_set_fields_while_it_is_made(encoder: M3Encoder) -> None:
+    class WithLimit(M3HybridRetriever):
+        limit: int = 1
+
+        @model_validator(mode="after")
+        def _raise(self) -> "WithLimit":
+            self.limit += 1
+            return self
+
+    class OfTiny(M3HybridRetriever):
+        def model_post_init(self, context: Any, /) -> None:
+            self.model = self.model or "tiny"
+            super().model_post_init(context)
+
+    assert WithLimit(encoder=encoder).limit == 2
+    assert OfTiny(model_kwargs={"device": "cpu"}).encoder.model == "tiny"
+    assert M3Rerank(encoder=encoder).model_dump(exclude_unset=True)["model"] == encoder.model
 
 
 @pytest.mark.parametrize("kind", [M3Rerank, M3Excerpt])

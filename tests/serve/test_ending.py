@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from m3_integrations import M3Encoder
 from m3_integrations.cli import app
-from m3_integrations.serve import Limits, create_app, listening
+from m3_integrations.serve import Limits, create_app, listening, run_server
 from m3_integrations.serve.running import make_server
 from tests.engine.gate import Gate as Passes
 from tests.langchain.test_imports import outcome
@@ -144,6 +144,16 @@ def test_the_command_refuses_a_port_that_is_taken_in_one_line_before_it_loads_a_
     assert re.fullmatch(
         rf"error: .*cannot listen at 127.0.0.1, port {port} \(Address already in use\): choose .*\n", result.output
     )
+
+
+def test_a_server_that_is_later_at_a_port_ends_in_order_and_names_it(small: Path) -> None:
+    """Both have bound it while they loaded their models; only one can listen."""
+    with M3Encoder(small, device="cpu") as encoder, listening("127.0.0.1", 0) as first:
+        port = first[0].getsockname()[1]
+        with listening("127.0.0.1", port) as second:
+            first[0].listen()
+            with pytest.raises(OSError, match=rf"cannot listen at 127.0.0.1, port {port} \(Address already in use\)"):
+                run_server(create_app(encoder), sockets=second)
 
 
 def test_every_address_of_a_host_is_served_without_nagles_algorithm() -> None:

@@ -20,7 +20,7 @@ from m3_integrations.serve import create_app
 from m3_integrations.store import served
 from m3_integrations.store.edge import EdgeStore
 from m3_integrations.store.memory import MemoryStore
-from m3_integrations.store.served import ServedStore, is_m3_serve
+from m3_integrations.store.served import ServedStore, is_m3_serve, is_silent
 from tests.fakes import FakeEncoder
 from tests.serve.conftest import serving, serving_store
 from tests.store.oracle import add, records, vectors
@@ -114,6 +114,7 @@ def test_where_nothing_answers_the_error_names_both_servers_that_may_be_meant() 
     assert not is_m3_serve("http://127.0.0.1:9")
     with pytest.raises(ConnectionError, match=r"no Qdrant server answers .* No m3 serve answers .* either: start it"):
         open_store("http://127.0.0.1:9", timeout_s=2)
+    assert not is_silent("http://127.0.0.1:9?x=1")  # Qdrant takes URLs that an m3 serve cannot have
 
 
 def test_a_server_that_is_silent_is_not_called_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
