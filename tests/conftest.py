@@ -27,10 +27,13 @@ if _IN_MEMORY.is_dir() and os.access(_IN_MEMORY, os.W_OK):
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Return the number of CPUs, or 0, for no further process, if files or tests are named or `_ALONE` asks for it."""
+    """Return one more than the number of CPUs: a third of the time tests wait, for processes and deadlines.
+
+    0, for no further process, if files or tests are named, if there is one CPU, or if `_ALONE` asks for it.
+    """
     names_files = all(Path(name.partition("::")[0]).is_file() for name in config.args)
     n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 0 if names_files or n_cpus == 1 or any(map(os.environ.get, _ALONE)) else n_cpus
+    return 0 if names_files or n_cpus == 1 or any(map(os.environ.get, _ALONE)) else n_cpus + 1
 
 
 def pytest_xdist_setupnodes(specs: list[object]) -> None:

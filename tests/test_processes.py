@@ -21,10 +21,10 @@ def four_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
 
 
-def test_a_folder_has_a_process_per_cpu_and_named_files_have_one_alone() -> None:
+def test_a_folder_has_a_process_more_than_cpus_and_named_files_have_one_alone() -> None:
     folder, file = str(Path(__file__).parent), __file__
-    assert pytest_xdist_auto_num_workers(asked(folder)) == 4
-    assert pytest_xdist_auto_num_workers(asked(folder, file)) == 4
+    assert pytest_xdist_auto_num_workers(asked(folder)) == 5
+    assert pytest_xdist_auto_num_workers(asked(folder, file)) == 5
     assert pytest_xdist_auto_num_workers(asked(file, f"{file}::test_a[b::c]")) == 0
 
 
