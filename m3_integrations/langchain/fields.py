@@ -85,7 +85,6 @@ class EncoderFields(BaseModel):
         """
         if name in {"model", "model_kwargs"} and self.encoder is not None:
             raise ValueError(f"{name} cannot be changed, because the network is loaded: assign encoder=M3Encoder(...)")
-        super().__setattr__(name, value)
-        if name == "encoder":
-            super().__setattr__("model", value.model)
-            super().__setattr__("model_kwargs", changed_settings(value))
+        named = {"model": value.model, "model_kwargs": changed_settings(value)} if name == "encoder" else {}
+        for field, each in {name: value, **named}.items():  # named first: what is no encoder changes nothing
+            super().__setattr__(field, each)

@@ -74,14 +74,13 @@ class EncoderFields(BaseModel):
         """
         if name in {"model", "model_name", "model_kwargs"} and self.encoder is not None:
             raise ValueError(f"{name} cannot be changed, because the network is loaded: assign encoder=M3Encoder(...)")
-        super().__setattr__(name, value)
-        if name == "encoder":
-            self._name(value)
+        named = self._named(value) if name == "encoder" else {}
+        for field, each in {name: value, **named}.items():  # named first: what is no encoder changes nothing
+            super().__setattr__(field, each)
 
-    def _name(self, encoder: Encoder) -> None:
-        """Set the fields that an encoder determines."""
-        super().__setattr__("model", encoder.model)
-        super().__setattr__("model_kwargs", changed_settings(encoder))
+    def _named(self, encoder: Encoder) -> dict[str, Any]:
+        """Return the other fields that an encoder determines."""
+        return {"model": encoder.model, "model_kwargs": changed_settings(encoder)}
 
     def __reduce__(self) -> tuple[Any, ...]:
         # LlamaIndex's own __reduce__ drops a field that cannot be pickled, such as a store, and only logs it. The
@@ -110,9 +109,8 @@ class NamedEncoderFields(EncoderFields):
             raise ValueError(f"model and model_name mean the same, got {sorted(map(str, names))}: leave one out")
         return {**values, "model": names.pop() if names else ""}
 
-    def _name(self, encoder: Encoder) -> None:
-        super()._name(encoder)
-        BaseModel.__setattr__(self, "model_name", encoder.model)
+    def _named(self, encoder: Encoder) -> dict[str, Any]:
+        return {**super()._named(encoder), "model_name": encoder.model}
 
 
 def _restore(made: type[EncoderFields], fields: dict[str, Any]) -> EncoderFields:

@@ -1,4 +1,4 @@
-"""What an `m3 serve` answers about its store: its description with the limits on requests, records and scores."""
+"""Read what an `m3 serve` answers about its store: its description with the limits on requests, records, scores."""
 
 from __future__ import annotations
 

@@ -108,6 +108,8 @@ def test_a_loaded_model_is_changed_by_assigning_an_encoder_alone(encoder: M3Enco
     for field, value in (("model", "small"), ("model_kwargs", {"max_length": 9})):
         with pytest.raises(ValueError, match=f"{field} cannot be changed.* assign encoder=M3Encoder"):
             setattr(retriever, field, value)
+    with pytest.raises(AttributeError):
+        retriever.encoder = "tiny"  # type: ignore[assignment]
     assert (retriever.encoder, retriever.model) == (encoder, encoder.model)
     retriever.encoder = tiny
     assert (retriever.model, retriever.model_kwargs["device"]) == ("tiny", "cpu")

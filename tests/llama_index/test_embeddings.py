@@ -187,6 +187,8 @@ def test_a_loaded_model_is_changed_by_assigning_an_encoder_alone(made: type[Any]
     for field, value in (("model", "small"), ("model_name", "small"), ("model_kwargs", {"max_length": 9})):
         with pytest.raises(ValueError, match=f"{field} cannot be changed, .* assign encoder=M3Encoder"):
             setattr(one, field, value)
+    with pytest.raises(AttributeError):
+        one.encoder = "tiny"
     assert (one.encoder, one.model) == (encoder, encoder.model)
     one.encoder = M3Encoder("tiny", device="cpu")
     assert (one.model, getattr(one, "model_name", "tiny"), one.model_kwargs["device"]) == ("tiny", "tiny", "cpu")
