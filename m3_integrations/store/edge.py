@@ -18,7 +18,7 @@ import qdrant_edge as edge
 from m3_integrations.store.edge_config import RESCORED, as_config, as_filter, load_shard
 from m3_integrations.store.edge_folder import StoreFolder
 from m3_integrations.store.edge_ids import RememberedIds
-from m3_integrations.store.edge_log import end_with_small_change, restore_log, sync_log, trim_log
+from m3_integrations.store.edge_log import end_with_small_change, sync_log, trim_log
 from m3_integrations.store.edge_optimizing import Optimizer
 from m3_integrations.store.edge_size import allocated_bytes
 from m3_integrations.store.points import IDS_IN_POINTS, MultiVectorStorage, StoreFormat, choose_format
@@ -29,7 +29,6 @@ from m3_integrations.vectors import Mode
 _LOG = logging.getLogger(__name__)
 
 _DUE_AT: Final = 20_000  # up to about so many records, a search without an index takes a few milliseconds
-
 _MANY: Final = 2500  # from this many records on `optimize` takes seconds, in another process
 
 _IS_LOG_ENOUGH: Final = sys.platform == "linux"
@@ -67,6 +66,7 @@ class EdgeStore(QdrantStore):
         NotADirectoryError: If the folder is a file.
         ValueError: If something else is in the folder, a later version made it, or it was made with other settings.
         BlockingIOError: If it is open already, in this process or another.
+        OSError: If the disk has less than 8 MB of free space, or less than 160 MB after a crash.
         PermissionError: If the folder is read-only; raised by the methods that change records.
     """
 
@@ -115,7 +115,7 @@ class EdgeStore(QdrantStore):
         if found is None:
             self._write_format(format_)
         if (engine / "segments").is_dir():
-            restore_log(self._place.log)
+            self._place.make_ready()
             self._is_log_enough = _IS_LOG_ENOUGH and self._place.renew_log()
             self._load(format_)
         elif format_.modes:

@@ -17,7 +17,7 @@ from typing import Final
 
 from filelock import FileLock, Timeout
 
-from m3_integrations.store.edge_log import WRITTEN_LOG
+from m3_integrations.store.edge_log import WRITTEN_LOG, last_change, restore_log
 from m3_integrations.store.points import StoreFormat
 from m3_integrations.store.syncing import sync
 
@@ -35,6 +35,9 @@ _NEW_LOG: Final = "m3-store.log.new"
 _RESERVE_BYTES: Final = 160 << 20
 """Disk space that is never used: the engine maps its files, and a page without room kills the process. On a tmpfs,
 where reading takes room too, opening after a crash needs more than 128 MB."""
+
+_OPENING_BYTES: Final = 8 << 20
+"""Disk space that opening needs if the store was closed: 1 MB was enough, without any the process was killed."""
 
 _HERE: Final[weakref.WeakValueDictionary[tuple[int, Path], StoreFolder]] = weakref.WeakValueDictionary()
 """The folders that are open in this process, by process id and path."""
@@ -216,8 +219,19 @@ class StoreFolder:
 
     def check_disk(self, size_bytes: int) -> None:
         """Raise OSError unless twice so many bytes are free, and some that are never used."""
+        self._check_free(2 * size_bytes + _RESERVE_BYTES)
+
+    def make_ready(self) -> None:
+        """Make the log ready for the engine to open it. After a crash the engine applies its changes again.
+
+        Raises:
+            OSError: If the disk is too full for that.
+        """
+        restore_log(self.log)
+        self._check_free(_RESERVE_BYTES if last_change(self.log) is None else _OPENING_BYTES)
+
+    def _check_free(self, needed: int) -> None:
         free = shutil.disk_usage(self.engine.parent).free
-        needed = 2 * size_bytes + _RESERVE_BYTES
         if free < needed:
             raise OSError(
                 errno.ENOSPC,

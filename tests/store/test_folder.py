@@ -365,6 +365,24 @@ def test_a_full_disk_is_seen_before_anything_is_written(
         assert store.count() == 2
 
 
+@pytest.mark.parametrize(("was_closed", "too_few", "enough"), [(True, 7, 9), (False, 100, 200)])
+def test_a_folder_on_a_full_disk_is_refused_before_the_engine_maps_its_files(
+    was_closed: bool, too_few: int, enough: int, tmp_path: Path, random: np.random.Generator
+) -> None:
+    with EdgeStore(tmp_path / "s") as store:
+        add(store, records(random, ["a"]))
+        shutil.copytree(store.folder, tmp_path / "crashed", ignore=shutil.ignore_patterns("*.lock"))
+    folder = tmp_path / ("s" if was_closed else "crashed")
+    usage = "m3_integrations.store.edge_folder.shutil.disk_usage"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(usage, lambda _: type("Usage", (), {"free": too_few << 20})())
+        with pytest.raises(OSError, match=f"MB of free disk space are needed, got {too_few} MB"):
+            EdgeStore(folder)
+        patch.setattr(usage, lambda _: type("Usage", (), {"free": enough << 20})())
+        with EdgeStore(folder) as store:
+            assert store.count() == 1
+
+
 @pytest.mark.parametrize("fault", ["full", "broken"])
 def test_a_search_needs_no_index_where_nothing_can_be_written(
     fault: str, tmp_path: Path, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
