@@ -69,7 +69,8 @@ def migrate(
     device: Device = "auto",
 ) -> None:
     """Encode a store's records with another model into a store beside it. Run it again to copy later changes."""
-    from m3_integrations.store.migrating import finish_switch, migrate_store, switch_folder
+    from m3_integrations.store.migrating import migrate_store
+    from m3_integrations.store.switching import finish_switch, switch_folder
 
     judged = None if questions is None else _read(questions)
     console, store = PipedConsole(), _named(store)
@@ -179,8 +180,8 @@ def _beside(store: str, source: Store, fingerprint: str, collection: str | None)
     Raises:
         ValueError: If the store is behind m3 serve, which has no place beside it.
     """
-    from m3_integrations.store.migrating import collection_beside, folder_beside
     from m3_integrations.store.served import ServedStore
+    from m3_integrations.store.switching import collection_beside, folder_beside
 
     if (folder := folder_of(store)) is not None:
         return str(folder_beside(folder, fingerprint)), None
@@ -197,8 +198,8 @@ def _opened_by_alias(store: str, source: Store, fingerprint: str) -> ServerStore
     Raises:
         ValueError: If it is another store: nothing can be given its name.
     """
-    from m3_integrations.store.migrating import collection_beside
     from m3_integrations.store.served import ServedStore
+    from m3_integrations.store.switching import collection_beside
 
     if isinstance(source, ServedStore):
         raise ValueError(  # noqa: TRY004 - it is the wrong store, not a wrong type of argument

@@ -131,8 +131,12 @@ def folder_of(where: str) -> Path | None:
 
 def is_new(where: str) -> bool:
     """Return whether opening a store would make its folder, or use an empty one."""
+    from m3_integrations.store.switching import is_half_switched
+
     folder = folder_of(where)
-    return folder is not None and (not folder.exists() or (folder.is_dir() and not any(folder.iterdir())))
+    if folder is None or is_half_switched(folder):
+        return False
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
 
 
 def open_place(where: str, *, collection: str | None, **settings: Any) -> Store:

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from m3_integrations.store.edge_log import WRITTEN_LOG, last_change, restore_log
 from m3_integrations.store.points import StoreFormat
+from m3_integrations.store.switching import finish_switch, is_half_switched
 from m3_integrations.store.syncing import sync
 
 if sys.platform != "win32":
@@ -70,6 +71,8 @@ class StoreFolder:
             self.path = Path(path).expanduser().resolve()
         except RuntimeError as error:
             raise ValueError(f"the home folder in {os.fspath(path)!r} is unknown: write the whole path") from error
+        if is_half_switched(self.path):
+            finish_switch(self.path)
         if self.path.exists() and not self.path.is_dir():
             raise NotADirectoryError(f"a store must be a folder, but {self.path} is a file: choose another path")
         self.is_read_only = self.path.exists() and not os.access(self.path, os.W_OK)

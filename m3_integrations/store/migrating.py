@@ -1,7 +1,7 @@
 """`migrate_store`: encoding a store's records with another model into a second store, while the first is searched.
 
 A text that the new store has already is not encoded again. So a killed migration continues, and one that is run
-again copies only what changed since. `switch_folder` then renames the new folder to the old one's name.
+again copies only what changed since. `switch_folder` of switching.py then renames the new folder to the old one's name.
 """
 
 from __future__ import annotations
@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from m3_integrations.store.protocol import Record, Store
-from m3_integrations.store.syncing import sync
 from m3_integrations.store.values import is_same
 from m3_integrations.vectors import Encoder, M3Vectors, Mode
 
@@ -25,9 +23,6 @@ _BATCH_SIZE: Final = 64
 
 _MOST_PASSES: Final = 10
 """The most passes over a source that keeps changing; changes after the last one are left to the next migration."""
-
-_NAMED: Final = 8
-"""The digits of a fingerprint in the name of a folder or a collection beside another model's."""
 
 
 @dataclass(slots=True)
@@ -135,68 +130,3 @@ def _delete_absent(source: Store, target: Store, report: MigrationReport) -> Non
         present = {record.id for record in source.get(ids)}
         if absent := [id_ for id_ in ids if id_ not in present]:
             report.n_deleted += target.delete(absent)
-
-
-def folder_beside(folder: Path, fingerprint: str) -> Path:
-    """Return the folder for a model's store while the folder itself has another model's."""
-    return folder.with_name(f"{folder.name}.{fingerprint[:_NAMED]}")
-
-
-def collection_beside(collection: str, fingerprint: str) -> str:
-    """Return the name of the collection for a model's store while the collection itself has another model's."""
-    return f"{collection}-{fingerprint[:_NAMED]}"
-
-
-def switch_folder(folder: Path, old: str, new: str) -> Path:
-    """Rename a folder's store to a name with its model, and the store beside it to the folder's name.
-
-    `finish_switch` completes a switch that was killed. Both stores must be closed in all processes.
-
-    Args:
-        folder: The store of the old model.
-        old: The fingerprint of the old model.
-        new: The fingerprint of the new model, whose store is beside the folder.
-
-    Returns:
-        The folder of the old store after the switch.
-
-    Raises:
-        FileExistsError: If the name for the old store is taken.
-        FileNotFoundError: If there is no store of the new model beside the folder.
-    """
-    aside, beside, mark = folder_beside(folder, old), folder_beside(folder, new), _mark_of(folder)
-    if not beside.is_dir():
-        raise FileNotFoundError(f"no migrated store at {beside}")
-    if aside.exists():
-        raise FileExistsError(f"the old store would be renamed to {aside}, which exists: move that away")
-    mark.write_text(beside.name, encoding="utf-8")
-    sync(mark)
-    sync(folder.parent)
-    folder.rename(aside)
-    finish_switch(folder)
-    return aside
-
-
-def finish_switch(folder: Path) -> bool:
-    """Complete a switch that was killed between its two renames, and return whether there was one to complete.
-
-    A switch that was killed before the first rename is undone.
-
-    Args:
-        folder: The folder that was passed to `switch_folder`.
-    """
-    mark = _mark_of(folder)
-    if not mark.exists():
-        return False
-    is_begun = not folder.exists()
-    if is_begun:
-        folder.with_name(mark.read_text(encoding="utf-8")).rename(folder)
-        sync(folder.parent)
-    mark.unlink()
-    sync(folder.parent)
-    return is_begun
-
-
-def _mark_of(folder: Path) -> Path:
-    """Return the file that exists while a switch is going on."""
-    return folder.with_name(f"{folder.name}.switching")

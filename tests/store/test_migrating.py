@@ -18,14 +18,11 @@ from typer.testing import CliRunner
 
 from m3_integrations import M3Encoder, Searcher, Store, open_store
 from m3_integrations.cli import app
+from m3_integrations.cli.shared import is_new
 from m3_integrations.store.edge import EdgeStore
-from m3_integrations.store.migrating import (
-    finish_switch,
-    folder_beside,
-    migrate_store,
-    switch_folder,
-)
+from m3_integrations.store.migrating import migrate_store
 from m3_integrations.store.served import ServedStore
+from m3_integrations.store.switching import finish_switch, folder_beside, switch_folder
 from m3_integrations.vectors import Mode
 from tests.evaluation.worlds import write_beir
 from tests.fakes import FakeEncoder
@@ -241,6 +238,21 @@ def test_a_switch_gives_the_new_store_the_name_and_a_killed_one_is_ended(
     make_folder(tmp_path / "idx.fa4e", FakeEncoder())
     with pytest.raises(FileExistsError, match="the old store would be renamed to"):
         switch_folder(folder, old, new)
+
+
+def test_opening_a_folder_completes_its_killed_switch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, old, new = tmp_path / "idx", FakeEncoder.fingerprint, Successor.fingerprint
+    make_folder(folder, FakeEncoder())
+    make_folder(folder_beside(folder, new), Successor())
+    with monkeypatch.context() as patch:
+        patch.setattr("m3_integrations.store.switching.finish_switch", lambda _: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception, match="killed"):
+            switch_folder(folder, old, new)
+    assert not folder.exists()
+    assert not is_new(str(folder))
+    with open_store(folder) as store:  # not a new, empty store
+        assert (store.fingerprint, store.count()) == (new, 1)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["idx", "idx.fa4e"]
 
 
 @pytest.fixture

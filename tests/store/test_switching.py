@@ -14,8 +14,8 @@ from qdrant_client.http.exceptions import UnexpectedResponse
 from m3_integrations import M3Encoder, Searcher, open_store
 from m3_integrations.store import copy_store
 from m3_integrations.store.aliases import move_alias
-from m3_integrations.store.migrating import collection_beside
 from m3_integrations.store.server import ServerStore
+from m3_integrations.store.switching import collection_beside
 from tests.serve.conftest import serving_store
 from tests.store.test_migrating import index, migrate
 
