@@ -72,7 +72,7 @@ def as_metadata(node: BaseNode) -> dict[str, Any]:
 
     Raises:
         ValueError: If the metadata of the node or of a related node hold a value that cannot be kept, or have a key
-            under which LlamaIndex stores the node.
+            under which LlamaIndex stores the node, or if an IndexNode's object cannot be kept.
     """
     own = check_metadata(node.metadata, f"node {node.node_id!r}")
     if taken := sorted(own.keys() & set(NODE_KEYS)):
@@ -80,7 +80,14 @@ def as_metadata(node: BaseNode) -> dict[str, Any]:
             f"the metadata of node {node.node_id!r} use the key {taken[0]!r}, which stores the node itself: rename it"
         )
     checked = node.model_copy(update={"metadata": own, "relationships": _checked_relationships(node)})
-    metadata = own | {key: each for key, each in node_to_metadata_dict(checked).items() if key not in own}
+    try:
+        whole = node_to_metadata_dict(checked)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"node {node.node_id!r} cannot be stored: {error}. The obj of an IndexNode must be a node, or what JSON "
+            "holds; pass nodes with other objects as objects= to LlamaIndex's index, which keeps the objects itself"
+        ) from error
+    metadata = own | {key: each for key, each in whole.items() if key not in own}
     if node.ref_doc_id is None:  # LlamaIndex would store the string "None"
         return {key: each for key, each in metadata.items() if key in own or key not in _SOURCE_KEYS}
     return {**metadata, REF_DOC_KEY: node.ref_doc_id}

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from llama_index.core.llms import ChatMessage
 from llama_index.core.memory import VectorMemoryBlock
-from llama_index.core.schema import BaseNode, Document, MetadataMode, NodeRelationship, RelatedNodeInfo, TextNode
+from llama_index.core.schema import (
+    BaseNode,
+    Document,
+    IndexNode,
+    MetadataMode,
+    NodeRelationship,
+    RelatedNodeInfo,
+    TextNode,
+)
 from llama_index.core.vector_stores import (
     FilterCondition,
     FilterOperator,
@@ -48,6 +56,14 @@ def vectors(store: Store, fake: CountingEncoder, nodes: list[TextNode]) -> M3Vec
 
 def asked(text: str | None = QUERY, k: int = 99, **fields: Any) -> VectorStoreQuery:
     return VectorStoreQuery(query_str=text, similarity_top_k=k, **fields)
+
+
+def test_an_object_that_cannot_be_stored_is_named_with_its_node(vectors: M3VectorStore) -> None:
+    n = vectors.store.count()
+    node = IndexNode(id_="points", text="about keys", index_id="keys", obj=object())
+    with pytest.raises(ValueError, match=r"node 'points' cannot be stored: .* pass nodes with other objects as obj"):
+        vectors.add([TextNode(text="one more"), node])
+    assert vectors.store.count() == n
 
 
 def ids(found: VectorStoreQueryResult | Sequence[BaseNode]) -> list[str]:
