@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, get_args
+from typing import Any, Final, Self, SupportsIndex, get_args
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ from m3_integrations.vectors import (
     check_heads,
     check_length,
     check_modes,
+    check_pairs,
     check_stream,
     check_texts,
     distinct_texts,
@@ -82,7 +83,7 @@ class M3Encoder:
             causes a warning.
         revision: Branch, tag or commit on the hub.
         max_length: The most tokens of a text, special tokens included. The checkpoint's positions are a second limit.
-        query_instruction: Put before every query. BGE-M3 needs none, BGE v1.5 does.
+        query_instruction: Put before every query; nothing if None. BGE-M3 needs none, BGE v1.5 does.
         query_max_length: The same limit for queries; `max_length` if None.
         pooling: How a dense vector is made. None uses the pooling that the checkpoint's files state: "cls" for BGE-M3,
             "mean" for many dense-only checkpoints. "mcls" is for long documents, if the files state "cls": the mean of
@@ -106,15 +107,19 @@ class M3Encoder:
         dtype: str | torch.dtype | None = "auto",
         revision: str | None = None,
         max_length: int = 8192,
-        query_instruction: str = "",
+        query_instruction: str | None = "",
         query_max_length: int | None = None,
         pooling: Pooling | None = None,
         cache_size_bytes: int = 64 << 20,
     ) -> None:
         if pooling is not None and pooling not in get_args(Pooling):
             raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {pooling!r}")
+        if isinstance(cache_size_bytes, bool) or not isinstance(cache_size_bytes, SupportsIndex):
+            raise TypeError(f"cache_size_bytes must be an integer, got {cache_size_bytes!r}")
         if cache_size_bytes < 0:
             raise ValueError(f"cache_size_bytes must be 0 or more, got {cache_size_bytes}")
+        if not isinstance(query_instruction, str | None):
+            raise TypeError(f"query_instruction must be a string, got {query_instruction!r}")
         self.model = _name(model)
         """The folder or the hub's repository that was loaded."""
         self.settings: Mapping[str, Any] = {
@@ -131,7 +136,7 @@ class M3Encoder:
             "document": check_length(max_length),
             "query": check_length(max_length if query_max_length is None else query_max_length),
         }
-        self._query_instruction, self._cache_size_bytes = query_instruction, cache_size_bytes
+        self._query_instruction, self._cache_size_bytes = query_instruction or "", cache_size_bytes
         self._is_closed = False
         self._engine: Engine | None = self._open()
 
@@ -236,7 +241,10 @@ class M3Encoder:
     def fingerprint(self) -> str:
         """32 hexadecimal digits that identify the model by its configuration, pooling, vocabulary, heads and weights.
 
-        A copy under another name, in another dtype or file format has the same fingerprint.
+        A copy under another name, in another file format or rounded to float16 has the same fingerprint.
+
+        Raises:
+            RuntimeError: If the checkpoint's files were changed after the encoder was opened.
         """
         return self._live_engine().fingerprint
 
@@ -300,9 +308,10 @@ class M3Encoder:
         max_length: int | None = None,
     ) -> M3Vectors:
         """Return what `encode` returns, without blocking the event loop. If the task is cancelled, so is the call."""
+        limit = self._limit(kind, max_length)
         vectors, is_cut = await self.aencode_marked(texts, kind=kind, modes=modes, max_length=max_length)
         if n_cut := int(is_cut.sum()):
-            warn_of_cut(n_cut, len(vectors), self._limit(kind, max_length))
+            warn_of_cut(n_cut, len(vectors), limit)
         return vectors
 
     async def aencode_marked(
@@ -437,11 +446,7 @@ class M3Encoder:
 
         Arguments and errors are those of `score`.
         """
-        pairs = list(pairs)
-        for i, pair in enumerate(pairs):
-            if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-                raise TypeError(f"every pair must be two strings, got {pair!r} at position {i}")
-        return self._score_pairs(pairs, resolve_weights(weights))
+        return self._score_pairs(check_pairs(pairs), resolve_weights(weights))
 
     def _score_pairs(self, pairs: Sequence[tuple[str, str]], weights: ModeWeights) -> M3Scores:
         weights.normalized(self.modes)
@@ -502,7 +507,7 @@ def _name(model: str | os.PathLike[str]) -> str:
             "which works wherever an M3Encoder does"
         )
     folder = Path(model).expanduser()
-    if isinstance(model, os.PathLike) or (model not in BUNDLED and folder.is_dir()):
+    if isinstance(model, os.PathLike) or (model not in BUNDLED and os.path.isdir(folder)):  # noqa: PTH112 - as in `find_checkpoint`
         return str(folder.resolve())
     return model
 

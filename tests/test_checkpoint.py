@@ -63,6 +63,37 @@ def change_config(folder: Path, **changes: object) -> None:
     (folder / "config.json").write_text(json.dumps(config | changes))
 
 
+def change_file(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def new_folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def change_weights(folder: Path, name: str) -> None:
+    """Make all values of a weight NaN. Torch's attention would hide them in short texts."""
+    state = load_file(folder / "model.safetensors")
+    state[name][:] = torch.nan
+    save_file(state, folder / "model.safetensors")
+
+
+def split_weights(
+    folder: Path, names: tuple[str, ...], *, is_whole: bool = False, index: str | None = None
+) -> dict[str, str]:
+    """Divide the weights among files, or put them all into each; return the file of every weight."""
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    place = {name: f"{names[i % len(names)]}.safetensors" for i, name in enumerate(sorted(state))}
+    for file in names:
+        part = {name: state[name] for name in state if is_whole or place[name] == f"{file}.safetensors"}
+        save_file(part, folder / f"{file}.safetensors")
+    if index is not None:
+        (folder / "model.safetensors.index.json").write_text(index)
+    return place
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "one head missing": (lambda f: (f / "sparse_linear.pt").unlink(), "no sparse_linear: add it"),
     "the other head missing": (lambda f: (f / "colbert_linear.pt").unlink(), "no colbert_linear: add it"),
@@ -134,6 +165,32 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "no tokenizer: it needs one of tokenizer.json",
     ),
     "garbled tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), "the tokenizer in .* cannot be read"),
+    "tokenizer that is a list": (lambda f: (f / "tokenizer.json").write_text("[1]"), "the tokenizer in .* cannot be"),
+    "configuration that is a list": (lambda f: (f / "config.json").write_text("[1]"), "cannot be"),
+    "texts cut on the left": (
+        lambda f: change_file(f / "tokenizer_config.json", truncation_side="left"),
+        "cuts texts on the left",
+    ),
+    "files of the transformer below": (
+        lambda f: (f / "tokenizer.json").rename(new_folder(f / "0_Transformer") / "tokenizer.json"),
+        "move the files in 0_Transformer into the folder itself",
+    ),
+    "weights of the backbone that are not finite": (
+        lambda f: change_weights(f, "encoder.layer.0.attention.self.query.weight"),
+        "has 4096 weights that are infinite or NaN in torch.float32, in encoder.layer.0.attention.self.query.weight",
+    ),
+    "two files with one weight": (
+        lambda f: split_weights(f, ("model-00001-of-00002", "model-00002-of-00002"), is_whole=True),
+        "the encoder in .* cannot be loaded",
+    ),
+    "a garbled index": (
+        lambda f: split_weights(f, ("model-00001-of-00001",), index='{"weight_map": 1}'),
+        "model.safetensors.index.json is damaged",
+    ),
+    "an index that leads elsewhere": (
+        lambda f: split_weights(f, ("model-00001-of-00001",), index='{"weight_map": {"a": "../model.safetensors"}}'),
+        r"must name files beside it, got \['../model.safetensors'\]",
+    ),
 }
 
 
@@ -148,6 +205,28 @@ def test_a_damaged_checkpoint_is_refused_with_the_reason(
     with pytest.raises(ValueError, match=message):
         load(copy)
     assert not (copy / "planted").exists()
+
+
+def test_of_several_files_those_that_the_index_names_are_loaded(copy: Path, small: Path) -> None:
+    other = {name: tensor + 1 for name, tensor in load_file(copy / "model.safetensors").items()}
+    place = split_weights(copy, ("model-00001-of-00002", "model-00002-of-00002"))
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": place}))
+    save_file(other, copy / "model-00003-of-00003.safetensors")  # left by another revision
+    with load(copy) as encoder, load(small) as expected:
+        np.testing.assert_array_equal(encoder.encode(["keys"]).dense, expected.encode(["keys"]).dense)
+        assert encoder.fingerprint == expected.fingerprint
+        (copy / "model.safetensors").write_bytes((small / "model.safetensors").read_bytes())
+    save_file(other, copy / "model-00001-of-00002.safetensors")
+    with load(copy) as encoder, load(small) as expected:  # a single file goes first, as in transformers
+        np.testing.assert_array_equal(encoder.encode(["keys"]).dense, expected.encode(["keys"]).dense)
+
+
+def test_a_checkpoint_cannot_be_saved_over_a_file_and_a_name_can_be_too_long(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"a checkpoint must be a folder, but .*file is a file"):
+        load(small).save(tmp_path / "file")
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint folder"):
+        M3Encoder("/" + "a" * 5000)
 
 
 @pytest.mark.filterwarnings("ignore")

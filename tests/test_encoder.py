@@ -69,6 +69,7 @@ def test_empty_and_blank_texts_encode(encoder: M3Encoder) -> None:
         (["a", None], "got NoneType at position 1"),
         (["a", "b", b"c"], "got bytes at position 2"),
         ([["a"]], "got list at position 0"),
+        ({"id1": "a text"}, r"got a dict: pass its values\(\)"),  # its keys would be encoded
     ],
 )
 def test_anything_but_strings_is_refused_with_its_position(encoder: M3Encoder, texts: object, message: str) -> None:
@@ -98,8 +99,12 @@ def test_pairs_of_anything_but_strings_are_refused(encoder: M3Encoder) -> None:
         encoder.score(None, ["a"])  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"two strings, got \('a', 7\) at position 1"):
         encoder.score_pairs([("a", "b"), ("a", 7)])  # type: ignore[list-item]
-    with pytest.raises(TypeError, match="two strings, got 'hi' at position 0"):
-        encoder.score_pairs(["hi"])  # type: ignore[list-item]
+    for pair in ("hi", {"query": "a", "text": "b"}, {"a", "b"}, 5, b"ab", iter("ab")):
+        with pytest.raises(TypeError, match=r"every pair must be two strings, got .* at position 1"):
+            encoder.score_pairs([("a", "b"), pair])  # type: ignore[list-item]
+    half = [("a", "x"), ("a", "x"), ("a", "\ud800")]
+    with pytest.raises(ValueError, match="the text at position 2 is not valid Unicode"):
+        encoder.score_pairs(half)
 
 
 def test_half_a_surrogate_pair_is_refused_and_loses_nothing_else(encoder: M3Encoder) -> None:
@@ -189,6 +194,15 @@ def test_the_limit_is_never_more_than_the_checkpoints_positions(small: Path) -> 
 
 
 def test_query_instruction_and_length_apply_to_queries_alone(small: Path, encoder: M3Encoder) -> None:
+    assert_same(
+        M3Encoder(small, device="cpu", query_instruction=None).encode(["a"], kind="query"), encoder.encode(["a"])
+    )
+    for wrong, message in (
+        ({"query_instruction": 5}, "must be a string, got 5"),
+        ({"cache_size_bytes": "1"}, "got '1'"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            M3Encoder(small, device="cpu", **wrong)
     handle = M3Encoder(small, device="cpu", query_instruction="find: ", query_max_length=16)
     assert_same(handle.encode(["keys"], kind="document"), encoder.encode(["keys"]))
     assert_same(handle.encode(["keys"], kind="query"), encoder.encode(["find: keys"], max_length=16))
@@ -338,12 +352,13 @@ async def test_aencode_works_in_a_thread_of_its_own_while_the_loop_goes_on(
         return real(*arguments, **settings)
 
     monkeypatch.setattr(network, "launch", gated)
-    task = asyncio.create_task(encoder.aencode(["a text"]))
+    task = asyncio.create_task(encoder.aencode(["a text that is cut"], max_length=4))
     while not seen:  # a blocked loop would never reach this line
         await asyncio.sleep(0.001)
-    encoder.close()  # the call that has begun is finished nevertheless
+    encoder.close()  # the call that has begun is finished nevertheless, and warns
     gate.set()
-    assert len(await task) == 1
+    with pytest.warns(UserWarning, match="1 of 1 texts were longer than 4 tokens"):
+        assert len(await task) == 1
     assert seen[0].startswith("m3-encoder")
 
 

@@ -92,8 +92,18 @@ def test_the_limit_may_stand_in_the_tokenizers_settings_alone(plain: Path) -> No
     (plain / "sentence_bert_config.json").write_text('{"max_seq_length": 30}')
     assert load(plain).max_length == 30
     (plain / "sentence_bert_config.json").unlink()
-    (plain / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": 10**30}))
-    assert load(plain).max_length == 128  # the positions
+    for endless in (10**30, float("inf")):
+        (plain / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": endless}))
+        assert load(plain).max_length == 128  # the positions
+
+
+def test_a_default_prompt_of_sentence_transformers_is_warned_of(plain: Path) -> None:
+    stated = {"prompts": {"query": "query: "}, "default_prompt_name": None}
+    (plain / "config_sentence_transformers.json").write_text(json.dumps(stated))
+    load(plain)  # no warning, which would be an error
+    (plain / "config_sentence_transformers.json").write_text(json.dumps(stated | {"default_prompt_name": "query"}))
+    with pytest.warns(UserWarning, match="puts the prompt 'query: ' before every text .* pass query_instruction="):
+        load(plain)
 
 
 @pytest.mark.filterwarnings("ignore:.* were longer than")
@@ -146,7 +156,12 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no steps": (lambda f: (f / "modules.json").write_text('{"a": 1}'), "must list steps with type and path"),
     "garbled steps": (lambda f: (f / "modules.json").write_text("{"), "is not valid JSON"),
     "lower case": (put_limit('{"max_seq_length": 9, "do_lower_case": true}'), "needs texts in lower case"),
-    "a limit that is none": (put_limit('{"max_seq_length": "9"}'), "must be a number of tokens, got '9'"),
+    "a limit without room": (put_limit('{"max_seq_length": 2}'), "must be at least 3 tokens, got 2"),
+    "shorter vectors": (
+        lambda f: (f / "config_sentence_transformers.json").write_text('{"truncate_dim": 32}'),
+        "asks for the first 32 numbers of its vectors",
+    ),
+    "a limit that is none": (put_limit('{"max_seq_length": "9"}'), "must be at least 3 tokens, got '9'"),
 }
 
 

@@ -96,6 +96,19 @@ def test_a_checkpoint_rewritten_in_place_is_loaded_anew(small: Path, wide: Path,
     assert old.dim == 64
 
 
+def test_a_fingerprint_is_never_that_of_files_that_came_later(small: Path, wide: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(small, tmp_path / "retrained"))
+    early, late = M3Encoder(folder, shared=False, device="cpu"), M3Encoder(folder, shared=False, device="cpu")
+    fingerprint = early.fingerprint
+    shutil.copytree(wide, folder, dirs_exist_ok=True)
+    with pytest.raises(RuntimeError, match=r"were changed after this encoder was opened.* open the encoder again"):
+        late.fingerprint  # noqa: B018
+    shutil.rmtree(folder)
+    with pytest.raises(RuntimeError, match="were changed after this encoder was opened"):
+        late.fingerprint  # noqa: B018
+    assert early.fingerprint == fingerprint
+
+
 def test_threads_that_ask_at_once_get_one_network(small: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(small, tmp_path / "raced"))
     with ThreadPoolExecutor(8) as pool:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from m3_integrations import LexicalWeights, M3Scores, M3Vectors, ModeWeights
-from m3_integrations.vectors import LexicalRows, MultiVectorRows, resolve_weights
+from m3_integrations.vectors import LexicalRows, MultiVectorRows, check_modes, resolve_weights
 
 
 def make_vectors() -> M3Vectors:
@@ -50,7 +50,7 @@ def test_an_index_past_the_end_raises() -> None:
         make_vectors()[3]
 
 
-@pytest.mark.parametrize("rows", [[True, False, True], 1.7, "1"])
+@pytest.mark.parametrize("rows", [[True, False, True], 1.7, "1", [[0, 1]]])
 def test_texts_are_not_chosen_by_anything_but_integers(rows: object) -> None:
     with pytest.raises(TypeError, match="chosen by integers"):
         make_vectors()[rows]  # type: ignore[index]
@@ -122,6 +122,11 @@ def test_meaningless_weights_are_refused(values: tuple[float, float, float]) -> 
         ModeWeights(*values)
 
 
+def test_a_weight_that_no_float_can_hold_is_refused() -> None:
+    with pytest.raises(ValueError, match="weights must be finite numbers, got an integer that no float can hold"):
+        resolve_weights([10**400, 1, 1])
+
+
 def test_weights_on_absent_modes_alone_are_refused() -> None:
     with pytest.raises(ValueError, match="absent"):
         ModeWeights(dense=0, lexical=1, multi_vector=0).normalized(["dense"])
@@ -130,6 +135,8 @@ def test_weights_on_absent_modes_alone_are_refused() -> None:
 def test_unknown_presets_and_modes_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown weights 'best'"):
         ModeWeights.preset("best")
+    with pytest.raises(ValueError, match=r"modes must be one or more of .* got \['1', 'dense'\]"):
+        check_modes(["dense", 1])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="sparse"):
         ModeWeights().normalized(["sparse"])  # type: ignore[list-item]
     with pytest.raises(TypeError, match=r"\('dense',\)"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -39,11 +40,42 @@ DAMAGE: Final = (
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files with the backbone's weights: those in safetensors if there are any, else the `.bin` files."""
-    for names in WEIGHTS:
-        if files := sorted(path for name in names[:2] for path in folder.glob(name)):
+    """Return the files with the backbone's weights: those in safetensors if there are any, else the `.bin` files.
+
+    As in transformers a single file goes before several, and of several the index names those that belong together:
+    files of another revision may be beside them.
+
+    Raises:
+        ValueError: If an index is damaged.
+    """
+    for whole, parts, index in WEIGHTS:
+        if (folder / whole).is_file():
+            return [folder / whole]
+        if (folder / index).is_file():
+            return _indexed(folder / index)
+        if files := sorted(folder.glob(parts)):
             return files
     return []
+
+
+def _indexed(index: Path) -> list[Path]:
+    """Return the files that an index names, beside it."""
+    try:
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        if all(Path(name).name == name for name in names):
+            return [index.with_name(name) for name in names]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is damaged: {error!r}") from error
+    raise ValueError(f"{index} must name files beside it, got {names}")
+
+
+def files_stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Return the names, sizes and times of the files that a network is loaded from."""
+    patterns = (CONFIG, "tokenizer*", "*.index.json", "modules.json", "*_Pooling/config.json", "sentence_bert_*.json")
+    files = {*(path for pattern in patterns for path in folder.glob(pattern)), *weight_files(folder)}
+    there = [(str(path.relative_to(folder)), path.stat()) for path in sorted(files | {*head_files(folder)})
+             if path.is_file()]  # fmt: skip
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in there)
 
 
 def read_tensors(path: Path) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:

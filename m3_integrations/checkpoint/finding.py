@@ -33,7 +33,7 @@ def find_checkpoint(model: str | os.PathLike[str], *, revision: str | None = Non
         ValueError: If a revision is given for a folder.
     """
     folder = Path(__file__).parent.parent / model if model in BUNDLED else Path(model).expanduser()
-    if folder.is_dir():
+    if os.path.isdir(folder):  # noqa: PTH112 - `is_dir` raises OSError for a name that is too long
         if revision is not None:
             raise ValueError(
                 f"revision={revision!r} is for a repository of the hub, but {folder} is a folder: leave it out"

@@ -22,6 +22,7 @@ _SMALL_FILES: Final = (
     "modules.json",
     "*_Pooling/config.json",
     "sentence_bert_config.json",
+    "config_sentence_transformers.json",
     "colbert_linear.*",
     "sparse_linear.*",
 )

@@ -8,6 +8,8 @@ Inference the last two.
 from __future__ import annotations
 
 import json
+import math
+import warnings
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -18,7 +20,9 @@ _MODULES: Final = "modules.json"
 _POOLING: Final = "1_Pooling"
 _LIMIT: Final = "sentence_bert_config.json"
 _TOKENIZER: Final = "tokenizer_config.json"
+_PROMPTS: Final = "config_sentence_transformers.json"
 _KNOWN: Final = ("Transformer", "Pooling", "Normalize")
+_LEAST_LIMIT: Final = 3  # [CLS], one token, [SEP]
 _FLAGS: Final[dict[str, DensePooling]] = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
 
 
@@ -76,7 +80,8 @@ def read_limit(folder: Path) -> int | None:
     reads both, and its version 6 writes only the second.
 
     Raises:
-        ValueError: If a file is damaged, or asks for texts in lower case before the tokenizer, which is not supported.
+        ValueError: If a file is damaged, the limit leaves no room for a token between [CLS] and [SEP], or the files ask
+            for texts in lower case before the tokenizer, which is not supported.
     """
     stated = _read_object(folder / _LIMIT)
     if stated.get("do_lower_case"):
@@ -86,10 +91,32 @@ def read_limit(folder: Path) -> int | None:
         (folder / _TOKENIZER, _read_object(folder / _TOKENIZER).get("model_max_length")),
     ):
         if limit is not None:
-            if not isinstance(limit, int | float) or limit < 1:
-                raise ValueError(f"the limit in {path} must be a number of tokens, got {limit!r}")
-            return int(limit)
+            if not isinstance(limit, int | float) or limit < _LEAST_LIMIT:
+                raise ValueError(f"the limit in {path} must be at least {_LEAST_LIMIT} tokens, got {limit!r}")
+            return int(limit) if math.isfinite(limit) else None
     return None
+
+
+def check_prompts(folder: Path) -> None:
+    """Check what sentence-transformers does to every text or vector of a dense-only checkpoint by default.
+
+    A default prompt causes a warning, because it is not put before the texts.
+
+    Raises:
+        ValueError: If the files ask for shorter vectors than the network's, or a file is damaged.
+    """
+    stated = _read_object(folder / _PROMPTS)
+    if (dim := stated.get("truncate_dim")) is not None:
+        raise ValueError(
+            f"{folder} asks for the first {dim} numbers of its vectors ({_PROMPTS}), which is not supported"
+        )
+    prompts, default = stated.get("prompts"), stated.get("default_prompt_name")
+    if default is not None and isinstance(prompts, dict) and (prompt := prompts.get(default)):
+        warnings.warn(
+            f"sentence-transformers puts the prompt {prompt!r} before every text of {folder} ({_PROMPTS}), and this "
+            f"package does not: pass query_instruction={prompt!r} if it is for queries",
+            stacklevel=2,
+        )
 
 
 def _read_object(path: Path) -> dict[str, Any]:

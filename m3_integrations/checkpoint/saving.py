@@ -54,6 +54,8 @@ def save_checkpoint(
             "an int8 network cannot be saved because its weights are rounded: load it with dtype='float32'"
         )
     target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise NotADirectoryError(f"a checkpoint must be a folder, but {target} is a file: choose another path")
     if (target / CONFIG).exists() and not is_replacing:
         raise FileExistsError(f"{target} holds a checkpoint already: choose an empty folder")
     aside = target / _UNFINISHED

@@ -28,17 +28,20 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """
     if not any(file for pattern in VOCABULARIES for file in folder.glob(pattern)):
         # Without this check transformers returns a tokenizer with an empty vocabulary and does not warn.
-        raise ValueError(f"{folder} has no tokenizer: it needs one of {', '.join(VOCABULARIES)}")
+        below = next(iter(sorted(folder.glob("*Transformer/tokenizer.json"))), None)
+        hint = f"; move the files in {below.parent.name} into the folder itself" if below else ""
+        raise ValueError(f"{folder} has no tokenizer: it needs one of {', '.join(VOCABULARIES)}{hint}")
     if (tokenizer := _read(folder)) is not None:
         return Tokenizer(tokenizer)
     from transformers import AutoTokenizer  # noqa: PLC0415 - slower to import than a bundled checkpoint to load
 
     try:
-        return Tokenizer(AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
-    except TypeError:
-        raise
+        found = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if found.truncation_side != "right":
+            raise ValueError("it cuts texts on the left (truncation_side), which is not supported")  # noqa: TRY301
     except Exception as error:  # the Rust library raises nothing narrower
         raise ValueError(f"the tokenizer in {folder} cannot be read: {error}") from error
+    return Tokenizer(found)
 
 
 class _FileTokenizer:
@@ -99,6 +102,7 @@ def _read(folder: Path) -> _FileTokenizer | None:
         tokenizer.post_processor is not None
         and not (folder / "added_tokens.json").exists()
         and "auto_map" not in given
+        and given.get("truncation_side", "right") == "right"
         and given.get("tokenizer_class", "XLMRobertaTokenizer").removesuffix("Fast") == "XLMRobertaTokenizer"
         and all(tokenizer.token_to_id(token) is not None for token in {*special.values(), *_named(given)})
         and all(tokenizer.token_to_id(token) == i for i, token in added.items())

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from m3_integrations.checkpoint import load_tokenizer
+from m3_integrations.checkpoint import files_stamp, load_tokenizer
 from m3_integrations.engine.cache import VectorCache, cache_key
 from m3_integrations.engine.queue import Request, Scheduler
 from m3_integrations.engine.worker import start_worker
@@ -94,6 +94,7 @@ class Engine:
 
     def __init__(self, folder: Path, devices: tuple[torch.device, ...], dtype: torch.dtype) -> None:
         self.folder, self.devices, self.dtype = folder, devices, dtype
+        self._stamp = files_stamp(folder)
         self.tokenizer = load_tokenizer(folder)
         pad_id, ignored_ids = self.tokenizer.pad_id, self.tokenizer.ignored_ids
         self.networks = [
@@ -121,8 +122,22 @@ class Engine:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The result of `checkpoint_fingerprint`."""
-        return checkpoint_fingerprint(self.folder, self.tokenizer.vocabulary)
+        """The result of `checkpoint_fingerprint`. Reading the files takes seconds, so it waits until it is asked for.
+
+        Raises:
+            RuntimeError: If the files were changed since the network was loaded.
+        """
+        changed = RuntimeError(
+            f"the files of {self.folder} were changed after this encoder was opened, so the fingerprint of its network "
+            "is unknown: open the encoder again"
+        )
+        try:
+            found = checkpoint_fingerprint(self.folder, self.tokenizer.vocabulary)
+        except (OSError, ValueError) as error:
+            raise changed from error
+        if files_stamp(self.folder) != self._stamp:
+            raise changed
+        return found
 
     @cached_property
     def executor(self) -> ThreadPoolExecutor:

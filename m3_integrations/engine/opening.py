@@ -11,7 +11,7 @@ from weakref import WeakSet, WeakValueDictionary
 
 import torch
 
-from m3_integrations.checkpoint import head_files, weight_files
+from m3_integrations.checkpoint import files_stamp
 from m3_integrations.engine.engine import Engine
 from m3_integrations.engine.queue import Scheduler
 from m3_integrations.model import limit_threads
@@ -55,7 +55,7 @@ def open_engine(folder: Path, devices: tuple[torch.device, ...], dtype: torch.dt
     if not _loading_process_ids:
         atexit.register(_shut_down)
     _loading_process_ids[:] = [os.getpid()]
-    key = (str(folder), _signature(folder), tuple(map(str, devices)), dtype)
+    key = (str(folder), files_stamp(folder), tuple(map(str, devices)), dtype)
     if shared and (held := _engines.get(key)) is not None:  # without a wait for a network that is being loaded
         return held
     with _loading_lock:
@@ -82,11 +82,3 @@ def _shut_down() -> None:
         scheduler.close()
     for thread in [thread for scheduler in schedulers for thread in scheduler.threads]:
         thread.join(_SHUT_DOWN_TIMEOUT_S)
-
-
-def _signature(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Return the names, sizes and times of the files that the network is loaded from."""
-    files = [folder / "config.json", *folder.glob("tokenizer*"), *weight_files(folder), *head_files(folder)]
-    files += [*folder.glob("modules.json"), *folder.glob("*_Pooling/config.json"), *folder.glob("sentence_bert_*.json")]
-    there = [(str(path.relative_to(folder)), path.stat()) for path in sorted(files) if path.is_file()]
-    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in there)

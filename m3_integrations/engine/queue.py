@@ -98,7 +98,8 @@ class Request:
             return
         rows = slice(first, first + len(positions))
         if not output.is_finite[rows].all():
-            self.end(FloatingPointError("the network computed infinite or NaN values: load it with dtype='float32'"))
+            self.end(FloatingPointError("the network computed infinite or NaN values: load it with dtype='float32', or "
+                                        "check its weights if it is"))  # fmt: skip
             return
         self._dense[positions] = output.dense[rows]
         if output.lexical is not None:

@@ -13,7 +13,15 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from numpy.typing import NDArray
 from torch import nn
 
-from m3_integrations.checkpoint import DensePooling, Heads, count_positions, load_heads, read_limit, read_pooling
+from m3_integrations.checkpoint import (
+    DensePooling,
+    Heads,
+    check_prompts,
+    count_positions,
+    load_heads,
+    read_limit,
+    read_pooling,
+)
 from m3_integrations.model.cpu_layers import CpuLayers, prepare_for_cpu
 from m3_integrations.model.forward_pass import ForwardPass, largest_weights, to_device
 from m3_integrations.model.packing import has_varlen_kernel, packed_attention, packed_positions, padded_attention
@@ -118,6 +126,8 @@ class M3Network(nn.Module):
         if heads is not None and pooling != "cls":
             raise ValueError(f"{folder} has BGE-M3's heads, whose dense vector is [CLS], but its files name {pooling} "
                              "pooling: correct 1_Pooling/config.json, or delete the heads")  # fmt: skip
+        if heads is None:
+            check_prompts(folder)
         if is_packed is None:
             is_packed = cpu_layers is not None or (isinstance(backbone, XlmRoberta) and has_varlen_kernel(backbone))
         network = cls(

@@ -182,7 +182,7 @@ def load_encoder(folder: Path, dtype: torch.dtype) -> nn.Module:
         An `XlmRoberta`, or a model of transformers for other architectures.
 
     Raises:
-        ValueError: For the reasons of `load_backbone`.
+        ValueError: For the reasons of `load_backbone`, or if a weight is infinite or NaN in this dtype.
     """
     config = XlmRobertaConfig.read(folder)
     backbone, state = None, None
@@ -195,12 +195,27 @@ def load_encoder(folder: Path, dtype: torch.dtype) -> nn.Module:
         from m3_integrations.checkpoint.architectures import load_backbone  # noqa: PLC0415 - see there
 
         theirs = load_backbone(folder, dtype)
-        if backbone is None:
-            return theirs
         state = theirs.state_dict()
+        if backbone is None:
+            _check_finite(folder, state)
+            return theirs
     assert backbone is not None  # noqa: S101 - otherwise `theirs` was returned above
+    _check_finite(folder, state)
     backbone.load_state_dict(state, assign=True)
     return backbone.eval().requires_grad_(False)
+
+
+def _check_finite(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
+    """Raise ValueError if a weight is infinite or NaN.
+
+    Torch's attention makes finite numbers of NaN in texts of up to 15 tokens, so the results would not show it.
+    """
+    for name, tensor in state.items():
+        # A sum takes a fifth of the time of `isfinite`, and it is not finite if a weight is not.
+        if tensor.is_floating_point() and not tensor.sum(dtype=torch.float32).isfinite():
+            n = int((~tensor.isfinite()).sum())
+            if n:
+                raise ValueError(f"{folder} has {n} weights that are infinite or NaN in {tensor.dtype}, in {name}")
 
 
 def _read_weights(folder: Path, backbone: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor] | None:
@@ -217,6 +232,8 @@ def _read_weights(folder: Path, backbone: nn.Module, dtype: torch.dtype) -> dict
         for path in weight_files(folder):
             for stored, read in read_tensors(path):
                 name = stored.removeprefix("roberta.")  # in files of language models
+                if name in found:
+                    return None  # in two files, of which one is out of date
                 if name in shapes:
                     found[name] = read().to(dtype, copy=True)
                 elif _OF_A_LAYER.search(name):

@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from m3_integrations.store.values import as_json_values, read_exact
-from m3_integrations.vectors import IntArray, LexicalRows, M3Vectors, Mode, MultiVectorRows, offsets_of
+from m3_integrations.vectors import IntArray, LexicalRows, M3Vectors, Mode, MultiVectorRows, check_modes, offsets_of
 
 _FORMAT_NAME: Final = "m3_integrations vectors"
 _FORMAT_VERSION: Final = 1
@@ -78,15 +78,22 @@ class EncodedBy:
                 its modes need.
         """
         written = (schema.metadata or {}).get(_SAID)
-        said = {} if written is None else json.loads(written)
-        if said.get("format") != _FORMAT_NAME:
+        try:
+            said = {} if written is None else json.loads(written)
+        except ValueError as error:
+            raise ValueError(f"{where} is damaged: {error}") from error
+        if not isinstance(said, dict) or said.get("format") != _FORMAT_NAME:
             raise ValueError(f"{where} was not written by this package: name the files of an encoding")
-        if said["version"] != _FORMAT_VERSION:
+        if (version := said.get("version")) != _FORMAT_VERSION:
             raise ValueError(
-                f"{where} has format version {said['version']}, and this m3-integrations reads {_FORMAT_VERSION}: "
+                f"{where} has format version {version}, and this m3-integrations reads {_FORMAT_VERSION}: "
                 "upgrade m3-integrations to load it"
             )
-        found = cls(said["fingerprint"], tuple(said["modes"]), said["pooling"], said["max_length"], said["model"])
+        try:
+            found = cls(said["fingerprint"], tuple(said["modes"]), said["pooling"], said["max_length"], said["model"])
+            check_modes(found.modes)
+        except (LookupError, TypeError, ValueError) as error:
+            raise ValueError(f"{where} is damaged: {error!r}") from error
         if not found.schema().equals(schema.remove_metadata()):
             raise ValueError(f"{where} must have the columns of its modes {', '.join(found.modes)}, got {schema.names}")
         return found

@@ -43,6 +43,7 @@ from m3_integrations.vectors import (
     check_heads,
     check_length,
     check_modes,
+    check_pairs,
     check_stream,
     check_texts,
     resolve_weights,
@@ -308,11 +309,7 @@ class RemoteEncoder:
         Arguments and errors are those of `score`; the warning of texts that were cut is that of `M3Encoder`.
         """
         self._check_open()
-        pairs = list(pairs)
-        for i, pair in enumerate(pairs):
-            if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-                raise TypeError(f"every pair must be two strings, got {pair!r} at position {i}")
-        check_texts([text for pair in pairs for text in pair])
+        pairs = check_pairs(pairs)
         chosen = resolve_weights(weights)
         chosen.normalized(self.modes)
         sent_weights = [chosen.dense, chosen.lexical, chosen.multi_vector]

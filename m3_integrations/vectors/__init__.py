@@ -24,7 +24,15 @@ from m3_integrations.vectors.modes import (
 from m3_integrations.vectors.protocol import Encoder
 from m3_integrations.vectors.scores import M3Scores
 from m3_integrations.vectors.tensors import Tensors, modes_of, take_array, take_vectors, to_tensors
-from m3_integrations.vectors.texts import check_length, check_stream, check_texts, distinct_texts, warn_of_cut, windows
+from m3_integrations.vectors.texts import (
+    check_length,
+    check_pairs,
+    check_stream,
+    check_texts,
+    distinct_texts,
+    warn_of_cut,
+    windows,
+)
 from m3_integrations.vectors.warning import warn_caller
 
 __all__ = [
@@ -47,6 +55,7 @@ __all__ = [
     "check_heads",
     "check_length",
     "check_modes",
+    "check_pairs",
     "check_stream",
     "check_texts",
     "distinct_texts",

@@ -262,7 +262,7 @@ class M3Vectors:
         if isinstance(rows, slice):
             return self.take(np.arange(self._n)[rows])
         chosen = np.atleast_1d(np.asarray(rows))
-        if chosen.size and chosen.dtype.kind not in "iu":
+        if chosen.ndim > 1 or (chosen.size and chosen.dtype.kind not in "iu"):
             raise TypeError(f"texts are chosen by integers, a slice or a list of integers, got {rows!r}")
         chosen = chosen.astype(np.int64)
         if np.any((chosen < -self._n) | (chosen >= self._n)):

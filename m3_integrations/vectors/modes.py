@@ -28,7 +28,7 @@ def check_modes(modes: Iterable[str]) -> tuple[Mode, ...]:
     wanted = set(modes)
     unknown = wanted.difference(MODES)
     if unknown or not wanted:
-        raise ValueError(f"modes must be one or more of {', '.join(MODES)}, got {sorted(wanted)}")
+        raise ValueError(f"modes must be one or more of {', '.join(MODES)}, got {sorted(map(str, wanted))}")
     return tuple(mode for mode in MODES if mode in wanted)
 
 
@@ -134,7 +134,10 @@ def resolve_weights(weights: WeightsLike | None) -> ModeWeights:
             f"weights must be ModeWeights, the name of a preset ({', '.join(PRESETS)}), or three numbers, as "
             f"[dense, lexical, multi_vector] or as a mapping with these keys, got {weights!r}"
         )
-    return ModeWeights(*(float(number) for number in numbers))
+    try:
+        return ModeWeights(*(float(number) for number in numbers))
+    except OverflowError as error:
+        raise ValueError("weights must be finite numbers, got an integer that no float can hold") from error
 
 
 def _is_number(value: object) -> bool:

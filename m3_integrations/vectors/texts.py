@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import index
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -39,9 +40,31 @@ def check_texts(texts: Iterable[str], position: int = 0) -> Sequence[str]:
     return texts
 
 
+def check_pairs(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return pairs of a query and a text as a list, after checking them.
+
+    Raises:
+        TypeError: If pairs is a table, or one of them is not two strings in an order. Of a mapping or a set the keys
+            would be scored.
+        ValueError: If a text is not valid Unicode.
+    """
+    refuse_table(pairs, "pairs")
+    checked = list(pairs)
+    for i, pair in enumerate(checked):
+        is_pair = isinstance(pair, Sequence | np.ndarray) and not isinstance(pair, str | bytes) and len(pair) == 2
+        if not is_pair or not all(isinstance(text, str) for text in pair):
+            raise TypeError(f"every pair must be two strings, got {pair!r} at position {i}")
+    for side in zip(*checked, strict=True):  # so that a text's position in an error is its pair's
+        check_texts(side)
+    return [(query, text) for query, text in checked]
+
+
 def check_stream(texts: Iterable[str]) -> None:
-    """Raise TypeError if texts, which may be a generator, is one string, no iterable or a table."""
+    """Raise TypeError if texts, which may be a generator, is one string, no iterable, a mapping to texts or a table."""
     refuse_table(texts, "texts")
+    if isinstance(texts, Mapping) and any(isinstance(text, str) for text in texts.values()):
+        # The keys would be read. They are meant in a dictionary that serves as an ordered set.
+        raise TypeError(f"texts must be a list or another iterable, got a {type(texts).__name__}: pass its values()")
     if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
         what = "one string" if isinstance(texts, str) else repr(texts)
         raise TypeError(f"texts must be strings, got {what}: pass [text]")
@@ -49,12 +72,12 @@ def check_stream(texts: Iterable[str]) -> None:
 
 def refuse_table(values: Any, name: str, hint: str = "pass a list, or one of its columns") -> None:
     """Raise TypeError for a data frame or another table, of which only the names of the columns would be read."""
-    if hasattr(values, "columns"):
+    if hasattr(type(values), "columns"):  # of the class: a lazy table would compute its own
         raise TypeError(f"{name} must be one column, got a {type(values).__name__}: {hint}")
 
 
 def check_length(max_length: int) -> int:
-    """Return a length limit unchanged.
+    """Return a length limit as an int.
 
     Raises:
         TypeError: If it is not an integer.
@@ -64,7 +87,7 @@ def check_length(max_length: int) -> int:
         raise TypeError(f"max_length must be an integer, got {max_length!r}")
     if max_length < 3:
         raise ValueError(f"max_length must be at least 3 ([CLS], one token, [SEP]), got {max_length}")
-    return max_length
+    return index(max_length)
 
 
 def windows(texts: Iterable[str], *, max_texts: int, max_tokens: int, max_length: int) -> Iterator[list[str]]:

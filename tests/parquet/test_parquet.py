@@ -218,6 +218,22 @@ def test_what_this_package_did_not_write_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (b"{", "is damaged: Expecting"),
+        (b"[1]", "was not written by this package"),
+        (b'{"format": "m3_integrations vectors", "version": 1}', "is damaged: KeyError"),
+        (b'{"format": "m3_integrations vectors"}', "has format version None"),
+    ],
+)
+def test_damaged_settings_of_vectors_are_refused_with_the_file(said: bytes, message: str, tmp_path: Path) -> None:
+    table = as_table(rows_of(made(1)), vectors_of(made(1)), encoded_by())
+    pq.write_table(table.replace_schema_metadata({b"m3_integrations": said}), tmp_path / "a.parquet")
+    with open_store() as store, pytest.raises(ValueError, match=rf"a\.parquet {message}"):
+        load_parquet([tmp_path], store)
+
+
+@pytest.mark.parametrize(
     ("column", "values", "message"),
     [
         ("tokens", pa.array([1, 1], pa.int32()), "do not fit the numbers of tokens"),

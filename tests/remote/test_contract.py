@@ -86,8 +86,9 @@ async def test_anything_but_strings_is_refused_with_its_position(each: AnyEncode
         each.score("query", texts)
     with pytest.raises(TypeError, match=message):
         list(each.encode_batches(texts))
-    with pytest.raises(TypeError, match="two strings, got 'hi' at position 0"):
-        each.score_pairs(["hi"])  # type: ignore[list-item]
+    for pair in ("hi", {"query": "a", "text": "b"}, {"a", "b"}):  # of these the keys would be scored
+        with pytest.raises(TypeError, match=r"two strings, got .* at position 0"):
+            each.score_pairs([pair])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize(
