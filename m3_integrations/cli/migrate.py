@@ -55,6 +55,7 @@ def migrate(
     questions: Annotated[
         Path | None, typer.Option(help="A folder with queries.jsonl and qrels/, to compare both stores on.")
     ] = None,
+    split: Annotated[str | None, typer.Option(help="Which qrels; test if there are several.")] = None,
     old_model: Annotated[
         str | None,
         typer.Option(help="The model of STORE, which asks it the questions; if none, the one in this package."),
@@ -72,7 +73,9 @@ def migrate(
     from m3_integrations.store.migrating import migrate_store
     from m3_integrations.store.switching import finish_switch, switch_folder
 
-    judged = None if questions is None else _read(questions)
+    if split is not None and questions is None:
+        raise ValueError(f"--split {split} chooses among the judgements of --questions FOLDER: name that too")
+    judged = None if questions is None else _read(questions, split)
     console, store = PipedConsole(), _named(store)
     folder = folder_of(store)
     _check_target(store, to)
@@ -148,11 +151,11 @@ def _refuse_copy(store: str, model: str, to: str | None) -> None:
         )
 
 
-def _read(questions: Path) -> JudgedQueries:
+def _read(questions: Path, split: str | None) -> JudgedQueries:
     """Read the questions before hours of encoding; this also raises an error now if the extra is not installed."""
     from m3_integrations.evaluation import read_queries
 
-    return read_queries(questions)
+    return read_queries(questions, split=split)
 
 
 def _settings(source: Store, multi_vector: str | None, where: str, collection: str | None) -> dict[str, Any]:

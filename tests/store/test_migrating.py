@@ -278,6 +278,12 @@ def test_the_command_migrates_compares_switches_and_goes_back(index: Path, small
     assert "records: 3 encoded, 0 with new metadata, 0 deleted, 0 were there" in first.stdout
     assert f"{beside} holds 3 records" in first.stdout
     assert "with the old store" in first.stdout
+    judged = index.with_name("questions") / "qrels"
+    (judged / "dev.tsv").write_text("query-id\tcorpus-id\tscore\n3\ta\t1\n")
+    one = migrate(index, "--model", small, "--questions", judged.parent, "--split", "dev")
+    assert (one.exit_code, "0 questions won, 1 lost, 0 are as before" in one.stdout) == (0, True), one.output
+    refused = migrate(index, "--model", small, "--split", "dev")
+    assert (refused.exit_code, "--split dev chooses among the judgements" in refused.stderr) == (1, True)
     switched = migrate(index, "--model", small, "--switch")
     assert switched.exit_code == 0, switched.output
     assert "records: 0 encoded, 0 with new metadata, 0 deleted, 3 were there" in switched.stdout
