@@ -1,8 +1,11 @@
 """The cookbooks run, and what they show is what they were committed with."""
 
+import ast
 import copy
+import importlib.util
 import json
 import os
+import pkgutil
 import re
 import sys
 from collections.abc import Iterator
@@ -51,6 +54,54 @@ def test_a_cookbook_says_what_one_gets_and_what_to_change_for_the_real_model(pat
     headings = [line for text in texts for line in text.splitlines() if line.startswith("## ")]
     assert headings[-1] == "## For the real model"
     assert any("BAAI/bge-m3" in text for text in texts)
+
+
+@pytest.mark.parametrize("path", notebooks(), ids=named)
+def test_what_a_cookbook_imports_from_the_package_exists(path: Path) -> None:
+    missing = [
+        f"{cell.id}: from {module} import {name}"
+        for cell in read(path).cells
+        if cell.cell_type == "code"
+        for module, name in imported(cell.source)
+        if module.partition(".")[0] == "m3_integrations" and name not in names_of(module)
+    ]
+    assert missing == []
+
+
+def imported(source: str) -> Iterator[tuple[str, str]]:
+    """Yield the module and the name of every import in the source of a cell; the name is empty for `import module`."""
+    tree = compile(source, "a cell", "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield from ((node.module or "", alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+
+
+def names_of(module: str) -> set[str]:
+    """Return the names that a module has, those of its modules included; the empty name if the module exists.
+
+    The module is read, not imported: the framework of langchain_milvus is not installed here.
+    """
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # it has no parent either
+        return set()
+    if spec is None or spec.origin is None:
+        return set()
+    names = {"", *(each.name for each in pkgutil.iter_modules(spec.submodule_search_locations or []))}
+    for node in ast.parse(Path(spec.origin).read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names.update(alias.asname or alias.name for alias in node.names)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            assigned = {target.id for target in targets if isinstance(target, ast.Name)}
+            names |= assigned
+            if "__all__" in assigned and node.value is not None:
+                names.update(ast.literal_eval(node.value))
+    return names
 
 
 _COMMITTED_WITH = (3, 11)
