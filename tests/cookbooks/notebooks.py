@@ -68,7 +68,7 @@ def execute(notebook: Any) -> list[str]:
             **os.environ,
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # transformers draws one when it loads weights
             "HF_HUB_OFFLINE": "1",
-            "TMPDIR": str(temporary),  # deleted with the folder: notebooks leave their temporary folders to the system
+            "TMPDIR": str(temporary),  # deleted with the folder, even if the kernel is killed
             # Sums are rounded alike, and torch's threads do not wait for each other, which is slow on a busy machine.
             "OMP_NUM_THREADS": "1",
         }
