@@ -30,6 +30,8 @@ class M3SparseEmbeddings(BaseSparseEmbedding):
     Together with `M3Embeddings` of the same model it costs no second forward pass: the encoder's cache returns the
     weights of a text that was just encoded.
 
+    Milvus refuses an empty sparse vector, which an empty text or white space has: leave such documents out.
+
     Setup:
         ```bash
         pip install 'PATH_TO_THE_CLONE[langchain-milvus]'

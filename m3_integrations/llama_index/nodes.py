@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
@@ -19,14 +20,18 @@ from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_
 from pydantic import Field
 
 from m3_integrations.search import NODE_KEYS, Hit, holds_node, is_scores
-from m3_integrations.store.values import check_metadata
+from m3_integrations.store.values import check_metadata, put_dates, split_dates
 
 SCORES_KEY: Final = "m3_scores"
 RETRIEVAL_SCORE_KEY: Final = "retrieval_score"
 """The second key that `M3Rerank` writes into a node's metadata; it comes after the first."""
 
+_CONTENT_KEY: Final = NODE_KEYS[0]
 REF_DOC_KEY: Final = NODE_KEYS[2]
 """The key under which a record keeps the id of its node's document. A node's own metadata must not have this key."""
+
+_DATES_KEY: Final = "m3_dates"
+"""The key in the node's JSON that tells where the dates in its related nodes' metadata are; LlamaIndex ignores it."""
 
 _SOURCE_KEYS: Final = ("document_id", "doc_id", "ref_doc_id")
 """The keys under which LlamaIndex stores the same id by convention, so that filters can use it."""
@@ -87,6 +92,9 @@ def as_metadata(node: BaseNode) -> dict[str, Any]:
             f"node {node.node_id!r} cannot be stored: {error}. The obj of an IndexNode must be a node, or what JSON "
             "holds; pass nodes with other objects as objects= to LlamaIndex's index, which keeps the objects itself"
         ) from error
+    if dates := split_dates(_related_metadata(checked))[1]:  # JSON has strings for them
+        content = json.loads(whole[_CONTENT_KEY]) | {_DATES_KEY: dates}
+        whole[_CONTENT_KEY] = json.dumps(content, ensure_ascii=False)
     metadata = own | {key: each for key, each in whole.items() if key not in own}
     if node.ref_doc_id is None:  # LlamaIndex would store the string "None"
         return {key: each for key, each in metadata.items() if key in own or key not in _SOURCE_KEYS}
@@ -112,6 +120,14 @@ def _checked_relationships(node: BaseNode) -> dict[NodeRelationship, RelatedNode
     }
 
 
+def _related_metadata(node: BaseNode) -> dict[str, Any]:
+    """Return the metadata of a node's related nodes by the kind of relationship; a list of them for children."""
+    return {
+        str(kind.value): [each.metadata for each in related] if isinstance(related, list) else related.metadata
+        for kind, related in node.relationships.items()
+    }
+
+
 def as_result(hit: Hit) -> M3NodeWithScore:
     """Return a hit's node with its scores.
 
@@ -122,10 +138,15 @@ def as_result(hit: Hit) -> M3NodeWithScore:
 
 
 def as_node(id_: str, text: str, metadata: Mapping[str, Any]) -> BaseNode:
-    """Return the node that was added as this record, or a `TextNode` if the record was not added as a node."""
+    """Return the node that was added as this record, or a `TextNode` if the record was not added as a node.
+
+    Its dates are dates again, with two exceptions, which stay strings of ISO 8601: dates in the metadata of an
+    IndexNode's object, and those in the metadata of related nodes if an earlier version stored the record.
+    """
     if holds_node(metadata):
         with suppress(ValueError, TypeError):  # another program wrote the key "_node_content" in another format
             node = metadata_dict_to_node(dict(metadata))
+            put_dates(_related_metadata(node), json.loads(metadata[_CONTENT_KEY]).get(_DATES_KEY, ()))
             # Take the values from the record, which keeps dates as dates; in the node's JSON they are strings.
             node.metadata = {key: metadata[key] for key in node.metadata if key in metadata}
             return node

@@ -41,6 +41,10 @@ class M3VectorStore(EncoderFields, BasePydanticVectorStore):
     `filename_as_id=True` to `SimpleDirectoryReader`. To delete the nodes of removed documents, use `delete`, or an
     `IngestionPipeline` with a docstore and the strategy "upserts_and_delete".
 
+    **Dates** in the metadata of a node and of its related nodes, such as `source_node`, come back as dates. Dates in
+    the metadata of an `IndexNode`'s `obj` come back as strings. So do those of related nodes if an earlier version
+    stored the node, until the node is added again.
+
     **Modes and fields of a query.**
 
     - DEFAULT: this store's own options; without any, all three modes with equal weights.

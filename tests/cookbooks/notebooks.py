@@ -42,13 +42,19 @@ def read(path: Path) -> Any:
     return nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
 
 
-def execute(notebook: Any) -> None:
-    """Run all cells in a new kernel in an empty folder; the outputs are put into the notebook.
+def execute(notebook: Any) -> list[str]:
+    """Run all cells in a new kernel in an empty folder, and put the outputs into the notebook.
+
+    Returns:
+        The names of what is in the folder at the end.
 
     Raises:
         nbclient.exceptions.CellExecutionError: If a cell raises.
     """
     with tempfile.TemporaryDirectory() as folder:
+        own, temporary = Path(folder, "cookbooks"), Path(folder, "temporary")
+        own.mkdir()
+        temporary.mkdir()
         client = NotebookClient(
             notebook,
             kernel_name="python3",
@@ -62,14 +68,17 @@ def execute(notebook: Any) -> None:
             **os.environ,
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # transformers draws one when it loads weights
             "HF_HUB_OFFLINE": "1",
+            "TMPDIR": str(temporary),  # deleted with the folder, even if the kernel is killed
             # Sums are rounded alike, and torch's threads do not wait for each other, which is slow on a busy machine.
             "OMP_NUM_THREADS": "1",
         }
-        asyncio.run(client.async_execute(env=environment, cwd=folder))
+        asyncio.run(client.async_execute(env=environment, cwd=str(own)))
+        left = sorted(path.name for path in own.iterdir())
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
     }
+    return left
 
 
 def code_cells(notebook: Any) -> list[Any]:

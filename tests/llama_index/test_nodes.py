@@ -1,5 +1,7 @@
 """Nodes as records, and back."""
 
+from datetime import date, datetime, timedelta, timezone
+
 import pytest
 from llama_index.core.schema import (
     Document,
@@ -13,10 +15,11 @@ from llama_index.core.schema import (
     RelatedNodeInfo,
     TextNode,
 )
+from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 
 from m3_integrations import Searcher, open_store
-from m3_integrations.llama_index import M3HybridRetriever, M3NodeWithScore, M3Rerank
-from m3_integrations.llama_index.nodes import as_metadata
+from m3_integrations.llama_index import M3HybridRetriever, M3NodeWithScore, M3Rerank, M3VectorStore
+from m3_integrations.llama_index.nodes import as_metadata, as_node
 from tests.llama_index.conftest import CountingEncoder, ids_of
 
 
@@ -62,6 +65,40 @@ def test_a_node_comes_back_whole(node: TextNode, fake: CountingEncoder) -> None:
     assert found.node.hash == node.hash
     for mode in MetadataMode:
         assert found.node.get_content(mode) == node.get_content(mode)
+
+
+DATED = TextNode(
+    id_="t",
+    text="the text",
+    metadata={"on": date(2024, 1, 1)},
+    relationships={
+        NodeRelationship.SOURCE: RelatedNodeInfo(node_id="doc", metadata={"on": date(2024, 1, 1), "iso": "2024-01-01"}),
+        NodeRelationship.NEXT: RelatedNodeInfo(
+            node_id="t2", metadata={"log": [{"at": datetime(2024, 1, 1, 3, tzinfo=timezone(timedelta(hours=2)))}]}
+        ),
+        NodeRelationship.CHILD: [
+            RelatedNodeInfo(node_id="c1"),
+            RelatedNodeInfo(node_id="c2", metadata={"at": datetime(2024, 1, 1)}),
+        ],
+    },
+)
+
+
+def test_dates_of_related_nodes_come_back_as_dates_and_strings_as_strings(fake: CountingEncoder) -> None:
+    vectors = M3VectorStore(encoder=fake)
+    vectors.add([DATED])
+    (found,) = vectors.get_nodes(["t"])
+    assert found == DATED
+    assert [found.relationships[kind] for kind in DATED.relationships] == list(DATED.relationships.values())
+
+
+def test_dates_of_related_nodes_are_strings_for_llama_index_and_in_stores_of_earlier_versions() -> None:
+    metadata = as_metadata(DATED)
+    for_llama_index = metadata_dict_to_node(metadata)
+    metadata["_node_content"] = node_to_metadata_dict(DATED)["_node_content"]  # what earlier versions stored
+    for node in (for_llama_index, as_node("t", "the text", metadata)):
+        assert node.source_node is not None
+        assert node.source_node.metadata == {"on": "2024-01-01", "iso": "2024-01-01"}
 
 
 def test_a_document_comes_back_as_a_text_node_as_in_llama_indexs_own_stores(fake: CountingEncoder) -> None:
