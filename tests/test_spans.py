@@ -51,6 +51,8 @@ def cut(text: str) -> list[str]:
         ("First\n\nSecond line\ngoes on", ["First", "Second line\ngoes on"]),
         ("List\n- one\n- two\n3 three", ["List", "- one", "- two", "3 three"]),
         ("www.example.org is up. ok", ["www.example.org is up. ok"]),
+        ("J... Went. Wait...x... Dr.. (So?!) No.", ["J...", "Went.", "Wait...x...", "Dr..", "(So?!)", "No."]),
+        ("什么！?！。?x！?! y", ["什么！?！。", "?x！?!", "y"]),
     ],
 )
 def test_sentences_are_cut_where_a_reader_would(text: str, sentences: list[str]) -> None:
@@ -63,6 +65,13 @@ def test_a_stretch_without_an_end_is_cut_at_spaces_and_nothing_is_lost() -> None
     assert max(map(len, pieces)) <= 1000
     assert "".join("".join(pieces).split()) == "".join(text.split())
     assert all(piece.endswith("word") for piece in pieces[:3])
+
+
+@pytest.mark.parametrize("marks", [".", "!", "…", "!?", ".)", "。」x"])
+def test_a_long_run_of_end_marks_takes_steps_in_proportion_to_its_length(marks: str) -> None:
+    """Steps in proportion to the square of 200,000 would take minutes."""
+    text = marks * 200_000 + "x"
+    assert "".join(cut(text)) == text
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mcls"])
