@@ -174,9 +174,11 @@ def test_a_record_that_was_cut_says_how_far_it_was_read(tiny: M3Encoder) -> None
         assert [s.score for s in found.sentences[-2:]] == [0.0, 0.0]
 
 
-def evidence(*scores: float, length: int = 10) -> Evidence:
-    sentences = tuple(Sentence(i * (length + 1), i * (length + 1) + length, score) for i, score in enumerate(scores))
-    return Evidence("a", "x" * (len(scores) * (length + 1) - 1), sentences, ("lexical",), 0)
+def evidence(*scores: float, gap: int = 1, read_to: int = 1000) -> Evidence:
+    """Sentences of 10 characters with white space between."""
+    size = 10 + gap
+    sentences = tuple(Sentence(i * size, i * size + 10, score) for i, score in enumerate(scores))
+    return Evidence("a", (" " * gap).join(["x" * 10] * len(scores)), sentences, ("lexical",), read_to)
 
 
 def test_what_is_kept_is_the_best_and_what_follows_it_within_the_room() -> None:
@@ -191,6 +193,16 @@ def test_what_is_kept_is_the_best_and_what_follows_it_within_the_room() -> None:
     assert evidence().keep() == []
     assert evidence().best is None
     assert evidence(0.0, 0.0).keep(neighbours=0, max_share=0.5) == [(0, 10)]
+
+
+def test_a_sentence_that_was_not_read_comes_after_all_that_were() -> None:
+    found = evidence(-0.3, -0.1, 0.0, 0.0, read_to=21)
+    assert found.best == found.sentences[1]
+    assert found.keep(max_share=0.3, neighbours=0) == [(11, 21)]
+    assert found.keep(max_share=0.5, neighbours=0) == [(0, 21)]
+    part = found.within(11, 43)
+    assert part.best == part.sentences[0]
+    assert evidence(-0.3, 0.0, read_to=0).best == Sentence(11, 21, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -62,8 +62,11 @@ class Evidence:
 
     @property
     def best(self) -> Sentence | None:
-        """The sentence with the highest score, of equal ones the first; None if there is no sentence."""
-        return max(self.sentences, key=lambda sentence: sentence.score, default=None)
+        """The sentence with the highest score, of equal ones the first; None if there is no sentence.
+
+        A sentence that the model has not read comes after all that it has read, whose scores may be below 0.
+        """
+        return max(self.sentences, key=self._rank, default=None)
 
     def keep(
         self, *, max_share: float = 0.5, max_characters: int | None = None, neighbours: int = 1
@@ -71,7 +74,8 @@ class Evidence:
         """Return the start and the end (exclusive) of the passages to keep, in the order of the text.
 
         The best sentence is always kept, then the `neighbours` sentences after it, then the next best sentence with
-        its neighbours, and so on. A sentence that does not fit is left out. Adjacent sentences become one passage.
+        its neighbours, and so on. Sentences that the model has not read come last. A sentence that does not fit is left
+        out. Adjacent sentences become one passage.
 
         The sentences after a chosen one are kept because an answer more often goes on after it than begins before it.
         Landmark Embedding is trained to find the last sentence of an answer for the same reason: Luo, Liu, Xiao and
@@ -88,7 +92,7 @@ class Evidence:
         _check_keeping(max_share, max_characters, neighbours)
         sentences = self.sentences
         room = max_share * len(self.text) if max_characters is None else min(max_share * len(self.text), max_characters)
-        order = sorted(range(len(sentences)), key=lambda row: -sentences[row].score)
+        order = sorted(range(len(sentences)), key=lambda row: self._rank(sentences[row]), reverse=True)
         kept: set[int] = set()
         for best in order:
             for row in range(best, min(best + neighbours + 1, len(sentences))):
@@ -112,6 +116,10 @@ class Evidence:
         )
         read_to = max(min(self.read_to, end) - start, 0)
         return Evidence(self.id, self.text[start:end], tuple(sentences), self.modes, read_to)
+
+    def _rank(self, sentence: Sentence) -> tuple[bool, float]:
+        """Return a key that is larger for a better sentence: the score 0 of an unread one means nothing."""
+        return sentence.start < self.read_to, sentence.score
 
     def _passages(self, rows: Sequence[int]) -> Iterator[tuple[int, int]]:
         start = before = -1
