@@ -185,7 +185,7 @@ def test_what_is_kept_is_the_best_and_what_follows_it_within_the_room() -> None:
     found = evidence(0.1, 0.2, 0.9, 0.3, 0.8, 0.0)  # 65 characters
     assert found.best == found.sentences[2]
     assert found.keep(max_share=0.1) == [(22, 32)]  # the best alone, though it is longer
-    assert found.keep(max_share=0.31) == [(22, 43)]  # and its neighbour
+    assert found.keep(max_share=0.33) == [(22, 43)]  # and its neighbour
     assert found.keep(max_share=0.5) == [(22, 54)]  # and the next best
     assert found.keep(max_share=0.31, neighbours=0) == [(22, 32), (44, 54)]
     assert found.keep(max_share=1.0) == [(0, 65)]
@@ -205,6 +205,19 @@ def test_a_sentence_that_was_not_read_comes_after_all_that_were() -> None:
     assert evidence(-0.3, 0.0, read_to=0).best == Sentence(11, 21, 0.0)
 
 
+def test_white_space_and_separators_count_as_kept() -> None:
+    found = evidence(0.2, 0.9, 0.1, 0.8, gap=30)  # at 0, 40, 80 and 120
+    assert found.keep(max_share=1, max_characters=49) == [(40, 50), (120, 130)]
+    assert found.keep(max_share=1, max_characters=50) == [(40, 90)]
+    assert found.keep(max_share=1, max_characters=89) == [(40, 90)]
+    assert found.keep(max_share=1, max_characters=90) == [(40, 130)]
+    assert found.keep(max_share=1, max_characters=22, separator_characters=3) == [(40, 50)]
+    assert found.keep(max_share=1, max_characters=23, separator_characters=3) == [(40, 50), (120, 130)]
+    # The third sentence saves the separator of 70 between its neighbours: 10 + 2 * 30 - 70.
+    assert found.keep(max_share=1, max_characters=90, separator_characters=70, neighbours=0) == [(40, 130)]
+    assert found.keep(max_share=1, separator_characters=1000) == [(0, 130)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -212,6 +225,7 @@ def test_a_sentence_that_was_not_read_comes_after_all_that_were() -> None:
         ({"max_share": 1.1}, "got 1.1"),
         ({"max_characters": 0}, "max_characters must be at least 1, got 0"),
         ({"neighbours": -1}, "neighbours must be 0 or more, got -1"),
+        ({"separator_characters": -1}, "separator_characters must be 0 or more, got -1"),
     ],
 )
 def test_keeping_refuses_what_has_no_meaning(arguments: dict[str, float], message: str) -> None:
