@@ -52,7 +52,7 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
     from m3_integrations import evaluation
     from m3_integrations.checkpoint import DEFAULT
     from m3_integrations.evaluation.modes import check_columns, check_weights, possible_columns
-    from m3_integrations.evaluation.report import notes, write_report, write_results
+    from m3_integrations.evaluation.report import check_folders, notes, write_report, write_results
     from m3_integrations.evaluation.tables import make_tables, reliability_table
     from m3_integrations.evaluation.verdict import judge_calibration, make_verdicts
 
@@ -70,9 +70,11 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
     if calibrate is not None:
         _check_calibration(calibrate, len(models), len(datasets))
     opened = partial(open_model, shared=False, device=device, max_length=max_length)
-    common = _common_modes(opened, models)
+    different, common = _tried(opened, models)
+    models = list(different.values())
     columns = check_columns(_names(modes) or [], common, _joined(models)) if modes else possible_columns(common)
     check_weights(chosen)
+    check_folders(list(different), [dataset.name for dataset in datasets])
     _check_datasets(datasets, asked, common, _joined(models), tune=tune or calibrate is not None)
     out.mkdir(parents=True, exist_ok=True)
     work = work or out / "vectors"
@@ -106,13 +108,19 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
     _print_verdicts(verdicts, console)
 
 
-def _common_modes(opened: Callable[[str], M3Encoder | RemoteEncoder], models: Sequence[str]) -> tuple[Mode, ...]:
-    """Return the modes that all checkpoints have heads for. All are opened: a damaged one raises an error at once."""
-    common = MODES
+def _tried(
+    opened: Callable[[str], M3Encoder | RemoteEncoder], models: Sequence[str]
+) -> tuple[dict[str, str], tuple[Mode, ...]]:
+    """Return the different models, each with the name to open it by, and the modes that all have heads for.
+
+    All are opened: a damaged one raises an error at once.
+    """
+    common, different = MODES, dict[str, str]()
     for name in models:
         with opened(name) as encoder:
             common = tuple(mode for mode in common if mode in encoder.modes)
-    return common
+            different.setdefault(encoder.model, name)  # m and ./m are one folder
+    return different, common
 
 
 def _check_datasets(
