@@ -17,6 +17,7 @@ from m3_integrations.vectors import MODES, Mode, ModeWeights
 if TYPE_CHECKING:
     from m3_integrations.encoder import M3Encoder
     from m3_integrations.evaluation import Dataset, EvaluationResult, FittedCalibration, TunedWeights, Verdict
+    from m3_integrations.evaluation.modes import Column
     from m3_integrations.evaluation.tables import Table
     from m3_integrations.remote import RemoteEncoder
 
@@ -37,7 +38,8 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
                             "MKQA's questions with answers.")] = None,
     split: Annotated[str | None, typer.Option(help="Which qrels; test if there are several.")] = None,
     titles: Annotated[bool, typer.Option(help="Put titles before the texts, as BEIR does.")] = True,
-    baseline: Annotated[str, typer.Option(help="The mode that the others are compared with.")] = "dense",
+    baseline: Annotated[str | None, typer.Option(help="The mode that the others are compared with, one of MODES. dense "
+                        "if none.")] = None,
     rerank_depth: Annotated[int, typer.Option(help="How many of the best by dense multi_vector and all rerank.")] = 200,
     pool_size: Annotated[int, typer.Option(help="Candidates of each leg of search:all.")] = 100,
     encode_candidates: Annotated[bool, typer.Option(help="Keep no token vectors of the corpus; encode candidates "
@@ -59,7 +61,7 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
     console = PipedConsole()
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"--out {out} exists and is a file: name a folder for the report")
-    (compared_with,) = check_columns([baseline], MODES)
+    (compared_with,) = check_columns(["dense" if baseline is None else baseline], MODES)
     chosen, asked = parse_weights(weights or []), _names(metrics)
     protocol = evaluation.Protocol(rerank_depth=rerank_depth, pool_size=pool_size, encode_candidates=encode_candidates)
     datasets = [
@@ -74,6 +76,7 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
     models = list(different.values())
     columns = check_columns(_names(modes) or [], common, _joined(models)) if modes else possible_columns(common)
     check_weights(chosen)
+    _check_used(baseline, weights or [], columns, calibrates=calibrate is not None)
     check_folders(list(different), [dataset.name for dataset in datasets])
     _check_datasets(datasets, asked, common, _joined(models), tune=tune or calibrate is not None)
     out.mkdir(parents=True, exist_ok=True)
@@ -121,6 +124,19 @@ def _tried(
             common = tuple(mode for mode in common if mode in encoder.modes)
             different.setdefault(encoder.model, name)  # m and ./m are one folder
     return different, common
+
+
+def _check_used(baseline: str | None, weights: Sequence[str], columns: Sequence[Column], *, calibrates: bool) -> None:
+    """Raise ValueError if an option is for modes of which none is measured, so that it would have no effect."""
+    options = [] if baseline is None else [(f"--baseline {baseline}", {baseline})]
+    options += [(f"--weights {text}", set(parse_weights([text]))) for text in weights]
+    for option, wanted in options:
+        is_fitted = calibrates and option.startswith("--weights") and "search:all" in wanted
+        if not is_fitted and wanted.isdisjoint(columns):
+            raise ValueError(
+                f"{option} is for {' or '.join(sorted(wanted))}, but only {', '.join(columns)} would be measured: "
+                "leave it out, or change --modes"
+            )
 
 
 def _check_datasets(

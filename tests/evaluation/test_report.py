@@ -131,7 +131,17 @@ def test_weights_are_read_as_they_are_typed() -> None:
         (["NOWHERE"], "corpus.jsonl"),
         (["DATA", "--modes", "dense,sparse"], "modes must be one or more of"),
         (["DATA", "--baseline", "sparse"], "modes must be one or more of"),
+        (
+            ["DATA", "--baseline", "all", "--modes", "dense,bm25"],
+            "--baseline all is for all, but only dense, bm25 would",
+        ),
+        (
+            ["DATA", "--model", "DENSE", "--baseline", "lexical"],
+            "--baseline lexical is for lexical, but only dense, bm25",
+        ),
         (["DATA", "--weights", "all=best"], "unknown weights 'best'"),
+        (["DATA", "--weights", "all=mldr", "--modes", "dense"], "--weights all=mldr is for all, but only dense would"),
+        (["DATA", "--weights", "mldr", "--modes", "bm25"], "is for all or dense+lexical or search:all, but only bm25"),
         (["DATA", "--metrics", "nDCG@10,Recall"], "cannot compute 'Recall'"),
         (["DATA", "--model", "NOWHERE"], "no checkpoint folder"),
         (["DATA", "--model", "tiny", "--model", "NOWHERE"], "no checkpoint folder"),
