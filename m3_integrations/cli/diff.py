@@ -226,10 +226,8 @@ def print_diff(found: SearchDiff, a: str, b: str, show: int, console: Console) -
 def _lines(each: ChangedQuestion) -> list[str]:
     places = " → ".join("not found" if rank is None else f"place {rank}" for rank in (each.old_rank, each.new_rank))
     kind = "won " if each.new > each.old else "lost"
-    lines = [
-        f"{kind} {each.new - each.old:+.3f}  {each.id}: {each.text}",
-        f"      {each.document}: {places}",
-    ]
+    lines = [f"{kind} {each.new - each.old:+.3f}  {each.id}: {each.text}"]
+    lines += [] if each.document is None else [f"      {each.document}: {places}"]
     if (why := each.decision) is not None:
         modes = ", ".join(f"{mode.replace('_', '-')} {amount:+.3f}" for mode, amount in why.by_mode.items())
         token = f"{why.token.strip('▁') or why.token!r} {why.amount:+.3f}" if why.token else "no token, by dense alone"
