@@ -237,7 +237,9 @@ def test_the_exit_status_says_whether_b_is_worse(data: Path, small: Path) -> Non
     assert better.exit_code == 0, better.output
 
 
-def test_stores_and_storages_are_compared_without_a_corpus(data: Path, tmp_path: Path) -> None:
+def test_stores_and_storages_are_compared_without_a_corpus(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with M3Encoder("tiny", device="cpu") as encoder, open_store(tmp_path / "store") as opened:
         dataset = read_dataset(data)
         Searcher(encoder, opened).add(list(dataset.corpus.texts()), ids=dataset.corpus.ids)
@@ -248,6 +250,11 @@ def test_stores_and_storages_are_compared_without_a_corpus(data: Path, tmp_path:
     for setting in ("mode=dense", "dtype=bfloat16"):  # one folder, opened once
         same = CliRunner().invoke(app, ["diff", f"tiny,{place}", f"tiny,{place},{setting}", str(data)])
         assert same.exit_code == 0, same.output
+    monkeypatch.chdir(tmp_path)
+    Path("link").symlink_to("store")
+    for store in ("store", "./store/", "link"):  # the same folder, and still opened once
+        alike = CliRunner().invoke(app, ["diff", f"tiny,{place}", f"tiny,store={store},mode=dense", str(data)])
+        assert alike.exit_code == 0, alike.output
     assert read_queries(data).texts["1"] == "when do backups run?"
     for arguments, said in (
         (["tiny", f"tiny,{place}"], "corpus.jsonl is not there"),
