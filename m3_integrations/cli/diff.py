@@ -104,11 +104,12 @@ def diff(
     turbo4 or none, token_pooling=, store=FOLDER_OR_URL. Without a store the corpus of QUESTIONS is encoded.
     """
     from m3_integrations.evaluation import diff_searches, read_dataset, read_queries
-    from m3_integrations.evaluation.metrics import check_metrics
+    from m3_integrations.evaluation.metrics import check_judgements, check_metrics
 
     check_metrics([metric])  # before a corpus is encoded
     ways = [read_way(a), read_way(b)]
     judged, corpus = read_queries(questions, split=split), None
+    check_judgements([metric], judged.qrels)
     if not all("store" in way.settings for way in ways):
         corpus = read_dataset(questions, split=split, titles=titles).corpus
     with ExitStack() as stack:

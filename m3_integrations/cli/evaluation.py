@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -169,8 +170,8 @@ def _joined(models: Sequence[str]) -> str:
 
 
 def _names(text: str | None) -> list[str] | None:
-    """Return the names in a comma-separated list; None without one."""
-    return [name.strip() for name in text.split(",")] if text else None
+    """Return the names in a comma-separated list; None without one. A comma in brackets belongs to a name."""
+    return [name.strip() for name in re.split(r",(?![^()]*\))", text)] if text else None
 
 
 def parse_weights(texts: Sequence[str]) -> dict[str, ModeWeights | str]:

@@ -11,7 +11,7 @@ from typing import Final
 
 from m3_integrations.evaluation.answers import check_answer_metrics, judge_by_answers, read_questions
 from m3_integrations.evaluation.corpus import Corpus, parse_row, read_lines
-from m3_integrations.evaluation.metrics import MOST_GAIN, check_gains, check_metrics
+from m3_integrations.evaluation.metrics import MOST_GAIN, check_gains, check_judgements, check_metrics
 from m3_integrations.vectors import IntArray
 
 _DEFAULT_SPLIT: Final = "test"
@@ -80,9 +80,11 @@ class Dataset:
 
         Raises:
             TypeError: If metrics is one string.
-            ValueError: If metrics is empty, one is unknown, or one has no meaning for answers.
+            ValueError: If metrics is empty, one is unknown, or one has no meaning for answers or for one of the gains.
         """
-        return check_answer_metrics(metrics) if self.answers else check_metrics(metrics)
+        checked = check_answer_metrics(metrics) if self.answers else check_metrics(metrics)
+        check_judgements(checked, self.qrels)
+        return checked
 
     def judge(self, found: Mapping[str, IntArray]) -> Mapping[str, Mapping[str, int]]:
         """Return the gain of every query's judged documents.
