@@ -51,6 +51,8 @@ def cut(text: str) -> list[str]:
         ("First\n\nSecond line\ngoes on", ["First", "Second line\ngoes on"]),
         ("List\n- one\n- two\n3 three", ["List", "- one", "- two", "3 three"]),
         ("www.example.org is up. ok", ["www.example.org is up. ok"]),
+        ("J... Went. Wait...x... Dr.. (So?!) No.", ["J...", "Went.", "Wait...x...", "Dr..", "(So?!)", "No."]),
+        ("什么！?！。?x！?! y", ["什么！?！。", "?x！?!", "y"]),
     ],
 )
 def test_sentences_are_cut_where_a_reader_would(text: str, sentences: list[str]) -> None:
@@ -63,6 +65,13 @@ def test_a_stretch_without_an_end_is_cut_at_spaces_and_nothing_is_lost() -> None
     assert max(map(len, pieces)) <= 1000
     assert "".join("".join(pieces).split()) == "".join(text.split())
     assert all(piece.endswith("word") for piece in pieces[:3])
+
+
+@pytest.mark.parametrize("marks", [".", "!", "…", "!?", ".)", "。」x"])
+def test_a_long_run_of_end_marks_takes_steps_in_proportion_to_its_length(marks: str) -> None:
+    """Steps in proportion to the square of 200,000 would take minutes."""
+    text = marks * 200_000 + "x"
+    assert "".join(cut(text)) == text
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mcls"])
@@ -165,16 +174,18 @@ def test_a_record_that_was_cut_says_how_far_it_was_read(tiny: M3Encoder) -> None
         assert [s.score for s in found.sentences[-2:]] == [0.0, 0.0]
 
 
-def evidence(*scores: float, length: int = 10) -> Evidence:
-    sentences = tuple(Sentence(i * (length + 1), i * (length + 1) + length, score) for i, score in enumerate(scores))
-    return Evidence("a", "x" * (len(scores) * (length + 1) - 1), sentences, ("lexical",), 0)
+def evidence(*scores: float, gap: int = 1, read_to: int = 1000) -> Evidence:
+    """Sentences of 10 characters with white space between."""
+    size = 10 + gap
+    sentences = tuple(Sentence(i * size, i * size + 10, score) for i, score in enumerate(scores))
+    return Evidence("a", (" " * gap).join(["x" * 10] * len(scores)), sentences, ("lexical",), read_to)
 
 
 def test_what_is_kept_is_the_best_and_what_follows_it_within_the_room() -> None:
     found = evidence(0.1, 0.2, 0.9, 0.3, 0.8, 0.0)  # 65 characters
     assert found.best == found.sentences[2]
     assert found.keep(max_share=0.1) == [(22, 32)]  # the best alone, though it is longer
-    assert found.keep(max_share=0.31) == [(22, 43)]  # and its neighbour
+    assert found.keep(max_share=0.33) == [(22, 43)]  # and its neighbour
     assert found.keep(max_share=0.5) == [(22, 54)]  # and the next best
     assert found.keep(max_share=0.31, neighbours=0) == [(22, 32), (44, 54)]
     assert found.keep(max_share=1.0) == [(0, 65)]
@@ -184,6 +195,29 @@ def test_what_is_kept_is_the_best_and_what_follows_it_within_the_room() -> None:
     assert evidence(0.0, 0.0).keep(neighbours=0, max_share=0.5) == [(0, 10)]
 
 
+def test_a_sentence_that_was_not_read_comes_after_all_that_were() -> None:
+    found = evidence(-0.3, -0.1, 0.0, 0.0, read_to=21)
+    assert found.best == found.sentences[1]
+    assert found.keep(max_share=0.3, neighbours=0) == [(11, 21)]
+    assert found.keep(max_share=0.5, neighbours=0) == [(0, 21)]
+    part = found.within(11, 43)
+    assert part.best == part.sentences[0]
+    assert evidence(-0.3, 0.0, read_to=0).best == Sentence(11, 21, 0.0)
+
+
+def test_white_space_and_separators_count_as_kept() -> None:
+    found = evidence(0.2, 0.9, 0.1, 0.8, gap=30)  # at 0, 40, 80 and 120
+    assert found.keep(max_share=1, max_characters=49) == [(40, 50), (120, 130)]
+    assert found.keep(max_share=1, max_characters=50) == [(40, 90)]
+    assert found.keep(max_share=1, max_characters=89) == [(40, 90)]
+    assert found.keep(max_share=1, max_characters=90) == [(40, 130)]
+    assert found.keep(max_share=1, max_characters=22, separator_characters=3) == [(40, 50)]
+    assert found.keep(max_share=1, max_characters=23, separator_characters=3) == [(40, 50), (120, 130)]
+    # The third sentence saves the separator of 70 between its neighbours: 10 + 2 * 30 - 70.
+    assert found.keep(max_share=1, max_characters=90, separator_characters=70, neighbours=0) == [(40, 130)]
+    assert found.keep(max_share=1, separator_characters=1000) == [(0, 130)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -191,6 +225,7 @@ def test_what_is_kept_is_the_best_and_what_follows_it_within_the_room() -> None:
         ({"max_share": 1.1}, "got 1.1"),
         ({"max_characters": 0}, "max_characters must be at least 1, got 0"),
         ({"neighbours": -1}, "neighbours must be 0 or more, got -1"),
+        ({"separator_characters": -1}, "separator_characters must be 0 or more, got -1"),
     ],
 )
 def test_keeping_refuses_what_has_no_meaning(arguments: dict[str, float], message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -13,7 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 import typer
 from rich.console import Console
 
-from m3_integrations.cli.shared import Device, PipedConsole, errors_in_one_line, escape, is_new, open_model, open_place
+from m3_integrations.cli.shared import (
+    Device,
+    PipedConsole,
+    errors_in_one_line,
+    escape,
+    folder_of,
+    is_new,
+    open_model,
+    open_place,
+)
 
 if TYPE_CHECKING:
     from m3_integrations.encoder import M3Encoder
@@ -94,11 +104,12 @@ def diff(
     turbo4 or none, token_pooling=, store=FOLDER_OR_URL. Without a store the corpus of QUESTIONS is encoded.
     """
     from m3_integrations.evaluation import diff_searches, read_dataset, read_queries
-    from m3_integrations.evaluation.metrics import check_metrics
+    from m3_integrations.evaluation.metrics import check_judgements, check_metrics
 
     check_metrics([metric])  # before a corpus is encoded
     ways = [read_way(a), read_way(b)]
     judged, corpus = read_queries(questions, split=split), None
+    check_judgements([metric], judged.qrels)
     if not all("store" in way.settings for way in ways):
         corpus = read_dataset(questions, split=split, titles=titles).corpus
     with ExitStack() as stack:
@@ -134,7 +145,7 @@ def _open_all(ways: list[Way], corpus: Corpus | None, device: str, stack: ExitSt
             encoders[of_model] = open_model(way.model, device=device, dtype=of_model[1] or None)
             stack.callback(encoders[of_model].close)
         encoder, place = encoders[of_model], way.settings.get("store")
-        of_store = (place,) if place else (*of_model, *(way.settings.get(name, "") for name in _NEEDS_CORPUS))
+        of_store = (_key(place),) if place else (*of_model, *(way.settings.get(name, "") for name in _NEEDS_CORPUS))
         is_there = of_store in stores
         if not is_there:
             stores[of_store] = stack.enter_context(open_place(place, collection=None)) if place else _make(way, stack)
@@ -147,6 +158,12 @@ def _open_all(ways: list[Way], corpus: Corpus | None, device: str, stack: ExitSt
         Console(stderr=True).print(f"encoding the corpus for {escape(way.text)}", highlight=False, soft_wrap=True)
         searcher.add(list(corpus.texts()), ids=corpus.ids, show_progress=True)
     return searchers
+
+
+def _key(place: str) -> str:
+    """Return one name for a store's folder, whichever way it is written; a URL as it is."""
+    folder = folder_of(place)
+    return place if folder is None else os.path.realpath(folder)
 
 
 def _options(way: Way) -> SearchOptions:
@@ -226,10 +243,8 @@ def print_diff(found: SearchDiff, a: str, b: str, show: int, console: Console) -
 def _lines(each: ChangedQuestion) -> list[str]:
     places = " → ".join("not found" if rank is None else f"place {rank}" for rank in (each.old_rank, each.new_rank))
     kind = "won " if each.new > each.old else "lost"
-    lines = [
-        f"{kind} {each.new - each.old:+.3f}  {each.id}: {each.text}",
-        f"      {each.document}: {places}",
-    ]
+    lines = [f"{kind} {each.new - each.old:+.3f}  {each.id}: {each.text}"]
+    lines += [] if each.document is None else [f"      {each.document}: {places}"]
     if (why := each.decision) is not None:
         modes = ", ".join(f"{mode.replace('_', '-')} {amount:+.3f}" for mode, amount in why.by_mode.items())
         token = f"{why.token.strip('▁') or why.token!r} {why.amount:+.3f}" if why.token else "no token, by dense alone"

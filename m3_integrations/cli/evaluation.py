@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from m3_integrations.vectors import MODES, Mode, ModeWeights
 if TYPE_CHECKING:
     from m3_integrations.encoder import M3Encoder
     from m3_integrations.evaluation import Dataset, EvaluationResult, FittedCalibration, TunedWeights, Verdict
+    from m3_integrations.evaluation.modes import Column
     from m3_integrations.evaluation.tables import Table
     from m3_integrations.remote import RemoteEncoder
 
@@ -37,7 +39,8 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
                             "MKQA's questions with answers.")] = None,
     split: Annotated[str | None, typer.Option(help="Which qrels; test if there are several.")] = None,
     titles: Annotated[bool, typer.Option(help="Put titles before the texts, as BEIR does.")] = True,
-    baseline: Annotated[str, typer.Option(help="The mode that the others are compared with.")] = "dense",
+    baseline: Annotated[str | None, typer.Option(help="The mode that the others are compared with, one of MODES. dense "
+                        "if none.")] = None,
     rerank_depth: Annotated[int, typer.Option(help="How many of the best by dense multi_vector and all rerank.")] = 200,
     pool_size: Annotated[int, typer.Option(help="Candidates of each leg of search:all.")] = 100,
     encode_candidates: Annotated[bool, typer.Option(help="Keep no token vectors of the corpus; encode candidates "
@@ -52,14 +55,14 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
     from m3_integrations import evaluation
     from m3_integrations.checkpoint import DEFAULT
     from m3_integrations.evaluation.modes import check_columns, check_weights, possible_columns
-    from m3_integrations.evaluation.report import notes, write_report, write_results
+    from m3_integrations.evaluation.report import check_folders, notes, write_report, write_results
     from m3_integrations.evaluation.tables import make_tables, reliability_table
     from m3_integrations.evaluation.verdict import judge_calibration, make_verdicts
 
     console = PipedConsole()
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"--out {out} exists and is a file: name a folder for the report")
-    (compared_with,) = check_columns([baseline], MODES)
+    (compared_with,) = check_columns(["dense" if baseline is None else baseline], MODES)
     chosen, asked = parse_weights(weights or []), _names(metrics)
     protocol = evaluation.Protocol(rerank_depth=rerank_depth, pool_size=pool_size, encode_candidates=encode_candidates)
     datasets = [
@@ -70,9 +73,12 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
     if calibrate is not None:
         _check_calibration(calibrate, len(models), len(datasets))
     opened = partial(open_model, shared=False, device=device, max_length=max_length)
-    common = _common_modes(opened, models)
+    different, common = _tried(opened, models)
+    models = list(different.values())
     columns = check_columns(_names(modes) or [], common, _joined(models)) if modes else possible_columns(common)
     check_weights(chosen)
+    _check_used(baseline, weights or [], columns, calibrates=calibrate is not None)
+    check_folders(list(different), [dataset.name for dataset in datasets])
     _check_datasets(datasets, asked, common, _joined(models), tune=tune or calibrate is not None)
     out.mkdir(parents=True, exist_ok=True)
     work = work or out / "vectors"
@@ -106,13 +112,32 @@ def evaluate(  # noqa: PLR0917 - typer passes by name
     _print_verdicts(verdicts, console)
 
 
-def _common_modes(opened: Callable[[str], M3Encoder | RemoteEncoder], models: Sequence[str]) -> tuple[Mode, ...]:
-    """Return the modes that all checkpoints have heads for. All are opened: a damaged one raises an error at once."""
-    common = MODES
+def _tried(
+    opened: Callable[[str], M3Encoder | RemoteEncoder], models: Sequence[str]
+) -> tuple[dict[str, str], tuple[Mode, ...]]:
+    """Return the different models, each with the name to open it by, and the modes that all have heads for.
+
+    All are opened: a damaged one raises an error at once.
+    """
+    common, different = MODES, dict[str, str]()
     for name in models:
         with opened(name) as encoder:
             common = tuple(mode for mode in common if mode in encoder.modes)
-    return common
+            different.setdefault(encoder.model, name)  # m and ./m are one folder
+    return different, common
+
+
+def _check_used(baseline: str | None, weights: Sequence[str], columns: Sequence[Column], *, calibrates: bool) -> None:
+    """Raise ValueError if an option is for modes of which none is measured, so that it would have no effect."""
+    options = [] if baseline is None else [(f"--baseline {baseline}", {baseline})]
+    options += [(f"--weights {text}", set(parse_weights([text]))) for text in weights]
+    for option, wanted in options:
+        is_fitted = calibrates and option.startswith("--weights") and "search:all" in wanted
+        if not is_fitted and wanted.isdisjoint(columns):
+            raise ValueError(
+                f"{option} is for {' or '.join(sorted(wanted))}, but only {', '.join(columns)} would be measured: "
+                "leave it out, or change --modes"
+            )
 
 
 def _check_datasets(
@@ -145,8 +170,8 @@ def _joined(models: Sequence[str]) -> str:
 
 
 def _names(text: str | None) -> list[str] | None:
-    """Return the names in a comma-separated list; None without one."""
-    return [name.strip() for name in text.split(",")] if text else None
+    """Return the names in a comma-separated list; None without one. A comma in brackets belongs to a name."""
+    return [name.strip() for name in re.split(r",(?![^()]*\))", text)] if text else None
 
 
 def parse_weights(texts: Sequence[str]) -> dict[str, ModeWeights | str]:

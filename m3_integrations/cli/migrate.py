@@ -138,7 +138,7 @@ def _named(store: str) -> str:
 def _check_target(store: str, to: str | None) -> None:
     """Raise ValueError if the new place is the old one."""
     old, new = folder_of(store), None if to is None else folder_of(to)
-    if old is not None and new is not None and old.absolute() == new.absolute():
+    if old is not None and new is not None and os.path.realpath(old) == os.path.realpath(new):
         raise ValueError(f"--to {to} is STORE itself: name a new place, or leave it out")
 
 

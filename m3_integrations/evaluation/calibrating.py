@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -199,8 +199,9 @@ def calibrate(
     with encoded_corpus(encoder, dataset, [_COLUMN], protocol, work, show_progress=show_progress) as encoded:
         evidence = gather_evidence(encoder, dataset, encoded, [_COLUMN], protocol, show_progress=show_progress)
     queries = encoder.encode(list(dataset.queries.values()), kind="query", modes=["lexical"])
+    rows = {id_: row for row, id_ in enumerate(dataset.corpus.ids)}  # once: a corpus has many documents
     known = {
-        id_: (evidence.pooled[i], queries.lexical[i], _answering_rows(dataset, id_))
+        id_: (evidence.pooled[i], queries.lexical[i], _answering_rows(dataset.qrels[id_], rows))
         for i, id_ in enumerate(dataset.queries)
     }
     fitted, reported = (_try_all([known[id_] for id_ in half], chosen) for half in (first, second))
@@ -214,9 +215,8 @@ def calibrate(
     )
 
 
-def _answering_rows(dataset: Dataset, query: str) -> NDArray[np.int64]:
-    answering = {id_ for id_, gain in dataset.qrels[query].items() if gain > 0}
-    return np.array([row for row, id_ in enumerate(dataset.corpus.ids) if id_ in answering], dtype=np.int64)
+def _answering_rows(gains: Mapping[str, int], rows: Mapping[str, int]) -> NDArray[np.int64]:
+    return np.array([rows[id_] for id_, gain in gains.items() if gain > 0 and id_ in rows], dtype=np.int64)
 
 
 def _try_all(known: Sequence[tuple[Candidates, LexicalWeights, NDArray[np.int64]]], weights: ModeWeights) -> Trials:

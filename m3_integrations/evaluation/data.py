@@ -11,7 +11,7 @@ from typing import Final
 
 from m3_integrations.evaluation.answers import check_answer_metrics, judge_by_answers, read_questions
 from m3_integrations.evaluation.corpus import Corpus, parse_row, read_lines
-from m3_integrations.evaluation.metrics import MOST_GAIN, check_gains, check_metrics
+from m3_integrations.evaluation.metrics import MOST_GAIN, check_gains, check_judgements, check_metrics
 from m3_integrations.vectors import IntArray
 
 _DEFAULT_SPLIT: Final = "test"
@@ -80,9 +80,11 @@ class Dataset:
 
         Raises:
             TypeError: If metrics is one string.
-            ValueError: If metrics is empty, one is unknown, or one has no meaning for answers.
+            ValueError: If metrics is empty, one is unknown, or one has no meaning for answers or for one of the gains.
         """
-        return check_answer_metrics(metrics) if self.answers else check_metrics(metrics)
+        checked = check_answer_metrics(metrics) if self.answers else check_metrics(metrics)
+        check_judgements(checked, self.qrels)
+        return checked
 
     def judge(self, found: Mapping[str, IntArray]) -> Mapping[str, Mapping[str, int]]:
         """Return the gain of every query's judged documents.
@@ -111,7 +113,7 @@ def read_dataset(
             MKQA's questions: a JSON object in each line with "id", "question" and "answers".
         split: The name of the judgements; by default "test", or the only split if there is one.
         titles: Whether titles are put before the texts, as BEIR does.
-        name: Its name in tables; by default the folders' names.
+        name: Its name in tables; by default the folders' names as they were passed, those of links included.
 
     Raises:
         FileNotFoundError: If a file does not exist.
@@ -122,7 +124,7 @@ def read_dataset(
     source = folder if queries_from is None else Path(queries_from)
     _check_files(folder, source)
     corpus = Corpus(folder / "corpus.jsonl", titles=titles)
-    name = name or (folder.resolve().name if source == folder else f"{source.resolve().stem}→{folder.resolve().name}")
+    name = name or (_name(folder) if source == folder else f"{Path(_name(source)).stem}→{_name(folder)}")
     if source.is_file():
         queries, answers = read_questions(source)
         return Dataset(name=name, corpus=corpus, queries=queries, qrels={}, answers=answers)
@@ -172,6 +174,12 @@ def find_folders(folder: str | os.PathLike[str]) -> list[Path]:
     if not found:
         raise FileNotFoundError(f"neither {folder} nor a folder in it has a corpus.jsonl: {_LAYOUT}")
     return found[:1] if found[0] == folder else found
+
+
+def _name(path: Path) -> str:
+    """Return the name of a file or a folder. A link has its own name: the targets of several may have the same."""
+    own = path.absolute().name
+    return own if own not in {"", ".."} else path.resolve().name
 
 
 def _check_files(folder: Path, source: Path) -> None:

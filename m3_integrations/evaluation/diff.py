@@ -58,18 +58,19 @@ class ChangedQuestion:
         text: The question's text.
         old: The metric with the old searcher, 0 to 1.
         new: The metric with the new searcher, 0 to 1.
-        document: The id of the document that answers. Of several, the one whose place changed most.
-        old_rank: Its old place, from 1; None if it was not among the hits.
-        new_rank: Its new place, from 1; None if it is not among the hits.
-        decision: The reason; None if it was not asked for, if there is no rival, or if a store lacks one of the two
-            documents.
+        document: The id of the document that answers. Of several, the one whose place changed most. None if no document
+            is judged relevant: a metric such as Judged@10 changes without one.
+        old_rank: Its old place, from 1; None if it was not among the hits, or there is no document.
+        new_rank: Its new place, from 1; None if it is not among the hits, or there is no document.
+        decision: The reason; None if it was not asked for, if there is no document or no rival, or if a store lacks one
+            of the two documents.
     """
 
     id: str
     text: str
     old: float
     new: float
-    document: str
+    document: str | None
     old_rank: int | None
     new_rank: int | None
     decision: Decision | None
@@ -145,7 +146,7 @@ def diff_searches(
         id_, is_won = ids[row], bool(now[row] > before[row])
         document, rival = _pair(found[0][id_], found[1][id_], qrels[id_], is_won=is_won)
         decision = None
-        if rival is not None and (explained is None or n < explained):
+        if document is not None and rival is not None and (explained is None or n < explained):
             named = records[1].get(id_, {}) | records[0].get(id_, {})
             pair = named.get(document, document), named.get(rival, rival)
             decision = _decide(old, new, texts[row], *pair, rival=rival, is_won=is_won)
@@ -170,14 +171,14 @@ def _find(
     return found
 
 
-def _rank(ranked: Sequence[str], document: str) -> int | None:
+def _rank(ranked: Sequence[str], document: str | None) -> int | None:
     return ranked.index(document) + 1 if document in ranked else None
 
 
 def _pair(
     before: Sequence[str], now: Sequence[str], gains: Mapping[str, int], *, is_won: bool
-) -> tuple[str, str | None]:
-    """Return the answering document whose place changed most, and its rival, or None if it has no rival.
+) -> tuple[str | None, str | None]:
+    """Return the answering document whose place changed most, and its rival; None for what does not exist.
 
     The rival is the first document of less gain that comes before it in the worse of the two rankings.
     """
@@ -187,7 +188,9 @@ def _pair(
     def lead(id_: str) -> float:
         return gains[id_] * (places[0].get(id_, 0.0) - places[1].get(id_, 0.0))
 
-    document = max(sorted(id_ for id_, gain in gains.items() if gain > 0), key=lead)
+    document = max(sorted(id_ for id_, gain in gains.items() if gain > 0), key=lead, default=None)
+    if document is None:
+        return None, None
     ahead = worse[: _rank(worse, document) or len(worse)]
     return document, next((id_ for id_ in ahead if gains.get(id_, 0) < gains[document]), None)
 

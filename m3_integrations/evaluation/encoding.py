@@ -112,11 +112,11 @@ def encode_corpus(
         return encoded
     try:
         with FileLock(folder / "lock", timeout=0):
-            start = len(encoded)
-            rest = corpus.texts(np.arange(start, len(corpus)))
-            for vectors in encoder.encode_batches(rest, modes=modes, show_progress=show_progress):
-                _save(folder, start, vectors)
-                start += len(vectors)
+            for reached, end in _gaps(folder, len(corpus)):
+                texts, start = corpus.texts(np.arange(reached, end)), reached
+                for vectors in encoder.encode_batches(texts, modes=modes, show_progress=show_progress):
+                    _save(folder, start, vectors)
+                    start += len(vectors)
     except Timeout as error:
         raise BlockingIOError(
             f"another process encodes into {folder}: wait until it ends, and its vectors are reused"
@@ -128,15 +128,34 @@ def _span_name(start: int, end: int) -> str:
     return f"{start:012d}-{end:012d}"
 
 
+def _all_spans(folder: Path) -> list[tuple[int, int]]:
+    """Return the first row and the row after the last of every block, in their order."""
+    names = (path.name.split("-") for path in folder.glob("[0-9]*-[0-9]*"))
+    return sorted((int(start), int(end)) for start, end in names)
+
+
 def _spans(folder: Path) -> list[tuple[int, int]]:
     """Return the first row and the row after the last of every block, up to the first gap."""
     spans, reached = [], 0
-    for path in sorted(folder.glob("[0-9]*-[0-9]*")):
-        start, end = map(int, path.name.split("-"))
+    for start, end in _all_spans(folder):
         if start == reached:
             spans.append((start, end))
             reached = end
     return spans
+
+
+def _gaps(folder: Path, n: int) -> list[tuple[int, int]]:
+    """Return the first row and the row after the last of every run of the n rows that no block has.
+
+    Blocks may be missing before others, as vectors may be deleted at any time.
+    """
+    gaps, reached = [], 0
+    for start, end in [*_all_spans(folder), (n, n)]:
+        if start > reached:
+            gaps.append((reached, start))
+        if start >= reached:
+            reached = end
+    return gaps
 
 
 def _save(folder: Path, start: int, vectors: M3Vectors) -> None:

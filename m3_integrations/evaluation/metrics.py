@@ -17,6 +17,9 @@ DEFAULT_METRICS: Final = ("nDCG@10", "Recall@100", "MRR@10", "MAP")
 MOST_GAIN: Final = 1_000_000
 """The largest gain of a document: trec_eval's memory grows with it, and above 2**31 its values are wrong."""
 
+_MOST_GDEVAL_GAIN: Final = 4
+"""The largest gain of ERR and of nDCG with powers of 2: gdeval, which computes them, ends at a larger one."""
+
 _QUERIES_AT_A_TIME: Final = 500
 """The most queries in one call of ir-measures: bounds the memory of its dictionaries."""
 
@@ -39,23 +42,42 @@ def measure_queries(
         For each metric (queries,) float64 in [0, 1], in the order of qrels.
 
     Raises:
-        ValueError: For a metric that ir-measures does not know, or for the reasons of `check_gains`.
+        ValueError: For a metric that ir-measures does not know, or for the reasons of `check_gains` and
+            `check_judgements`.
     """
     qrels = check_gains(qrels)
+    check_judgements(metrics, qrels)
     measures = {name: parse_metric(name) for name in metrics}
     values = {name: np.zeros(len(qrels)) for name in metrics}
     ids = list(qrels)
-    places = {id_: i for i, id_ in enumerate(ids)}
     for start in range(0, len(ids), _QUERIES_AT_A_TIME):
-        chunk = [id_ for id_ in ids[start : start + _QUERIES_AT_A_TIME] if len(ranked.get(id_, ()))]
-        judged = {id_: {document: max(gain, -1) for document, gain in qrels[id_].items()} for id_ in chunk}
-        run = {id_: {document: -float(i) for i, document in enumerate(ranked[id_])} for id_ in chunk}
-        found = ir_measures.iter_calc(set(measures.values()), judged, run)
-        of_measure = {(result.measure, result.query_id): result.value for result in found}
-        for name, measure in measures.items():
-            for id_ in chunk:
-                values[name][places[id_]] = of_measure[measure, id_]
+        chunk = range(start, min(start + _QUERIES_AT_A_TIME, len(ids)))
+        # Numbers in place of ids: gdeval refuses a query's id such as "q1", and reads a document's up to a blank.
+        numbered = {str(i): _numbered(ranked[ids[i]], qrels[ids[i]]) for i in chunk if len(ranked.get(ids[i], ()))}
+        judged, run = ({number: pair[side] for number, pair in numbered.items()} for side in (0, 1))
+        for result in ir_measures.iter_calc(set(measures.values()), judged, run):
+            for name in (name for name, measure in measures.items() if measure == result.measure):
+                values[name][int(result.query_id)] = result.value
     return values
+
+
+def _numbered(ranked: Sequence[str], gains: Mapping[str, int]) -> tuple[dict[str, int], dict[str, float]]:
+    """Return a query's judgements and its run, as ir-measures takes them, with numbers in place of documents' ids."""
+    numbers = {document: str(i) for i, document in enumerate(ranked)}
+    judged = {numbers.get(id_, f"{len(ranked) + i}"): max(gain, -1) for i, (id_, gain) in enumerate(gains.items())}
+    return judged, {number: -float(number) for number in numbers.values()}
+
+
+def check_judgements(metrics: Sequence[str], qrels: Mapping[str, Mapping[str, int]]) -> None:
+    """Raise ValueError if a metric cannot be computed with one of the gains."""
+    of_gdeval = [name for name in metrics if ir_measures.gdeval.supports(parse_metric(name))]
+    for query, gains in qrels.items() if of_gdeval else ():
+        for document, gain in gains.items():
+            if gain > _MOST_GDEVAL_GAIN:
+                raise ValueError(
+                    f"{of_gdeval[0]} is for gains of at most {_MOST_GDEVAL_GAIN}, and query {query!r} has the gain "
+                    f"{gain} for {document!r}: use another metric, such as nDCG@10"
+                )
 
 
 def check_gains(qrels: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int]]:
@@ -116,7 +138,7 @@ def parse_metric(name: str) -> ir_measures.measures.Measure:
         raise ValueError(f"unknown metric {name!r}: use a name of ir-measures, such as {known}") from error
     try:  # a missing cutoff or package shows only when the metric is computed
         _check_numbers(measure)
-        list(ir_measures.iter_calc([measure], {"query": {"document": 1}}, {"query": {"document": 1.0}}))
+        list(ir_measures.iter_calc([measure], {"1": {"2": 1}}, {"1": {"2": 1.0}}))
     except (
         ArithmeticError,
         AssertionError,
@@ -127,7 +149,10 @@ def parse_metric(name: str) -> ir_measures.measures.Measure:
         SubprocessError,
         OSError,
     ) as error:
-        raise ValueError(f"ir-measures cannot compute {name!r}: {error}. Use one such as {known}") from error
+        reason = " ".join(str(error).rstrip(".").split())  # some have several lines
+        if isinstance(error, ZeroDivisionError):
+            reason = "it has no value for a query that finds only relevant documents"
+        raise ValueError(f"ir-measures cannot compute {name!r}: {reason}. Use one such as {known}") from error
     return measure
 
 

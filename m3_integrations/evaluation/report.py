@@ -15,11 +15,30 @@ from m3_integrations.evaluation.evaluate import EvaluationResult
 from m3_integrations.evaluation.modes import Column
 from m3_integrations.evaluation.plot import plot_estimates
 from m3_integrations.evaluation.runs import write_trec_run
-from m3_integrations.evaluation.tables import Table, model_names
+from m3_integrations.evaluation.tables import Table, model_names, short_names
 from m3_integrations.evaluation.tuning import TUNED, TunedWeights
 from m3_integrations.evaluation.verdict import Verdict
 
 _PACKAGES: Final = ("numpy", "torch", "transformers", "ir-measures", "scipy", "rank-bm25")
+
+
+def check_folders(models: Sequence[str], datasets: Sequence[str]) -> None:
+    """Raise ValueError if two models or two data sets would have the same folder of run files.
+
+    Args:
+        models: The names of the models.
+        datasets: The names of the data sets.
+    """
+    for kind, names in (("models", list(short_names(models).values())), ("data sets", datasets)):
+        known: dict[str, str] = {}
+        for name in names:
+            folder = _file_name(name)
+            if folder in known:
+                raise ValueError(
+                    f"run files of two {kind}, {known[folder]!r} and {name!r}, would be in one folder, {folder!r}: "
+                    "rename one"
+                )
+            known[folder] = name
 
 
 def write_report(
@@ -42,8 +61,13 @@ def write_report(
         tuned: Weights found on each of the results' datasets, in their order, or none.
 
     Raises:
-        ValueError: If an id has white space in it, which a TREC run file cannot hold.
+        ValueError: If an id has white space in it, which a TREC run file cannot hold, or for the reasons of
+            `check_folders`.
     """
+    check_folders(
+        list(dict.fromkeys(result.model for result in results)),
+        [result.dataset.name for result in results if result.model == results[0].model],
+    )
     write_results(results, folder, baseline=baseline, tuned=tuned, verdicts=verdicts)
     names = model_names(results)
     for result in results:

@@ -67,8 +67,12 @@ def make_tables(
 
 
 def model_names(results: Sequence[EvaluationResult]) -> dict[str, str]:
+    """Return a short name for each model of the results, as `short_names` does."""
+    return short_names(list(dict.fromkeys(result.model for result in results)))
+
+
+def short_names(models: Sequence[str]) -> dict[str, str]:
     """Return a short name for each model: the fewest last parts of their names that keep all names different."""
-    models = list(dict.fromkeys(result.model for result in results))
     parts = {model: PurePosixPath(model.replace("\\", "/")).parts for model in models}
     for n in range(1, max(map(len, parts.values()))):
         short = ["/".join(parts[model][-n:]) for model in models]

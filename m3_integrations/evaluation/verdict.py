@@ -28,11 +28,16 @@ from m3_integrations.evaluation.tuning import TUNED, TunedWeights
 _LEVEL: Final = 0.05
 """The level of significance: a difference is shown if its p-value is lower."""
 
+_DIGITS: Final = 9
+"""The decimals of a mean that are compared: the order of adding up changes later ones."""
+
 _ANY: Final = 1_000_000
 """The largest number of questions that a sentence recommends."""
 
 _RIGHT: Final = 0.95
 """The wanted share of right answers, or of right refusals, for the two thresholds of a calibration."""
+
+_ONE_QUESTION: Final = "One question shows nothing: ask a hundred or more."
 
 _OF_THE_PRODUCT: Final[tuple[Column, ...]] = ("search:all", "all", "dense+lexical", "dense")
 """The columns by which two checkpoints are compared: the first of these that was measured counts."""
@@ -71,37 +76,62 @@ def make_verdicts(results: Sequence[EvaluationResult], tuned: Sequence[TunedWeig
 def _mode_sentences(result: EvaluationResult) -> Iterator[str]:
     """Yield which mode is best, which others it is shown to beat, and how many questions would show the rest."""
     metric, values = result.metrics[0], result.values
-    means = {column: float(values[column][metric].mean()) for column in result.columns}
+    means = {column: round(float(values[column][metric].mean()), _DIGITS) for column in result.columns}
     best, *others = sorted(means, key=lambda column: -means[column])  # stable: of equal ones the first
     if not means[best]:
         yield f"No mode is better than another here: {metric} is 0 in each."
         if not any(each.any() for of_column in values.values() for each in of_column.values()):
             yield "Nothing relevant was found by any measure: do the judgements belong to this corpus?"
         return
-    yield f"{best} ranks best here: {metric} {means[best]:.3f}."
-    if not others:
+    tied = [column for column in others if means[column] == means[best]]
+    yield from _first_sentences(best, tied, others, f"{metric} {means[best]:.3f}", n=len(values[best][metric]))
+    if len(tied) == len(others):
         return
+    others = [column for column in others if column not in tied]
     pairs = len(means) * (len(means) - 1) // 2
     p_values = {column: result.compare(best, column, metric).p_value for column in others}
     open_ = [column for column in others if p_values[column] * pairs >= _LEVEL]
     shown = [column for column in others if column not in open_]
+    it = best if tied else "it"
     if not open_:
-        yield f"That it beats {_listed(shown)} is shown."
+        yield f"That {it} beats {_listed(shown)} is shown."
     elif not shown:
-        yield f"That it beats {_listed(open_)} is within chance: take whichever is cheapest."
+        yield f"That {it} beats {_listed(open_)} is within chance: take whichever is cheapest."
     else:
         verb = "are" if len(open_) > 1 else "is"
-        yield f"{_listed(open_)} {verb} within chance of it; that it beats {_listed(shown)} is shown."
+        yield f"{_listed(open_)} {verb} within chance of {it}; that {it} beats {_listed(shown)} is shown."
     nearest = (open_ or others)[0]
     differences = values[best][metric] - values[nearest][metric]
     yield _enough(differences, _LEVEL / pairs, f"between {best} and {nearest}", is_shown=not open_)
+
+
+def _first_sentences(
+    best: Column, tied: Sequence[Column], others: Sequence[Column], value: str, *, n: int
+) -> Iterator[str]:
+    """Yield which mode is best, or that several are alike.
+
+    Args:
+        best: A mode with the highest mean.
+        tied: The other modes with this mean.
+        others: All modes but best.
+        value: The metric and its highest mean.
+        n: The number of questions.
+    """
+    if not tied:
+        yield f"{best} ranks best here: {value}."
+    elif len(tied) < len(others):
+        yield f"{_listed([best, *tied])} rank best here, and alike: {value}."
+    else:
+        yield f"{_listed([best, *tied])} rank alike here: {value}. Take whichever is cheapest."
+        if n < 2:
+            yield _ONE_QUESTION
 
 
 def _enough(differences: NDArray[np.float64], level: float, between: str, *, is_shown: bool) -> str:
     """Return whether the questions are enough to show a difference, and if not, how many would be enough."""
     n = len(differences)
     if n < 2:
-        return "One question shows nothing: ask a hundred or more."
+        return _ONE_QUESTION
     needed, least = questions_needed(differences, level), difference_shown(differences, level)
     mean = abs(float(differences.mean()))
     if is_shown:
@@ -151,6 +181,9 @@ def _model_sentences(old: EvaluationResult, new: EvaluationResult, names: Mappin
     better, worse = (new, old) if comparison.difference.mean > 0 else (old, new)
     if not differences.any():
         yield f"Both rank alike by {column}."
+        return
+    if not round(comparison.difference.mean, _DIGITS):
+        yield f"Neither is better than the other by {column}: {metric} {_difference(comparison)}."
         return
     said = "shown" if is_shown else "within chance"
     yield (

@@ -30,9 +30,9 @@ class M3Excerpt(EncoderFields, BaseDocumentCompressor):
         model: A checkpoint folder, a repository of the hub, or the URL of an `m3 serve`.
         encoder: An existing encoder, instead of `model`.
         model_kwargs: Further arguments of `M3Encoder`; only with `model`.
-        max_share: The largest share of a text's characters to keep, over 0 and up to 1. The best sentence is always
-            kept.
-        max_characters: The most characters of a text to keep; None for no limit besides max_share.
+        max_share: The largest length of the result as a share of the text's, over 0 and up to 1; separators count. The
+            best sentence is always kept.
+        max_characters: The most characters of a result, with its separators; None for no limit besides max_share.
         neighbours: How many sentences after a chosen one are preferred to the next best sentence.
         separator: Written in place of the text that was left out.
         store: Vectors are read from it for a document whose id and text equal a record's; only other documents are
@@ -107,7 +107,12 @@ class M3Excerpt(EncoderFields, BaseDocumentCompressor):
         return await asyncio.to_thread(self.compress_documents, documents, query, callbacks)
 
     def _shortened(self, document: Document, evidence: Evidence) -> Document:
-        kept = evidence.keep(max_share=self.max_share, max_characters=self.max_characters, neighbours=self.neighbours)
+        kept = evidence.keep(
+            max_share=self.max_share,
+            max_characters=self.max_characters,
+            neighbours=self.neighbours,
+            separator_characters=len(self.separator),
+        )
         text = self.separator.join(evidence.text[start:end] for start, end in kept)
         metadata = {**document.metadata, "m3_spans": [list(span) for span in kept]}
         return document.model_copy(update={"page_content": text or evidence.text, "metadata": metadata})

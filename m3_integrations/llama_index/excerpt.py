@@ -33,9 +33,9 @@ class M3Excerpt(EncoderFields, BaseNodePostprocessor):
         model: A checkpoint folder, a repository of the hub, or the URL of an `m3 serve`.
         encoder: An existing encoder, instead of `model`.
         model_kwargs: Further arguments of `M3Encoder`; only with `model`.
-        max_share: The largest share of a text's characters to keep, over 0 and up to 1. The best sentence is always
-            kept.
-        max_characters: The most characters of a text to keep; None for no limit besides max_share.
+        max_share: The largest length of the result as a share of the text's, over 0 and up to 1; separators count. The
+            best sentence is always kept.
+        max_characters: The most characters of a result, with its separators; None for no limit besides max_share.
         neighbours: How many sentences after a chosen one are preferred to the next best sentence.
         separator: Written in place of the text that was left out.
         store: Vectors are read from it for a node whose id and text equal a record's; only other nodes are encoded.
@@ -97,7 +97,12 @@ class M3Excerpt(EncoderFields, BaseNodePostprocessor):
         if not content or start < 0:  # an image, or a template that changes the text
             return found
         own = evidence.within(start, start + len(content))
-        kept = own.keep(max_share=self.max_share, max_characters=self.max_characters, neighbours=self.neighbours)
+        kept = own.keep(
+            max_share=self.max_share,
+            max_characters=self.max_characters,
+            neighbours=self.neighbours,
+            separator_characters=len(self.separator),
+        )
         node = with_results(found.node, {_SPANS_KEY: [list(span) for span in kept]})
         if isinstance(node, TextNode | Node):
             node.set_content(self.separator.join(content[a:b] for a, b in kept) or content)

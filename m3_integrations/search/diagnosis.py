@@ -14,7 +14,7 @@ from m3_integrations.search.explanation import TokenPair, explain_record
 from m3_integrations.search.missing import DEEPEST, LegPlace, Missing, NearMatch
 from m3_integrations.search.options import SearchOptions
 from m3_integrations.search.ranking import fuse_rankings
-from m3_integrations.search.spans import read_tokens
+from m3_integrations.search.reading import read_tokens
 from m3_integrations.store import Record, Store
 from m3_integrations.store.unmet import unmet_clauses
 from m3_integrations.vectors import MODES, PRESETS, Encoder, FloatArray, M3Vectors, Mode, ModeWeights

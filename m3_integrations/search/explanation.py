@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Final
 
 from m3_integrations.scoring import score_vectors
-from m3_integrations.search.spans import NO_LIMIT
+from m3_integrations.search.reading import NO_LIMIT
 from m3_integrations.store import Record
 from m3_integrations.vectors import Encoder, M3Vectors
 from m3_integrations.vectors.pooling import group_starts

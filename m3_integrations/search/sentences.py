@@ -17,9 +17,12 @@ _SPACELESS: Final = "。！？｡।॥」』】）”’"  # noqa: RUF001 - lik
 _END: Final = re.compile(
     rf"""
     (?:
-        (?<!\b[^\W\d])(?<!\b[A-Z][a-z])  # not "J. Smith", "z. B.", "Dr. Smith", "No. 7"
-        \.+ {_CLOSERS} (?=\s)
-      | [{_MARKS}]+ {_CLOSERS} (?:\s|(?<=[{_SPACELESS}]))
+        # A match starts only where a run of marks does: starts at each of n marks would take n * n steps.
+        (?<!\.) (?:
+            (?<!\b[^\W\d])(?<!\b[A-Z][a-z]) \.++  # not "J. Smith", "z. B.", "Dr. Smith", "No. 7"
+          | \.\.++                                # but "J... Smith"
+        ) {_CLOSERS} (?=\s)
+      | (?<![{_MARKS}]) [{_MARKS}]+ {_CLOSERS} (?:\s|(?<=[{_SPACELESS}]))
       | \n\s*\n | \n (?=\s*[-*•\d])                  # paragraphs, lists
     )
     \s*""",

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from m3_integrations.search.reading import ReadTokens, read_tokens, token_vectors
 from m3_integrations.search.sentences import sentence_spans
 from m3_integrations.store import Record, Store
 from m3_integrations.vectors import Encoder, FloatArray, IntArray, M3Vectors, Mode
-from m3_integrations.vectors.pooling import group_starts
-
-NO_LIMIT: Final = 1 << 30
-"""More tokens than any checkpoint has positions for."""
 
 _RECORDS_AT_ONCE: Final = 16
 """The most records with vectors in memory at a time: one of 8,192 tokens takes 32 MB."""
@@ -62,16 +59,25 @@ class Evidence:
 
     @property
     def best(self) -> Sentence | None:
-        """The sentence with the highest score, of equal ones the first; None if there is no sentence."""
-        return max(self.sentences, key=lambda sentence: sentence.score, default=None)
+        """The sentence with the highest score, of equal ones the first; None if there is no sentence.
+
+        A sentence that the model has not read comes after all that it has read, whose scores may be below 0.
+        """
+        return max(self.sentences, key=self._rank, default=None)
 
     def keep(
-        self, *, max_share: float = 0.5, max_characters: int | None = None, neighbours: int = 1
+        self,
+        *,
+        max_share: float = 0.5,
+        max_characters: int | None = None,
+        neighbours: int = 1,
+        separator_characters: int = 0,
     ) -> list[tuple[int, int]]:
         """Return the start and the end (exclusive) of the passages to keep, in the order of the text.
 
         The best sentence is always kept, then the `neighbours` sentences after it, then the next best sentence with
-        its neighbours, and so on. A sentence that does not fit is left out. Adjacent sentences become one passage.
+        its neighbours, and so on. Sentences that the model has not read come last. A sentence that does not fit is left
+        out. Adjacent sentences become one passage with the white space between them, which counts as kept.
 
         The sentences after a chosen one are kept because an answer more often goes on after it than begins before it.
         Landmark Embedding is trained to find the last sentence of an answer for the same reason: Luo, Liu, Xiao and
@@ -81,21 +87,23 @@ class Evidence:
             max_share: The largest share of the text's characters to keep, over 0 and up to 1.
             max_characters: The most characters to keep; None for no limit but the share.
             neighbours: The number of sentences after a chosen one that come before the next best, 0 or more.
+            separator_characters: The number of characters that the caller writes between two passages, 0 or more. They
+                count as kept.
 
         Raises:
             ValueError: If an argument is out of range.
         """
-        _check_keeping(max_share, max_characters, neighbours)
+        _check_keeping(max_share, max_characters, neighbours, separator_characters)
         sentences = self.sentences
         room = max_share * len(self.text) if max_characters is None else min(max_share * len(self.text), max_characters)
-        order = sorted(range(len(sentences)), key=lambda row: -sentences[row].score)
+        if sentences and sentences[-1].end - sentences[0].start <= room:
+            return [(sentences[0].start, sentences[-1].end)]  # all, even if separators would be longer than the gaps
         kept: set[int] = set()
-        for best in order:
+        for best in sorted(range(len(sentences)), key=lambda row: self._rank(sentences[row]), reverse=True):
             for row in range(best, min(best + neighbours + 1, len(sentences))):
-                size = sentences[row].end - sentences[row].start
-                if row not in kept and (not kept or size <= room):
+                if row not in kept and (not kept or self._cost(row, kept, separator_characters) <= room):
+                    room -= self._cost(row, kept, separator_characters)
                     kept.add(row)
-                    room -= size
         return list(self._passages(sorted(kept)))
 
     def within(self, start: int, end: int) -> Evidence:
@@ -113,6 +121,20 @@ class Evidence:
         read_to = max(min(self.read_to, end) - start, 0)
         return Evidence(self.id, self.text[start:end], tuple(sentences), self.modes, read_to)
 
+    def _rank(self, sentence: Sentence) -> tuple[bool, float]:
+        """Return a key that is larger for a better sentence: the score 0 of an unread one means nothing."""
+        return sentence.start < self.read_to, sentence.score
+
+    def _cost(self, row: int, kept: Set[int], separator_characters: int) -> int:
+        """Return the number of characters by which a sentence lengthens what is kept, below 0 if it saves separators.
+
+        A sentence without a kept one beside it needs a separator; one between two kept ones replaces a separator.
+        """
+        first = self.sentences[row - 1].end if row - 1 in kept else self.sentences[row].start
+        last = self.sentences[row + 1].start if row + 1 in kept else self.sentences[row].end
+        n_separators = 1 - len({row - 1, row + 1} & kept) if kept else 0
+        return last - first + n_separators * separator_characters
+
     def _passages(self, rows: Sequence[int]) -> Iterator[tuple[int, int]]:
         start = before = -1
         for row in rows:
@@ -125,7 +147,7 @@ class Evidence:
             yield start, self.sentences[before].end
 
 
-def _check_keeping(max_share: float, max_characters: int | None, neighbours: int) -> None:
+def _check_keeping(max_share: float, max_characters: int | None, neighbours: int, separator_characters: int) -> None:
     """Raise ValueError if one of the arguments of `Evidence.keep` is out of range."""
     if not 0 < max_share <= 1:
         raise ValueError(f"max_share must be over 0 and up to 1, got {max_share}")
@@ -133,6 +155,8 @@ def _check_keeping(max_share: float, max_characters: int | None, neighbours: int
         raise ValueError(f"max_characters must be at least 1, got {max_characters}")
     if neighbours < 0:
         raise ValueError(f"neighbours must be 0 or more, got {neighbours}")
+    if separator_characters < 0:
+        raise ValueError(f"separator_characters must be 0 or more, got {separator_characters}")
 
 
 def find_evidence(
@@ -229,62 +253,6 @@ def _evidence(query: M3Vectors, words: Sequence[str], record: Record, read: Read
             scores += _lexical_by_sentence(query, record.vectors, tokens, owners, len(places))
     sentences = (Sentence(*place, score) for place, score in zip(places, scores.tolist(), strict=True))
     return Evidence(record.id, record.text, tuple(sentences), modes, read.read_to)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ReadTokens:
-    """The part of a text that the model has read.
-
-    Attributes:
-        tokens: The tokens that its vectors were made of, without [SEP].
-        spans: (tokens, 2) int64, the first character of each token and the character after its last.
-        read_to: The number of characters that were read.
-    """
-
-    tokens: list[str]
-    spans: IntArray
-    read_to: int
-
-
-def read_tokens(encoder: Encoder, records: Sequence[Record]) -> list[ReadTokens]:
-    """Return the part of each record's text that was read, without a pass of the network.
-
-    A record may have been cut at another limit than this encoder's. The number of its token vectors shows where it was
-    cut. If they are pooled or absent, this function assumes this encoder's limit.
-    """
-    lengths = [_n_read(record) for record in records]
-    found: dict[int, ReadTokens] = {}
-    for limit in (NO_LIMIT, None):
-        rows = [row for row, n in enumerate(lengths) if (n is None) is (limit is None)]
-        texts = [records[row].text for row in rows]
-        if texts:
-            tokens = encoder.tokenize(texts, max_length=limit)
-            spans = encoder.token_spans(texts, max_length=limit)
-            for row, text, words, places in zip(rows, texts, tokens, spans, strict=True):
-                found[row] = _cut(text, words, places, lengths[row])
-    return [found[row] for row in range(len(records))]
-
-
-def _n_read(record: Record) -> int | None:
-    """Return the number of tokens that a record's vectors stand for, with [SEP]; None if the vectors do not show it."""
-    if record.vectors is None or record.is_pooled or "multi_vector" not in record.vectors.modes:
-        return None
-    return len(record.vectors.multi_vector[0])
-
-
-def _cut(text: str, tokens: list[str], spans: IntArray, n_read: int | None) -> ReadTokens:
-    n = (len(tokens) if n_read is None else min(n_read, len(tokens))) - 1
-    end = int(spans[n - 1, 1]) if n > 0 else 0
-    is_whole = n == len(tokens) - 1 and not text[end:].strip()
-    return ReadTokens(tokens[:n], spans[:n], len(text) if is_whole else end)
-
-
-def token_vectors(vectors: M3Vectors, n: int) -> FloatArray:
-    """Return a vector for each of n tokens of a record, (n, d) float32; tokens that were pooled share one."""
-    rows = vectors.multi_vector[0]
-    if len(rows) > n:  # the last is [SEP]'s
-        return rows[:n]
-    return rows[np.searchsorted(group_starts(n + 1, len(rows)), np.arange(n), side="right") - 1]
 
 
 def _best_by_sentence(

@@ -73,6 +73,16 @@ def test_the_sentences_that_carry_the_match_are_kept(shorten: Shorten, tiny: M3E
     assert alone[0] == "Keys are rotated once a year."
 
 
+def test_a_result_is_never_longer_than_the_limit_unless_one_sentence_is(shorten: Shorten, tiny: M3Encoder) -> None:
+    text = "Alpha keys gamma." + " " * 30 + "Delta rotated." + "\n" * 20 + "Zeta eta theta iota kappa."
+    for separator in (" … ", "", "-" * 40):
+        settings: dict[str, Any] = {"encoder": tiny, "max_share": 1.0, "separator": separator}
+        lengths = [len(shorten([text], **settings, max_characters=limit)[0][0]) for limit in range(26, len(text) + 1)]
+        assert all(length <= limit for limit, length in enumerate(lengths, start=26))
+        assert lengths[-1] == len(text)
+    assert len(shorten([text], encoder=tiny, max_share=0.5)[0][0]) <= len(text) / 2
+
+
 def test_stored_vectors_are_read_and_only_other_texts_encoded(shorten: Shorten, tiny: M3Encoder) -> None:
     searcher = Searcher(tiny, open_store())
     texts = [f"{TEXTS[0]} Shelf {shorten.__name__} {i}." for i in range(3)]

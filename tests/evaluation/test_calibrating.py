@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,26 @@ def test_what_is_fitted_on_is_what_a_search_will_see(tmp_path: Path) -> None:
     n_answered = sum(any(dataset.qrels[id_].values()) for id_ in fitted.reported_on)
     assert fitted.reported.absent.sum() == len(fitted.reported_on)
     assert len(said) == len(fitted.reported_on) + n_answered
+
+
+class CountedIds(list[str]):
+    """Counts how often all are gone through."""
+
+    passes = 0
+
+    def __iter__(self) -> Iterator[str]:
+        self.passes += 1
+        return super().__iter__()
+
+
+def test_the_ids_of_a_corpus_are_not_gone_through_for_every_question(tmp_path: Path) -> None:
+    texts = {f"d{i}": f"text {i}" for i in range(30)}
+    asked = {f"q{i}": f"question {i}" for i in range(40)}
+    judged = {id_: {document: i % 2 for i, document in enumerate(texts)} for id_ in asked}
+    dataset = read_dataset(write_beir(tmp_path, texts, asked, judged))
+    dataset.corpus.ids = CountedIds(dataset.corpus.ids)
+    calibrate(WorldEncoder(), dataset)
+    assert dataset.corpus.ids.passes == 1
 
 
 def test_questions_that_cannot_be_calibrated_on_are_refused(tmp_path: Path) -> None:

@@ -47,6 +47,18 @@ def test_queries_of_one_folder_are_asked_of_anothers_corpus(tmp_path: Path) -> N
         read_dataset(other, queries_from=english)
 
 
+def test_a_data_set_has_the_name_of_its_folder_however_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_beir(tmp_path / "en", {"a": "salt"}, {"1": "what is salt"}, {"1": {"a": 1}})
+    (folder / "inner").mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(folder)
+    named = [read_dataset(path).name for path in (folder, ".", "inner/..", "../link", "../link/")]
+    assert named == ["en", "en", "en", "link", "link"]
+    assert read_dataset("../link", queries_from=".").name == "en→link"
+
+
 def test_judged_documents_that_are_absent_are_warned_of(tmp_path: Path) -> None:
     write_beir(tmp_path, {"a": "x"}, {"1": "p"}, {"1": {"a": 1, "gone": 1}})
     with pytest.warns(UserWarning, match="1 of 2 judged documents are not in"):

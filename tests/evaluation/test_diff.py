@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from m3_integrations import M3Encoder, ModeWeights, Searcher, SearchOptions, open_store
 from m3_integrations.cli import app
-from m3_integrations.cli.diff import read_way
+from m3_integrations.cli.diff import print_diff, read_way
 from m3_integrations.evaluation import JudgedQueries, diff_searches, evaluate, read_dataset, read_queries
 from m3_integrations.evaluation.diff import score_parts
 from m3_integrations.vectors import Kind, M3Vectors
@@ -191,6 +192,19 @@ def test_a_mistake_in_the_second_way_is_told_before_a_corpus_is_encoded_for_the_
         assert "encoding the corpus" not in result.stderr
 
 
+def test_a_question_without_a_relevant_document_changes_by_a_metric_of_judged_ones() -> None:
+    questions = JudgedQueries({"q1": QUERY, "q2": "delta"}, {"q1": {"d2": 0}, "q2": {"d3": 1}}, 0)
+    found = diff_searches(searcher(0.5), searcher(2), questions, metric="Judged@1")
+    (won,) = found.won  # d2 is the first with gamma 2
+    assert (won.id, won.old, won.new) == ("q1", 0, 1)
+    assert (won.document, won.old_rank, won.new_rank, won.decision) == (None, None, None, None)
+    console = Console(width=80)
+    with console.capture() as capture:
+        print_diff(found, "a", "b", 5, console)
+    assert capture.get().splitlines()[0] == f"won  +1.000  q1: {QUERY}"
+    assert capture.get().splitlines()[1].startswith("Judged@1 0.500 with a, 1.000 with b: +0.500 [")
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     texts = {"a": "Keys are replaced once a year.", "b": "Backups run at night.", "c": "The museum is closed.",
@@ -223,7 +237,9 @@ def test_the_exit_status_says_whether_b_is_worse(data: Path, small: Path) -> Non
     assert better.exit_code == 0, better.output
 
 
-def test_stores_and_storages_are_compared_without_a_corpus(data: Path, tmp_path: Path) -> None:
+def test_stores_and_storages_are_compared_without_a_corpus(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with M3Encoder("tiny", device="cpu") as encoder, open_store(tmp_path / "store") as opened:
         dataset = read_dataset(data)
         Searcher(encoder, opened).add(list(dataset.corpus.texts()), ids=dataset.corpus.ids)
@@ -234,6 +250,11 @@ def test_stores_and_storages_are_compared_without_a_corpus(data: Path, tmp_path:
     for setting in ("mode=dense", "dtype=bfloat16"):  # one folder, opened once
         same = CliRunner().invoke(app, ["diff", f"tiny,{place}", f"tiny,{place},{setting}", str(data)])
         assert same.exit_code == 0, same.output
+    monkeypatch.chdir(tmp_path)
+    Path("link").symlink_to("store")
+    for store in ("store", "./store/", "link"):  # the same folder, and still opened once
+        alike = CliRunner().invoke(app, ["diff", f"tiny,{place}", f"tiny,store={store},mode=dense", str(data)])
+        assert alike.exit_code == 0, alike.output
     assert read_queries(data).texts["1"] == "when do backups run?"
     for arguments, said in (
         (["tiny", f"tiny,{place}"], "corpus.jsonl is not there"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,6 +97,22 @@ def test_a_run_that_was_cut_off_goes_on(corpus: Corpus, tmp_path: Path) -> None:
     whole = encode_corpus(WorldEncoder(), corpus, tmp_path / "other", MODES)
     for ours, theirs in zip(encoded.blocks(), whole.blocks(), strict=True):
         np.testing.assert_array_equal(ours.vectors.dense, theirs.vectors.dense)
+
+
+def test_blocks_that_were_deleted_are_encoded_again_and_no_others(corpus: Corpus, tmp_path: Path) -> None:
+    expected = WorldEncoder().encode(list(corpus.texts()))
+    encode_corpus(WorldEncoder(), corpus, tmp_path / "work", MODES)
+    (folder,) = (tmp_path / "work").iterdir()
+    blocks = sorted(folder.glob("0*-0*"))
+    shutil.copytree(blocks[30], folder / f"{30:012d}-{33:012d}")  # a block over others is of no use, and no obstacle
+    for lost in ([0], [59], [20, 21, 40], [31, 32]):
+        for row in lost:
+            shutil.rmtree(blocks[row])
+        encoder = WorldEncoder()
+        encoded = encode_corpus(encoder, corpus, tmp_path / "work", MODES)
+        assert [text for _, text in encoder.encoded] == list(corpus.texts(np.array(lost)))
+        vectors = M3Vectors.concatenate([block.vectors for block in encoded.blocks()])
+        np.testing.assert_array_equal(vectors.dense, expected.dense)
 
 
 def test_two_processes_do_not_encode_the_same_at_once(corpus: Corpus, tmp_path: Path) -> None:

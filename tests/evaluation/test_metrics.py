@@ -3,6 +3,7 @@
 import ast
 import math
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from itertools import product
@@ -70,6 +71,32 @@ def test_more_queries_than_are_measured_at_a_time_keep_their_order() -> None:
     assert measure_queries(ranked, qrels, ["MRR@10"])["MRR@10"].tolist() == [1 / (i % 7 + 1) for i in range(1203)]
 
 
+@pytest.mark.skipif(shutil.which("perl") is None, reason="gdeval is a program in Perl")
+def test_metrics_of_gdeval_are_measured_whatever_the_ids_are() -> None:
+    """gdeval refuses an id such as "q a", takes "x-7" for 7, and reads the document "d 1" as "d"."""
+    qrels = {"q a": {"d 1": 2, "d 2": 4}, "x-7": {"é": 1}, "7": {"é": 1}, "none": {"é": 0}}
+    ranked = {"q a": ["d 1", "d 2"], "x-7": ["d 2", "é"], "7": ["é"], "none": ["é"]}
+    found = measure_queries(ranked, qrels, ["ERR@10", "nDCG(dcg='exp-log2')@10", "MRR@10"])
+    cascade = 3 / 16 + (1 - 3 / 16) * 15 / 16 / 2  # a reader stops at a gain g by (2^g - 1) / 16
+    assert found["ERR@10"] == pytest.approx([cascade, 1 / 16 / 2, 1 / 16, 0], abs=1e-5)
+    gained, ideal = 3 + 15 / math.log2(3), 15 + 3 / math.log2(3)
+    expected = [gained / ideal, 1 / math.log2(3), 1, 0]
+    assert found["nDCG(dcg='exp-log2')@10"] == pytest.approx(expected, abs=1e-5)  # gdeval prints five decimals
+    assert found["MRR@10"].tolist() == [1, 0.5, 1, 0]
+    with pytest.raises(
+        ValueError, match=r"ERR@10 is for gains of at most 4, and query 'q' has the gain 5 for 'a': use"
+    ):
+        measure_queries({"q": ["a"]}, {"q": {"a": 5}}, ["MAP", "ERR@10"])
+
+
+def test_a_metric_whose_program_is_missing_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    monkeypatch.setattr(ir_measures.gdeval, "_is_available", None)
+    parse_metric.cache_clear()
+    with pytest.raises(ValueError, match=r"^ir-measures cannot compute 'ERR@9': .*gdeval \(Install perl, see [^\n]*$"):
+        parse_metric("ERR@9")
+
+
 @pytest.mark.parametrize(
     ("name", "measure"),
     [
@@ -110,6 +137,11 @@ def test_a_metric_that_cannot_be_computed_is_refused_before_the_work(name: str) 
     """It lacks a cutoff, another parameter, or a package, or has a number with which trec_eval ends the process."""
     with pytest.raises(ValueError, match=re.escape(f"cannot compute {name!r}")):
         check_metrics(["nDCG@10", name])
+
+
+def test_a_metric_that_divides_by_zero_for_some_queries_is_refused_with_the_reason() -> None:
+    with pytest.raises(ValueError, match="'Accuracy': it has no value for a query that finds only relevant documents"):
+        check_metrics(["Accuracy"])
 
 
 def test_metrics_of_a_generator_are_read_once() -> None:

@@ -131,8 +131,20 @@ def test_weights_are_read_as_they_are_typed() -> None:
         (["NOWHERE"], "corpus.jsonl"),
         (["DATA", "--modes", "dense,sparse"], "modes must be one or more of"),
         (["DATA", "--baseline", "sparse"], "modes must be one or more of"),
+        (
+            ["DATA", "--baseline", "all", "--modes", "dense,bm25"],
+            "--baseline all is for all, but only dense, bm25 would",
+        ),
+        (
+            ["DATA", "--model", "DENSE", "--baseline", "lexical"],
+            "--baseline lexical is for lexical, but only dense, bm25",
+        ),
         (["DATA", "--weights", "all=best"], "unknown weights 'best'"),
+        (["DATA", "--weights", "all=mldr", "--modes", "dense"], "--weights all=mldr is for all, but only dense would"),
+        (["DATA", "--weights", "mldr", "--modes", "bm25"], "is for all or dense+lexical or search:all, but only bm25"),
         (["DATA", "--metrics", "nDCG@10,Recall"], "cannot compute 'Recall'"),
+        (["GRADES", "--metrics", "MAP,ERR@5"], "ERR@5 is for gains of at most 4, and query 'q' has the gain 7 for 'a'"),
+        (["DATA", "--metrics", "nDCG(gains={1:5},judged_only=True)@10,R"], "cannot compute 'R'"),
         (["DATA", "--model", "NOWHERE"], "no checkpoint folder"),
         (["DATA", "--model", "tiny", "--model", "NOWHERE"], "no checkpoint folder"),
         (["DATA", "--model", "tiny", "--model", "DENSE", "--modes", "all"], "has no heads for lexical"),
@@ -141,6 +153,8 @@ def test_weights_are_read_as_they_are_typed() -> None:
         (["DATA", "--queries-from", "QUESTIONS", "--metrics", "nDCG@10"], "only Success@k can be measured"),
         (["ONE", "--tune"], "two halves need two different queries"),
         (["SPACES"], "cannot hold the id 'd 1' of spaces"),
+        (["ALIKE"], "two data sets, 'a b' and 'a-b', would be in one folder, 'a-b': rename one"),
+        (["DATA", "--model", "M 1", "--model", "M-1"], "two models, 'm 1' and 'm-1', would be in one folder, 'm-1'"),
         (["DATA", "--out", "FILE"], "questions.jsonl exists and is a file: name a folder"),
     ],
 )
@@ -156,9 +170,17 @@ def test_errors_are_one_line_and_an_exit_status_before_anything_is_encoded(
         "QUESTIONS": tmp_path / "questions.jsonl",
         "ONE": write_world(tmp_path / "one", queries=1),
         "SPACES": write_beir(tmp_path / "spaces", {"d 1": "x"}, {"q": "y"}, {"q": {"d 1": 1}}),
+        "GRADES": write_beir(tmp_path / "grades", {"a": "x"}, {"q": "y"}, {"q": {"a": 7}}),
         "DENSE": without_heads(small, tmp_path / "dense"),
         "FILE": tmp_path / "questions.jsonl",
+        "ALIKE": tmp_path / "alike",
+        "M 1": tmp_path / "m 1",
+        "M-1": tmp_path / "m-1",
     }
+    for name in ("a b", "a-b"):
+        write_world(tmp_path / "alike" / name)
+    for name in ("m 1", "m-1"):
+        shutil.copytree(small, tmp_path / name)
     arguments = [str(places.get(argument, argument)) for argument in arguments]
     out = [] if "--out" in arguments else ["--out", str(tmp_path / "out")]
     model = [] if "--model" in arguments else ["--model", "tiny"]
@@ -180,6 +202,36 @@ def test_judged_documents_that_are_absent_are_warned_of_in_one_line(small: Path,
     )
     (line,) = [line for line in done.stderr.splitlines() if "judged" in line]
     assert line == f"warning: 1 of 2 judged documents are not in {data / 'corpus.jsonl'} and count as not found"
+
+
+def test_data_sets_that_are_links_have_the_links_names_and_a_folder_of_two_names_is_one_model(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i, name in enumerate(("one", "two"), start=1):
+        source = write_world(tmp_path / "versions" / name / "1.0", documents=9, queries=i)
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / name).symlink_to(source)
+    shutil.copytree(small, tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    models = ["--model", "model", "--model", "./model", "--modes", "dense"]
+    result = CliRunner().invoke(
+        app, ["eval", str(tmp_path / "data"), *models, "--out", str(tmp_path / "out"), "--device", "cpu"]
+    )
+    assert result.exit_code == 0, result.output
+    written = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    assert [(each["dataset"], len(each["queries"])) for each in written] == [("one", 1), ("two", 2)]
+    runs = {path.parent.name: path.read_text() for path in (tmp_path / "out" / "runs").rglob("dense.trec")}
+    assert {name: len({line.split()[0] for line in run.splitlines()}) for name, run in runs.items()} == {
+        "one": 1,
+        "two": 2,
+    }
+
+
+def test_a_report_of_two_data_sets_of_one_name_is_refused(evaluated: Evaluated, tmp_path: Path) -> None:
+    one = evaluated.results[0]
+    with pytest.raises(ValueError, match="run files of two data sets, 'one' and 'one', would be in one folder, 'one'"):
+        report.write_report([one, one], tmp_path / "out", tables=[], verdicts=[], baseline="dense")
+    assert not (tmp_path / "out").exists()
 
 
 def without_heads(checkpoint: Path, folder: Path) -> Path:

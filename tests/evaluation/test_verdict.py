@@ -99,8 +99,16 @@ def test_the_best_of_many_equal_modes_is_not_called_better(world: Path) -> None:
 
 
 def test_modes_that_rank_alike_and_one_question_are_told_so(world: Path) -> None:
-    alike = sentences(made(world, {"dense": 0.5 + NOISE[0], "lexical": 0.5 + NOISE[0]}))
-    assert alike[2].startswith("More questions would hardly show a difference between dense and lexical")
+    value = f"{0.5 + NOISE[0].mean():.3f}"
+    alike = sentences(made(world, {"dense": 0.5 + NOISE[0], "lexical": 0.5 + NOISE[0][::-1]}))
+    assert alike == [f"dense and lexical rank alike here: nDCG@10 {value}. Take whichever is cheapest."]
+    three = sentences(made(world, {"dense": NOISE[1], "lexical": 0.5 + NOISE[0], "bm25": 0.5 + NOISE[0]}))
+    assert three[:2] == [
+        f"lexical and bm25 rank best here, and alike: nDCG@10 {value}.",
+        "That lexical beats dense is shown.",
+    ]
+    one = sentences(made(world, {"dense": [1.0], "lexical": [1.0]}))
+    assert [each[:25] for each in one] == ["dense and lexical rank al", "One question shows nothin"]
     assert sentences(made(world, {"dense": [1.0], "lexical": [0.0]}))[2].startswith("One question shows nothing")
     assert sentences(made(world, {"dense": [1.0, 0.5]})) == ["dense ranks best here: nDCG@10 0.750."]
 
@@ -154,6 +162,9 @@ def test_a_new_checkpoint_is_compared_with_the_old_one(world: Path) -> None:
     assert back.sentences[0].startswith("That b/final is better than a/final by all is shown: nDCG@10 -0.1")
     alike = list(make_verdicts([old, made(world, {c: v["nDCG@10"] for c, v in old.values.items()}, model="c")]))[-1]
     assert alike.sentences == ["Both rank alike by all."]
+    turned = made(world, {c: v["nDCG@10"][::-1] for c, v in old.values.items()}, model="c")
+    (said,) = list(make_verdicts([old, turned]))[-1].sentences
+    assert said.startswith("Neither is better than the other by all: nDCG@10 ")
 
 
 @pytest.mark.parametrize(

@@ -390,8 +390,10 @@ def test_the_folder_that_a_user_stands_in_gets_its_new_store_beside_it(
 
 
 def test_a_place_that_is_the_old_one_and_a_copy_by_the_same_model_are_refused(index: Path, small: Path) -> None:
-    same = migrate(index, "--model", small, "--to", index)
-    assert (same.exit_code, "is STORE itself: name a new place" in same.stderr) == (1, True), same.output
+    index.with_name("link").symlink_to(index)
+    for place in (index, index.with_name("link"), index / ".." / index.name):
+        same = migrate(index, "--model", small, "--to", place)
+        assert (same.exit_code, "is STORE itself: name a new place" in same.stderr) == (1, True), same.output
     copy = migrate(index, "--model", "tiny", "--to", index.with_name("new"))
     assert (copy.exit_code, "copy it with copy_store" in copy.stderr) == (1, True), copy.output
     assert not index.with_name("new").exists()
