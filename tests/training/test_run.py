@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from safetensors.torch import load_file
 from m3_integrations import M3Encoder
 from m3_integrations.model import threads
 from m3_integrations.training import HeadDiedError, run_training
+from m3_integrations.training.folder import hold_folder
 from m3_integrations.training.network import TrainingNetwork
-from m3_integrations.training.trainer import find_last_checkpoint
+from m3_integrations.training.trainer import M3Trainer, find_last_checkpoint
 from tests.training.conftest import WriteConfig
 
 KILL_AT_STEP_5 = """
@@ -236,6 +238,45 @@ def test_a_finished_run_is_not_overwritten(write_config: WriteConfig, small: Pat
     shutil.copytree(small, tmp_path / "run" / "final")
     with pytest.raises(FileExistsError, match="choose another output_dir"):
         run_training(write_config(), show_progress=False)
+
+
+def test_a_run_has_its_folder_for_itself_until_it_ends(
+    write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, note, calls = tmp_path / "run", M3Trainer.note, []
+
+    def begin_another(self: M3Trainer, *arguments: Any) -> None:
+        with pytest.raises(BlockingIOError), hold_folder(folder):
+            raise AssertionError("two runs have the folder")
+        calls.append(1)
+        note(self, *arguments)
+
+    monkeypatch.setattr(M3Trainer, "note", begin_another)
+    with (
+        hold_folder(folder),
+        pytest.raises(BlockingIOError, match=r"another run trains in .*run: wait until it ends, or choose another"),
+    ):
+        run_training(write_config(), show_progress=False)
+    assert [path.name for path in folder.iterdir()] == ["lock"]
+    run_training(write_config(), show_progress=False)
+    assert len(calls) == 6
+
+
+def test_a_result_that_appeared_during_the_run_is_not_overwritten(
+    write_config: WriteConfig, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final, note = tmp_path / "run" / "final", M3Trainer.note
+
+    def save_another(self: M3Trainer, *arguments: Any) -> None:
+        shutil.copytree(small, final, dirs_exist_ok=True)
+        note(self, *arguments)
+
+    monkeypatch.setattr(M3Trainer, "note", save_another)
+    with pytest.raises(FileExistsError, match="holds this run's result already: choose another output_dir"):
+        run_training(write_config(), show_progress=False)
+    assert sorted(path.name for path in final.iterdir()) == sorted(path.name for path in small.iterdir())
+    expected, got = weights_of(small), weights_of(final)
+    assert [name for name in expected if not expected[name].equal(got[name])] == []
 
 
 def test_training_keeps_to_a_containers_cpus(write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
