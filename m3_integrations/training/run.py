@@ -83,6 +83,7 @@ def _train(config: TrainingConfig, *, show_progress: bool) -> Path:
     data, validation, base = _read_data(config), _open_validation(config), find_checkpoint(config.model)
     arguments = _arguments(config, is_evaluated=validation is not None)
     progress = Progress(config.stage, is_shown=show_progress and arguments.should_save)
+    _keep_to_one_gpu(arguments, progress)
     # Of several processes only the first writes into the folder.
     with hold_folder(config.output_dir) if arguments.should_save else nullcontext():
         last = find_last_checkpoint(config.output_dir)
@@ -109,6 +110,15 @@ def _run(trainer: M3Trainer, config: TrainingConfig, last: Path | None, progress
         progress.say(f"continues from {last}, step {trainer.state.global_step:,} of {trainer.args.max_steps:,}")
     if last is None or not is_exhausted(trainer.state, config.eval_every, config.early_stop):
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
+
+
+def _keep_to_one_gpu(arguments: TrainingArguments, progress: Progress) -> None:
+    """Keep a process without torchrun to one GPU: the Trainer would split each batch, and with it the negatives."""
+    if (count := arguments.n_gpu) > 1:
+        arguments._n_gpu = 1
+        progress.say(
+            f"trains on one of {count} GPUs: torchrun --nproc-per-node {count} --no-python m3 train CONFIG uses all"
+        )
 
 
 def _read_data(config: TrainingConfig) -> Sequence[Example] | Sequence[str]:

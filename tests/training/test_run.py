@@ -279,6 +279,21 @@ def test_a_result_that_appeared_during_the_run_is_not_overwritten(
     assert [name for name in expected if not expected[name].equal(got[name])] == []
 
 
+def test_a_run_without_torchrun_keeps_to_one_of_several_gpus_and_names_torchrun(
+    write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Splitting(torch.nn.Module):
+        def __init__(self, *_: object, **__: object) -> None:
+            raise AssertionError("the Trainer splits a batch among GPUs")
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)  # the network itself is on the CPU
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.nn.DataParallel", Splitting)
+    run_training(write_config(device="auto", steps=1))
+    said = "unified: trains on one of 2 GPUs: torchrun --nproc-per-node 2 --no-python m3 train CONFIG uses all"
+    assert said in capsys.readouterr().err.splitlines()
+
+
 def test_training_keeps_to_a_containers_cpus(write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(variable, raising=False)
