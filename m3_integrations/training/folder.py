@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from filelock import FileLock, Timeout
 
-from m3_integrations.checkpoint import head_files, weight_files
+from m3_integrations.checkpoint import head_files, load_tokenizer, weight_files
+from m3_integrations.fingerprint import checkpoint_fingerprint
 from m3_integrations.training.config import TrainingConfig
 from m3_integrations.training.data import Example
 from m3_integrations.training.stages import FINAL_FOLDER
@@ -23,8 +24,8 @@ _FREE: Final = frozenset({
     "model", "train_data", "output_dir", "gradient_checkpointing", "device", "log_every", "save_every",
     "keep_checkpoints", "dead_head_patience", "eval_data", "sub_batch_tokens", "split_batch",
 })  # fmt: skip
-"""The settings that may differ when a run goes on. The weights are the checkpoint's, and the data's contents are
-compared, not their paths."""
+"""The settings that may differ when a run goes on. Of the model and the data the contents are compared, not the
+paths."""
 
 
 @contextmanager
@@ -51,6 +52,7 @@ def hold_to_settings(
     data: Sequence[Example] | Sequence[str],
     eval_data: str | None,
     *,
+    base: Path,
     is_going_on: bool,
 ) -> None:
     """Write the settings of a new run to a file, or raise ValueError if a run would go on with other settings.
@@ -59,15 +61,17 @@ def hold_to_settings(
         config: The settings.
         data: The training data.
         eval_data: A hash of the validation set; None without one.
+        base: The checkpoint that the stage begins with.
         is_going_on: Whether the run was begun earlier.
     """
-    own = _describe(config, data, eval_data)
+    own = _describe(config, data, eval_data, base)
     file = config.output_dir / _SETTINGS_FILE
     if not is_going_on:
         file.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
     elif file.exists():  # not in a folder of an earlier version
-        # A setting that the file lacks did not exist when the run began: then the run had the default.
-        begun = {name: value for name, value in own.items() if name not in config.changed()}
+        # A setting that the file lacks did not exist when the run began: then the run had the default. An earlier
+        # version did not write a hash of the model.
+        begun = {name: value for name, value in own.items() if name == "model" or name not in config.changed()}
         try:
             begun |= json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -79,13 +83,16 @@ def hold_to_settings(
             )
 
 
-def _describe(config: TrainingConfig, data: Sequence[Example] | Sequence[str], eval_data: str | None) -> dict[str, Any]:
+def _describe(
+    config: TrainingConfig, data: Sequence[Example] | Sequence[str], eval_data: str | None, base: Path
+) -> dict[str, Any]:
     """Return what must be the same when a run goes on, as values for JSON."""
     digest = hashlib.blake2b(digest_size=16)
     for item in data:
         digest.update(json.dumps(item if isinstance(item, str) else dataclasses.astuple(item)).encode())
     own = {name: value for name, value in dataclasses.asdict(config).items() if name not in _FREE}
-    return own | {"train_data": digest.hexdigest(), "eval_data": eval_data}
+    model = checkpoint_fingerprint(base, load_tokenizer(base).vocabulary)
+    return own | {"model": model, "train_data": digest.hexdigest(), "eval_data": eval_data}
 
 
 def has_ended(config: TrainingConfig) -> bool:

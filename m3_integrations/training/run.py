@@ -58,7 +58,7 @@ def run_training(config_path: str | os.PathLike[str], *, show_progress: bool = T
         FileExistsError: If the run has ended already.
         BlockingIOError: If another run trains in the same folder.
         ValueError: If a setting, the data or the checkpoint is invalid, or if a run that goes on was begun with other
-            settings or data.
+            settings or data, or with another checkpoint.
         HeadDiedError: If a head dies.
     """
     stages = load_stages(config_path)
@@ -67,7 +67,7 @@ def run_training(config_path: str | os.PathLike[str], *, show_progress: bool = T
             train(config, show_progress=show_progress)
             continue
         eval_data = _digest(_open_validation(config))
-        hold_to_settings(config, _read_data(config), eval_data, is_going_on=True)
+        hold_to_settings(config, _read_data(config), eval_data, base=find_checkpoint(config.model), is_going_on=True)
         Progress(config.stage, is_shown=show_progress).say(f"is done already, in {config.output_dir / FINAL_FOLDER}")
     return train(stages[-1], show_progress=show_progress)
 
@@ -90,7 +90,7 @@ def _train(config: TrainingConfig, *, show_progress: bool) -> Path:
         if arguments.should_save:
             refuse_ended(config)  # another run may have ended since
         if arguments.should_save or last is not None:
-            hold_to_settings(config, data, _digest(validation), is_going_on=last is not None)
+            hold_to_settings(config, data, _digest(validation), base=base, is_going_on=last is not None)
         arguments.eval_on_start = validation is not None and last is None
         set_seed(config.seed)
         trainer = _open_trainer(config, base, data, progress, validation, arguments=arguments)

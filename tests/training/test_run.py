@@ -294,6 +294,28 @@ def test_a_run_without_torchrun_keeps_to_one_of_several_gpus_and_names_torchrun(
     assert said in capsys.readouterr().err.splitlines()
 
 
+def test_a_run_does_not_go_on_with_another_model_but_from_anywhere_with_the_same(
+    write_config: WriteConfig, small: Path, tmp_path: Path
+) -> None:
+    whole = run_training(write_config(), show_progress=False)
+    expected = weights_of(whole)
+    file = tmp_path / "run" / "settings.json"
+    settings = json.loads(file.read_text())
+    shutil.copytree(small, tmp_path / "moved")
+    shutil.copytree(small, tmp_path / "other")
+    head = torch.load(small / "sparse_linear.pt", weights_only=True)
+    torch.save({"weight": head["weight"], "bias": head["bias"] + 1}, tmp_path / "other" / "sparse_linear.pt")
+
+    shutil.rmtree(whole)
+    with pytest.raises(ValueError, match="was begun with another model: use the earlier settings"):
+        run_training(write_config(model="other"), show_progress=False)
+    for text in (settings, {name: value for name, value in settings.items() if name != "model"}):
+        file.write_text(json.dumps(text))  # the second as an earlier version wrote it
+        shutil.rmtree(whole, ignore_errors=True)
+        got = weights_of(run_training(write_config(model="moved"), show_progress=False))
+        assert [name for name in expected if not expected[name].equal(got[name])] == []
+
+
 def test_training_keeps_to_a_containers_cpus(write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(variable, raising=False)

@@ -204,6 +204,17 @@ def test_a_finished_stage_is_not_taken_for_one_with_other_settings(uninterrupted
         run_training(config, show_progress=False)
 
 
+def test_a_finished_stage_is_not_taken_for_one_of_another_model(
+    uninterrupted: Path, small: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(uninterrupted / "run" / "retromae", tmp_path / "run" / "retromae")
+    shutil.copytree(uninterrupted / "base", tmp_path / "base")
+    head = torch.load(small / "sparse_linear.pt", weights_only=True)
+    torch.save({"weight": head["weight"], "bias": head["bias"] + 1}, tmp_path / "base" / "sparse_linear.pt")
+    with pytest.raises(ValueError, match="was begun with another model"):
+        run_training(write_three(tmp_path, tmp_path / "base"), show_progress=False)
+
+
 def test_a_finished_run_of_stages_says_so(uninterrupted: Path) -> None:
     with pytest.raises(FileExistsError, match="choose another output_dir"):
         run_training(uninterrupted / "run.toml", show_progress=False)
