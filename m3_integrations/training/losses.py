@@ -31,8 +31,10 @@ class LossSettings:
             mode and the ensemble. With self_distillation there are two teachers.
         kd_loss_type: The formula of this teaching, by FlagEmbedding's names: see `compute_loss`.
         in_batch_negatives: Whether the passages of other queries are negatives too, not only a query's own.
-        mask_known_answers: Whether a passage that the data call an answer to a query is never its negative, even if it
-            is a passage of another query of the batch. Texts must be equal character by character.
+        mask_known_answers: Whether a passage that the data call an answer to a query, in any example of this query, is
+            never its negative, even if it is a passage of another query of the batch or among the example's own
+            negatives. Queries, with their instruction, and passages must be equal character by character. With
+            knowledge_distillation the teacher scores the example's own negatives, so they stay.
         false_negative_margin: A passage does not count as a negative if its ensemble score, the weighted mean of the
             three raw scores, exceeds the positive's by more than this; infinite for never.
     """

@@ -144,3 +144,35 @@ def test_what_cannot_make_a_batch_is_refused(tokenizer: Tokenizer) -> None:
         batches(examples(3), tokenizer)
     with pytest.raises(ValueError, match=r"4 of 4 examples have no negatives, such as .* train_group_size 2"):
         batches(examples(4, negatives=0), tokenizer)
+
+
+def test_an_answer_is_known_from_every_line_of_its_query_whatever_the_batch(tokenizer: Tokenizer) -> None:
+    data = [
+        Example("salt", ("water",), ("window",)),
+        Example("salt", ("river",), ("engine", "water")),  # the answer of the first line among its own negatives
+        Example("salt", ("report",), ("river",), "find "),  # another query
+        Example("engine", ("river",), ("salt",)),
+    ]
+    answers = {("", "salt"): {"water", "river"}, ("find ", "salt"): {"report"}, ("", "engine"): {"river"}}
+    words = ["salt", "water", "engine", "window", "river", "report"]
+    texts = {
+        tuple(tokens.ids.tolist()): word for word, tokens in zip(words, tokenizer(words, max_length=24), strict=True)
+    }
+    of_query = {
+        tuple(tokenizer([instruction + query], max_length=12)[0].ids.tolist()): expected
+        for (instruction, query), expected in answers.items()
+    }
+    plan = batches(data, tokenizer, batch_size=2, group_size=2, steps=40)
+    known_beyond_the_batch = 0
+    for step in range(40):
+        batch = plan[step]
+        passages = [
+            texts[tuple(ids[mask.bool()].tolist())]
+            for ids, mask in zip(batch["passage_ids"], batch["passage_mask"], strict=True)
+        ]
+        for row, (ids, mask) in enumerate(zip(batch["query_ids"], batch["query_mask"], strict=True)):
+            expected = of_query[tuple(ids[mask.bool()].tolist())]
+            assert batch["known_answers"][row].tolist() == [text in expected for text in passages]
+            own = passages[int(batch["positives"][row])]
+            known_beyond_the_batch += any(text in expected and text != own for text in passages)
+    assert known_beyond_the_batch > 5

@@ -103,6 +103,23 @@ def test_a_ranking_may_be_of_all_modes_together(tmp_path: Path) -> None:
         assert set(row["neg"]) == set(rankings(row["query"], row["pos"], 8)["all"][1:6])
 
 
+def test_an_answer_of_another_line_of_the_same_query_is_no_negative(tmp_path: Path) -> None:
+    encoder = FakeEncoder()
+    best = rankings("question 0", (), 60)["dense"]
+    answers = [best[0], best[4], best[9]]
+    data = tmp_path / "pairs.jsonl"
+    write_jsonl(data, [{"query": "question 0", "pos": [text]} for text in answers])
+    every = MiningOptions(modes=("dense",), n=60, first_rank=1, last_rank=12, duplicates=1)
+    store = filled(open_store(), encoder)
+    mine_negatives(encoder, store, data, tmp_path / "out.jsonl", every)
+    for row in read(tmp_path / "out.jsonl"):
+        assert set(row["neg"]) == set(best[:15]) - set(answers)
+    below = MiningOptions(modes=("dense",), n=60, first_rank=1, last_rank=12, duplicates=1, margin=0.0)
+    mine_negatives(encoder, store, data, tmp_path / "below.jsonl", below)
+    for row in read(tmp_path / "below.jsonl"):
+        assert set(row["neg"]) == set(best[10:15])  # less than every positive, the tenth too
+
+
 def hit(text: str, score: float) -> Hit:
     return Hit(id=text, text=text, metadata={}, score=score, scores={"dense": score})
 
