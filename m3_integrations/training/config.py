@@ -47,7 +47,8 @@ class TrainingConfig:
             "auto" is "search:all", or "dense" if only the dense mode is trained.
         early_stop: Training ends after this number of evaluations in a row without a better one; 0 for never.
         batch_size: Queries in a batch; for RetroMAE, texts.
-        train_group_size: Passages per query; 1 for the positive alone, with the batch's other passages as negatives.
+        train_group_size: Passages per query; 1 for the positive alone, with the batch's other passages as negatives,
+            which needs in_batch_negatives.
         query_max_length: The most tokens of a query, special tokens included.
         passage_max_length: The most tokens of a passage, or of a text of RetroMAE, special tokens included.
         query_instruction: Put before every query whose example has no prompt.
@@ -78,7 +79,8 @@ class TrainingConfig:
             for no limit.
         split_batch: "gradient_cache" or "checkpointing": see `Split`. The second needs gradient_checkpointing.
         negatives_cross_device: Whether the passages of all devices are negatives of each query, in all modes.
-        free_layers: The number of the backbone's last layers that are trained; 0 for only the heads, -1 for everything.
+        free_layers: The number of the backbone's last layers that are trained; 0 for only the heads, which only
+            "unified" trains, -1 for everything.
         start_weight: The share of the start's weights in the result, from 0 to below 1. It reduces what the model
             forgets (Xiao et al. 2023, "LM-Cocktail"). Checkpoints before the end are not averaged.
     """
@@ -152,6 +154,7 @@ class TrainingConfig:
             raise ValueError("train_data must name at least one file")
         self._check_stage()
         self._check_batching()
+        self._check_something_is_learnt()
 
     def _check_batching(self) -> None:
         groups = self.batch_size_by_length
@@ -189,6 +192,17 @@ class TrainingConfig:
             )
         if self.early_stop and self.eval_data is None:
             raise ValueError(f"early_stop = {self.early_stop} needs eval_data: there is nothing that could get worse")
+
+    def _check_something_is_learnt(self) -> None:
+        if self.stage != "unified" and not self.free_layers:
+            raise ValueError(
+                f"free_layers = 0 trains only the heads, which the stage {self.stage} does not change: put it into "
+                "[unified], or free some layers"
+            )
+        if self.stage == "unified" and self.train_group_size == 1 and not self.loss.in_batch_negatives:
+            raise ValueError(
+                "train_group_size = 1 and in_batch_negatives = false leave a query no negatives: change one of them"
+            )
 
     @property
     def columns(self) -> tuple[str, ...]:

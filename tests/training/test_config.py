@@ -63,6 +63,18 @@ def test_paths_are_relative_to_the_file_and_defaults_are_the_papers(tmp_path: Pa
         (LEAST + 'split_batch = "half"', "split_batch must be one of checkpointing, gradient_cache, got 'half'"),
         (LEAST + 'sub_batch_tokens = 9\nsplit_batch = "checkpointing"', "saves nothing without gradient_checkpointing"),
         (LEAST + "free_layers = -2", "free_layers must be -1 or more, got -2"),
+        (
+            LEAST + 'stage = "retromae"\nfree_layers = 0',
+            "free_layers = 0 trains only the heads, which .* retromae does",
+        ),
+        (
+            LEAST + 'stage = "contrastive"\nfree_layers = 0',
+            "the stage contrastive does not change: put it into .unified",
+        ),
+        (
+            LEAST + "train_group_size = 1\n[loss]\nin_batch_negatives = false",
+            "train_group_size = 1 and in_batch_negatives = false leave a query no negatives",
+        ),
         (LEAST + "start_weight = 1", "start_weight must be 0 or more and below 1, got 1"),
         (LEAST + '[loss]\nkd_loss_type = "kl"', "kd_loss_type must be one of kl_div, m3_kd_loss, got 'kl'"),
     ],
