@@ -67,7 +67,8 @@ class TrainingConfig:
         save_every: Steps between two checkpoints.
         keep_checkpoints: The number of the last checkpoints that are kept.
         dead_head_patience: Training stops after this number of batches in a row with a dead head.
-        loss: The numbers of the loss.
+        loss: The numbers of the loss. "contrastive" uses temperature, mask_known_answers and false_negative_margin,
+            and refuses knowledge_distillation and in_batch_negatives = false; "retromae" uses none.
         batch_size_by_length: The batch size of each length group, instead of batch_size: "1000" = 768 is for the
             examples whose longest passage has at most 1,000 tokens, and more than the group before allows. The README
             has the paper's numbers.
@@ -189,6 +190,11 @@ class TrainingConfig:
         if self.stage == "retromae" and (self.sub_batch_tokens or self.batch_size_by_length):
             raise ValueError(
                 "retromae has no sub_batch_tokens and no batch_size_by_length: put them into [contrastive] or [unified]"
+            )
+        if self.stage == "contrastive" and (self.loss.knowledge_distillation or not self.loss.in_batch_negatives):
+            raise ValueError(
+                "contrastive has no knowledge_distillation, and its only negatives are in_batch_negatives: leave these "
+                "settings out, or put them into [unified.loss]"
             )
         if self.early_stop and self.eval_data is None:
             raise ValueError(f"early_stop = {self.early_stop} needs eval_data: there is nothing that could get worse")

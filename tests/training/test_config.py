@@ -75,6 +75,14 @@ def test_paths_are_relative_to_the_file_and_defaults_are_the_papers(tmp_path: Pa
             LEAST + "train_group_size = 1\n[loss]\nin_batch_negatives = false",
             "train_group_size = 1 and in_batch_negatives = false leave a query no negatives",
         ),
+        (
+            LEAST + 'stage = "contrastive"\n[loss]\nknowledge_distillation = true',
+            "contrastive has no knowledge_distillation, .* or put them into .unified.loss.",
+        ),
+        (
+            LEAST + 'stage = "contrastive"\n[loss]\nin_batch_negatives = false',
+            "its only negatives are in_batch_negatives",
+        ),
         (LEAST + "start_weight = 1", "start_weight must be 0 or more and below 1, got 1"),
         (LEAST + '[loss]\nkd_loss_type = "kl"', "kd_loss_type must be one of kl_div, m3_kd_loss, got 'kl'"),
     ],
