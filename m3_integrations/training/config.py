@@ -41,7 +41,8 @@ class TrainingConfig:
         steps_before_distillation: The number of batches on which the modes learn without the ensemble as their teacher,
             because the lexical head begins at random. The paper has about 6,000 (appendix C).
         eval_data: A folder that `read_dataset` reads. nDCG@10 of every mode that the stage trains is measured on it,
-            also before the first step, and `final` is the best checkpoint. None: `final` is the last checkpoint.
+            also before the first step, and `final` is the best of the later checkpoints, even if the start was better:
+            a line and the card say so then. None: `final` is the last checkpoint.
         eval_every: Steps between two evaluations.
         best_by: The mode that decides which checkpoint is the best: "dense", "lexical", "multi_vector" or "search:all".
             "auto" is "search:all", or "dense" if only the dense mode is trained.

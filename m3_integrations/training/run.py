@@ -15,7 +15,7 @@ from m3_integrations.checkpoint import BUNDLED, find_checkpoint, head_files
 from m3_integrations.checkpoint.architectures import without_bars
 from m3_integrations.model import limit_threads
 from m3_integrations.training.averaging import mix_in_start
-from m3_integrations.training.card import CARD, describe_stage, extend_record, write_card
+from m3_integrations.training.card import CARD, compare_with_start, describe_stage, extend_record, write_card
 from m3_integrations.training.config import TrainingConfig
 from m3_integrations.training.data import Example, TrainingBatches, read_examples
 from m3_integrations.training.dense import DenseNetwork, DenseTrainer
@@ -96,9 +96,7 @@ def _train(config: TrainingConfig, *, show_progress: bool) -> Path:
         trainer = _open_trainer(config, base, data, progress, validation, arguments=arguments)
         _run(trainer, config, last, progress)
         if trainer.is_world_process_zero():
-            card = _finish(config, base, trainer, examples=len(data))
-            if card.name != CARD:
-                progress.say(f"{card.parent / CARD} is not this command's and stays as it is; the card is {card}")
+            _finish(config, base, trainer, progress, examples=len(data))
         trainer.accelerator.wait_for_everyone()  # no process returns before the first has written the result
     return config.output_dir / FINAL_FOLDER
 
@@ -235,12 +233,8 @@ def _pair(
     )
 
 
-def _finish(config: TrainingConfig, base: Path, trainer: M3Trainer, *, examples: int) -> Path:
-    """Draw the plots, write the card, then write the checkpoint: the best one, or the last one without eval_data.
-
-    Returns:
-        The path of the card.
-    """
+def _finish(config: TrainingConfig, base: Path, trainer: M3Trainer, progress: Progress, *, examples: int) -> None:
+    """Draw the plots, write the card, then write the checkpoint: the best one, or the last one without eval_data."""
     refuse_ended(config)  # the lock does not reach a process on another machine if its file system has none
     state: TrainerState = trainer.state
     network = trainer.accelerator.unwrap_model(trainer.model)
@@ -259,12 +253,16 @@ def _finish(config: TrainingConfig, base: Path, trainer: M3Trainer, *, examples:
         data=config.train_data,
         examples=examples,
         history=state.log_history,
+        best_by=config.decisive,
         best_step=best,
     )
     hub_name = None if Path(config.model).is_dir() or config.model in BUNDLED else config.model
     card = write_card(final, extend_record(base, done, hub_name=hub_name))
     network.save(final, is_replacing=True)
-    return card
+    if card.name != CARD:
+        progress.say(f"{final / CARD} is not this command's and stays as it is; the card is {card}")
+    if (sentence := compare_with_start(done)) is not None:
+        progress.say(f"warning: {sentence}")
 
 
 def _mix(network: TrainingNetwork, start: TrainingNetwork, start_weight: float, *, has_heads: bool) -> None:
