@@ -61,7 +61,7 @@ class TrainingConfig:
         freeze_position_embeddings: Whether the position embeddings are not trained; for training on texts that are much
             shorter than those that will be searched.
         gradient_checkpointing: Whether to compute activations twice instead of keeping them in memory.
-        precision: The type of the forward pass: "float32", "float16" or "bfloat16". Weights stay float32.
+        precision: The type of the forward pass: "float32", "bfloat16", or on a GPU "float16". Weights stay float32.
         device: "auto", or "cpu" to use no accelerator.
         seed: The seed of the batches and of dropout.
         log_every: Steps between two lines of the log.

@@ -82,6 +82,7 @@ def _train(config: TrainingConfig, *, show_progress: bool) -> Path:
     refuse_ended(config)
     data, validation, base = _read_data(config), _open_validation(config), find_checkpoint(config.model)
     arguments = _arguments(config, is_evaluated=validation is not None)
+    _check_precision(config.precision, arguments.device)
     progress = Progress(config.stage, is_shown=show_progress and arguments.should_save)
     _keep_to_one_gpu(arguments, progress)
     # Of several processes only the first writes into the folder.
@@ -108,6 +109,12 @@ def _run(trainer: M3Trainer, config: TrainingConfig, last: Path | None, progress
         progress.say(f"continues from {last}, step {trainer.state.global_step:,} of {trainer.args.max_steps:,}")
     if last is None or not is_exhausted(trainer.state, config.eval_every, config.early_stop):
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
+
+
+def _check_precision(precision: str, device: torch.device) -> None:
+    """Raise ValueError for float16 on a CPU, where the forward pass would be in float32 without a word."""
+    if precision == "float16" and device.type == "cpu":
+        raise ValueError('precision = "float16" needs a GPU, and this run is on a CPU: use "bfloat16" or "float32"')
 
 
 def _keep_to_one_gpu(arguments: TrainingArguments, progress: Progress) -> None:
