@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,9 @@ from m3_integrations.training.plan import BatchPlan
 
 _LEAST_SHUFFLED: Final = 100
 """In characters: a text that is not longer is never cut into segments."""
+
+MOST_SCORE: Final = float(np.finfo(np.float32).max)
+"""The largest score of a teacher, up or down: the loss is in float32."""
 
 _MEASURED_AT_ONCE: Final = 1000
 """The examples whose texts are tokenized together to measure their lengths."""
@@ -112,11 +114,19 @@ def _parse(row: Any, source: int) -> Example:
 
 
 def _parse_scores(row: dict[str, Any], name: str, count: int) -> tuple[float, ...]:
-    scores = row.get(f"{name}_scores") or []
-    is_list = isinstance(scores, list) and all(isinstance(each, int | float) for each in scores)
-    if not is_list or not all(map(math.isfinite, scores)) or len(scores) not in {0, count}:
-        raise ValueError(f'"{name}_scores" must be a list of {count} finite numbers, as "{name}" has, got {scores!r}')
+    scores = row.get(f"{name}_scores")
+    if scores is None or scores == []:
+        return ()
+    if not isinstance(scores, list) or len(scores) != count or not all(map(_is_score, scores)):
+        raise ValueError(
+            f'"{name}_scores" must be a list of {count} finite numbers of float32, as "{name}" has, got {scores!r}'
+        )
     return tuple(float(score) for score in scores)
+
+
+def _is_score(value: object) -> bool:
+    """Return whether a value is a number that the loss can compute with; JSON's true is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MOST_SCORE
 
 
 def join_answers(examples: Sequence[Example], instruction: str) -> dict[str, tuple[str, ...]]:

@@ -74,6 +74,23 @@ def test_a_wrong_line_is_named(tmp_path: Path, line: str, message: str) -> None:
     assert "data.jsonl, line 2: " in str(raised.value)
 
 
+@pytest.mark.parametrize("scores", ["[NaN]", "[1e39]", f"[1{'0' * 400}]", "[true]", "0", "false", '""', "{}", "[1, 2]"])
+def test_a_teachers_scores_that_float32_cannot_hold_are_refused(tmp_path: Path, scores: str) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(f'{{"query": "q", "pos": ["a"], "pos_scores": {scores}}}\n')
+    with pytest.raises(
+        ValueError, match=r'line 1: "pos_scores" must be a list of 1 finite numbers of float32, .*, got'
+    ):
+        read_examples([path])
+
+
+def test_a_teachers_scores_may_be_absent_whole_or_large(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    for scores, expected in (("null", ()), ("[]", ()), ("[3]", (3.0,)), ("[-3.4e38]", (-3.4e38,))):
+        path.write_text(f'{{"query": "q", "pos": ["a"], "pos_scores": {scores}}}\n')
+        assert read_examples([path])[0].positive_scores == expected
+
+
 def test_a_batch_depends_on_the_seed_and_its_number_alone(tokenizer: Tokenizer) -> None:
     data = examples(22)
     first, second = batches(data, tokenizer), batches(data, tokenizer)

@@ -260,6 +260,27 @@ mine_negatives(Killed(), filled(open_store(), FakeEncoder()), folder / "p.jsonl"
 OPTIONS = MiningOptions(n=5, first_rank=1, last_rank=20)
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, 1e39])
+def test_a_score_that_training_would_refuse_ends_mining_and_what_was_mined_is_kept(
+    wrong: float, tmp_path: Path
+) -> None:
+    encoder, data = FakeEncoder(), write_pairs(tmp_path / "p.jsonl", 100)
+    store, calls = filled(open_store(), encoder), []
+
+    def score(pairs: Sequence[tuple[str, str]]) -> list[float]:
+        calls.append(len(pairs))
+        return [0.5] * (len(pairs) - 1) + [wrong if len(calls) == 2 else 0.5]
+
+    with pytest.raises(
+        ValueError, match=r"the teacher's score of 'question 99' with 'passage .* is (nan|inf|1e\+39), and"
+    ):
+        mine_negatives(encoder, store, data, tmp_path / "out.jsonl", teacher=score, teacher_name="t")
+    assert not (tmp_path / "out.jsonl").exists()
+    report = mine_negatives(encoder, store, data, tmp_path / "out.jsonl", teacher=score, teacher_name="t")
+    assert report.resumed == 64
+    assert len(read_examples([tmp_path / "out.jsonl"])) == 100
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(tmp_path: Path) -> None:
     data = write_pairs(tmp_path / "p.jsonl", 200)

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from m3_integrations.search import Searcher, SearchMode, SearchOptions
 from m3_integrations.search.options import MODES_OF
 from m3_integrations.store import Store
-from m3_integrations.training.data import Example, join_answers, read_examples
+from m3_integrations.training.data import MOST_SCORE, Example, join_answers, read_examples
 from m3_integrations.training.mining.choosing import MiningOptions, choose_negatives, margin_limits
 from m3_integrations.training.mining.progress import ProgressFile, replace_lines
 from m3_integrations.vectors import MODES, Encoder, absent_heads
@@ -88,7 +88,8 @@ def mine_negatives(
         FileNotFoundError: If the data do not exist.
         BlockingIOError: If another process mines into the same file.
         ValueError: If a line of the data is not an example, the store is empty, has another model's vectors or lacks a
-            mode that is asked for, or the run in OUT.progress was begun with other arguments.
+            mode that is asked for, the run in OUT.progress was begun with other arguments, or the teacher does not
+            score every pair with a number that is finite in float32; what was mined before is kept then.
     """
     options = options or MiningOptions()
     if out.exists():
@@ -216,12 +217,18 @@ def _add_teacher_scores(rows: Sequence[dict[str, Any]], teacher: Teacher) -> Non
     """Write a teacher's scores into rows. The query is scored without an instruction: a cross-encoder takes none.
 
     Raises:
-        ValueError: If the teacher does not score every pair.
+        ValueError: If the teacher does not score every pair, or a score is not finite in float32.
     """
     pairs = [(row["query"], text) for row in rows for text in (*row["pos"], *row["neg"])]
     scores = [float(score) for score in teacher(pairs)]
     if len(scores) != len(pairs):
         raise ValueError(f"the teacher was given {len(pairs)} pairs and returned {len(scores)} scores")
+    for (query, text), score in zip(pairs, scores, strict=True):
+        if not abs(score) <= MOST_SCORE:  # also NaN
+            raise ValueError(
+                f"the teacher's score of {query[:80]!r} with {text[:80]!r} is {score}, and m3 train needs a finite "
+                "float32: use another teacher, or leave these texts out. What was mined before is kept"
+            )
     taken = iter(scores)
     for row in rows:
         row["pos_scores"] = [next(taken) for _ in row["pos"]]
