@@ -62,7 +62,7 @@ class Example:
 
 
 def read_examples(paths: Sequence[Path]) -> list[Example]:
-    """Read FlagEmbedding's training data: one JSON object per line with query, pos and neg.
+    """Read FlagEmbedding's training data: one JSON object per line with query, pos and neg, without blank texts.
 
     An object may have a prompt, and a teacher's pos_scores and neg_scores. Other keys that FlagEmbedding knows (type,
     batch_size and so on) are allowed and not used.
@@ -107,6 +107,9 @@ def _parse(row: Any, source: int) -> Example:
         raise ValueError('"pos" must hold at least one text')
     if prompt is not None and not isinstance(prompt, str):
         raise ValueError(f'"prompt" must be a string, got {type(prompt).__name__}')
+    for name, texts in (("query", [row["query"]]), ("pos", positives), ("neg", negatives)):
+        if blank := [text for text in texts if not text.strip()]:
+            raise ValueError(f'"{name}" must not be blank, got {blank[0]!r}: remove it, or the line')
     for text in (row["query"], *positives, *negatives, prompt or ""):
         text.encode()  # half a surrogate pair raises ValueError here, before training, instead of in the tokenizer
     scores = [_parse_scores(row, name, len(row.get(name) or ())) for name in ("pos", "neg")]

@@ -144,6 +144,11 @@ def test_ranks_are_counted_without_the_query_and_its_positives() -> None:
     assert sorted(chosen(options)) == ["passage 1 alone", "passage 2 alone", "passage 3 alone"]
 
 
+def test_a_blank_text_of_a_store_is_no_negative() -> None:
+    hits = [hit("", 0.9), hit(" \n", 0.8), hit("a passage", 0.7)]
+    assert chosen(MiningOptions(n=9, first_rank=1, last_rank=9, duplicates=1), hits) == ["a passage"]
+
+
 def test_a_negative_scores_less_than_every_positive_by_the_margin() -> None:
     options = MiningOptions(n=9, first_rank=1, last_rank=9, margin=0.1, duplicates=1)
     scores = dense_scores(0.9, 0.7)
