@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -24,11 +25,12 @@ _COLUMNS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class TrainingConfig:
-    """Settings of one stage. Paths in a file are relative to that file.
+    """Settings of one stage. Paths in a file are relative to that file. A path may be a string, which becomes a Path.
 
     Attributes:
         model: A checkpoint folder or a repository of the hub.
-        train_data: Files in FlagEmbedding's JSONL, or folders of them; for RetroMAE files that `read_texts` reads.
+        train_data: Files in FlagEmbedding's JSONL, or folders of them; for RetroMAE files that `read_texts` reads. One
+            path alone becomes a tuple of it.
         output_dir: The folder for checkpoints, the log and the trained checkpoint (`final`).
         steps: The number of batches to train on.
         stage: "retromae" trains the encoder to put a text into [CLS]. "contrastive" trains only the dense mode, on
@@ -63,7 +65,7 @@ class TrainingConfig:
         gradient_checkpointing: Whether to compute activations twice instead of keeping them in memory.
         precision: The type of the forward pass: "float32", "bfloat16", or on a GPU "float16". Weights stay float32.
         device: "auto", or "cpu" to use no accelerator.
-        seed: The seed of the batches and of dropout.
+        seed: The seed of the batches and of dropout, from 0 to 4,294,967,295.
         log_every: Steps between two lines of the log.
         save_every: Steps between two checkpoints.
         keep_checkpoints: The number of the last checkpoints that are kept.
@@ -135,6 +137,7 @@ class TrainingConfig:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.changed().items())})"
 
     def __post_init__(self) -> None:
+        self._make_paths()
         for name in ("steps", "batch_size", "train_group_size", "gradient_accumulation_steps", "log_every",
                      "save_every", "eval_every", "keep_checkpoints", "dead_head_patience"):  # fmt: skip
             if getattr(self, name) < 1:
@@ -148,6 +151,8 @@ class TrainingConfig:
                      "early_stop"):  # fmt: skip
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be 0 or more and finite, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:  # as numpy has it
+            raise ValueError(f"seed must be from 0 to {2**32 - 1}, got {self.seed}")
         if self.precision not in {"float32", "float16", "bfloat16"}:
             raise ValueError(f"precision must be 'float32', 'float16' or 'bfloat16', got {self.precision!r}")
         if self.device not in {"auto", "cpu"}:
@@ -157,6 +162,18 @@ class TrainingConfig:
         self._check_stage()
         self._check_batching()
         self._check_something_is_learnt()
+
+    def _make_paths(self) -> None:
+        """Turn strings into paths, and one path of training data into a tuple of it."""
+        data: object = self.train_data
+        paths = {
+            "model": os.fspath(self.model),
+            "train_data": tuple(map(Path, [data] if isinstance(data, str | os.PathLike) else self.train_data)),
+            "output_dir": Path(self.output_dir),
+            "eval_data": None if self.eval_data is None else Path(self.eval_data),
+        }
+        for name, value in paths.items():
+            object.__setattr__(self, name, value)
 
     def _check_batching(self) -> None:
         groups = self.batch_size_by_length

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +44,8 @@ def test_paths_are_relative_to_the_file_and_defaults_are_the_papers(tmp_path: Pa
         (LEAST + 'seed = "one"', "seed must be of type int, got 'one'"),
         (LEAST + "seed = true", "seed must be of type int, got True"),
         (LEAST + "[loss]\nself_distillation = 1", "self_distillation must be of type bool, got 1"),
+        (LEAST + "seed = -1", "seed must be from 0 to 4294967295, got -1"),
+        (LEAST + "seed = 4294967296", "seed must be from 0 to 4294967295, got 4294967296"),
         (LEAST + "batch_size = 0", "batch_size must be at least 1, got 0"),
         (LEAST + 'precision = "int8"', "precision must be .*, got 'int8'"),
         (LEAST + "[loss]\ntemperature = 0.0", "temperature must be positive and finite, got 0.0"),
@@ -92,3 +95,15 @@ def test_a_wrong_setting_is_named(tmp_path: Path, text: str, message: str) -> No
     path.write_text(text, encoding="utf-8", errors="surrogateescape")  # one of them is not UTF-8
     with pytest.raises(ValueError, match=message):
         load_config(path)
+
+
+@pytest.mark.parametrize("data", ["a.jsonl", Path("a.jsonl"), ["a.jsonl"], (Path("a.jsonl"),)], ids=repr)
+def test_paths_may_be_strings_and_one_file_stands_alone(data: Any) -> None:
+    settings: dict[str, Any] = {"model": Path("base"), "output_dir": "out", "eval_data": "asked"}
+    config = TrainingConfig(train_data=data, steps=1, **settings)
+    assert config == TrainingConfig(
+        model="base", train_data=(Path("a.jsonl"),), output_dir=Path("out"), eval_data=Path("asked"), steps=1
+    )
+    assert config.model == "base"
+    assert config.train_data == (Path("a.jsonl"),)
+    assert (config.output_dir, config.eval_data) == (Path("out"), Path("asked"))
