@@ -77,12 +77,22 @@ def _table(fit: StorageFit) -> Iterator[str]:
 
 def verdict(fit: StorageFit, max_loss: float) -> str:
     """Return the last sentence: the smallest way to keep token vectors whose loss is shown to be within a share."""
-    of, n_questions = f"{100 * max_loss:g} % of {fit.metric}", len(fit.kept.values)
+    from m3_integrations.evaluation.storage import LEAST_QUESTIONS
+
+    of, n = f"{100 * max_loss:g} % of {fit.metric}", len(fit.kept.values)
+    if n < LEAST_QUESTIONS:
+        asked = "1 question is" if n == 1 else f"{n} questions are"
+        return (
+            f"Keep {fit.kept.storage}: {asked} too few to show what a smaller store loses, ask at least "
+            f"{LEAST_QUESTIONS}."
+        )
     chosen = fit.smallest(max_loss)
     if chosen is None:
+        needed = fit.needed(max_loss)
         return (
-            f"Keep {fit.kept.storage}: of no smaller store {n_questions} questions show that it loses at most {of} "
+            f"Keep {fit.kept.storage}: of no smaller store {n} questions show that it loses at most {of} "
             "(the upper end of the interval)."
+            + (f" Even of one that changes nothing it takes {needed} to show that." if needed else "")
         )
     smaller = (
         f"token vectors {_times(fit.kept.bytes_per_token, chosen.bytes_per_token)}"
@@ -90,7 +100,7 @@ def verdict(fit: StorageFit, max_loss: float) -> str:
         else f"store {_times(fit.kept.size_bytes, chosen.size_bytes)}"
     )
     return (
-        f"{chosen.storage} is the smallest that loses at most {of}, shown on {n_questions} questions: a {smaller}, "
+        f"{chosen.storage} is the smallest that loses at most {of}, shown on {n} questions: a {smaller}, "
         f"for {100 * fit.compare(chosen).difference.mean:.2f} %."
     )
 

@@ -35,6 +35,7 @@ def describe_stage(
     data: Sequence[Path],
     examples: int,
     history: Sequence[Mapping[str, Any]],
+    best_by: str,
     best_step: int | None,
 ) -> dict[str, Any]:
     """Return the description of one stage, as values for JSON.
@@ -45,6 +46,7 @@ def describe_stage(
         data: The files of the training data; only their names are kept.
         examples: The number of examples or texts.
         history: The Trainer's log.
+        best_by: The mode that decides which checkpoint is the best.
         best_step: The step of the checkpoint that was kept; None for the last one.
     """
     lines = [entry for entry in history if "loss" in entry]
@@ -63,6 +65,7 @@ def describe_stage(
             {"step": entry["step"]} | {name.removeprefix("eval_"): entry[name] for name in _names([entry], "eval_")}
             for entry in evaluations
         ],
+        "best_by": best_by,
         "best_step": best_step,
         "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
     }
@@ -71,6 +74,21 @@ def describe_stage(
 def _names(entries: Sequence[Mapping[str, Any]], part: str) -> list[str]:
     """Return the names in the last entry that contain this part, sorted, because entries from a file are sorted too."""
     return sorted(name for name in (entries[-1] if entries else {}) if part in name)
+
+
+def compare_with_start(stage: Mapping[str, Any]) -> str | None:
+    """Return a sentence if the checkpoint that a stage kept is worse than the one it began with.
+
+    None if it is not worse, and if one of them was not evaluated.
+    """
+    measured = {entry["step"]: entry for entry in stage["evaluations"]}
+    mode, best = stage.get("best_by"), stage["best_step"]  # records of earlier versions have no best_by
+    if mode is None or best is None or 0 not in measured or measured[best][mode] >= measured[0][mode]:
+        return None
+    return (
+        f"No checkpoint was as good as the start: nDCG@10 of {mode} is {measured[best][mode]:.4f} at step {best:,}, "
+        f"and was {measured[0][mode]:.4f} before the first step."
+    )
 
 
 def extend_record(base: Path, stage: Mapping[str, Any], *, hub_name: str | None) -> dict[str, Any]:
@@ -141,6 +159,8 @@ def _stage_lines(stage: Mapping[str, Any]) -> Iterator[str]:
     if stage["evaluations"]:
         yield from ("", f"nDCG@10 on {_code(stage['eval_data'])}, the validation set:", "")
         yield from _table(_chosen(stage["evaluations"], stage["best_step"]), stage["best_step"])
+        if (sentence := compare_with_start(stage)) is not None:
+            yield from ("", f"**{sentence}**")
     yield from ("", "| setting | value |", "|---|---|")
     for name, value in stage["settings"].items():
         yield f"| {name} | {_code(json.dumps(value, ensure_ascii=False).replace('|', chr(92) + '|'))} |"

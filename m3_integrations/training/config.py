@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -24,11 +25,12 @@ _COLUMNS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class TrainingConfig:
-    """Settings of one stage. Paths in a file are relative to that file.
+    """Settings of one stage. Paths in a file are relative to that file. A path may be a string, which becomes a Path.
 
     Attributes:
         model: A checkpoint folder or a repository of the hub.
-        train_data: Files in FlagEmbedding's JSONL, or folders of them; for RetroMAE files that `read_texts` reads.
+        train_data: Files in FlagEmbedding's JSONL, or folders of them; for RetroMAE files that `read_texts` reads. One
+            path alone becomes a tuple of it.
         output_dir: The folder for checkpoints, the log and the trained checkpoint (`final`).
         steps: The number of batches to train on.
         stage: "retromae" trains the encoder to put a text into [CLS]. "contrastive" trains only the dense mode, on
@@ -41,13 +43,15 @@ class TrainingConfig:
         steps_before_distillation: The number of batches on which the modes learn without the ensemble as their teacher,
             because the lexical head begins at random. The paper has about 6,000 (appendix C).
         eval_data: A folder that `read_dataset` reads. nDCG@10 of every mode that the stage trains is measured on it,
-            also before the first step, and `final` is the best checkpoint. None: `final` is the last checkpoint.
+            also before the first step, and `final` is the best of the later checkpoints, even if the start was better:
+            a line and the card say so then. None: `final` is the last checkpoint.
         eval_every: Steps between two evaluations.
         best_by: The mode that decides which checkpoint is the best: "dense", "lexical", "multi_vector" or "search:all".
             "auto" is "search:all", or "dense" if only the dense mode is trained.
         early_stop: Training ends after this number of evaluations in a row without a better one; 0 for never.
         batch_size: Queries in a batch; for RetroMAE, texts.
-        train_group_size: Passages per query; 1 for the positive alone, with the batch's other passages as negatives.
+        train_group_size: Passages per query; 1 for the positive alone, with the batch's other passages as negatives,
+            which needs in_batch_negatives.
         query_max_length: The most tokens of a query, special tokens included.
         passage_max_length: The most tokens of a passage, or of a text of RetroMAE, special tokens included.
         query_instruction: Put before every query whose example has no prompt.
@@ -59,14 +63,15 @@ class TrainingConfig:
         freeze_position_embeddings: Whether the position embeddings are not trained; for training on texts that are much
             shorter than those that will be searched.
         gradient_checkpointing: Whether to compute activations twice instead of keeping them in memory.
-        precision: The type of the forward pass: "float32", "float16" or "bfloat16". Weights stay float32.
+        precision: The type of the forward pass: "float32", "bfloat16", or on a GPU "float16". Weights stay float32.
         device: "auto", or "cpu" to use no accelerator.
-        seed: The seed of the batches and of dropout.
+        seed: The seed of the batches and of dropout, from 0 to 4,294,967,295.
         log_every: Steps between two lines of the log.
         save_every: Steps between two checkpoints.
         keep_checkpoints: The number of the last checkpoints that are kept.
         dead_head_patience: Training stops after this number of batches in a row with a dead head.
-        loss: The numbers of the loss.
+        loss: The numbers of the loss. "contrastive" uses temperature, mask_known_answers and false_negative_margin,
+            and refuses knowledge_distillation and in_batch_negatives = false; "retromae" uses none.
         batch_size_by_length: The batch size of each length group, instead of batch_size: "1000" = 768 is for the
             examples whose longest passage has at most 1,000 tokens, and more than the group before allows. The README
             has the paper's numbers.
@@ -78,7 +83,8 @@ class TrainingConfig:
             for no limit.
         split_batch: "gradient_cache" or "checkpointing": see `Split`. The second needs gradient_checkpointing.
         negatives_cross_device: Whether the passages of all devices are negatives of each query, in all modes.
-        free_layers: The number of the backbone's last layers that are trained; 0 for only the heads, -1 for everything.
+        free_layers: The number of the backbone's last layers that are trained; 0 for only the heads, which only
+            "unified" trains, -1 for everything.
         start_weight: The share of the start's weights in the result, from 0 to below 1. It reduces what the model
             forgets (Xiao et al. 2023, "LM-Cocktail"). Checkpoints before the end are not averaged.
     """
@@ -131,6 +137,7 @@ class TrainingConfig:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.changed().items())})"
 
     def __post_init__(self) -> None:
+        self._make_paths()
         for name in ("steps", "batch_size", "train_group_size", "gradient_accumulation_steps", "log_every",
                      "save_every", "eval_every", "keep_checkpoints", "dead_head_patience"):  # fmt: skip
             if getattr(self, name) < 1:
@@ -144,6 +151,8 @@ class TrainingConfig:
                      "early_stop"):  # fmt: skip
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be 0 or more and finite, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:  # as numpy has it
+            raise ValueError(f"seed must be from 0 to {2**32 - 1}, got {self.seed}")
         if self.precision not in {"float32", "float16", "bfloat16"}:
             raise ValueError(f"precision must be 'float32', 'float16' or 'bfloat16', got {self.precision!r}")
         if self.device not in {"auto", "cpu"}:
@@ -152,6 +161,19 @@ class TrainingConfig:
             raise ValueError("train_data must name at least one file")
         self._check_stage()
         self._check_batching()
+        self._check_something_is_learnt()
+
+    def _make_paths(self) -> None:
+        """Turn strings into paths, and one path of training data into a tuple of it."""
+        data: object = self.train_data
+        paths = {
+            "model": os.fspath(self.model),
+            "train_data": tuple(map(Path, [data] if isinstance(data, str | os.PathLike) else self.train_data)),
+            "output_dir": Path(self.output_dir),
+            "eval_data": None if self.eval_data is None else Path(self.eval_data),
+        }
+        for name, value in paths.items():
+            object.__setattr__(self, name, value)
 
     def _check_batching(self) -> None:
         groups = self.batch_size_by_length
@@ -187,8 +209,24 @@ class TrainingConfig:
             raise ValueError(
                 "retromae has no sub_batch_tokens and no batch_size_by_length: put them into [contrastive] or [unified]"
             )
+        if self.stage == "contrastive" and (self.loss.knowledge_distillation or not self.loss.in_batch_negatives):
+            raise ValueError(
+                "contrastive has no knowledge_distillation, and its only negatives are in_batch_negatives: leave these "
+                "settings out, or put them into [unified.loss]"
+            )
         if self.early_stop and self.eval_data is None:
             raise ValueError(f"early_stop = {self.early_stop} needs eval_data: there is nothing that could get worse")
+
+    def _check_something_is_learnt(self) -> None:
+        if self.stage != "unified" and not self.free_layers:
+            raise ValueError(
+                f"free_layers = 0 trains only the heads, which the stage {self.stage} does not change: put it into "
+                "[unified], or free some layers"
+            )
+        if self.stage == "unified" and self.train_group_size == 1 and not self.loss.in_batch_negatives:
+            raise ValueError(
+                "train_group_size = 1 and in_batch_negatives = false leave a query no negatives: change one of them"
+            )
 
     @property
     def columns(self) -> tuple[str, ...]:

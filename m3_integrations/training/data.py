@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,9 @@ from m3_integrations.training.plan import BatchPlan
 
 _LEAST_SHUFFLED: Final = 100
 """In characters: a text that is not longer is never cut into segments."""
+
+MOST_SCORE: Final = float(np.finfo(np.float32).max)
+"""The largest score of a teacher, up or down: the loss is in float32."""
 
 _MEASURED_AT_ONCE: Final = 1000
 """The examples whose texts are tokenized together to measure their lengths."""
@@ -53,9 +56,13 @@ class Example:
         """Whether a teacher scored every passage."""
         return bool(self.positive_scores) and len(self.negative_scores) == len(self.negatives)
 
+    def instructed(self, instruction: str) -> str:
+        """Return the query with its own instruction before it, or with this one if it has none."""
+        return (instruction if self.instruction is None else self.instruction) + self.query
+
 
 def read_examples(paths: Sequence[Path]) -> list[Example]:
-    """Read FlagEmbedding's training data: one JSON object per line with query, pos and neg.
+    """Read FlagEmbedding's training data: one JSON object per line with query, pos and neg, without blank texts.
 
     An object may have a prompt, and a teacher's pos_scores and neg_scores. Other keys that FlagEmbedding knows (type,
     batch_size and so on) are allowed and not used.
@@ -100,6 +107,9 @@ def _parse(row: Any, source: int) -> Example:
         raise ValueError('"pos" must hold at least one text')
     if prompt is not None and not isinstance(prompt, str):
         raise ValueError(f'"prompt" must be a string, got {type(prompt).__name__}')
+    for name, texts in (("query", [row["query"]]), ("pos", positives), ("neg", negatives)):
+        if blank := [text for text in texts if not text.strip()]:
+            raise ValueError(f'"{name}" must not be blank, got {blank[0]!r}: remove it, or the line')
     for text in (row["query"], *positives, *negatives, prompt or ""):
         text.encode()  # half a surrogate pair raises ValueError here, before training, instead of in the tokenizer
     scores = [_parse_scores(row, name, len(row.get(name) or ())) for name in ("pos", "neg")]
@@ -107,11 +117,36 @@ def _parse(row: Any, source: int) -> Example:
 
 
 def _parse_scores(row: dict[str, Any], name: str, count: int) -> tuple[float, ...]:
-    scores = row.get(f"{name}_scores") or []
-    is_list = isinstance(scores, list) and all(isinstance(each, int | float) for each in scores)
-    if not is_list or not all(map(math.isfinite, scores)) or len(scores) not in {0, count}:
-        raise ValueError(f'"{name}_scores" must be a list of {count} finite numbers, as "{name}" has, got {scores!r}')
+    scores = row.get(f"{name}_scores")
+    if scores is None or scores == []:
+        return ()
+    if not isinstance(scores, list) or len(scores) != count or not all(map(_is_score, scores)):
+        raise ValueError(
+            f'"{name}_scores" must be a list of {count} finite numbers of float32, as "{name}" has, got {scores!r}'
+        )
     return tuple(float(score) for score in scores)
+
+
+def _is_score(value: object) -> bool:
+    """Return whether a value is a number that the loss can compute with; JSON's true is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MOST_SCORE
+
+
+def join_answers(examples: Sequence[Example], instruction: str) -> dict[str, tuple[str, ...]]:
+    """Return all answers to each query that has several examples, such as a line for each of its answers.
+
+    Queries are with their instruction. Queries with one example are left out, which saves memory.
+
+    Args:
+        examples: The data.
+        instruction: Put before queries whose example has no prompt.
+    """
+    counts = Counter(example.instructed(instruction) for example in examples)
+    answers: dict[str, dict[str, None]] = {}
+    for example in examples:
+        if counts[query := example.instructed(instruction)] > 1:
+            answers.setdefault(query, {}).update(dict.fromkeys(example.positives))
+    return {query: tuple(texts) for query, texts in answers.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +226,7 @@ class TrainingBatches(Dataset[dict[str, torch.Tensor]]):
         self._instruction, self._steps, self._seed = instruction, steps, seed
         self._shuffle_ratio, self._needs_scores = shuffle_ratio, needs_scores
         self._process, self._processes, self._is_gathered = process, processes, is_gathered
+        self._answers = join_answers(examples, instruction)
         self._plan = BatchPlan(
             self._measure(),
             np.array([example.source for example in examples], dtype=np.int64),
@@ -225,7 +261,8 @@ class TrainingBatches(Dataset[dict[str, torch.Tensor]]):
 
         query_ids, query_mask, passage_ids, passage_mask: the padded texts; passage i * group_size answers query i.
         positives: (queries,) int64, the column of each query's positive among the passages that it is scored with.
-        known_answers: (queries, passages that it is scored with) bool, whether the data call the passage an answer.
+        known_answers: (queries, passages that it is scored with) bool, whether any example of the query calls the
+            passage an answer.
         share: scalar, the weight of the mean over these queries in the mean over the processes' means.
         teacher_scores: (queries, group_size), if needed.
         """
@@ -236,7 +273,7 @@ class TrainingBatches(Dataset[dict[str, torch.Tensor]]):
         groups = [self._choose(example, draw) for example in rows]
         first, last = (len(rows) * process // self._processes for process in (self._process, self._process + 1))
         own, seen = range(first, last), range(len(rows)) if self._is_gathered else range(first, last)
-        queries = [self._instruct(rows[i]) + rows[i].query for i in own]
+        queries = [rows[i].instructed(self._instruction) for i in own]
         query = pad_texts(queries, self._tokenizer, max_length=self._query_max_length)
         passages = [text for i in own for text in self._shuffle(groups[i][0], f"{self._seed} {step} {i}")]
         passage = pad_texts(passages, self._tokenizer, max_length=self._passage_max_length)
@@ -253,9 +290,6 @@ class TrainingBatches(Dataset[dict[str, torch.Tensor]]):
             batch["teacher_scores"] = torch.tensor([groups[i][1] for i in own])
         return batch
 
-    def _instruct(self, example: Example) -> str:
-        return self._instruction if example.instruction is None else example.instruction
-
     def _choose(self, example: Example, draw: random.Random) -> tuple[list[str], list[float]]:
         """Return a random positive and random negatives, and their teacher's scores if the example has some."""
         positive = draw.choice(range(len(example.positives)))
@@ -271,16 +305,13 @@ class TrainingBatches(Dataset[dict[str, torch.Tensor]]):
     def _find_answers(
         self, rows: Sequence[Example], groups: Sequence[tuple[list[str], list[float]]], own: range, seen: range
     ) -> torch.Tensor:
-        """Return which passages answer each query, by the data of all examples in the batch with the same query."""
-        answers: dict[str, set[str]] = {}
-        for example in rows:
-            answers.setdefault(self._instruct(example) + example.query, set()).update(example.positives)
+        """Return which passages answer each query, by all examples with the same query, in the batch or not."""
         columns: dict[str, list[int]] = {}
         for column, text in enumerate(text for i in seen for text in groups[i][0]):
             columns.setdefault(text, []).append(column)
         known = torch.zeros(len(own), len(seen) * self._group_size, dtype=torch.bool)
         for row, i in enumerate(own):
-            texts = answers[self._instruct(rows[i]) + rows[i].query]
+            texts = self._answers.get(rows[i].instructed(self._instruction), rows[i].positives)
             known[row, [column for text in texts for column in columns.get(text, ())]] = True
         return known
 

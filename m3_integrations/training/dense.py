@@ -13,6 +13,7 @@ from m3_integrations.checkpoint import Heads, load_heads, load_tokenizer, save_c
 from m3_integrations.checkpoint.architectures import load_backbone
 from m3_integrations.tokenizer import Tokenizer
 from m3_integrations.training.gathering import gather_views
+from m3_integrations.training.losses import find_allowed
 from m3_integrations.training.network import TrainingNetwork
 from m3_integrations.training.scores import TextViews
 from m3_integrations.training.trainer import M3Trainer
@@ -102,10 +103,8 @@ class DenseTrainer(M3Trainer):
             passages = gather_views(passages)
         scores = queries.dense @ passages.dense.T  # (queries, passages)
         logits, positives = scores / self.loss_settings.temperature, inputs["positives"]
-        if self.loss_settings.mask_known_answers:
-            is_positive = F.one_hot(positives, scores.shape[1]).bool()
-            logits = logits.masked_fill(inputs["known_answers"] & ~is_positive, -torch.inf)
-        loss = F.cross_entropy(logits, positives)
+        allowed = find_allowed(scores.detach(), positives[:, None], self.loss_settings, inputs["known_answers"])
+        loss = F.cross_entropy(logits.masked_fill(~allowed, -torch.inf), positives)
         self.watch.check_dense(scores, loss)
         self.note({"dense": loss * inputs["share"]}, inputs)
         total = loss * inputs["share"]

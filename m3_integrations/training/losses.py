@@ -31,10 +31,13 @@ class LossSettings:
             mode and the ensemble. With self_distillation there are two teachers.
         kd_loss_type: The formula of this teaching, by FlagEmbedding's names: see `compute_loss`.
         in_batch_negatives: Whether the passages of other queries are negatives too, not only a query's own.
-        mask_known_answers: Whether a passage that the data call an answer to a query is never its negative, even if it
-            is a passage of another query of the batch. Texts must be equal character by character.
+        mask_known_answers: Whether a passage that the data call an answer to a query, in any example of this query, is
+            never its negative, even if it is a passage of another query of the batch or among the example's own
+            negatives. Queries, with their instruction, and passages must be equal character by character. With
+            knowledge_distillation the teacher scores the example's own negatives, so they stay.
         false_negative_margin: A passage does not count as a negative if its ensemble score, the weighted mean of the
-            three raw scores, exceeds the positive's by more than this; infinite for never.
+            three raw scores, exceeds the positive's by more than this; infinite for never. In the contrastive stage it
+            is the dense score.
     """
 
     temperature: float = 0.02
@@ -136,7 +139,7 @@ def compute_loss(
     raw = (scores.dense, scores.lexical, scores.multi_vector)
     raw_ensemble = weights[0] * raw[0] + weights[1] * raw[1] + weights[2] * raw[2]
     own = positives[:, None] + torch.arange(group_size, device=positives.device)  # (queries, group): their columns
-    allowed = _find_allowed((raw_ensemble / sum(weights)).detach(), own, settings, known_answers)
+    allowed = find_allowed((raw_ensemble / sum(weights)).detach(), own, settings, known_answers)
     *modes, ensemble = (
         (score / settings.temperature).masked_fill(~allowed, -torch.inf) for score in (*raw, raw_ensemble)
     )
@@ -151,12 +154,19 @@ def compute_loss(
     return LossTerms(total, *contrastive, *distilled)
 
 
-def _find_allowed(
-    ensemble: torch.Tensor, own: torch.Tensor, settings: LossSettings, known_answers: torch.Tensor | None
+def find_allowed(
+    scores: torch.Tensor, own: torch.Tensor, settings: LossSettings, known_answers: torch.Tensor | None
 ) -> torch.Tensor:
-    """Return which passages are in each query's softmax, its positive and negatives: (queries, passages) bool."""
-    of_positive = ensemble.gather(1, own[:, :1])
-    allowed = ensemble - of_positive <= settings.false_negative_margin
+    """Return which passages are in each query's softmax, its positive and negatives: (queries, passages) bool.
+
+    Args:
+        scores: (queries, passages), the scores that false_negative_margin is about, without gradient.
+        own: (queries, group_size) int64, the columns of each query's group, its positive first.
+        settings: The settings of the loss.
+        known_answers: (queries, passages) bool, whether the data call the passage an answer to the query.
+    """
+    of_positive = scores.gather(1, own[:, :1])
+    allowed = scores - of_positive <= settings.false_negative_margin
     if not settings.in_batch_negatives:
         allowed &= torch.zeros_like(allowed).scatter(1, own, value=True)
     if known_answers is not None and settings.mask_known_answers:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from transformers import TrainerState, TrainingArguments, set_seed
 
-from m3_integrations.checkpoint import BUNDLED, find_checkpoint, head_files, weight_files
+from m3_integrations.checkpoint import BUNDLED, find_checkpoint, head_files
 from m3_integrations.checkpoint.architectures import without_bars
 from m3_integrations.model import limit_threads
 from m3_integrations.training.averaging import mix_in_start
-from m3_integrations.training.card import CARD, describe_stage, extend_record, write_card
+from m3_integrations.training.card import CARD, compare_with_start, describe_stage, extend_record, write_card
 from m3_integrations.training.config import TrainingConfig
 from m3_integrations.training.data import Example, TrainingBatches, read_examples
 from m3_integrations.training.dense import DenseNetwork, DenseTrainer
+from m3_integrations.training.folder import has_ended, hold_folder, hold_to_settings, refuse_ended
 from m3_integrations.training.health import HeadWatch
 from m3_integrations.training.masking import MaskedBatches, read_texts
 from m3_integrations.training.network import TrainingNetwork
@@ -34,14 +33,6 @@ from m3_integrations.training.trainer import M3Trainer, Measure, find_last_check
 
 if TYPE_CHECKING:
     from m3_integrations.training.validation import Validation
-
-_SETTINGS_FILE: Final = "settings.json"
-_FREE: Final = frozenset({
-    "model", "train_data", "output_dir", "gradient_checkpointing", "device", "log_every", "save_every",
-    "keep_checkpoints", "dead_head_patience", "eval_data", "sub_batch_tokens", "split_batch",
-})  # fmt: skip
-"""The settings that may differ when a run goes on. The weights are the checkpoint's, and the data's contents are
-compared, not their paths."""
 
 _KINDS: Final[dict[str, tuple[type[Any], type[M3Trainer]]]] = {
     "retromae": (RetroMAENetwork, RetroMAETrainer),
@@ -65,16 +56,18 @@ def run_training(config_path: str | os.PathLike[str], *, show_progress: bool = T
     Raises:
         FileNotFoundError: If the file, the data or the checkpoint does not exist.
         FileExistsError: If the run has ended already.
+        BlockingIOError: If another run trains in the same folder.
         ValueError: If a setting, the data or the checkpoint is invalid, or if a run that goes on was begun with other
-            settings or data.
+            settings or data, or with another checkpoint.
         HeadDiedError: If a head dies.
     """
     stages = load_stages(config_path)
     for config in stages[:-1]:
-        if not _has_ended(config):
+        if not has_ended(config):
             train(config, show_progress=show_progress)
             continue
-        _hold_to_settings(config, _read_data(config), _digest(_open_validation(config)), is_going_on=True)
+        eval_data = _digest(_open_validation(config))
+        hold_to_settings(config, _read_data(config), eval_data, base=find_checkpoint(config.model), is_going_on=True)
         Progress(config.stage, is_shown=show_progress).say(f"is done already, in {config.output_dir / FINAL_FOLDER}")
     return train(stages[-1], show_progress=show_progress)
 
@@ -86,28 +79,51 @@ def train(config: TrainingConfig, *, show_progress: bool = True) -> Path:
 
 
 def _train(config: TrainingConfig, *, show_progress: bool) -> Path:
-    final = config.output_dir / FINAL_FOLDER
-    if _has_ended(config):
-        raise FileExistsError(f"{final} holds this run's result already: choose another output_dir")
-    data, validation, last = _read_data(config), _open_validation(config), find_last_checkpoint(config.output_dir)
-    arguments = _arguments(config, is_evaluated=validation is not None, is_new=last is None)
+    refuse_ended(config)
+    data, validation, base = _read_data(config), _open_validation(config), find_checkpoint(config.model)
+    arguments = _arguments(config, is_evaluated=validation is not None)
+    _check_precision(config.precision, arguments.device)
     progress = Progress(config.stage, is_shown=show_progress and arguments.should_save)
-    if arguments.should_save or last is not None:  # of several processes only the first writes the settings
-        _hold_to_settings(config, data, _digest(validation), is_going_on=last is not None)
-    set_seed(config.seed)
-    base = find_checkpoint(config.model)
-    trainer = _open_trainer(config, base, data, progress, validation, arguments=arguments)
+    _keep_to_one_gpu(arguments, progress)
+    # Of several processes only the first writes into the folder.
+    with hold_folder(config.output_dir) if arguments.should_save else nullcontext():
+        last = find_last_checkpoint(config.output_dir)
+        if arguments.should_save:
+            refuse_ended(config)  # another run may have ended since
+        if arguments.should_save or last is not None:
+            hold_to_settings(config, data, _digest(validation), base=base, is_going_on=last is not None)
+        arguments.eval_on_start = validation is not None and last is None
+        set_seed(config.seed)
+        trainer = _open_trainer(config, base, data, progress, validation, arguments=arguments)
+        _run(trainer, config, last, progress)
+        if trainer.is_world_process_zero():
+            _finish(config, base, trainer, progress, examples=len(data))
+        trainer.accelerator.wait_for_everyone()  # no process returns before the first has written the result
+    return config.output_dir / FINAL_FOLDER
+
+
+def _run(trainer: M3Trainer, config: TrainingConfig, last: Path | None, progress: Progress) -> None:
+    """Train from the first step or from the last checkpoint to the end."""
     if last is not None:
         trainer.state = read_state(last)
         progress.say(f"continues from {last}, step {trainer.state.global_step:,} of {trainer.args.max_steps:,}")
     if last is None or not is_exhausted(trainer.state, config.eval_every, config.early_stop):
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    if trainer.is_world_process_zero():
-        card = _finish(config, base, trainer, examples=len(data))
-        if card.name != CARD:
-            progress.say(f"{final / CARD} is not this command's and stays as it is; the card is {card}")
-    trainer.accelerator.wait_for_everyone()  # no process returns before the first has written the result
-    return final
+
+
+def _check_precision(precision: str, device: torch.device) -> None:
+    """Raise ValueError for float16 on a CPU, where the forward pass would be in float32 without a word."""
+    if precision == "float16" and device.type == "cpu":
+        raise ValueError('precision = "float16" needs a GPU, and this run is on a CPU: use "bfloat16" or "float32"')
+
+
+def _keep_to_one_gpu(arguments: TrainingArguments, progress: Progress) -> None:
+    """Keep a process without torchrun to one GPU: the Trainer would split each batch, and with it the negatives."""
+    if (count := arguments.n_gpu) > 1:
+        arguments._n_gpu = 1
+        progress.say(
+            f"trains on one of {count} GPUs: torchrun --nproc-per-node {count} --no-python m3 train CONFIG uses all"
+        )
 
 
 def _read_data(config: TrainingConfig) -> Sequence[Example] | Sequence[str]:
@@ -132,33 +148,6 @@ def _open_validation(config: TrainingConfig) -> Validation | None:
 
 def _digest(validation: Validation | None) -> str | None:
     return None if validation is None else validation.digest
-
-
-def _hold_to_settings(
-    config: TrainingConfig, data: Sequence[Example] | Sequence[str], eval_data: str | None, *, is_going_on: bool
-) -> None:
-    """Write the settings of a new run to a file, or raise ValueError if a run would go on with other settings."""
-    digest = hashlib.blake2b(digest_size=16)
-    for item in data:
-        digest.update(json.dumps(item if isinstance(item, str) else dataclasses.astuple(item)).encode())
-    own = {name: value for name, value in dataclasses.asdict(config).items() if name not in _FREE}
-    own |= {"train_data": digest.hexdigest(), "eval_data": eval_data}
-    file = config.output_dir / _SETTINGS_FILE
-    if not is_going_on:
-        config.output_dir.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
-    elif file.exists():  # not in a folder of an earlier version
-        # A setting that the file lacks did not exist when the run began: then the run had the default.
-        begun = {name: value for name, value in own.items() if name not in config.changed()}
-        try:
-            begun |= json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{file} is damaged: {error}. Delete it to go on with the settings as they are") from error
-        if other := [name for name, value in own.items() if begun.get(name) != value]:
-            raise ValueError(
-                f"the run in {config.output_dir} was begun with another {', '.join(other)}: use the earlier settings, "
-                "or choose another output_dir"
-            )
 
 
 def _open_trainer(
@@ -251,12 +240,9 @@ def _pair(
     )
 
 
-def _finish(config: TrainingConfig, base: Path, trainer: M3Trainer, *, examples: int) -> Path:
-    """Draw the plots, write the card, then write the checkpoint: the best one, or the last one without eval_data.
-
-    Returns:
-        The path of the card.
-    """
+def _finish(config: TrainingConfig, base: Path, trainer: M3Trainer, progress: Progress, *, examples: int) -> None:
+    """Draw the plots, write the card, then write the checkpoint: the best one, or the last one without eval_data."""
+    refuse_ended(config)  # the lock does not reach a process on another machine if its file system has none
     state: TrainerState = trainer.state
     network = trainer.accelerator.unwrap_model(trainer.model)
     best = state.best_global_step if config.eval_data is not None else None
@@ -274,12 +260,16 @@ def _finish(config: TrainingConfig, base: Path, trainer: M3Trainer, *, examples:
         data=config.train_data,
         examples=examples,
         history=state.log_history,
+        best_by=config.decisive,
         best_step=best,
     )
     hub_name = None if Path(config.model).is_dir() or config.model in BUNDLED else config.model
     card = write_card(final, extend_record(base, done, hub_name=hub_name))
     network.save(final, is_replacing=True)
-    return card
+    if card.name != CARD:
+        progress.say(f"{final / CARD} is not this command's and stays as it is; the card is {card}")
+    if (sentence := compare_with_start(done)) is not None:
+        progress.say(f"warning: {sentence}")
 
 
 def _mix(network: TrainingNetwork, start: TrainingNetwork, start_weight: float, *, has_heads: bool) -> None:
@@ -290,22 +280,7 @@ def _mix(network: TrainingNetwork, start: TrainingNetwork, start_weight: float, 
         mix_in_start(network.backbone, start.backbone, start_weight)
 
 
-def _has_ended(config: TrainingConfig) -> bool:
-    return is_whole(config.output_dir / FINAL_FOLDER, needs_heads=config.stage == "unified")
-
-
-def is_whole(final: Path, *, needs_heads: bool = True) -> bool:
-    """Return whether a stage saved its whole result; after a kill while saving, config.json or the heads are missing.
-
-    Args:
-        final: The folder of the result.
-        needs_heads: Whether the result must have heads, because the stage trains them.
-    """
-    has_network = (final / "config.json").exists() and bool(weight_files(final))
-    return has_network and (len(head_files(final)) == 2 or not needs_heads)
-
-
-def _arguments(config: TrainingConfig, *, is_evaluated: bool, is_new: bool) -> TrainingArguments:
+def _arguments(config: TrainingConfig, *, is_evaluated: bool) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(config.output_dir),
         max_steps=-(-config.steps // config.gradient_accumulation_steps),
@@ -323,7 +298,6 @@ def _arguments(config: TrainingConfig, *, is_evaluated: bool, is_new: bool) -> T
         logging_nan_inf_filter=False,
         eval_strategy="steps" if is_evaluated else "no",
         eval_steps=config.eval_every if is_evaluated else None,
-        eval_on_start=is_evaluated and is_new,
         metric_for_best_model=f"eval_{config.decisive}" if is_evaluated else None,
         greater_is_better=True if is_evaluated else None,
         save_steps=config.save_every,

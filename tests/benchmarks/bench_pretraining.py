@@ -22,7 +22,7 @@ from m3_integrations.checkpoint import find_checkpoint
 from m3_integrations.evaluation import EvaluationResult, evaluate, read_dataset
 from m3_integrations.evaluation.statistics import compare_paired
 from m3_integrations.training import run_training
-from m3_integrations.training.run import is_whole
+from m3_integrations.training.folder import is_whole
 from tests.benchmarks.measure import describe_machine, describe_versions
 from tests.evaluation.worlds import write_beir
 from tests.tiny_recipe.descriptions import Description, fetch_lists, read_descriptions

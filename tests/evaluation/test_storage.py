@@ -140,7 +140,7 @@ def test_the_smallest_within_the_loss_is_the_one_whose_interval_is(world: Datase
     )
     assert fit.compare(fit.smaller[1]).difference.mean == pytest.approx(4 / n)
     turbo8, turbo4, none = fit.smaller
-    assert fit.smallest(0.0) is turbo8
+    assert fit.smallest(0.0) is None
     assert fit.smallest(0.01) is turbo8  # of turbo4 the mean is within, but it is not shown
     assert fit.smallest(0.03) is turbo4
     assert fit.smallest(0.2) is none
@@ -148,6 +148,43 @@ def test_the_smallest_within_the_loss_is_the_one_whose_interval_is(world: Datase
     assert "token vectors 2.0 times smaller, for 0.00 %" in verdict(fit, 0.01)
     only = StorageFit(metric="nDCG@10", kept=fit.kept, smaller=[none])
     assert verdict(only, 0.01).startswith("Keep float16: of no smaller store 400 questions show")
+    assert verdict(only, 0.01).endswith("(the upper end of the interval).")
+
+
+def fit_of(kept: list[float], smaller: list[float]) -> StorageFit:
+    whole = StorageCost(
+        storage=Storage("float16"), bytes_per_token=512, size_bytes=None, values=np.array(kept), largest_error=0
+    )
+    other = replace(whole, storage=Storage("none"), bytes_per_token=0, values=np.array(smaller))
+    return StorageFit(metric="nDCG@10", kept=whole, smaller=[other])
+
+
+@pytest.mark.parametrize(("n", "asked"), [(1, "1 question is"), (29, "29 questions are")])
+def test_a_few_questions_show_nothing(n: int, asked: str) -> None:
+    fit = fit_of([1.0] * n, [1.0] * n)
+    assert fit.smallest(0.9) is None
+    assert verdict(fit, 0.9) == (f"Keep float16: {asked} too few to show what a smaller store loses, ask at least 30.")
+
+
+def test_questions_that_are_all_equal_show_what_their_number_does() -> None:
+    for n, is_shown in ((299, False), (300, True)):
+        fit = fit_of([0.5] * n, [0.5] * n)
+        loss = fit.compare(fit.smaller[0]).difference
+        assert (loss.mean, loss.low) == (0, 0)
+        assert loss.high == pytest.approx(3 / n)
+        assert (fit.smallest(0.01) is not None) == is_shown
+    assert verdict(fit_of([0.5] * 100, [0.5] * 100), 0.01) == (
+        "Keep float16: of no smaller store 100 questions show that it loses at most 1 % of nDCG@10 (the upper end of "
+        "the interval). Even of one that changes nothing it takes 300 to show that."
+    )
+
+
+def test_where_few_questions_differ_the_interval_is_wider_than_the_bootstraps() -> None:
+    for lost, high in (([0.0], 0.04), ([0.0] * 5, 0.10), ([0.999], 0.03001)):  # 0.10 is the bootstrap's own
+        fit = fit_of([1.0] * 100, lost + [1.0] * (100 - len(lost)))
+        loss = fit.compare(fit.smaller[0]).difference
+        assert loss.mean == pytest.approx((len(lost) - sum(lost)) / 100)
+        assert loss.high == pytest.approx(high)
 
 
 def test_what_cannot_be_fitted_is_refused(tmp_path: Path, world: Dataset, tiny: M3Encoder) -> None:
@@ -178,9 +215,16 @@ def test_a_judged_name_that_stands_for_records_of_several_files_is_warned_of(
 
 
 def test_the_command_prints_a_table_of_80_columns_a_sentence_and_a_command_that_works(
-    tmp_path: Path, world: Dataset, tiny: M3Encoder
+    tmp_path: Path, tiny: M3Encoder
 ) -> None:
-    corpus = world.corpus.path
+    asked = {f"{id_} {i}": pair for i in range(8) for id_, pair in QUESTIONS.items()}
+    write_beir(
+        tmp_path / "many",
+        TEXTS,
+        {id_: text for id_, (text, _) in asked.items()},
+        {id_: {document: 1} for id_, (_, document) in asked.items()},
+    )
+    corpus = read_dataset(tmp_path / "many", titles=False).corpus.path
     place = tmp_path / "it's $HOME"
     with open_store(place) as store:
         index_files([corpus], tiny, store)  # the ids of records are not those of qrels then
@@ -191,7 +235,9 @@ def test_the_command_prints_a_table_of_80_columns_a_sentence_and_a_command_that_
     assert max(map(len, table)) <= 80
     assert (len(table), empty, copy) == (8, "", "A copy like that, which encodes nothing:")
     assert table[1].split()[:2] == ["float16", "512"]
-    assert sentence.startswith("none is the smallest that loses at most 50 % of nDCG@10, shown on 5 questions: a store")
+    assert sentence.startswith(
+        "none is the smallest that loses at most 50 % of nDCG@10, shown on 40 questions: a store"
+    )
     python, option, program = shlex.split(command)
     assert (python, option) == ("python", "-c")
     exec(program.replace('"NEW"', repr(str(tmp_path / "new"))), {})

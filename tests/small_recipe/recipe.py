@@ -14,9 +14,10 @@ import torch
 
 from m3_integrations.checkpoint import load_tokenizer, save_checkpoint
 from m3_integrations.training.averaging import mix_in_start
+from m3_integrations.training.folder import is_whole
 from m3_integrations.training.network import TrainingNetwork
 from m3_integrations.training.positions import extend_positions
-from m3_integrations.training.run import is_whole, run_training
+from m3_integrations.training.run import run_training
 from tests.small_recipe.choosing import calibration_texts, choose_pairs, texts_by_language
 from tests.small_recipe.distill import PREFIX, Coder, distill, find_centre, round_matrices
 from tests.small_recipe.pairs import TextPair

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from m3_integrations.checkpoint import load_tokenizer
 from m3_integrations.tokenizer import Tokenizer
+from m3_integrations.training.folder import is_whole
 from m3_integrations.training.network import TrainingNetwork
-from m3_integrations.training.run import is_whole, run_training
+from m3_integrations.training.run import run_training
 from tests.tiny_recipe.bag import inverse_document_frequencies, train_bag
 from tests.tiny_recipe.descriptions import Description, fetch_lists, read_descriptions
 from tests.tiny_recipe.pairs import Pair, make_pairs, write_pairs

@@ -27,7 +27,8 @@ HISTORY = [
 def stage(name: str = "contrastive") -> dict[str, object]:
     return describe_stage(
         {"stage": name, "steps": 10, "batch_size": 7, "output_dir": Path("out"), "eval_data": Path("b/asked")},
-        model="some/repository", data=[Path("a/pairs.jsonl")], examples=1234, history=HISTORY, best_step=5,
+        model="some/repository", data=[Path("a/pairs.jsonl")], examples=1234, history=HISTORY, best_by="dense",
+        best_step=5,
     )  # fmt: skip
 
 
@@ -55,6 +56,27 @@ def test_the_card_tells_data_steps_settings_numbers_and_versions(tmp_path: Path)
         assert line in lines, line
     assert f"torch {version('torch')}" in card.read_text()
     assert "out" not in card.read_text().split()
+
+
+def test_a_card_tells_that_the_start_was_better_than_what_was_kept(tmp_path: Path) -> None:
+    sentence = (
+        "**No checkpoint was as good as the start: nDCG@10 of dense is 0.7500 at step 5, and was 0.7600 before the "
+        "first step.**"
+    )
+    for start, is_said in ((0.76, True), (0.75, False)):
+        history = [{"step": 0, "epoch": 0.0, "eval_dense": start}, *HISTORY[1:]]
+        described = describe_stage(
+            {"stage": "contrastive", "eval_data": Path("asked")}, model="some/repository", data=[], examples=1,
+            history=history, best_by="dense", best_step=5,
+        )  # fmt: skip
+        card = write_card(tmp_path / "final", extend_record(tmp_path, described, hub_name=None))
+        assert (sentence in card.read_text().splitlines()) == is_said
+
+
+def test_the_stages_of_an_earlier_version_are_in_the_card(tmp_path: Path) -> None:
+    older = {name: value for name, value in stage("retromae").items() if name != "best_by"}
+    card = write_card(tmp_path / "final", extend_record(tmp_path, older, hub_name=None))
+    assert "| 5 (kept) | 0.7500 |" in card.read_text().splitlines()
 
 
 def test_a_later_stage_tells_of_the_earlier_ones(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +44,8 @@ def test_paths_are_relative_to_the_file_and_defaults_are_the_papers(tmp_path: Pa
         (LEAST + 'seed = "one"', "seed must be of type int, got 'one'"),
         (LEAST + "seed = true", "seed must be of type int, got True"),
         (LEAST + "[loss]\nself_distillation = 1", "self_distillation must be of type bool, got 1"),
+        (LEAST + "seed = -1", "seed must be from 0 to 4294967295, got -1"),
+        (LEAST + "seed = 4294967296", "seed must be from 0 to 4294967295, got 4294967296"),
         (LEAST + "batch_size = 0", "batch_size must be at least 1, got 0"),
         (LEAST + 'precision = "int8"', "precision must be .*, got 'int8'"),
         (LEAST + "[loss]\ntemperature = 0.0", "temperature must be positive and finite, got 0.0"),
@@ -63,6 +66,26 @@ def test_paths_are_relative_to_the_file_and_defaults_are_the_papers(tmp_path: Pa
         (LEAST + 'split_batch = "half"', "split_batch must be one of checkpointing, gradient_cache, got 'half'"),
         (LEAST + 'sub_batch_tokens = 9\nsplit_batch = "checkpointing"', "saves nothing without gradient_checkpointing"),
         (LEAST + "free_layers = -2", "free_layers must be -1 or more, got -2"),
+        (
+            LEAST + 'stage = "retromae"\nfree_layers = 0',
+            "free_layers = 0 trains only the heads, which .* retromae does",
+        ),
+        (
+            LEAST + 'stage = "contrastive"\nfree_layers = 0',
+            "the stage contrastive does not change: put it into .unified",
+        ),
+        (
+            LEAST + "train_group_size = 1\n[loss]\nin_batch_negatives = false",
+            "train_group_size = 1 and in_batch_negatives = false leave a query no negatives",
+        ),
+        (
+            LEAST + 'stage = "contrastive"\n[loss]\nknowledge_distillation = true',
+            "contrastive has no knowledge_distillation, .* or put them into .unified.loss.",
+        ),
+        (
+            LEAST + 'stage = "contrastive"\n[loss]\nin_batch_negatives = false',
+            "its only negatives are in_batch_negatives",
+        ),
         (LEAST + "start_weight = 1", "start_weight must be 0 or more and below 1, got 1"),
         (LEAST + '[loss]\nkd_loss_type = "kl"', "kd_loss_type must be one of kl_div, m3_kd_loss, got 'kl'"),
     ],
@@ -72,3 +95,15 @@ def test_a_wrong_setting_is_named(tmp_path: Path, text: str, message: str) -> No
     path.write_text(text, encoding="utf-8", errors="surrogateescape")  # one of them is not UTF-8
     with pytest.raises(ValueError, match=message):
         load_config(path)
+
+
+@pytest.mark.parametrize("data", ["a.jsonl", Path("a.jsonl"), ["a.jsonl"], (Path("a.jsonl"),)], ids=repr)
+def test_paths_may_be_strings_and_one_file_stands_alone(data: Any) -> None:
+    settings: dict[str, Any] = {"model": Path("base"), "output_dir": "out", "eval_data": "asked"}
+    config = TrainingConfig(train_data=data, steps=1, **settings)
+    assert config == TrainingConfig(
+        model="base", train_data=(Path("a.jsonl"),), output_dir=Path("out"), eval_data=Path("asked"), steps=1
+    )
+    assert config.model == "base"
+    assert config.train_data == (Path("a.jsonl"),)
+    assert (config.output_dir, config.eval_data) == (Path("out"), Path("asked"))

@@ -58,6 +58,9 @@ def test_flagembeddings_lines_are_read_as_they_are(tmp_path: Path) -> None:
         ('{"query": 3, "pos": ["a"]}', 'needs an object with "query"'),
         ('{"query": "q", "pos": ["a"], "neg": "b"}', '"neg" must be a list of strings, got str'),
         ('{"query": "q", "pos": ["a"], "prompt": 1}', '"prompt" must be a string, got int'),
+        ('{"query": " ", "pos": ["a"]}', "\"query\" must not be blank, got ' ': remove it, or the line"),
+        ('{"query": "q", "pos": ["a", ""]}', "\"pos\" must not be blank, got ''"),
+        ('{"query": "q", "pos": ["a"], "neg": ["\\n"]}', '"neg" must not be blank'),
         ("{", "line 2: Expecting"),
         ("[" * 100_000, "line 2: maximum recursion depth"),
         ('{"query": "\\ud800", "pos": ["a"]}', "surrogates not allowed"),
@@ -72,6 +75,23 @@ def test_a_wrong_line_is_named(tmp_path: Path, line: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as raised:
         read_examples([path])
     assert "data.jsonl, line 2: " in str(raised.value)
+
+
+@pytest.mark.parametrize("scores", ["[NaN]", "[1e39]", f"[1{'0' * 400}]", "[true]", "0", "false", '""', "{}", "[1, 2]"])
+def test_a_teachers_scores_that_float32_cannot_hold_are_refused(tmp_path: Path, scores: str) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(f'{{"query": "q", "pos": ["a"], "pos_scores": {scores}}}\n')
+    with pytest.raises(
+        ValueError, match=r'line 1: "pos_scores" must be a list of 1 finite numbers of float32, .*, got'
+    ):
+        read_examples([path])
+
+
+def test_a_teachers_scores_may_be_absent_whole_or_large(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    for scores, expected in (("null", ()), ("[]", ()), ("[3]", (3.0,)), ("[-3.4e38]", (-3.4e38,))):
+        path.write_text(f'{{"query": "q", "pos": ["a"], "pos_scores": {scores}}}\n')
+        assert read_examples([path])[0].positive_scores == expected
 
 
 def test_a_batch_depends_on_the_seed_and_its_number_alone(tokenizer: Tokenizer) -> None:
@@ -144,3 +164,35 @@ def test_what_cannot_make_a_batch_is_refused(tokenizer: Tokenizer) -> None:
         batches(examples(3), tokenizer)
     with pytest.raises(ValueError, match=r"4 of 4 examples have no negatives, such as .* train_group_size 2"):
         batches(examples(4, negatives=0), tokenizer)
+
+
+def test_an_answer_is_known_from_every_line_of_its_query_whatever_the_batch(tokenizer: Tokenizer) -> None:
+    data = [
+        Example("salt", ("water",), ("window",)),
+        Example("salt", ("river",), ("engine", "water")),  # the answer of the first line among its own negatives
+        Example("salt", ("report",), ("river",), "find "),  # another query
+        Example("engine", ("river",), ("salt",)),
+    ]
+    answers = {("", "salt"): {"water", "river"}, ("find ", "salt"): {"report"}, ("", "engine"): {"river"}}
+    words = ["salt", "water", "engine", "window", "river", "report"]
+    texts = {
+        tuple(tokens.ids.tolist()): word for word, tokens in zip(words, tokenizer(words, max_length=24), strict=True)
+    }
+    of_query = {
+        tuple(tokenizer([instruction + query], max_length=12)[0].ids.tolist()): expected
+        for (instruction, query), expected in answers.items()
+    }
+    plan = batches(data, tokenizer, batch_size=2, group_size=2, steps=40)
+    known_beyond_the_batch = 0
+    for step in range(40):
+        batch = plan[step]
+        passages = [
+            texts[tuple(ids[mask.bool()].tolist())]
+            for ids, mask in zip(batch["passage_ids"], batch["passage_mask"], strict=True)
+        ]
+        for row, (ids, mask) in enumerate(zip(batch["query_ids"], batch["query_mask"], strict=True)):
+            expected = of_query[tuple(ids[mask.bool()].tolist())]
+            assert batch["known_answers"][row].tolist() == [text in expected for text in passages]
+            own = passages[int(batch["positives"][row])]
+            known_beyond_the_batch += any(text in expected and text != own for text in passages)
+    assert known_beyond_the_batch > 5

@@ -103,6 +103,23 @@ def test_a_ranking_may_be_of_all_modes_together(tmp_path: Path) -> None:
         assert set(row["neg"]) == set(rankings(row["query"], row["pos"], 8)["all"][1:6])
 
 
+def test_an_answer_of_another_line_of_the_same_query_is_no_negative(tmp_path: Path) -> None:
+    encoder = FakeEncoder()
+    best = rankings("question 0", (), 60)["dense"]
+    answers = [best[0], best[4], best[9]]
+    data = tmp_path / "pairs.jsonl"
+    write_jsonl(data, [{"query": "question 0", "pos": [text]} for text in answers])
+    every = MiningOptions(modes=("dense",), n=60, first_rank=1, last_rank=12, duplicates=1)
+    store = filled(open_store(), encoder)
+    mine_negatives(encoder, store, data, tmp_path / "out.jsonl", every)
+    for row in read(tmp_path / "out.jsonl"):
+        assert set(row["neg"]) == set(best[:15]) - set(answers)
+    below = MiningOptions(modes=("dense",), n=60, first_rank=1, last_rank=12, duplicates=1, margin=0.0)
+    mine_negatives(encoder, store, data, tmp_path / "below.jsonl", below)
+    for row in read(tmp_path / "below.jsonl"):
+        assert set(row["neg"]) == set(best[10:15])  # less than every positive, the tenth too
+
+
 def hit(text: str, score: float) -> Hit:
     return Hit(id=text, text=text, metadata={}, score=score, scores={"dense": score})
 
@@ -125,6 +142,11 @@ def dense_scores(*values: float) -> M3Scores:
 def test_ranks_are_counted_without_the_query_and_its_positives() -> None:
     options = MiningOptions(n=9, first_rank=2, last_rank=4, duplicates=1)
     assert sorted(chosen(options)) == ["passage 1 alone", "passage 2 alone", "passage 3 alone"]
+
+
+def test_a_blank_text_of_a_store_is_no_negative() -> None:
+    hits = [hit("", 0.9), hit(" \n", 0.8), hit("a passage", 0.7)]
+    assert chosen(MiningOptions(n=9, first_rank=1, last_rank=9, duplicates=1), hits) == ["a passage"]
 
 
 def test_a_negative_scores_less_than_every_positive_by_the_margin() -> None:
@@ -241,6 +263,27 @@ folder = Path(sys.argv[1])
 mine_negatives(Killed(), filled(open_store(), FakeEncoder()), folder / "p.jsonl", folder / "out.jsonl", OPTIONS)
 """
 OPTIONS = MiningOptions(n=5, first_rank=1, last_rank=20)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, 1e39])
+def test_a_score_that_training_would_refuse_ends_mining_and_what_was_mined_is_kept(
+    wrong: float, tmp_path: Path
+) -> None:
+    encoder, data = FakeEncoder(), write_pairs(tmp_path / "p.jsonl", 100)
+    store, calls = filled(open_store(), encoder), []
+
+    def score(pairs: Sequence[tuple[str, str]]) -> list[float]:
+        calls.append(len(pairs))
+        return [0.5] * (len(pairs) - 1) + [wrong if len(calls) == 2 else 0.5]
+
+    with pytest.raises(
+        ValueError, match=r"the teacher's score of 'question 99' with 'passage .* is (nan|inf|1e\+39), and"
+    ):
+        mine_negatives(encoder, store, data, tmp_path / "out.jsonl", teacher=score, teacher_name="t")
+    assert not (tmp_path / "out.jsonl").exists()
+    report = mine_negatives(encoder, store, data, tmp_path / "out.jsonl", teacher=score, teacher_name="t")
+    assert report.resumed == 64
+    assert len(read_examples([tmp_path / "out.jsonl"])) == 100
 
 
 @pytest.mark.slow

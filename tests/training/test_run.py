@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from safetensors.torch import load_file
 from m3_integrations import M3Encoder
 from m3_integrations.model import threads
 from m3_integrations.training import HeadDiedError, run_training
+from m3_integrations.training.folder import hold_folder
 from m3_integrations.training.network import TrainingNetwork
-from m3_integrations.training.trainer import find_last_checkpoint
+from m3_integrations.training.trainer import M3Trainer, find_last_checkpoint
 from tests.training.conftest import WriteConfig
 
 KILL_AT_STEP_5 = """
@@ -236,6 +238,82 @@ def test_a_finished_run_is_not_overwritten(write_config: WriteConfig, small: Pat
     shutil.copytree(small, tmp_path / "run" / "final")
     with pytest.raises(FileExistsError, match="choose another output_dir"):
         run_training(write_config(), show_progress=False)
+
+
+def test_a_run_has_its_folder_for_itself_until_it_ends(
+    write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, note, calls = tmp_path / "run", M3Trainer.note, []
+
+    def begin_another(self: M3Trainer, *arguments: Any) -> None:
+        with pytest.raises(BlockingIOError), hold_folder(folder):
+            raise AssertionError("two runs have the folder")
+        calls.append(1)
+        note(self, *arguments)
+
+    monkeypatch.setattr(M3Trainer, "note", begin_another)
+    with (
+        hold_folder(folder),
+        pytest.raises(BlockingIOError, match=r"another run trains in .*run: wait until it ends, or choose another"),
+    ):
+        run_training(write_config(), show_progress=False)
+    assert [path.name for path in folder.iterdir()] == ["lock"]
+    run_training(write_config(), show_progress=False)
+    assert len(calls) == 6
+
+
+def test_a_result_that_appeared_during_the_run_is_not_overwritten(
+    write_config: WriteConfig, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final, note = tmp_path / "run" / "final", M3Trainer.note
+
+    def save_another(self: M3Trainer, *arguments: Any) -> None:
+        shutil.copytree(small, final, dirs_exist_ok=True)
+        note(self, *arguments)
+
+    monkeypatch.setattr(M3Trainer, "note", save_another)
+    with pytest.raises(FileExistsError, match="holds this run's result already: choose another output_dir"):
+        run_training(write_config(), show_progress=False)
+    assert sorted(path.name for path in final.iterdir()) == sorted(path.name for path in small.iterdir())
+    expected, got = weights_of(small), weights_of(final)
+    assert [name for name in expected if not expected[name].equal(got[name])] == []
+
+
+def test_a_run_without_torchrun_keeps_to_one_of_several_gpus_and_names_torchrun(
+    write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Splitting(torch.nn.Module):
+        def __init__(self, *_: object, **__: object) -> None:
+            raise AssertionError("the Trainer splits a batch among GPUs")
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)  # the network itself is on the CPU
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.nn.DataParallel", Splitting)
+    run_training(write_config(device="auto", steps=1))
+    said = "unified: trains on one of 2 GPUs: torchrun --nproc-per-node 2 --no-python m3 train CONFIG uses all"
+    assert said in capsys.readouterr().err.splitlines()
+
+
+def test_a_run_does_not_go_on_with_another_model_but_from_anywhere_with_the_same(
+    write_config: WriteConfig, small: Path, tmp_path: Path
+) -> None:
+    whole = run_training(write_config(), show_progress=False)
+    expected = weights_of(whole)
+    file = tmp_path / "run" / "settings.json"
+    settings = json.loads(file.read_text())
+    shutil.copytree(small, tmp_path / "moved")
+    shutil.copytree(small, tmp_path / "other")
+    head = torch.load(small / "sparse_linear.pt", weights_only=True)
+    torch.save({"weight": head["weight"], "bias": head["bias"] + 1}, tmp_path / "other" / "sparse_linear.pt")
+
+    shutil.rmtree(whole)
+    with pytest.raises(ValueError, match="was begun with another model: use the earlier settings"):
+        run_training(write_config(model="other"), show_progress=False)
+    for text in (settings, {name: value for name, value in settings.items() if name != "model"}):
+        file.write_text(json.dumps(text))  # the second as an earlier version wrote it
+        shutil.rmtree(whole, ignore_errors=True)
+        got = weights_of(run_training(write_config(model="moved"), show_progress=False))
+        assert [name for name in expected if not expected[name].equal(got[name])] == []
 
 
 def test_training_keeps_to_a_containers_cpus(write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch) -> None:

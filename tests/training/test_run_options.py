@@ -130,6 +130,13 @@ def test_only_the_layers_that_are_free_are_trained(write_config: WriteConfig, sm
         run_training(write_config("free4", free_layers=4), show_progress=False)
 
 
+def test_float16_on_a_cpu_is_refused_before_anything_is_written(write_config: WriteConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='precision = "float16" needs a GPU, and this run is on a CPU: use "bfloat16"'):
+        run_training(write_config(precision="float16"), show_progress=False)
+    assert not (tmp_path / "run").exists()
+    run_training(write_config(precision="bfloat16", steps=1), show_progress=False)
+
+
 def test_the_result_is_the_average_of_the_trained_weights_and_the_starts(
     write_config: WriteConfig, small: Path
 ) -> None:

@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from m3_integrations import M3Encoder
 from m3_integrations.checkpoint import load_tokenizer
 from m3_integrations.tokenizer import Tokens
-from m3_integrations.training import LossSettings, load_config, load_stages, run_training
+from m3_integrations.training import LossSettings, TrainingConfig, load_config, load_stages, run_training
 from m3_integrations.training.config import STAGES
 from m3_integrations.training.data import TrainingBatches, read_examples
 from m3_integrations.training.trainer import find_last_checkpoint
@@ -204,6 +205,17 @@ def test_a_finished_stage_is_not_taken_for_one_with_other_settings(uninterrupted
         run_training(config, show_progress=False)
 
 
+def test_a_finished_stage_is_not_taken_for_one_of_another_model(
+    uninterrupted: Path, small: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(uninterrupted / "run" / "retromae", tmp_path / "run" / "retromae")
+    shutil.copytree(uninterrupted / "base", tmp_path / "base")
+    head = torch.load(small / "sparse_linear.pt", weights_only=True)
+    torch.save({"weight": head["weight"], "bias": head["bias"] + 1}, tmp_path / "base" / "sparse_linear.pt")
+    with pytest.raises(ValueError, match="was begun with another model"):
+        run_training(write_three(tmp_path, tmp_path / "base"), show_progress=False)
+
+
 def test_a_finished_run_of_stages_says_so(uninterrupted: Path) -> None:
     with pytest.raises(FileExistsError, match="choose another output_dir"):
         run_training(uninterrupted / "run.toml", show_progress=False)
@@ -219,6 +231,33 @@ def test_the_contrastive_loss_is_infonce_of_the_dense_vectors(
     config = write_config(model="base", stage="contrastive", train_group_size=8, steps=1)
     run_training(config, show_progress=False)
     settings = load_config(config)
+    logits = dense_scores(settings, small) / 0.02
+    expected = np.mean([np.log(np.exp(row).sum()) - row[i] for i, row in enumerate(logits)])
+    (line,) = [line for line in log_of(settings.output_dir) if "loss" in line]
+    assert line["loss"] == pytest.approx(expected, rel=1e-4)
+    assert line["dense_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_passage_that_beats_the_positive_by_the_margin_is_no_negative_in_the_contrastive_stage(
+    write_config: WriteConfig, small: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(small, tmp_path / "base")
+    text = (tmp_path / "base" / "config.json").read_text()
+    (tmp_path / "base" / "config.json").write_text(text.replace('_prob": 0.1', '_prob": 0.0'))
+    config = write_config(model="base", stage="contrastive", steps=1, loss={"false_negative_margin": -0.01})
+    run_training(config, show_progress=False)
+    settings = load_config(config)
+    scores = dense_scores(settings, small)
+    kept = scores - np.diag(scores)[:, None] <= -0.01
+    np.fill_diagonal(kept, val=True)
+    assert 4 < kept.sum() < 16
+    expected = np.mean([np.log(np.exp(row[kept[i]] / 0.02).sum()) - row[i] / 0.02 for i, row in enumerate(scores)])
+    (line,) = [line for line in log_of(settings.output_dir) if "loss" in line]
+    assert line["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def dense_scores(settings: TrainingConfig, small: Path) -> NDArray[np.float64]:
+    """Return the dense scores of the first batch, (4, 4) float64, from the encoder; positives are on the diagonal."""
     batches = TrainingBatches(
         read_examples(settings.train_data), load_tokenizer(small), batch_size=4, group_size=1,
         query_max_length=32, passage_max_length=128, steps=1, seed=0,
@@ -230,11 +269,7 @@ def test_the_contrastive_loss_is_infonce_of_the_dense_vectors(
             encoder.encode([known[tuple(row[mask == 1])] for row, mask in zip(*side.values(), strict=True)]).dense
             for side in (queries, passages)
         )
-    logits = (a @ b.T).astype(np.float64) / 0.02
-    expected = np.mean([np.log(np.exp(row).sum()) - row[i] for i, row in enumerate(logits)])
-    (line,) = [line for line in log_of(settings.output_dir) if "loss" in line]
-    assert line["loss"] == pytest.approx(expected, rel=1e-4)
-    assert line["dense_loss"] == pytest.approx(expected, rel=1e-4)
+    return np.asarray((a @ b.T).astype(np.float64))
 
 
 def texts_of(paths: tuple[Path, ...]) -> list[str]:

@@ -106,6 +106,20 @@ def test_the_best_checkpoint_is_kept_and_is_the_result(
     assert f"| {best} (kept) |" in (final / "README.md").read_text()
 
 
+def test_a_line_says_that_the_start_was_better_than_every_checkpoint(
+    write_config: WriteConfig, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warning = (
+        "unified: warning: No checkpoint was as good as the start: nDCG@10 of search:all is 0.8000 at step 4, and was "
+        "0.9000 before the first step."
+    )
+    for name, start, is_said in (("worse", 0.9, True), ("as good", 0.8, False)):
+        script(monkeypatch, [start, 0.4, 0.8, 0.8])
+        final = run_training(write_config(name, eval_data="data", eval_every=2))
+        assert (warning in capsys.readouterr().err.splitlines()) == is_said
+        assert (warning.partition("warning: ")[2] in (final / "README.md").read_text()) == is_said
+
+
 def test_a_run_ends_early_when_it_gets_no_better_and_also_when_it_was_killed_then(
     write_config: WriteConfig, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,7 +80,7 @@ def choose_negatives(
     """Return the texts of at most `options.n` hits, in the order in which they are drawn.
 
     Args:
-        found: The hits of each ranking, best first.
+        found: The hits of each ranking, best first. A blank text, which training refuses, is never drawn.
         own: The query and its positives, which no negative may repeat. If they are hits, they are not counted in ranks.
         limits: The highest score of a negative in each ranking.
         options: The number of negatives, their ranks, and the limit of similarity.
@@ -90,7 +90,7 @@ def choose_negatives(
     pools: list[Iterator[str]] = []
     for mode, hits in found.items():
         ranked = [hit for hit in hits if not seen.has(hit.text)][options.first_rank - 1 : options.last_rank]
-        kept = [hit.text for hit in ranked if hit.score <= limits[mode]]
+        kept = [hit.text for hit in ranked if hit.score <= limits[mode] and hit.text.strip()]
         draw.shuffle(kept)
         pools.append(iter(kept))
     chosen: list[str] = []

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from m3_integrations.search import Searcher, SearchMode, SearchOptions
 from m3_integrations.search.options import MODES_OF
 from m3_integrations.store import Store
-from m3_integrations.training.data import Example, read_examples
+from m3_integrations.training.data import MOST_SCORE, Example, join_answers, read_examples
 from m3_integrations.training.mining.choosing import MiningOptions, choose_negatives, margin_limits
 from m3_integrations.training.mining.progress import ProgressFile, replace_lines
 from m3_integrations.vectors import MODES, Encoder, absent_heads
@@ -68,9 +68,10 @@ def mine_negatives(
     """Write a copy of a training file with passages of a store as negatives.
 
     The rankings are those of a `Searcher`: "multi_vector" and several modes together rank the candidates of the two
-    legs. The "neg" of an example is replaced. Its "pos_scores" and "neg_scores" are removed, and written again if there
-    is a teacher. Other keys are kept. The file OUT.progress keeps what a killed run had mined, and the same call goes
-    on from there. The result is written in one step, in the order of the data; a resumed run writes the same result.
+    legs. The positives of a query are those of all its examples; none is drawn, and `margin` is about all of them. The
+    "neg" of an example is replaced. Its "pos_scores" and "neg_scores" are removed, and written again if there is a
+    teacher. Other keys are kept. The file OUT.progress keeps what a killed run had mined, and the same call goes on
+    from there. The result is written in one step, in the order of the data; a resumed run writes the same result.
 
     Args:
         encoder: Encodes the queries; it must have no query instruction.
@@ -87,7 +88,8 @@ def mine_negatives(
         FileNotFoundError: If the data do not exist.
         BlockingIOError: If another process mines into the same file.
         ValueError: If a line of the data is not an example, the store is empty, has another model's vectors or lacks a
-            mode that is asked for, or the run in OUT.progress was begun with other arguments.
+            mode that is asked for, the run in OUT.progress was begun with other arguments, or the teacher does not
+            score every pair with a number that is finite in float32; what was mined before is kept then.
     """
     options = options or MiningOptions()
     if out.exists():
@@ -95,7 +97,8 @@ def mine_negatives(
     examples, rows = read_examples([data]), _read_rows(data)
     modes = _modes(encoder, store, options)
     store.bind(encoder.fingerprint)  # raises if it has another model's vectors, before OUT.progress is begun
-    miner = _Miner(Searcher(encoder, store, SearchOptions(mode=modes[0])), modes, options, teacher)
+    searcher = Searcher(encoder, store, SearchOptions(mode=modes[0]))
+    miner = _Miner(searcher, modes, options, teacher, join_answers(examples, options.query_instruction))
     begun_with = {
         "data": hashlib.blake2b(data.read_bytes(), digest_size=16).hexdigest(),
         "model": encoder.fingerprint,
@@ -156,12 +159,14 @@ class _Miner:
         modes: The rankings.
         options: The options for choosing negatives.
         teacher: Scores positives and negatives; None for no scores.
+        answers: All answers to each query, with its instruction, that has several examples.
     """
 
     searcher: Searcher
     modes: Sequence[SearchMode]
     options: MiningOptions
     teacher: Teacher | None
+    answers: Mapping[str, Sequence[str]]
 
     def mine(self, examples: Sequence[Example], rows: Sequence[dict[str, Any]], start: int) -> list[dict[str, Any]]:
         """Return rows with new negatives.
@@ -171,21 +176,21 @@ class _Miner:
             rows: The rows as the file has them.
             start: The number of the first row in the file, from 0.
         """
-        queries = [
-            (self.options.query_instruction if example.instruction is None else example.instruction) + example.query
-            for example in examples
+        queries = [example.instructed(self.options.query_instruction) for example in examples]
+        positives = [
+            self.answers.get(query, example.positives) for query, example in zip(queries, examples, strict=True)
         ]
         # The positives and the query itself may be hits without a rank, so that many more hits are needed.
-        k = self.options.last_rank + 1 + max(len(example.positives) for example in examples)
+        k = self.options.last_rank + 1 + max(map(len, positives))
         found = {
             mode: self.searcher.search_batch(queries, mode=mode, k=k, pool_size=k, weights=self.options.weights)
             for mode in self.modes
         }
-        limits = self._limits(queries, examples)
+        limits = self._limits(queries, positives)
         mined: list[dict[str, Any]] = []
         for i in range(len(rows)):
             draw = random.Random(f"{self.options.seed} {start + i}")  # noqa: S311 - not for security
-            own = (examples[i].query, *examples[i].positives)
+            own = (examples[i].query, *positives[i])
             hits = {mode: found[mode][i] for mode in self.modes}
             negatives = choose_negatives(hits, own, limits[i], self.options, draw)
             row = {name: value for name, value in rows[i].items() if name not in {"pos_scores", "neg_scores"}}
@@ -194,17 +199,17 @@ class _Miner:
             _add_teacher_scores(mined, self.teacher)
         return mined
 
-    def _limits(self, queries: Sequence[str], examples: Sequence[Example]) -> list[dict[SearchMode, float]]:
+    def _limits(self, queries: Sequence[str], positives: Sequence[Sequence[str]]) -> list[dict[SearchMode, float]]:
         """Return for each query the highest score that a negative may have in each ranking."""
         if self.options.margin is None:
             return [dict.fromkeys(self.modes, math.inf)] * len(queries)
         return [
             margin_limits(
-                self.searcher.encoder.score_pairs([(query, text) for text in example.positives]),
+                self.searcher.encoder.score_pairs([(query, text) for text in texts]),
                 self.modes,
                 self.options,
             )
-            for query, example in zip(queries, examples, strict=True)
+            for query, texts in zip(queries, positives, strict=True)
         ]
 
 
@@ -212,12 +217,18 @@ def _add_teacher_scores(rows: Sequence[dict[str, Any]], teacher: Teacher) -> Non
     """Write a teacher's scores into rows. The query is scored without an instruction: a cross-encoder takes none.
 
     Raises:
-        ValueError: If the teacher does not score every pair.
+        ValueError: If the teacher does not score every pair, or a score is not finite in float32.
     """
     pairs = [(row["query"], text) for row in rows for text in (*row["pos"], *row["neg"])]
     scores = [float(score) for score in teacher(pairs)]
     if len(scores) != len(pairs):
         raise ValueError(f"the teacher was given {len(pairs)} pairs and returned {len(scores)} scores")
+    for (query, text), score in zip(pairs, scores, strict=True):
+        if not abs(score) <= MOST_SCORE:  # also NaN
+            raise ValueError(
+                f"the teacher's score of {query[:80]!r} with {text[:80]!r} is {score}, and m3 train needs a finite "
+                "float32: use another teacher, or leave these texts out. What was mined before is kept"
+            )
     taken = iter(scores)
     for row in rows:
         row["pos_scores"] = [next(taken) for _ in row["pos"]]
