@@ -45,18 +45,20 @@ def as_config(format_: StoreFormat) -> edge.EdgeConfig:
 
 
 def load_shard(place: StoreFolder, format_: StoreFormat) -> edge.EdgeShard:
-    """Return the engine of a folder.
+    """Return the engine of a folder, and begin to read its files ahead.
 
     Raises:
         BlockingIOError: If a process that was forked from the owner holds the engine's files; the owner has ended, so
             the folder's own lock is free.
     """
     try:
-        return edge.EdgeShard.load(str(place.engine), as_config(format_))
+        shard = edge.EdgeShard.load(str(place.engine), as_config(format_))
     except Exception as error:  # the engine raises Exception itself for every error
         if "WouldBlock" in str(error):
             raise place.taken() from error
         raise
+    place.read_ahead()
+    return shard
 
 
 def as_filter(part: Mapping[str, Any]) -> Any:

@@ -17,6 +17,7 @@ from typing import Final
 
 from filelock import FileLock, Timeout
 
+from m3_integrations.store.edge_ahead import ReadAhead
 from m3_integrations.store.edge_log import WRITTEN_LOG, last_change, restore_log
 from m3_integrations.store.points import StoreFormat
 from m3_integrations.store.switching import finish_switch, is_half_switched
@@ -78,6 +79,7 @@ class StoreFolder:
         self.is_read_only = self.path.exists() and not os.access(self.path, os.W_OK)
         self._copy: tempfile.TemporaryDirectory[str] | None = None
         self._lock: FileLock | None = None
+        self._ahead: ReadAhead | None = None
         if self.is_read_only:
             self._copy = tempfile.TemporaryDirectory(prefix="m3-store-", ignore_cleanup_errors=True)
         else:
@@ -167,12 +169,23 @@ class StoreFolder:
         self.unfinished.rename(self.engine)
         sync(self.path)
 
+    def read_ahead(self) -> None:
+        """Begin to read the engine's files into the system's cache, until `take` or `unlock`."""
+        self._stop_ahead()
+        self._ahead = ReadAhead(self.engine)
+
+    def _stop_ahead(self) -> None:
+        if self._ahead is not None:
+            self._ahead.stop()
+            self._ahead = None
+
     def new_copy(self) -> Path:
         """Return a new name for a copy of `engine`. The next opening deletes what is left of it."""
         return self.engine.with_name(f"{_OPTIMIZED}.{uuid.uuid4().hex}")
 
     def take(self, copy: Path) -> None:
         """Rename a copy to `engine`. Killed at any moment, the next opening finds one of the two."""
+        self._stop_ahead()
         shutil.rmtree(self._replaced, ignore_errors=True)
         try:
             self.engine.rename(self._replaced)
@@ -244,6 +257,7 @@ class StoreFolder:
 
     def unlock(self) -> None:
         """Release the lock, so that the folder can be opened again, and delete the temporary copy."""
+        self._stop_ahead()
         if self._lock is not None:
             _HERE.pop((os.getpid(), self.path), None)
             self._lock.release()

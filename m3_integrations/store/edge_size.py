@@ -8,7 +8,7 @@ from typing import Final
 
 from m3_integrations.store.points import MultiVectorStorage
 
-_MULTI_VECTOR_FOLDER: Final = "vector_storage-multi_vector"
+MULTI_VECTOR_FOLDER: Final = "vector_storage-multi_vector"
 """The engine's name for the folders of token vectors."""
 
 _BITS: Final[dict[MultiVectorStorage, int]] = {"none": 0, "float16": 16, "turbo8": 8, "turbo4": 4}
@@ -38,7 +38,7 @@ def disk_use(folder: Path) -> DiskUse:
     log = folder / "engine" / "wal"
     files = [file for file in folder.rglob("*") if file.is_file() and file.parent != log]
     sizes = {file: allocated_bytes(file) for file in files}
-    return DiskUse(sum(sizes.values()), sum(size for file, size in sizes.items() if _MULTI_VECTOR_FOLDER in file.parts))
+    return DiskUse(sum(sizes.values()), sum(size for file, size in sizes.items() if MULTI_VECTOR_FOLDER in file.parts))
 
 
 def token_vector_bytes(storage: MultiVectorStorage, dim: int) -> float:
