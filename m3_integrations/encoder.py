@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, SupportsIndex, get_args
+from typing import Any, Final, Self, SupportsFloat, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from m3_integrations.checkpoint import BUNDLED, find_checkpoint, save_checkpoint
+from m3_integrations.checkpoint import BUNDLED, default_prompt, find_checkpoint, save_checkpoint
 from m3_integrations.engine import (
     Call,
     EncodeOptions,
@@ -46,6 +46,7 @@ from m3_integrations.vectors import (
     check_texts,
     distinct_texts,
     resolve_weights,
+    warn_caller,
     warn_of_cut,
     windows,
 )
@@ -114,8 +115,8 @@ class M3Encoder:
     ) -> None:
         if pooling is not None and pooling not in get_args(Pooling):
             raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {pooling!r}")
-        if isinstance(cache_size_bytes, bool) or not isinstance(cache_size_bytes, SupportsIndex):
-            raise TypeError(f"cache_size_bytes must be an integer, got {cache_size_bytes!r}")
+        if not isinstance(cache_size_bytes, SupportsFloat):
+            raise TypeError(f"cache_size_bytes must be a number, got {cache_size_bytes!r}")
         if cache_size_bytes < 0:
             raise ValueError(f"cache_size_bytes must be 0 or more, got {cache_size_bytes}")
         if not isinstance(query_instruction, str | None):
@@ -180,6 +181,11 @@ class M3Encoder:
             raise ValueError(
                 f"{self.model} was trained with pooling={own!r}, so pooling={self._pooling!r} would return meaningless "
                 "vectors: leave pooling out"
+            )
+        if engine.network.heads is None and (prompt := default_prompt(folder)) not in {"", self._query_instruction}:
+            warn_caller(
+                f"sentence-transformers puts the prompt {prompt!r} before every text of {self.model}, and this package "
+                f"does not: pass query_instruction={prompt!r} if it is for queries"
             )
         engine.cache.allow(self._cache_size_bytes)
         return engine

@@ -219,6 +219,12 @@ def test_of_several_files_those_that_the_index_names_are_loaded(copy: Path, smal
     save_file(other, copy / "model-00001-of-00002.safetensors")
     with load(copy) as encoder, load(small) as expected:  # a single file goes first, as in transformers
         np.testing.assert_array_equal(encoder.encode(["keys"]).dense, expected.encode(["keys"]).dense)
+        state = load_file(copy / "model.safetensors")
+    for path in copy.glob("model*.safetensors"):
+        path.unlink()
+    torch.save(state, copy / "pytorch_model.bin")  # and an index without its files is none
+    with load(copy) as encoder, load(small) as expected:
+        np.testing.assert_array_equal(encoder.encode(["keys"]).dense, expected.encode(["keys"]).dense)
 
 
 def test_a_checkpoint_cannot_be_saved_over_a_file_and_a_name_can_be_too_long(small: Path, tmp_path: Path) -> None:

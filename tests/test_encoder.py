@@ -102,6 +102,9 @@ def test_pairs_of_anything_but_strings_are_refused(encoder: M3Encoder) -> None:
     for pair in ("hi", {"query": "a", "text": "b"}, {"a", "b"}, 5, b"ab", iter("ab")):
         with pytest.raises(TypeError, match=r"every pair must be two strings, got .* at position 1"):
             encoder.score_pairs([("a", "b"), pair])  # type: ignore[list-item]
+    expected = encoder.score_pairs([("a", "b")]).combined
+    for same in (["a", "b"], np.array(["a", "b"]), {"query": "a", "text": "b"}.values()):
+        np.testing.assert_array_equal(encoder.score_pairs([same]).combined, expected)  # type: ignore[list-item]
     half = [("a", "x"), ("a", "x"), ("a", "\ud800")]
     with pytest.raises(ValueError, match="the text at position 2 is not valid Unicode"):
         encoder.score_pairs(half)

@@ -98,12 +98,13 @@ def test_the_limit_may_stand_in_the_tokenizers_settings_alone(plain: Path) -> No
 
 
 def test_a_default_prompt_of_sentence_transformers_is_warned_of(plain: Path) -> None:
-    stated = {"prompts": {"query": "query: "}, "default_prompt_name": None}
+    stated: dict[str, Any] = {"prompts": {"query": "query: "}, "default_prompt_name": None, "truncate_dim": 64}
     (plain / "config_sentence_transformers.json").write_text(json.dumps(stated))
     load(plain)  # no warning, which would be an error
     (plain / "config_sentence_transformers.json").write_text(json.dumps(stated | {"default_prompt_name": "query"}))
-    with pytest.warns(UserWarning, match="puts the prompt 'query: ' before every text .* pass query_instruction="):
+    with pytest.warns(UserWarning, match=r"puts the prompt 'query: ' before every text .* pass query_instruction="):
         load(plain)
+    M3Encoder(plain, shared=False, device="cpu", query_instruction="query: ")  # as the warning says
 
 
 @pytest.mark.filterwarnings("ignore:.* were longer than")
@@ -159,7 +160,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a limit without room": (put_limit('{"max_seq_length": 2}'), "must be at least 3 tokens, got 2"),
     "shorter vectors": (
         lambda f: (f / "config_sentence_transformers.json").write_text('{"truncate_dim": 32}'),
-        "asks for the first 32 numbers of its vectors",
+        "asks for the first 32 of 64 numbers of its vectors",
     ),
     "a limit that is none": (put_limit('{"max_seq_length": "9"}'), "must be at least 3 tokens, got '9'"),
 }

@@ -96,10 +96,19 @@ def test_a_checkpoint_rewritten_in_place_is_loaded_anew(small: Path, wide: Path,
     assert old.dim == 64
 
 
+def broken(*_: object) -> str:
+    raise OSError(24, "too many open files")
+
+
 def test_a_fingerprint_is_never_that_of_files_that_came_later(small: Path, wide: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(small, tmp_path / "retrained"))
     early, late = M3Encoder(folder, shared=False, device="cpu"), M3Encoder(folder, shared=False, device="cpu")
     fingerprint = early.fingerprint
+    (folder / "tokenizer.json.bak").touch()  # not a file of the network
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("m3_integrations.engine.engine.checkpoint_fingerprint", broken)
+        with pytest.raises(OSError, match="too many open files"):  # no word of a change
+            late.fingerprint  # noqa: B018
     shutil.copytree(wide, folder, dirs_exist_ok=True)
     with pytest.raises(RuntimeError, match=r"were changed after this encoder was opened.* open the encoder again"):
         late.fingerprint  # noqa: B018

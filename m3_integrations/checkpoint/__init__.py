@@ -3,7 +3,14 @@
 from m3_integrations.checkpoint.files import files_stamp, head_files, read_tensors, weight_files
 from m3_integrations.checkpoint.finding import BUNDLED, DEFAULT, find_checkpoint
 from m3_integrations.checkpoint.heads import Heads, load_heads
-from m3_integrations.checkpoint.modules import DensePooling, check_prompts, count_positions, read_limit, read_pooling
+from m3_integrations.checkpoint.modules import (
+    DensePooling,
+    check_width,
+    count_positions,
+    default_prompt,
+    read_limit,
+    read_pooling,
+)
 from m3_integrations.checkpoint.saving import save_checkpoint
 from m3_integrations.checkpoint.tokenizers import load_tokenizer
 
@@ -12,8 +19,9 @@ __all__ = [
     "DEFAULT",
     "DensePooling",
     "Heads",
-    "check_prompts",
+    "check_width",
     "count_positions",
+    "default_prompt",
     "files_stamp",
     "find_checkpoint",
     "head_files",

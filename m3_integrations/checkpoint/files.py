@@ -22,6 +22,13 @@ WEIGHTS: Final = (
     ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json"),
 )
+_SETTINGS: Final = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "modules.json",
+    "sentence_bert_config.json",
+)
 HEADS: Final = ("colbert_linear", "sparse_linear")
 
 # What torch.load and safetensors raise for a file that is truncated, damaged, or holds more than weights.
@@ -51,8 +58,9 @@ def weight_files(folder: Path) -> list[Path]:
     for whole, parts, index in WEIGHTS:
         if (folder / whole).is_file():
             return [folder / whole]
-        if (folder / index).is_file():
-            return _indexed(folder / index)
+        named = _indexed(folder / index) if (folder / index).is_file() else []
+        if any(path.is_file() for path in named):
+            return named
         if files := sorted(folder.glob(parts)):
             return files
     return []
@@ -62,8 +70,8 @@ def _indexed(index: Path) -> list[Path]:
     """Return the files that an index names, beside it."""
     try:
         names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        if all(Path(name).name == name for name in names):
-            return [index.with_name(name) for name in names]
+        if all(Path(name).parts == (Path(name).name,) for name in names):
+            return [index.parent / name for name in names]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is damaged: {error!r}") from error
     raise ValueError(f"{index} must name files beside it, got {names}")
@@ -71,7 +79,7 @@ def _indexed(index: Path) -> list[Path]:
 
 def files_stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
     """Return the names, sizes and times of the files that a network is loaded from."""
-    patterns = (CONFIG, "tokenizer*", "*.index.json", "modules.json", "*_Pooling/config.json", "sentence_bert_*.json")
+    patterns = (CONFIG, *VOCABULARIES, *_SETTINGS, *(index for *_, index in WEIGHTS), "*_Pooling/config.json")
     files = {*(path for pattern in patterns for path in folder.glob(pattern)), *weight_files(folder)}
     there = [(str(path.relative_to(folder)), path.stat()) for path in sorted(files | {*head_files(folder)})
              if path.is_file()]  # fmt: skip

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -97,26 +96,21 @@ def read_limit(folder: Path) -> int | None:
     return None
 
 
-def check_prompts(folder: Path) -> None:
-    """Check what sentence-transformers does to every text or vector of a dense-only checkpoint by default.
-
-    A default prompt causes a warning, because it is not put before the texts.
-
-    Raises:
-        ValueError: If the files ask for shorter vectors than the network's, or a file is damaged.
-    """
-    stated = _read_object(folder / _PROMPTS)
-    if (dim := stated.get("truncate_dim")) is not None:
+def check_width(folder: Path, dim: int) -> None:
+    """Raise ValueError if sentence-transformers would cut the network's vectors of dim numbers."""
+    wanted = _read_object(folder / _PROMPTS).get("truncate_dim")
+    if wanted is not None and wanted != dim and not (isinstance(wanted, int) and wanted > dim):
         raise ValueError(
-            f"{folder} asks for the first {dim} numbers of its vectors ({_PROMPTS}), which is not supported"
+            f"{folder} asks for the first {wanted!r} of {dim} numbers of its vectors (truncate_dim in {_PROMPTS}), "
+            "which is not supported: remove it, or use a copy of the folder without it"
         )
+
+
+def default_prompt(folder: Path) -> str:
+    """Return what sentence-transformers puts before every text of a dense-only checkpoint; mostly nothing."""
+    stated = _read_object(folder / _PROMPTS)
     prompts, default = stated.get("prompts"), stated.get("default_prompt_name")
-    if default is not None and isinstance(prompts, dict) and (prompt := prompts.get(default)):
-        warnings.warn(
-            f"sentence-transformers puts the prompt {prompt!r} before every text of {folder} ({_PROMPTS}), and this "
-            f"package does not: pass query_instruction={prompt!r} if it is for queries",
-            stacklevel=2,
-        )
+    return str(prompts.get(default) or "") if isinstance(prompts, dict) and isinstance(default, str) else ""
 
 
 def _read_object(path: Path) -> dict[str, Any]:

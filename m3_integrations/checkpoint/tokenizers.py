@@ -37,10 +37,10 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
     try:
         found = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        if found.truncation_side != "right":
-            raise ValueError("it cuts texts on the left (truncation_side), which is not supported")  # noqa: TRY301
     except Exception as error:  # the Rust library raises nothing narrower
         raise ValueError(f"the tokenizer in {folder} cannot be read: {error}") from error
+    if found.truncation_side != "right":
+        raise ValueError(f"the tokenizer in {folder} cuts texts on the left (truncation_side), which is not supported")
     return Tokenizer(found)
 
 
@@ -102,7 +102,7 @@ def _read(folder: Path) -> _FileTokenizer | None:
         tokenizer.post_processor is not None
         and not (folder / "added_tokens.json").exists()
         and "auto_map" not in given
-        and given.get("truncation_side", "right") == "right"
+        and given.get("truncation_side") in {None, "right"}
         and given.get("tokenizer_class", "XLMRobertaTokenizer").removesuffix("Fast") == "XLMRobertaTokenizer"
         and all(tokenizer.token_to_id(token) is not None for token in {*special.values(), *_named(given)})
         and all(tokenizer.token_to_id(token) == i for i, token in added.items())

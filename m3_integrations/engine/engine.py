@@ -131,11 +131,15 @@ class Engine:
             f"the files of {self.folder} were changed after this encoder was opened, so the fingerprint of its network "
             "is unknown: open the encoder again"
         )
+        if files_stamp(self.folder) != self._stamp:
+            raise changed
         try:
             found = checkpoint_fingerprint(self.folder, self.tokenizer.vocabulary)
         except (OSError, ValueError) as error:
-            raise changed from error
-        if files_stamp(self.folder) != self._stamp:
+            if files_stamp(self.folder) != self._stamp:
+                raise changed from error
+            raise
+        if files_stamp(self.folder) != self._stamp:  # meanwhile
             raise changed
         return found
 

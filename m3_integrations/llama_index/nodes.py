@@ -92,8 +92,14 @@ def as_metadata(node: BaseNode) -> dict[str, Any]:
             f"node {node.node_id!r} cannot be stored: {error}. The obj of an IndexNode must be a node, or what JSON "
             "holds; pass nodes with other objects as objects= to LlamaIndex's index, which keeps the objects itself"
         ) from error
-    if dates := split_dates(_related_metadata(checked))[1]:  # JSON has strings for them
+    written, dates = split_dates(_related_metadata(checked))
+    if dates:  # JSON has no dates, and pydantic's strings for them drop the seconds of an offset
         content = json.loads(whole[_CONTENT_KEY]) | {_DATES_KEY: dates}
+        for kind, metadatas in written.items():
+            related = content["relationships"][kind]
+            pairs = zip(related, metadatas, strict=True) if isinstance(related, list) else [(related, metadatas)]
+            for each, metadata_of_it in pairs:
+                each["metadata"] = metadata_of_it
         whole[_CONTENT_KEY] = json.dumps(content, ensure_ascii=False)
     metadata = own | {key: each for key, each in whole.items() if key not in own}
     if node.ref_doc_id is None:  # LlamaIndex would store the string "None"
@@ -146,7 +152,9 @@ def as_node(id_: str, text: str, metadata: Mapping[str, Any]) -> BaseNode:
     if holds_node(metadata):
         with suppress(ValueError, TypeError):  # another program wrote the key "_node_content" in another format
             node = metadata_dict_to_node(dict(metadata))
-            put_dates(_related_metadata(node), json.loads(metadata[_CONTENT_KEY]).get(_DATES_KEY, ()))
+            if f'"{_DATES_KEY}"' in metadata[_CONTENT_KEY]:
+                with suppress(LookupError, ValueError, TypeError):  # another program changed what it belongs to
+                    put_dates(_related_metadata(node), json.loads(metadata[_CONTENT_KEY])[_DATES_KEY])
             # Take the values from the record, which keeps dates as dates; in the node's JSON they are strings.
             node.metadata = {key: metadata[key] for key in node.metadata if key in metadata}
             return node

@@ -16,7 +16,7 @@ from torch import nn
 from m3_integrations.checkpoint import (
     DensePooling,
     Heads,
-    check_prompts,
+    check_width,
     count_positions,
     load_heads,
     read_limit,
@@ -127,7 +127,7 @@ class M3Network(nn.Module):
             raise ValueError(f"{folder} has BGE-M3's heads, whose dense vector is [CLS], but its files name {pooling} "
                              "pooling: correct 1_Pooling/config.json, or delete the heads")  # fmt: skip
         if heads is None:
-            check_prompts(folder)
+            check_width(folder, backbone.config.hidden_size)
         if is_packed is None:
             is_packed = cpu_layers is not None or (isinstance(backbone, XlmRoberta) and has_varlen_kernel(backbone))
         network = cls(

@@ -66,7 +66,7 @@ class EdgeStore(QdrantStore):
         NotADirectoryError: If the folder is a file.
         ValueError: If something else is in the folder, a later version made it, or it was made with other settings.
         BlockingIOError: If it is open already, in this process or another.
-        OSError: If the disk has less than 8 MB of free space, or less than 160 MB after a crash.
+        OSError: If under 2 MB of the disk are free, or 160 after a crash; in memory (tmpfs) reserved files count.
         PermissionError: If the folder is read-only; raised by the methods that change records.
     """
 

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from m3_integrations.store.edge_ahead import ReadAhead
 from m3_integrations.store.edge_log import WRITTEN_LOG, last_change, restore_log
+from m3_integrations.store.edge_size import allocated_bytes
 from m3_integrations.store.points import StoreFormat
 from m3_integrations.store.switching import finish_switch, is_half_switched
 from m3_integrations.store.syncing import sync
@@ -38,8 +39,11 @@ _RESERVE_BYTES: Final = 160 << 20
 """Disk space that is never used: the engine maps its files, and a page without room kills the process. On a tmpfs,
 where reading takes room too, opening after a crash needs more than 128 MB."""
 
-_OPENING_BYTES: Final = 8 << 20
+_OPENING_BYTES: Final = 2 << 20
 """Disk space that opening needs if the store was closed: 1 MB was enough, without any the process was killed."""
+
+_MEMORY: Final = ("tmpfs", "ramfs")
+"""File systems on which the engine's reserved space takes room as soon as it is read."""
 
 _HERE: Final[weakref.WeakValueDictionary[tuple[int, Path], StoreFolder]] = weakref.WeakValueDictionary()
 """The folders that are open in this process, by process id and path."""
@@ -244,14 +248,18 @@ class StoreFolder:
             OSError: If the disk is too full for that.
         """
         restore_log(self.log)
-        self._check_free(_RESERVE_BYTES if last_change(self.log) is None else _OPENING_BYTES)
+        needed = _OPENING_BYTES
+        if _file_system(self.engine) in _MEMORY:
+            files = (self.engine / "segments").rglob("*.mmap")  # those that are read whole when they are opened
+            needed += sum(max(path.stat().st_size - allocated_bytes(path), 0) for path in files)
+        self._check_free(max(needed, _RESERVE_BYTES if last_change(self.log) is None else 0), "nothing was changed")
 
-    def _check_free(self, needed: int) -> None:
+    def _check_free(self, needed: int, said: str = "nothing was written") -> None:
         free = shutil.disk_usage(self.engine.parent).free
         if free < needed:
             raise OSError(
                 errno.ENOSPC,
-                f"{needed >> 20} MB of free disk space are needed, got {free >> 20} MB: nothing was written",
+                f"{needed >> 20} MB of free disk space are needed, got {free >> 20} MB: {said}",
                 str(self.path),
             )
 
@@ -287,3 +295,15 @@ class StoreFolder:
         if format_ is not None and not self.engine.exists():
             self.write(replace(format_, modes=(), dense_dim=0, token_dim=0))
         self.discard_unfinished()
+
+
+def _file_system(path: Path) -> str:
+    """Return the kind of file system that a path is on, such as "ext4"; "" where Linux's list of mounts is absent."""
+    kind, longest = "", 0
+    with suppress(OSError):
+        for line in Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines():
+            _, written, here, *_ = line.split(" ")
+            place = written.replace("\\040", " ")
+            if len(place) >= longest and path.is_relative_to(place):
+                kind, longest = here, len(place)
+    return kind

@@ -44,7 +44,7 @@ def switch_folder(folder: Path, old: str, new: str) -> Path:
         raise FileNotFoundError(f"no migrated store at {beside}")
     if aside.exists():
         raise FileExistsError(f"the old store would be renamed to {aside}, which exists: move that away")
-    mark.write_text(beside.name, encoding="utf-8")
+    mark.write_text(f"{beside.name}\n{aside.name}", encoding="utf-8")
     sync(mark)
     sync(folder.parent)
     folder.rename(aside)
@@ -60,25 +60,42 @@ def finish_switch(folder: Path) -> bool:
     Args:
         folder: The folder that was passed to `switch_folder`.
     """
-    mark = _mark_of(folder)
-    if not mark.exists():
+    if (named := _read_mark(folder)) is None:
         return False
-    is_begun = not folder.exists()
+    is_begun = is_half_switched(folder)
     if is_begun:
         try:
-            folder.with_name(mark.read_text(encoding="utf-8")).rename(folder)
+            named[0].rename(folder)
         except FileNotFoundError:
             if not folder.exists():  # else another process has completed it meanwhile
                 raise
         sync(folder.parent)
-    mark.unlink(missing_ok=True)
+    _mark_of(folder).unlink(missing_ok=True)
     sync(folder.parent)
     return is_begun
 
 
 def is_half_switched(folder: Path) -> bool:
-    """Return whether a switch of this folder was killed between its two renames: then it does not exist."""
-    return not folder.exists() and _mark_of(folder).exists()
+    """Return whether a switch of this folder was killed between its two renames.
+
+    Then the folder does not exist, and both stores stand beside it. A mark alone may be left of a switch that was
+    killed before its first rename.
+    """
+    named = _read_mark(folder)
+    return named is not None and not folder.exists() and all(each.is_dir() for each in named)
+
+
+def _read_mark(folder: Path) -> list[Path] | None:
+    """Return the folders that a mark names: the new store, and since then the old one; None if there is no mark.
+
+    A file of this name that `switch_folder` did not write is none.
+    """
+    try:
+        names = _mark_of(folder).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError):  # it does not exist, or is a folder, or the name is too long
+        return None
+    is_ours = all(name.startswith(f"{folder.name}.") and Path(name).name == name for name in names)
+    return [folder.with_name(name) for name in names] if is_ours else None
 
 
 def _mark_of(folder: Path) -> Path:

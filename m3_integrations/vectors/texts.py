@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from operator import index
 from typing import Any, SupportsIndex
 
@@ -48,15 +49,19 @@ def check_pairs(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
             would be scored.
         ValueError: If a text is not valid Unicode.
     """
-    refuse_table(pairs, "pairs")
-    checked = list(pairs)
-    for i, pair in enumerate(checked):
-        is_pair = isinstance(pair, Sequence | np.ndarray) and not isinstance(pair, str | bytes) and len(pair) == 2
-        if not is_pair or not all(isinstance(text, str) for text in pair):
+    refuse_table(pairs, "pairs", 'pass zip(table["query"], table["text"])')
+    checked = list[tuple[str, str]]()
+    for i, pair in enumerate(pairs):
+        texts: tuple[Any, ...] = ()
+        if not isinstance(pair, str | bytes | Mapping | Set | Iterator):
+            with suppress(TypeError):
+                texts = tuple(pair)
+        if len(texts) != 2 or not all(isinstance(text, str) for text in texts):
             raise TypeError(f"every pair must be two strings, got {pair!r} at position {i}")
+        checked.append((texts[0], texts[1]))
     for side in zip(*checked, strict=True):  # so that a text's position in an error is its pair's
         check_texts(side)
-    return [(query, text) for query, text in checked]
+    return checked
 
 
 def check_stream(texts: Iterable[str]) -> None:
@@ -64,7 +69,10 @@ def check_stream(texts: Iterable[str]) -> None:
     refuse_table(texts, "texts")
     if isinstance(texts, Mapping) and any(isinstance(text, str) for text in texts.values()):
         # The keys would be read. They are meant in a dictionary that serves as an ordered set.
-        raise TypeError(f"texts must be a list or another iterable, got a {type(texts).__name__}: pass its values()")
+        raise TypeError(
+            f"texts must be a list or another iterable, got a {type(texts).__name__}: pass its values(), or a list of "
+            "its keys"
+        )
     if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
         what = "one string" if isinstance(texts, str) else repr(texts)
         raise TypeError(f"texts must be strings, got {what}: pass [text]")

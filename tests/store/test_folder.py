@@ -17,7 +17,7 @@ import pytest
 
 from m3_integrations import Record, open_store
 from m3_integrations.store.edge import EdgeStore
-from m3_integrations.store.edge_folder import StoreFolder
+from m3_integrations.store.edge_folder import StoreFolder, _file_system
 from tests.fakes import TOKEN_DIM, random_vectors
 from tests.store.oracle import add, records
 
@@ -365,22 +365,34 @@ def test_a_full_disk_is_seen_before_anything_is_written(
         assert store.count() == 2
 
 
-@pytest.mark.parametrize(("was_closed", "too_few", "enough"), [(True, 7, 9), (False, 100, 200)])
+@pytest.mark.parametrize(
+    ("kind", "was_closed", "limits"),
+    [("ext4", True, (1, 3)), ("ext4", False, (100, 170)), ("tmpfs", True, (120, 140))],
+)
 def test_a_folder_on_a_full_disk_is_refused_before_the_engine_maps_its_files(
-    was_closed: bool, too_few: int, enough: int, tmp_path: Path, random: np.random.Generator
+    kind: str, was_closed: bool, limits: tuple[int, int], disk_path: Path, random: np.random.Generator
 ) -> None:
-    with EdgeStore(tmp_path / "s") as store:
+    too_few, enough = limits
+    with EdgeStore(disk_path / "s") as store:
         add(store, records(random, ["a"]))
-        shutil.copytree(store.folder, tmp_path / "crashed", ignore=shutil.ignore_patterns("*.lock"))
-    folder = tmp_path / ("s" if was_closed else "crashed")
+        shutil.copytree(store.folder, disk_path / "crashed", ignore=shutil.ignore_patterns("*.lock"))
+    folder = disk_path / ("s" if was_closed else "crashed")
     usage = "m3_integrations.store.edge_folder.shutil.disk_usage"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(usage, lambda _: type("Usage", (), {"free": too_few << 20})())
-        with pytest.raises(OSError, match=f"MB of free disk space are needed, got {too_few} MB"):
+        patch.setattr("m3_integrations.store.edge_folder._file_system", lambda _: kind)
+        with pytest.raises(OSError, match=f"MB of free disk space are needed, got {too_few} MB: nothing was changed"):
             EdgeStore(folder)
         patch.setattr(usage, lambda _: type("Usage", (), {"free": enough << 20})())
         with EdgeStore(folder) as store:
             assert store.count() == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for its mounts")
+def test_the_file_system_of_a_path_is_that_of_its_nearest_mount() -> None:
+    assert _file_system(Path("/proc/self")) == "proc"
+    assert _file_system(Path("/dev/shm/absent")) == "tmpfs"
+    assert _file_system(Path("/absent")) == _file_system(Path("/")) != ""
 
 
 @pytest.mark.parametrize("fault", ["full", "broken"])
@@ -428,6 +440,39 @@ except OSError as error:
         add(store, [Record("z", "later", {}, random_vectors(np.random.default_rng(1), 1))])
         ids = ["a", *(f"r{i}" for i in range(int(acknowledged))), "z"]
         assert [record.id for record in store.get(ids)] == ids
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+@pytest.mark.parametrize(("free_mb", "is_opened"), [(100, False), (125, False), (133, True)])
+def test_a_closed_folder_in_full_memory_is_refused_or_opens(free_mb: int, is_opened: bool, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", disk], check=False)
+    if mounted.returncode:
+        pytest.skip("cannot mount")
+    code = f"""
+import shutil, sys
+import numpy as np
+from m3_integrations import open_store, Record
+from tests.fakes import random_vectors
+from tests.store.oracle import add
+with open_store({str(disk / "s")!r}) as store:
+    add(store, [Record("a", "text", {{}}, random_vectors(np.random.default_rng(0), 1))])
+with open({str(disk / "filling")!r}, "wb") as file:
+    for _ in range((shutil.disk_usage({str(disk)!r}).free >> 20) - {free_mb}):
+        file.write(bytes(1 << 20))
+try:
+    print(open_store({str(disk / "s")!r}).count())
+except OSError as error:
+    print(error)
+"""
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr  # not killed
+        assert (done.stdout == "1\n") is is_opened
+        assert ("nothing was changed" in done.stdout) is not is_opened
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")

@@ -249,10 +249,21 @@ def test_opening_a_folder_completes_its_killed_switch(tmp_path: Path, monkeypatc
         with pytest.raises(pytest.fail.Exception, match="killed"):
             switch_folder(folder, old, new)
     assert not folder.exists()
+    mark, beside = tmp_path / "idx.switching", folder_beside(folder, new)
+    said = mark.read_text()
+    for other in ("", "../x", "idx.gone", f"{beside.name}\nidx.gone", "a note of mine"):  # nothing to complete
+        mark.write_text(other)
+        assert is_new(str(folder))
+    mark.write_text(said)
     assert not is_new(str(folder))
     with open_store(folder) as store:  # not a new, empty store
         assert (store.fingerprint, store.count()) == (new, 1)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["idx", "idx.fa4e"]
+    mark.mkdir()
+    with open_store(folder) as store:
+        assert store.count() == 1
+    with open_store(tmp_path / ("long" * 60)) as store:  # its mark would have too long a name
+        assert store.count() == 0
 
 
 @pytest.fixture
