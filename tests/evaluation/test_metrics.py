@@ -93,7 +93,7 @@ def test_a_metric_whose_program_is_missing_is_refused_in_one_line(monkeypatch: p
     monkeypatch.setattr(shutil, "which", lambda _: None)
     monkeypatch.setattr(ir_measures.gdeval, "_is_available", None)
     parse_metric.cache_clear()
-    with pytest.raises(ValueError, match=r"^ir-measures cannot compute 'ERR@9': .*gdeval \(Install perl, see [^\n]*$"):
+    with pytest.raises(ValueError, match=r"^ir-measures cannot compute 'ERR@9': [^\n]*$"):
         parse_metric("ERR@9")
 
 
