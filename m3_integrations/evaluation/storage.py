@@ -45,8 +45,8 @@ _LEAST_DIFFERING: Final = 5
 width."""
 
 _RULE_OF_THREE: Final = 3
-"""What happened to none of n questions happens to at most 3 / n of all, with 95 % confidence (Hanley and Lippman-Hand,
-1983)."""
+"""The rule of three: with 95 % confidence, what none of n questions showed happens to at most 3 / n of all (Hanley and
+Lippman-Hand, 1983)."""
 
 
 class Storage(NamedTuple):
