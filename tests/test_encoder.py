@@ -105,6 +105,9 @@ def test_pairs_of_anything_but_strings_are_refused(encoder: M3Encoder) -> None:
     expected = encoder.score_pairs([("a", "b")]).combined
     for same in (["a", "b"], np.array(["a", "b"]), {"query": "a", "text": "b"}.values()):
         np.testing.assert_array_equal(encoder.score_pairs([same]).combined, expected)  # type: ignore[list-item]
+    table = type("DataFrame", (list,), {"columns": ["query", "text"]})(["query", "text"])
+    with pytest.raises(TypeError, match=r"two strings each, got a DataFrame: pass zip\(table"):
+        encoder.score_pairs(table)
     half = [("a", "x"), ("a", "x"), ("a", "\ud800")]
     with pytest.raises(ValueError, match="the text at position 2 is not valid Unicode"):
         encoder.score_pairs(half)

@@ -49,7 +49,10 @@ def check_pairs(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
             would be scored.
         ValueError: If a text is not valid Unicode.
     """
-    refuse_table(pairs, "pairs", 'pass zip(table["query"], table["text"])')
+    if is_table(pairs):
+        raise TypeError(
+            f'pairs must be two strings each, got a {type(pairs).__name__}: pass zip(table["query"], table["text"])'
+        )
     checked = list[tuple[str, str]]()
     for i, pair in enumerate(pairs):
         texts: tuple[Any, ...] = ()
@@ -78,9 +81,14 @@ def check_stream(texts: Iterable[str]) -> None:
         raise TypeError(f"texts must be strings, got {what}: pass [text]")
 
 
+def is_table(values: Any) -> bool:
+    """Return whether values are a data frame or another table, of which iteration reads the names of the columns."""
+    return hasattr(type(values), "columns")  # of the class: a lazy table would compute its own
+
+
 def refuse_table(values: Any, name: str, hint: str = "pass a list, or one of its columns") -> None:
     """Raise TypeError for a data frame or another table, of which only the names of the columns would be read."""
-    if hasattr(type(values), "columns"):  # of the class: a lazy table would compute its own
+    if is_table(values):
         raise TypeError(f"{name} must be one column, got a {type(values).__name__}: {hint}")
 
 
